@@ -1,0 +1,18 @@
+"""Batch normalization for NumPy people: exact, fast statistics and transforms with a scikit-learn API."""
+
+from importlib.metadata import version
+
+from bncpu._versions import show_versions
+from bncpu.functional import SavedStatistics, batch_norm, batch_norm_forward
+from bncpu.transformer import BatchNormTransformer
+
+__version__ = version("bncpu")
+
+__all__ = [
+    "BatchNormTransformer",
+    "SavedStatistics",
+    "__version__",
+    "batch_norm",
+    "batch_norm_forward",
+    "show_versions",
+]

@@ -1,0 +1,34 @@
+"""Which kernels serve an array, and with how many threads."""
+
+from __future__ import annotations
+
+import os
+from types import ModuleType
+
+try:
+    from bncpu import _kernels
+except ImportError as error:
+    raise ImportError(
+        "bncpu has no compiled kernel here: install it (pip install .), and do not import it from its source tree"
+    ) from error
+
+# A fork leaves the child without OpenMP's idle threads, and its first parallel loop would wait for them.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_kernels.pause_threads)
+
+if "BNCPU_ISA" in os.environ:
+    _kernels.use_isa(os.environ["BNCPU_ISA"])
+
+# Below this many bytes a thread, waking it costs more than it saves.
+BYTES_PER_THREAD = 512 << 10
+
+
+def kernels(array: object) -> ModuleType:
+    """The kernel module for the type of `array`: compiled C for NumPy, the only one so far."""
+    return _kernels
+
+
+def threads(n_threads: int | None, n_bytes: int) -> int:
+    """Threads for a call that reads `n_bytes`: what is allowed now, but not more than pay."""
+    allowed = _kernels.max_threads() if n_threads is None else n_threads
+    return max(1, min(allowed, n_bytes // BYTES_PER_THREAD))

@@ -1,0 +1,96 @@
+"""The two forms: any array as a 3-D view (outer, channels, inner), or one copy where no view exists.
+
+This is the only place that reshapes or copies. Axes are taken in the order of their strides, so NCHW,
+channels-last and Fortran order all become a view: what lies outside the channels in memory is `outer`,
+what lies inside is `inner`.
+
+=======  =========================================  ============================
+form     view                                       arrays
+=======  =========================================  ============================
+rows     ``inner == 1``, channels adjacent          (N, C), NHWC, channels-last
+planes   contiguous along `inner`                   NCHW, NCL, F-ordered (N, C)
+=======  =========================================  ============================
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.floating]
+
+
+class Layout(NamedTuple):
+    """How an array becomes a 3-D view: its axes from outermost to innermost in memory, and the channels."""
+
+    order: tuple[int, ...]
+    channel_position: int
+
+    def view(self, a: Array) -> Array | None:
+        """`a` as (outer, channels, inner) in one of the two forms, or None where that needs a copy."""
+        ordered = a.transpose(self.order)
+        shape = ordered.shape
+        at = self.channel_position
+        try:
+            form = ordered.reshape((_product(shape[:at]), shape[at], _product(shape[at + 1 :])), copy=False)
+        except ValueError:
+            return None
+        innermost = 2 if form.shape[2] > 1 else 1
+        fits = form.shape[innermost] <= 1 or form.strides[innermost] == form.itemsize
+        return form if fits and form.flags.aligned and form.dtype.isnative else None
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    return int(np.prod(shape, dtype=np.intp))
+
+
+def layout_of(x: Array, channel_axis: int) -> Layout:
+    """The layout in which `x`, or a copy that keeps its memory order, has one of the two forms."""
+    channel_axis %= x.ndim
+    # Axes of length 1 have arbitrary strides; outermost they never separate two that belong together.
+    order = sorted(range(x.ndim), key=lambda axis: (x.shape[axis] > 1, -abs(x.strides[axis])))
+    if x.shape[channel_axis] <= 1:
+        # One channel: everything else is its plane, or its rows if that is not contiguous.
+        order.remove(channel_axis)
+        planes = Layout((channel_axis, *order), 0)
+        return planes if planes.view(x) is not None else Layout((*order, channel_axis), x.ndim - 1)
+    return Layout(tuple(order), order.index(channel_axis))
+
+
+def canonical(x: Array, channel_axis: int) -> tuple[Array, Layout]:
+    """`x` as a view (outer, channels, inner), copied first if there is none, and the layout used.
+
+    float16 becomes float32: the kernels compute in float32 and float64.
+    """
+    dtype = kernel_dtype(x.dtype)
+    layout = layout_of(x, channel_axis)
+    view = layout.view(x) if x.dtype == dtype else None
+    if view is None:
+        x = x.astype(dtype, order="K", copy=True)
+        layout = layout_of(x, channel_axis)
+        view = layout.view(x)
+    if view is None:  # a 'K' copy can only fail for overlapping or zero strides
+        x = np.ascontiguousarray(x)
+        layout = layout_of(x, channel_axis)
+        view = layout.view(x)
+    assert view is not None
+    return view, layout
+
+
+def kernel_dtype(dtype: np.dtype) -> np.dtype:
+    """The native float32 or float64 in which data of this dtype is computed."""
+    return np.dtype(np.float64 if dtype.itemsize == 8 else np.float32)
+
+
+def empty_in(layout: Layout, shape: tuple[int, ...], dtype: np.dtype) -> Array:
+    """A fresh array of `shape` whose memory order is that of `layout`."""
+    ordered = np.empty([shape[axis] for axis in layout.order], dtype=dtype)
+    return ordered.transpose(np.argsort(layout.order))
+
+
+def overlap(a: Array, b: Array) -> bool:
+    """Whether writing one could change the other, exactly the same memory apart."""
+    same = a.__array_interface__["data"] == b.__array_interface__["data"] and a.strides == b.strides
+    return not same and np.may_share_memory(a, b)

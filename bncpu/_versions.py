@@ -1,0 +1,41 @@
+"""What a bug report needs to know about the machine."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+
+
+def show_versions() -> None:
+    """Print versions, instruction set, OpenMP, threads and CUDA as one block to paste into a report.
+
+    Examples
+    --------
+    >>> import bncpu
+    >>> bncpu.show_versions()  # doctest: +SKIP
+    bncpu: 0.1.0
+    ...
+    """
+    from bncpu import _kernels, gpu
+
+    openmp = _kernels.openmp_version()
+    lines = {
+        **{name: _version(name) for name in ("bncpu", "numpy", "scikit-learn", "scipy", "joblib", "numba-cuda")},
+        "python": f"{platform.python_version()} ({platform.python_implementation()})",
+        "platform": platform.platform(),
+        "instruction sets": f"{_kernels.isa()} (of {', '.join(_kernels.isa_variants())})",
+        "OpenMP": openmp or "no",
+        "threads": f"{_kernels.max_threads()} allowed, {os.cpu_count()} processors",
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "not set"),
+        "CUDA": gpu.why_unavailable() or "available",
+    }
+    for name, value in lines.items():
+        print(f"{name}: {value}")
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

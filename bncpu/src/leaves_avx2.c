@@ -1,0 +1,16 @@
+/* AVX2. Without FMA on purpose: a fused multiply-add would round differently from the other variants. */
+#include "leaves.h"
+#ifdef BN_X86_VARIANTS
+#include <immintrin.h>
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx2"))), apply_to = function)
+#else
+#pragma GCC target("avx2")
+#endif
+#define LANES 4
+#define VARIANT avx2
+#include "leaves_unit.h"
+#ifdef __clang__
+#pragma clang attribute pop
+#endif
+#endif

@@ -1,0 +1,424 @@
+"""BatchNormTransformer: running statistics from batches, applied to any data, as a scikit-learn transformer."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
+from sklearn.utils.metadata_routing import UNUSED
+from sklearn.utils.validation import check_is_fitted
+
+from bncpu import _layout, _normalize, _validation, moments
+from bncpu.moments import Coefficients, Moments
+
+
+class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
+    r"""Standardize features with running statistics learned batch by batch.
+
+    ``y = gamma * (x - running_mean_) / sqrt(running_var_ + eps) + beta`` per feature: the inference step
+    of batch normalization [1]_. :meth:`partial_fit` learns the running statistics from a stream of
+    batches; :meth:`transform` always uses them, never the statistics of the data it is given, so there is
+    no training mode to forget.
+
+    Three kinds of running statistics:
+
+    - cumulative (default): exact statistics of everything seen, whatever the batches and their order;
+    - ``halflife``: recent rows count more; does not depend on how the stream was cut into batches;
+    - ``momentum``: the textbook's exponential average over batches.
+
+    NaN is missing data: left out of the statistics, kept by :meth:`transform`. Infinities are refused.
+    A refused call leaves the transformer as it was.
+
+    Parameters
+    ----------
+    momentum : float in [0, 1), optional
+        Average over batches, as in batch normalization: ``running = momentum * running + (1 - momentum) * batch``,
+        corrected for its start so that the first batches are not drawn towards a prior. This is
+        the weight of the OLD value: PyTorch's ``momentum=0.1`` is 0.9 here. Every batch needs two values of
+        a feature.
+    halflife : float, optional
+        Rows after which a row counts half. Excludes `momentum`.
+    eps : float, default=0.0
+        Added to the variance. With 0 the result does not depend on the units of the data, and a constant
+        feature, by scikit-learn's error bound [2]_, is only centered.
+    ddof : float, default=0
+        ``running_var_`` divides by ``n - ddof``; with `momentum`, n is the size of a batch.
+    with_mean, with_std : bool, default=True
+        Center; scale to unit variance.
+    gamma, beta : array-like of shape (n_features,), optional
+        Scale and shift of the result, 1 and 0 if not given.
+    copy : bool, default=True
+        With False, :meth:`transform` overwrites its input where it can.
+    n_threads : int, optional
+        Threads to use at most; by default what OpenMP, threadpoolctl and joblib allow. Results do not
+        depend on it.
+
+    Attributes
+    ----------
+    running_mean_, running_var_ : ndarray of shape (n_features,), float64
+        Running statistics; NaN for a feature never observed. `running_var_` in the square of the unit of X.
+    mean_, var_, scale_ : ndarray of shape (n_features,), float64, or None
+        Read-only, for code written for :class:`~sklearn.preprocessing.StandardScaler`. `scale_` is the
+        divisor in use.
+    n_samples_seen_ : int, float or ndarray of shape (n_features,)
+        Values seen per feature, or the sum of their weights; one number if equal for all features.
+        Forgetting does not lower it.
+    n_batches_seen_ : int
+        Calls of :meth:`partial_fit` since the last :meth:`fit`, and that one.
+    n_features_in_ : int
+        Number of features.
+    feature_names_in_ : ndarray of shape (n_features_in_,), str
+        Names of the features, if X had names.
+
+    See Also
+    --------
+    sklearn.preprocessing.StandardScaler : the same transform without batches that can be merged or forgotten.
+    bncpu.batch_norm : the inference step as a function.
+
+    Notes
+    -----
+    Changed parameters take effect at the next :meth:`fit` or :meth:`partial_fit`.
+
+    References
+    ----------
+    .. [1] Ioffe & Szegedy (2015), "Batch Normalization: Accelerating Deep Network Training by Reducing
+       Internal Covariate Shift", algorithm 2.
+    .. [2] Chan, Golub & LeVeque (1983), "Algorithms for computing the sample variance".
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bncpu import BatchNormTransformer
+    >>> bn = BatchNormTransformer()
+    >>> for batch in np.array([[[0.0], [1.0]], [[2.0], [3.0]]]):
+    ...     bn = bn.partial_fit(batch)
+    >>> bn.running_mean_, bn.running_var_
+    (array([1.5]), array([1.25]))
+    >>> bn.transform([[1.5]])
+    array([[0.]])
+    """
+
+    # Not metadata: `out` is an array of the caller's.
+    __metadata_request__transform = {"out": UNUSED}
+
+    running_mean_: NDArray[np.float64]
+    running_var_: NDArray[np.float64]
+    n_samples_seen_: int | float | NDArray[Any]
+    n_batches_seen_: int
+    n_features_in_: int
+
+    def __init__(
+        self,
+        *,
+        momentum: float | None = None,
+        halflife: float | None = None,
+        eps: float = 0.0,
+        ddof: float = 0,
+        with_mean: bool = True,
+        with_std: bool = True,
+        gamma: ArrayLike | None = None,
+        beta: ArrayLike | None = None,
+        copy: bool = True,
+        n_threads: int | None = None,
+    ) -> None:
+        self.momentum = momentum
+        self.halflife = halflife
+        self.eps = eps
+        self.ddof = ddof
+        self.with_mean = with_mean
+        self.with_std = with_std
+        self.gamma = gamma
+        self.beta = beta
+        self.copy = copy
+        self.n_threads = n_threads
+
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> BatchNormTransformer:
+        """Forget everything, then learn the exact statistics of X as one batch.
+
+        The rows of X have no order here: with `momentum` or `halflife` too, the result is their plain mean
+        and variance, from which :meth:`partial_fit` goes on.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            float16, float32 and float64 are read as they are, anything else becomes float64.
+        y : None
+            Ignored.
+        sample_weight : array-like of shape (n_samples,), optional
+            Not negative; weight 2 is the same as the row twice.
+
+        Returns
+        -------
+        BatchNormTransformer
+            Itself.
+
+        Raises
+        ------
+        ValueError
+            If X holds an infinity, its variance overflows float64, or an argument does not fit.
+        """
+        return self._learn(X, sample_weight, reset=True, ordered=False)
+
+    def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> BatchNormTransformer:
+        """Learn from the next batch of a stream.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            With `halflife` the rows are in the order of the stream, the last the most recent.
+        y : None
+            Ignored.
+        sample_weight : array-like of shape (n_samples,), optional
+            Not negative. With `momentum` it weights within the batch only; with `halflife` a row ages the
+            others by one row whatever its weight.
+
+        Returns
+        -------
+        BatchNormTransformer
+            Itself.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`fit`; if X has another width or other names than before; or, with `momentum`, if a
+            feature has only one value in X.
+        """
+        return self._learn(X, sample_weight, reset=not hasattr(self, "_moments"), ordered=True)
+
+    def _learn(self, X: Any, sample_weight: Any, *, reset: bool, ordered: bool) -> BatchNormTransformer:
+        """Compute the new state beside the old one, then put it in place in one step."""
+        _validation.parameters(self)
+        mode = "momentum" if self.momentum is not None else "halflife" if self.halflife is not None else "cumulative"
+        if not reset:
+            _validation.same_mode(self._mode, mode)
+        X, state = _validation.batch(self, X, reset=reset)
+        n_samples, n_features = X.shape
+        gamma = _validation.finite_per_channel("gamma", self.gamma, n_features)
+        beta = _validation.finite_per_channel("beta", self.beta, n_features)
+        weights = _validation.sample_weight(sample_weight, X)
+        if reset and mode == "momentum" and self.momentum is not None and 0 < self.momentum < 0.5:
+            warnings.warn(
+                f"momentum={self.momentum} is the weight of the old value; PyTorch's 0.1 is 0.9 here", stacklevel=3
+            )
+
+        x3, _ = _layout.canonical(X, 1)
+        recency = None
+        if mode == "halflife" and ordered and self.halflife is not None:
+            recency = moments.recency_weights(n_samples, self.halflife)
+            recency = recency if weights is None else recency * weights
+        batch, missing = self._moments_of(x3, weights if recency is None else recency)
+        _validation.finite_moments(self, X, batch.m2)
+        seen = batch.count
+        if recency is not None:
+            if missing:
+                seen = self._moments_of(x3, weights)[0].count
+            else:
+                seen = np.full(n_features, float(n_samples) if weights is None else np.sum(weights))
+
+        running = Moments.empty(n_features) if reset else self._moments
+        if mode == "momentum" and self.momentum is not None:
+            self._check_two_values(x3, weights, seen, missing, n_samples)
+            running = moments.update_momentum(running, batch, self.momentum, self.ddof)
+        elif recency is not None and self.halflife is not None:
+            running = moments.update_halflife(running, batch, n_samples, self.halflife)
+        else:
+            running = moments.update_cumulative(running, batch)
+
+        before = (0, 0) if reset else (self.n_samples_seen_, self.n_batches_seen_)
+        weighted = weights is not None or isinstance(before[0], float) or getattr(before[0], "dtype", None) == np.float64
+        state["n_samples_seen_"] = _collapsed(before[0] + seen, weighted)
+        state["n_batches_seen_"] = before[1] + 1
+        state["_moments"] = running
+        state["_mode"] = mode
+        state.update(self._derived(running, state, gamma, beta))
+        self.__dict__ = state
+        return self
+
+    def _moments_of(self, x3: Any, weights: NDArray[np.float64] | None) -> tuple[Moments, bool]:
+        return _normalize.moments(x3, weights, skip_missing=True, n_threads=self.n_threads)
+
+    def _check_two_values(
+        self, x3: Any, weights: NDArray[np.float64] | None, seen: NDArray[np.float64], missing: bool, n_samples: int
+    ) -> None:
+        if weights is not None:
+            positive = (weights > 0).astype(np.float64)
+            n_samples = int(positive.sum())
+            seen = self._moments_of(x3, positive)[0].count if missing else np.full(len(seen), n_samples)
+        _validation.two_values(self, seen, n_samples)
+
+    def _derived(
+        self,
+        running: Moments,
+        state: dict[str, Any],
+        gamma: NDArray[np.float64] | None,
+        beta: NDArray[np.float64] | None,
+    ) -> dict[str, Any]:
+        """What follows from the running moments and the parameters: attributes and coefficients."""
+        # In momentum mode ddof has been applied to each batch, and the count is the weight seen so far.
+        momentum = state["_mode"] == "momentum"
+        mean = moments.observed_mean(running)
+        var = moments.variance(running, 0 if momentum else self.ddof)
+        n_values = state["n_samples_seen_"] / state["n_batches_seen_"] if momentum else running.count
+        divisor = np.sqrt(var + self.eps)
+        if self.eps == 0:
+            divisor = np.where(moments.near_constant(mean, var, n_values), 1.0, divisor)
+        center = mean if self.with_mean else np.zeros_like(mean)
+        center_lo = running.mean_lo if self.with_mean else np.zeros_like(mean)
+        invstd = 1.0 / divisor if self.with_std else np.ones_like(divisor)
+        forward = moments.fold(center, invstd, gamma, beta, center_lo)
+        return {
+            "running_mean_": mean,
+            "running_var_": var,
+            "_aliases": (
+                mean if self.with_mean or self.with_std else None,
+                var if self.with_std else None,
+                divisor if self.with_std else None,
+            ),
+            "_forward": forward,
+            "_inverse": moments.fold_inverse(forward, beta),
+        }
+
+    def transform(self, X: Any, copy: bool | None = None, *, out: NDArray[Any] | None = None) -> Any:
+        """Normalize X with the running statistics.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            NaN stays NaN.
+        copy : bool, optional
+            False overwrites X where it is a writeable float array. By default the parameter `copy`.
+        out : ndarray of the shape and dtype of the result, optional
+            Receives the result. Only without `set_output`.
+
+        Returns
+        -------
+        ndarray or DataFrame of shape (n_samples, n_features)
+            float16, float32 or float64 as X; float64 for anything else.
+
+        Raises
+        ------
+        ValueError
+            If X holds an infinity (the contents of `out`, or of X with ``copy=False``, are undefined then),
+            or its width or names differ from those of fit.
+        """
+        check_is_fitted(self)
+        X = _validation.to_transform(self, X)
+        if out is not None:
+            config = getattr(self, "_sklearn_output_config", {}).get("transform")
+            _validation.out_of_transform(self, X, out, wrapped=config not in (None, "default"))
+        return self._apply(X, self._forward, copy, out)
+
+    def inverse_transform(self, X: Any, copy: bool | None = None) -> NDArray[Any]:
+        """Undo :meth:`transform`.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Normalized data.
+        copy : bool, optional
+            As in :meth:`transform`.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_features)
+            Data in the units of fit.
+
+        Raises
+        ------
+        ValueError
+            If gamma holds a 0, X an infinity, or the width of X differs from that of fit.
+        """
+        check_is_fitted(self)
+        _validation.invertible(self, self._forward.scale)
+        return self._apply(_validation.to_invert(self, X), self._inverse, copy, None)
+
+    def _apply(
+        self, X: NDArray[Any], coefficients: Coefficients, copy: bool | None, out: NDArray[Any] | None
+    ) -> NDArray[Any]:
+        x3, layout = _layout.canonical(X, 1)
+        y, y3 = X, x3
+        in_place = not (self.copy if copy is None else copy) and X.flags.writeable and np.shares_memory(x3, X)
+        if out is not None:
+            y, y3 = out, None if _layout.overlap(x3, out) else layout.view(out)
+            in_place = y3 is not None and y3.dtype == x3.dtype
+        if not in_place:
+            y = _layout.empty_in(layout, X.shape, x3.dtype)
+            y3 = layout.view(y)
+        if _normalize.apply(x3, y3, coefficients, n_threads=self.n_threads):
+            _validation.no_infinities(self, X)
+        if out is not None and y is not out:
+            out[...] = y
+            return out
+        return y if y.dtype == X.dtype else y.astype(X.dtype)
+
+    def merge(self, other: BatchNormTransformer) -> BatchNormTransformer:
+        """Take in what another transformer has seen, as if this one had seen both streams.
+
+        Parameters
+        ----------
+        other : BatchNormTransformer
+            Fitted, with cumulative statistics, the same `ddof`, features and names. Not modified.
+
+        Returns
+        -------
+        BatchNormTransformer
+            Itself; `eps`, `gamma`, `beta` and the other parameters stay its own.
+
+        Raises
+        ------
+        TypeError
+            If `other` is not a BatchNormTransformer.
+        ValueError
+            If one of the two forgets (`momentum`, `halflife`), or they do not match.
+        """
+        _validation.parameters(self)
+        _validation.mergeable(self, other)
+        state = dict(vars(self))
+        if not hasattr(self, "_moments"):
+            state.update({k: v for k, v in vars(other).items() if k in ("n_features_in_", "feature_names_in_")})
+        n_features = other.n_features_in_
+        gamma = _validation.finite_per_channel("gamma", self.gamma, n_features)
+        beta = _validation.finite_per_channel("beta", self.beta, n_features)
+        mine = getattr(self, "n_samples_seen_", 0)
+        counts = (mine, other.n_samples_seen_)
+        weighted = any(isinstance(c, float) or getattr(c, "dtype", None) == np.float64 for c in counts)
+        state["n_samples_seen_"] = _collapsed(np.zeros(n_features) + counts[0] + counts[1], weighted)
+        state["n_batches_seen_"] = getattr(self, "n_batches_seen_", 0) + other.n_batches_seen_
+        state["_moments"] = moments.merge(getattr(self, "_moments", Moments.empty(n_features)), other._moments)
+        state["_mode"] = "cumulative"
+        state.update(self._derived(state["_moments"], state, gamma, beta))
+        self.__dict__ = state
+        return self
+
+    @property
+    def mean_(self) -> NDArray[np.float64] | None:
+        """`running_mean_`, or None if neither centering nor scaling."""
+        check_is_fitted(self)
+        return self._aliases[0]
+
+    @property
+    def var_(self) -> NDArray[np.float64] | None:
+        """`running_var_`, or None if not scaling."""
+        check_is_fitted(self)
+        return self._aliases[1]
+
+    @property
+    def scale_(self) -> NDArray[np.float64] | None:
+        """What :meth:`transform` divides by, or None if not scaling."""
+        check_is_fitted(self)
+        return self._aliases[2]
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        tags.transformer_tags.preserves_dtype = ["float64", "float32", "float16"]
+        return tags
+
+
+def _collapsed(counts: NDArray[np.float64], weighted: bool) -> int | float | NDArray[Any]:
+    """One number if all features have the same count; integers unless weights were involved."""
+    counts = counts if weighted else counts.astype(np.int64)
+    return counts[0].item() if np.all(counts == counts[0]) else counts

@@ -1,0 +1,64 @@
+"""The build command: compiler flags that keep the arithmetic exact, and OpenMP where it works."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy
+from setuptools.command.build_ext import build_ext
+
+PROBE = "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n"
+
+
+class BuildExt(build_ext):
+    """Compile the kernels; without OpenMP they are correct and single-threaded.
+
+    ``BNCPU_OPENMP=0`` in the environment builds without OpenMP where it would work.
+    """
+
+    def build_extensions(self) -> None:
+        msvc = self.compiler.compiler_type == "msvc"
+        # No contraction: a fused multiply-add in one variant only would change its bits.
+        compile_args = ["/O2", "/fp:precise"] if msvc else ["-O3", "-g0", "-std=gnu11", "-ffp-contract=off"]
+        link_args: list[str] = []
+        for openmp_compile, openmp_link in self._openmp_candidates(msvc):
+            if self._links(openmp_compile, openmp_link):
+                compile_args += openmp_compile
+                link_args += openmp_link
+                break
+        else:
+            print("bncpu: no working OpenMP found, the kernels will use one thread", file=sys.stderr)
+        for extension in self.extensions:
+            extension.include_dirs.append(numpy.get_include())
+            extension.define_macros.append(("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"))
+            extension.extra_compile_args += compile_args
+            extension.extra_link_args += link_args
+        super().build_extensions()
+
+    @staticmethod
+    def _openmp_candidates(msvc: bool) -> list[tuple[list[str], list[str]]]:
+        if os.environ.get("BNCPU_OPENMP") == "0":
+            return []
+        if msvc:
+            return [(["/openmp"], [])]
+        candidates = [(["-fopenmp"], ["-fopenmp"])]
+        if sys.platform == "darwin":
+            # Apple's clang has no runtime of its own; Homebrew and conda install libomp here.
+            for prefix in ("/opt/homebrew/opt/libomp", "/usr/local/opt/libomp", sys.prefix):
+                flags = ["-Xpreprocessor", "-fopenmp", f"-I{prefix}/include"]
+                candidates.append((flags, [f"-L{prefix}/lib", "-lomp", f"-Wl,-rpath,{prefix}/lib"]))
+        return candidates
+
+    def _links(self, compile_args: list[str], link_args: list[str]) -> bool:
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder, "probe.c")
+            source.write_text(PROBE)
+            try:
+                objects = self.compiler.compile([str(source)], output_dir=folder, extra_postargs=compile_args)
+                self.compiler.link_executable(objects, "probe", output_dir=folder, extra_postargs=link_args)
+            except Exception:  # whatever the compiler's own error class is: no OpenMP this way
+                return False
+        return True
