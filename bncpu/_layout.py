@@ -38,7 +38,7 @@ class Layout(NamedTuple):
         except ValueError:
             return None
         innermost = 2 if form.shape[2] > 1 else 1
-        fits = form.shape[innermost] <= 1 or form.strides[innermost] == form.itemsize
+        fits = form.size == 0 or form.shape[innermost] == 1 or form.strides[innermost] == form.itemsize
         return form if fits and form.flags.aligned and form.dtype.isnative else None
 
 
@@ -69,10 +69,6 @@ def canonical(x: Array, channel_axis: int) -> tuple[Array, Layout]:
     view = layout.view(x) if x.dtype == dtype else None
     if view is None:
         x = x.astype(dtype, order="K", copy=True)
-        layout = layout_of(x, channel_axis)
-        view = layout.view(x)
-    if view is None:  # a 'K' copy can only fail for overlapping or zero strides
-        x = np.ascontiguousarray(x)
         layout = layout_of(x, channel_axis)
         view = layout.view(x)
     assert view is not None

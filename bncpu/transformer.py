@@ -228,7 +228,7 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
             running = moments.update_cumulative(running, batch)
 
         before = (0, 0) if reset else (self.n_samples_seen_, self.n_batches_seen_)
-        weighted = weights is not None or isinstance(before[0], float) or getattr(before[0], "dtype", None) == np.float64
+        weighted = weights is not None or _is_weighted(before[0])
         state["n_samples_seen_"] = _collapsed(before[0] + seen, weighted)
         state["n_batches_seen_"] = before[1] + 1
         state["_moments"] = running
@@ -382,13 +382,12 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
         n_features = other.n_features_in_
         gamma = _validation.finite_per_channel("gamma", self.gamma, n_features)
         beta = _validation.finite_per_channel("beta", self.beta, n_features)
-        mine = getattr(self, "n_samples_seen_", 0)
-        counts = (mine, other.n_samples_seen_)
-        weighted = any(isinstance(c, float) or getattr(c, "dtype", None) == np.float64 for c in counts)
-        state["n_samples_seen_"] = _collapsed(np.zeros(n_features) + counts[0] + counts[1], weighted)
+        mine, theirs = getattr(self, "n_samples_seen_", 0), other.n_samples_seen_
+        seen = np.broadcast_to(mine, n_features) + theirs
+        state["n_samples_seen_"] = _collapsed(seen, _is_weighted(mine) or _is_weighted(theirs))
         state["n_batches_seen_"] = getattr(self, "n_batches_seen_", 0) + other.n_batches_seen_
         state["_moments"] = moments.merge(getattr(self, "_moments", Moments.empty(n_features)), other._moments)
-        state["_mode"] = "cumulative"
+        state["_mode"] = other._mode
         state.update(self._derived(state["_moments"], state, gamma, beta))
         self.__dict__ = state
         return self
@@ -418,7 +417,11 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
         return tags
 
 
+def _is_weighted(count: int | float | NDArray[Any]) -> bool:
+    return np.asarray(count).dtype.kind == "f"
+
+
 def _collapsed(counts: NDArray[np.float64], weighted: bool) -> int | float | NDArray[Any]:
     """One number if all features have the same count; integers unless weights were involved."""
-    counts = counts if weighted else counts.astype(np.int64)
+    counts = counts.astype(np.float64 if weighted else np.int64)
     return counts[0].item() if np.all(counts == counts[0]) else counts

@@ -1,0 +1,74 @@
+"""The arrays every test file shares: dtypes, layouts and hostile data."""
+
+from fractions import Fraction
+
+import numpy as np
+
+DTYPES = (np.float32, np.float64)
+
+
+def uniform_bits(seed, shape, dtype=np.float64):
+    """Numbers in [0, 1) that are the same on every platform: raw generator bits, no transcendental functions."""
+    raw = np.random.Philox(seed).random_raw(int(np.prod(shape))) >> np.uint64(40)
+    return (raw.astype(np.float64) / 2.0**24).astype(dtype).reshape(shape)
+
+
+def normal(seed, shape, mean=0.0, std=1.0, dtype=np.float64):
+    return (np.random.default_rng(seed).standard_normal(shape) * std + mean).astype(dtype)
+
+
+def hostile_columns(n, dtype, seed=0):
+    """Columns on which careless variance formulas fail, and what is hard about each."""
+    z = normal(seed, (n, 9))
+    columns = {
+        "mean 1e4": z[:, 0] + 1e4,
+        "mean 1e6": z[:, 1] + 1e6,
+        "first value is an outlier": np.r_[1e6, z[1:, 2]],
+        "last value is an outlier": np.r_[z[:-1, 3], -1e6],
+        "tiny": z[:, 4] * 1e-25,
+        "huge": z[:, 5] * 1e25,
+        "constant": np.full(n, 1e8),
+        "constant but one": np.r_[np.full(n - 1, 3.0), 4.0],
+        "trend": np.arange(n) / n + 1e-3 * z[:, 8],
+    }
+    return tuple(columns), np.stack(list(columns.values()), axis=1).astype(dtype)
+
+
+def exact_moments(values, weights=None):
+    """Count, mean and m2 of finite numbers as exact fractions."""
+    values = [Fraction(float(v)) for v in values]
+    weights = [Fraction(1)] * len(values) if weights is None else [Fraction(float(w)) for w in weights]
+    count = sum(weights)
+    mean = sum(w * v for v, w in zip(values, weights, strict=True)) / count
+    return count, mean, sum(w * (v - mean) ** 2 for v, w in zip(values, weights, strict=True))
+
+
+# name -> an array with the values and shape of a C-ordered one (N, C, ...), and where its channels are
+LAYOUTS = {
+    "C order": lambda a: a,
+    "F order": np.asfortranarray,
+    "channels last": lambda a: np.moveaxis(np.ascontiguousarray(np.moveaxis(a, 1, -1)), -1, 1),
+    "every second row": lambda a: np.repeat(a, 2, axis=0)[::2],
+    "rows reversed": lambda a: np.ascontiguousarray(a[::-1])[::-1],
+    "channels reversed": lambda a: np.ascontiguousarray(a[:, ::-1])[:, ::-1],
+    "columns of a wider array": lambda a: np.concatenate([a, a, a], axis=1)[:, a.shape[1] : 2 * a.shape[1]],
+    "misaligned": lambda a: _misaligned(a),
+    "read-only": lambda a: _read_only(a),
+}
+
+
+def _misaligned(a):
+    raw = np.empty(a.nbytes + 1, np.uint8)[1:]
+    view = raw.view(a.dtype) if a.itemsize == 1 else np.ndarray(a.shape, a.dtype, buffer=raw)
+    view[...] = a
+    return view
+
+
+def _read_only(a):
+    a = a.copy()
+    a.flags.writeable = False
+    return a
+
+
+def same_bits(a, b):
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()

@@ -1,0 +1,12 @@
+import pytest
+
+from bncpu import _kernels
+
+
+@pytest.fixture(params=_kernels.isa_variants())
+def isa(request):
+    """Runs the test once for every instruction-set variant this machine has."""
+    before = _kernels.isa()
+    _kernels.use_isa(request.param)
+    yield request.param
+    _kernels.use_isa(before)

@@ -1,0 +1,247 @@
+"""The compiled loops, through the functions that cut arrays for them, against the reference and exact fractions."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from arrays import DTYPES, exact_moments, hostile_columns, normal, same_bits
+
+from bncpu import _kernels, _normalize, _reference
+from bncpu.moments import Coefficients, variance
+
+U = {np.dtype(dtype): np.finfo(dtype).eps for dtype in DTYPES}
+
+# (outer, channels, inner): folded and unfolded rows, several blocks and tiles, planes with and without
+# a tail, planes shorter than the lanes, pieces of one long plane.
+SHAPES = [
+    (1, 1, 1), (2, 3, 1), (33, 10, 1), (1001, 7, 1), (20_011, 32, 1), (700, 513, 1), (3, 1500, 1),
+    (5, 3, 7), (64, 5, 49), (9, 4, 196), (1, 3, 200_003), (40, 3, 3136), (2, 600, 17),
+]  # fmt: skip
+
+
+def moments(x3, weights=None, *, skip_missing=False, n_threads=1):
+    return _normalize.moments(x3, weights, skip_missing=skip_missing, n_threads=n_threads)[0]
+
+
+@pytest.mark.parametrize("mean", [0.0, -1e4, 1e6])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_moments_equal_the_reference(shape, dtype, mean, isa):
+    x = normal(1, shape, mean, dtype=dtype)
+    count, center, m2 = _reference.moments(x)
+    got = moments(x)
+    np.testing.assert_array_equal(got.count, count)
+    # Both sum n terms of size 1 in float64; the reference's mean is rounded to float64.
+    np.testing.assert_allclose(got.mean, center, rtol=1e-14, atol=1e-14)
+    np.testing.assert_allclose(got.m2, m2, rtol=1e-12, atol=1e-12 * (mean == 0) + 1e-18 * mean**2)
+
+
+@pytest.mark.parametrize("order", ["rows", "planes"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_moments_of_hostile_columns_equal_exact_fractions(dtype, order, isa):
+    names, x = hostile_columns(999, dtype)
+    got = moments(x[:, :, None] if order == "rows" else np.ascontiguousarray(x.T)[None])
+    for c, name in enumerate(names):
+        _, mean, m2 = exact_moments(x[:, c])
+        spread = float(m2 / 999) ** 0.5
+        # 64 units: sums of 1e3 terms, each within 8 standard deviations of its shift.
+        assert abs(exact_difference(mean, got.mean[c], got.mean_lo[c])) <= 64 * 2.0**-52 * spread, name
+        assert abs(got.m2[c] - float(m2)) <= 1e-13 * float(m2), name
+
+
+def exact_difference(exact, hi, lo):
+    return float(exact - Fraction(float(hi)) - Fraction(float(lo)))
+
+
+@pytest.mark.parametrize("order", ["rows", "planes"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_constant_channel_has_variance_zero_and_its_value_as_mean(dtype, order, isa):
+    value = dtype(1e8 / 3)
+    x = np.full((5000, 3), value)
+    got = moments(x[:, :, None] if order == "rows" else np.ascontiguousarray(x.T)[None])
+    assert np.all(got.m2 == 0)
+    assert np.all(got.mean == np.float64(value))
+    assert np.all(got.mean_lo == 0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("order", ["rows", "planes"])
+def test_weighted_moments_equal_exact_fractions(dtype, order, isa):
+    x = normal(2, (301, 5), mean=1e4, dtype=dtype)
+    x[0] = 1e9  # an outlier that hardly counts must not be what everything is measured from
+    w = np.random.default_rng(3).integers(0, 5, 301) / 4.0
+    w[0] = 1e-30
+    got = moments(x[:, :, None] if order == "rows" else np.ascontiguousarray(x.T)[None], w)
+    for c in range(5):
+        count, mean, m2 = exact_moments(x[:, c], w)
+        assert got.count[c] == pytest.approx(float(count), rel=1e-15)
+        assert abs(exact_difference(mean, got.mean[c], got.mean_lo[c])) <= 1e-14
+        assert got.m2[c] == pytest.approx(float(m2), rel=1e-13)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("order", ["rows", "planes"])
+def test_missing_values_are_left_out_per_channel(dtype, order, weighted, isa):
+    rng = np.random.default_rng(4)
+    x = normal(5, (2003, 6), mean=-1e4, dtype=dtype)
+    x[rng.random(x.shape) < 0.3] = np.nan
+    x[0, 0] = np.nan  # the value a block is shifted by
+    x[:, 1] = np.nan  # never observed
+    w = rng.integers(0, 4, len(x)).astype(float) if weighted else None
+    x3 = x[:, :, None] if order == "rows" else np.ascontiguousarray(x.T)[None]
+    got, missing = _normalize.moments(x3, w, skip_missing=True, n_threads=1)
+    count, mean, m2 = _reference.moments(x3, w, skip_missing=True)
+    assert missing
+    np.testing.assert_array_equal(got.count, count)
+    np.testing.assert_allclose(got.mean, mean, rtol=1e-14)
+    np.testing.assert_allclose(got.m2, m2, rtol=1e-12)
+    assert got.count[1] == got.mean[1] == got.m2[1] == 0
+
+
+@pytest.mark.parametrize("order", ["rows", "planes"])
+def test_a_channel_without_gaps_has_the_same_bits_beside_one_with_gaps(order, isa):
+    whole = normal(6, (5000, 4), mean=3.0, dtype=np.float32)
+    holed = whole.copy()
+    holed[7::11, 2] = np.nan
+    a, b = (
+        moments(x[:, :, None] if order == "rows" else np.ascontiguousarray(x.T)[None], skip_missing=True)
+        for x in (whole, holed)
+    )
+    for m, n in zip(a, b, strict=True):
+        np.testing.assert_array_equal(m[[0, 1, 3]], n[[0, 1, 3]])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("order", ["rows", "planes"])
+def test_without_skipping_nan_and_infinity_stay_in_their_channel(order, bad, isa):
+    x = normal(7, (100, 5))
+    clean = moments(np.ascontiguousarray(x.T)[None] if order == "planes" else x[:, :, None])
+    x[50, 3] = bad
+    got = moments(np.ascontiguousarray(x.T)[None] if order == "planes" else x[:, :, None])
+    assert not np.isfinite(variance(got)[3])
+    others = [0, 1, 2, 4]
+    assert np.all(got.m2[others] == clean.m2[others])
+    assert np.all(got.mean[others] == clean.mean[others])
+
+
+def coefficients(n_channels, mean=0.0, seed=8):
+    rng = np.random.default_rng(seed)
+    return Coefficients(
+        mean + rng.standard_normal(n_channels), rng.uniform(0.5, 2, n_channels), rng.standard_normal(n_channels)
+    )
+
+
+@pytest.mark.parametrize("mean", [0.0, -1e4, 1e6])
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("added", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_apply_equals_the_reference(shape, dtype, added, relu, mean, isa):
+    x = normal(9, shape, mean, dtype=dtype)
+    z = normal(10, shape, dtype=dtype) if added else None
+    c = coefficients(shape[1], mean)
+    y = np.empty_like(x)
+    assert not _normalize.apply(x, y, c, residual=z, relu=relu, n_threads=1)
+    expected = _reference.apply(x, *c, z, relu)
+    # Four roundings (subtract, scale, shift, residual) of terms no larger than these.
+    scale, shift = c.scale[:, None], c.shift[:, None]
+    terms = np.abs((x - c.mean[:, None]) * scale) + np.abs(shift) + scale + (0 if z is None else np.abs(z))
+    assert np.all(np.abs(y - expected) <= 4 * U[x.dtype] * terms)
+
+
+def test_apply_in_float32_at_mean_1e6_is_exact_to_rounding(isa):
+    x = normal(11, (4000, 8, 1), mean=1e6, dtype=np.float32)
+    m = moments(x)
+    std = np.sqrt(variance(m))
+    y = np.empty_like(x)
+    _normalize.apply(x, y, Coefficients(m.mean, 1 / std, np.zeros(8)))
+    np.testing.assert_allclose(y, _reference.apply(x, m.mean, 1 / std, np.zeros(8)), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(40, 7, 1), (300_001, 31, 1), (3, 5, 50), (1, 3, 3_000_000)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_apply_reports_infinity_and_not_nan(shape, dtype, isa):
+    x = np.zeros(shape, dtype)
+    y, c = np.empty_like(x), Coefficients(*np.zeros((3, shape[1])))
+    x.reshape(-1)[:: max(1, x.size // 100)] = np.nan
+    assert not _normalize.apply(x, y, c)
+    for at in (0, x.size // 2, x.size - 1):
+        for bad in (np.inf, -np.inf):
+            before = x.flat[at]
+            x.flat[at] = bad
+            assert _normalize.apply(x, y, c)
+            x.flat[at] = before
+    assert not _normalize.apply(x, y, c)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_relu_keeps_nan_and_comes_after_the_residual(dtype, isa):
+    x = np.array([[-1.0, -1.0, np.nan, 2.0] * 9], dtype).reshape(36, 1, 1)
+    z = np.array([[2.0, 0.0, 0.0, -3.0] * 9], dtype).reshape(36, 1, 1)
+    for shape in ((36, 1, 1), (1, 1, 36), (1, 36, 1)):
+        y = np.empty(shape, dtype)
+        c = Coefficients(np.zeros(shape[1]), np.ones(shape[1]), np.zeros(shape[1]))
+        _normalize.apply(x.reshape(shape), y, c, residual=z.reshape(shape), relu=True)
+        np.testing.assert_array_equal(y.reshape(-1, 4), [[1, 0, np.nan, 0]] * 9)
+
+
+BIG_SHAPES = [(150_007, 31, 1), (70_000, 64, 1), (20, 33, 8000), (1, 3, 1_500_001), (2000, 2200, 1)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", BIG_SHAPES, ids=str)
+def test_same_bits_for_any_thread_count_and_variant(shape, dtype):
+    x = normal(12, shape, mean=5.0, dtype=dtype)
+    x[0, 0, 0] = 1e7
+    x[:, 1].reshape(-1)[::97] = np.nan
+    c = coefficients(shape[1])
+    seen = set()
+    before = _kernels.isa()
+    try:
+        for isa in _kernels.isa_variants():
+            _kernels.use_isa(isa)
+            for n_threads in (1, 2, 3, 7):
+                y = np.empty_like(x)
+                _normalize.apply(x, y, c, n_threads=n_threads)
+                m, _ = _normalize.moments(x, None, skip_missing=True, n_threads=n_threads)
+                seen.add((y.tobytes(), *(a.tobytes() for a in m)))
+    finally:
+        _kernels.use_isa(before)
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_row_has_the_same_bits_alone_in_any_batch_streamed_or_in_place(dtype, isa):
+    channels = 24
+    x = normal(13, (_normalize.STREAM_BYTES // channels // np.dtype(dtype).itemsize + 100, channels, 1), dtype=dtype)
+    c = coefficients(channels)
+    y = np.empty_like(x)
+    assert y.nbytes >= _normalize.STREAM_BYTES
+    _normalize.apply(x, y, c)
+    for rows in (slice(0, 1), slice(5, 6), slice(-1, None), slice(3, 1000), slice(77, 100_000)):
+        part = np.empty_like(x[rows])
+        _normalize.apply(x[rows], part, c)
+        assert same_bits(part, y[rows])
+    shifted = np.empty(y.size + 3, dtype)[3:].reshape(y.shape)  # another alignment
+    _normalize.apply(x, shifted, c)
+    assert same_bits(shifted, y)
+    planes = np.ascontiguousarray(x[..., 0].T)[None]
+    as_planes = np.empty_like(planes)
+    _normalize.apply(planes, as_planes, c)
+    assert same_bits(np.ascontiguousarray(as_planes[0].T)[..., None], y)
+    _normalize.apply(x, x, c)
+    assert same_bits(x, y)
+
+
+def test_float32_coefficients_that_overflow_are_computed_in_float64():
+    x = np.array([[1e-40, 3e38], [2e-40, -3e38]], np.float32)[:, :, None]
+    c = Coefficients(np.array([1.5e-40, 2e38]), np.array([1e40, 1e-38]), np.zeros(2))
+    y = np.empty_like(x)
+    _normalize.apply(x, y, c)
+    np.testing.assert_allclose(y, _reference.apply(x, *c), rtol=1e-6)
+
+
+def test_an_unknown_variant_is_refused():
+    with pytest.raises(ValueError, match="BNCPU_ISA must be one of .*; got 'mmx'"):
+        _kernels.use_isa("mmx")

@@ -1,0 +1,60 @@
+"""Every array becomes one of the two forms with the values where they belong, and only odd ones are copied."""
+
+import numpy as np
+import pytest
+from arrays import LAYOUTS
+
+from bncpu import _layout
+
+SHAPES = [(6, 4), (5, 3, 7), (4, 3, 2, 5), (2, 3, 4, 5, 6), (1, 4, 3), (7, 1, 3), (4, 5, 1), (1, 1, 1), (0, 3, 2), (3, 0)]
+
+
+def per_channel(a, channel_axis):
+    """The sorted values of each channel: what a form must preserve."""
+    n_channels = a.shape[channel_axis]
+    return np.sort(np.moveaxis(a, channel_axis, 0).reshape(n_channels, a.size // max(1, n_channels)))
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_form_keeps_every_value_in_its_channel(shape, name):
+    for channel_axis in range(len(shape)):
+        a = LAYOUTS[name](np.arange(float(np.prod(shape))).reshape(shape))
+        x3, layout = _layout.canonical(a, channel_axis)
+        assert x3.shape[1] == shape[channel_axis]
+        rows = x3.shape[2] == 1 and (x3.shape[1] == 1 or x3.strides[1] == 8)
+        assert x3.size == 0 or rows or x3.strides[2] == 8
+        np.testing.assert_array_equal(per_channel(x3, 1), per_channel(a, channel_axis))
+        y = _layout.empty_in(layout, a.shape, a.dtype)
+        layout.view(y)[...] = x3
+        np.testing.assert_array_equal(y, a)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("shape", [(6, 4), (4, 3, 2, 5)], ids=str)
+def test_only_odd_layouts_are_copied(shape, name):
+    a = LAYOUTS[name](np.arange(float(np.prod(shape))).reshape(shape))
+    x3, _ = _layout.canonical(a, 1)
+    copied = name == "misaligned" or (name == "channels reversed" and len(shape) == 2)
+    assert np.shares_memory(x3, a) != copied
+
+
+@pytest.mark.parametrize("dtype, expected", [(">f4", "f4"), (">f8", "f8"), ("f2", "f4")])
+def test_foreign_dtypes_become_native_ones(dtype, expected):
+    a = np.arange(6.0).reshape(2, 3).astype(dtype)
+    x3, _ = _layout.canonical(a, 1)
+    assert x3.dtype == np.dtype(expected)
+    np.testing.assert_array_equal(x3[:, :, 0], a)
+
+
+def test_a_broadcast_array_is_copied():
+    a = np.broadcast_to(np.arange(3.0)[:, None], (4, 3, 5))
+    x3, _ = _layout.canonical(a, 1)
+    np.testing.assert_array_equal(np.moveaxis(x3, 1, 0).reshape(3, -1), np.repeat([[0.0], [1], [2]], 20, axis=1))
+
+
+def test_overlap_is_other_memory_that_is_shared():
+    a = np.zeros(10)
+    assert not _layout.overlap(a, a)
+    assert not _layout.overlap(a, np.zeros(10))
+    assert _layout.overlap(a[1:], a[:-1])

@@ -1,0 +1,137 @@
+"""The algebra on O(channels) arrays, against exact fractions and the definitions in the reference."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from arrays import exact_moments, hostile_columns, normal
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bncpu import _reference, moments
+from bncpu.moments import Moments
+
+finite = st.floats(-1e6, 1e6, allow_subnormal=False)
+data_sets = st.lists(finite, min_size=1, max_size=30)
+
+
+def moments_of(values, weights=None):
+    """Moments from exact fractions, rounded once."""
+    count, mean, m2 = exact_moments(values, weights)
+    hi = float(mean)
+    return Moments(*(np.array([v]) for v in (float(count), hi, float(mean - Fraction(hi)), float(m2))))
+
+
+@given(data_sets, data_sets)
+def test_merge_equals_the_moments_of_the_union(a, b):
+    got = moments.merge(moments_of(a), moments_of(b))
+    count, mean, m2 = exact_moments(a + b)
+    assert got.count[0] == count
+    spread = max(a + b) - min(a + b)
+    error = float(mean - Fraction(float(got.mean[0])) - Fraction(float(got.mean_lo[0])))
+    assert abs(error) <= 2.0**-50 * spread + 2.0**-100 * abs(float(mean))
+    assert got.m2[0] == pytest.approx(float(m2), rel=1e-14, abs=1e-300)
+
+
+@given(data_sets, data_sets)
+def test_merge_does_not_depend_on_the_order_of_its_sides(a, b):
+    one, other = moments.merge(moments_of(a), moments_of(b)), moments.merge(moments_of(b), moments_of(a))
+    np.testing.assert_array_equal(one.count, other.count)
+    np.testing.assert_allclose(one.m2, other.m2, rtol=1e-15)
+    apart = (one.mean - other.mean) + (one.mean_lo - other.mean_lo)
+    assert abs(apart[0]) <= 2.0**-51 * (max(a + b) - min(a + b))
+
+
+@given(data_sets)
+def test_merging_nothing_changes_nothing(a):
+    m, nothing = moments_of(a), Moments.empty(1)
+    for merged in (moments.merge(m, nothing), moments.merge(nothing, m)):
+        for p, q in zip(merged, m, strict=True):
+            np.testing.assert_array_equal(p, q)
+
+
+def test_a_side_of_weight_zero_leaves_the_other_exactly_as_it_is():
+    old = Moments(*(np.array([v]) for v in (0.0, 1e8, 0.25, 0.0)))
+    new = Moments(*(np.array([v]) for v in (3.0, 0.1, 1e-18, 2.0)))
+    assert moments.merge(old, new) == new
+    assert moments.merge(new, old) == new
+
+
+def test_empty_sides_stay_empty():
+    merged = moments.merge(Moments.empty(2), Moments.empty(2))
+    assert all(np.all(a == 0) for a in merged)
+    assert np.all(np.isnan(moments.observed_mean(merged)))
+    assert np.all(np.isnan(moments.variance(merged)))
+
+
+@pytest.mark.parametrize("n_blocks", [1, 2, 3, 4, 5, 8, 13, 100])
+def test_merge_blocks_equals_the_moments_of_all(n_blocks):
+    _, x = hostile_columns(n_blocks * 7, np.float64)
+    parts = [[moments_of(column) for column in part.T] for part in np.split(x, n_blocks)]
+    got = moments.merge_blocks(Moments(*np.moveaxis(np.array(parts)[..., 0], 2, 0)))
+    for c in range(x.shape[1]):
+        _, mean, exact_m2 = exact_moments(x[:, c])
+        error = float(mean - Fraction(float(got.mean[c])) - Fraction(float(got.mean_lo[c])))
+        assert abs(error) <= 2.0**-50 * x[:, c].std()
+        assert got.m2[c] == pytest.approx(float(exact_m2), rel=1e-12)
+
+
+@pytest.mark.parametrize("ddof", [0, 1])
+@pytest.mark.parametrize("momentum", [0.0, 0.1, 0.9, 0.999])
+def test_momentum_is_the_bias_corrected_average_of_batches(momentum, ddof):
+    batches = [normal(k, (20, 3), mean=1e3 + 10 * k, std=1 + k) for k in range(50)]
+    running = Moments.empty(3)
+    for k, batch in enumerate(batches):
+        count, mean, m2 = _reference.moments(batch[:, :, None])
+        running = moments.update_momentum(running, Moments(count, mean, 0 * mean, m2), momentum, ddof)
+        expected_mean, expected_var = _reference.running_momentum(batches[: k + 1], momentum, ddof)
+        np.testing.assert_allclose(running.mean, expected_mean, rtol=1e-13)
+        np.testing.assert_allclose(moments.variance(running), expected_var, rtol=1e-12)
+    np.testing.assert_allclose(running.count, 1 - momentum**50, rtol=1e-13)
+
+
+def test_momentum_leaves_a_channel_without_values_alone():
+    running = Moments(*np.array([[0.5, 0.5], [1.0, 2.0], [0.0, 0.0], [3.0, 4.0]]))
+    batch = Moments(*np.array([[10.0, 0.0], [5.0, 0.0], [0.0, 0.0], [10.0, 0.0]]))
+    updated = moments.update_momentum(running, batch, 0.9)
+    assert [a[1] for a in updated] == [a[1] for a in running]
+    assert updated.mean[0] != running.mean[0]
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=8), st.floats(0.01, 1e4))
+def test_halflife_does_not_depend_on_how_the_stream_is_cut(sizes, halflife):
+    rows = normal(len(sizes), (sum(sizes), 2), mean=100.0)
+    running, start = Moments.empty(2), 0
+    for size in sizes:
+        part = rows[start : start + size, :, None]
+        count, mean, m2 = _reference.moments(part, moments.recency_weights(size, halflife))
+        running = moments.update_halflife(running, Moments(count, mean, 0 * mean, m2), size, halflife)
+        start += size
+    mean, var = _reference.running_halflife(rows, halflife)
+    np.testing.assert_allclose(running.mean, mean, rtol=1e-12)
+    np.testing.assert_allclose(moments.variance(running), var, rtol=1e-10, atol=1e-12)
+
+
+def test_inverse_std_of_a_constant_without_eps_is_zero():
+    assert moments.inverse_std(np.array([0.0, 4.0]), 0.0).tolist() == [0.0, 0.5]
+
+
+def test_variance_needs_more_values_than_ddof():
+    m = Moments(*np.array([[1.0, 2.0], [0.0, 0.0], [0.0, 0.0], [0.0, 3.0]]))
+    np.testing.assert_array_equal(moments.variance(m, ddof=1), [np.nan, 3.0])
+
+
+@pytest.mark.parametrize("scale", [1e-38, 1e38, np.inf])
+def test_float32_coefficients_outside_its_range_are_refused(scale):
+    c = moments.Coefficients(np.zeros(2), np.array([1.0, scale]), np.zeros(2))
+    assert moments.rounded(c, np.dtype(np.float32)) is None
+    assert moments.rounded(c, np.dtype(np.float64)) is c
+
+
+def test_rounding_the_mean_to_float32_moves_its_remainder_into_shift():
+    mean = np.array([1e6 + 1 / 3])
+    c = moments.rounded(moments.Coefficients(mean, np.array([2.0]), np.array([0.5])), np.dtype(np.float32))
+    remainder = mean - c.mean.astype(np.float64)
+    assert remainder[0] != 0
+    np.testing.assert_allclose(c.shift, 0.5 - 2 * remainder, rtol=1e-7)
