@@ -60,4 +60,5 @@ def running_halflife(rows, halflife, weights=None):
     rows = np.asarray(rows, np.float64)
     w = 0.5 ** (np.arange(len(rows) - 1, -1, -1.0) / halflife)
     count, mean, m2 = moments(rows[:, :, None], w if weights is None else w * weights, skip_missing=True)
-    return mean, m2 / count
+    with np.errstate(invalid="ignore"):
+        return mean, m2 / count

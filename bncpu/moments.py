@@ -187,10 +187,10 @@ def fold_inverse(forward: Coefficients, beta: ArrayLike | None) -> Coefficients:
     """Coefficients of ``x = (y - beta) / scale + mean``, which undo `forward`.
 
     Written about beta, not about `forward.shift`, so that a constant channel comes back exactly.
+    NaN where scale is 0.
     """
     beta = np.zeros_like(forward.scale) if beta is None else np.asarray(beta, np.float64)
-    with np.errstate(divide="ignore"):
-        scale = 1.0 / forward.scale
+    scale = np.divide(1.0, forward.scale, out=np.full_like(forward.scale, np.nan), where=forward.scale != 0)
     return Coefficients(beta, scale, forward.mean + (beta - forward.shift) * scale)
 
 

@@ -1,6 +1,10 @@
+import os
+
 import pytest
 
-from bncpu import _kernels
+os.environ["SCIPY_ARRAY_API"] = "1"  # before SciPy is imported: scikit-learn checks array-API input only then
+
+from bncpu import _kernels  # noqa: E402
 
 
 @pytest.fixture(params=_kernels.isa_variants())

@@ -125,6 +125,22 @@ def test_without_skipping_nan_and_infinity_stay_in_their_channel(order, bad, isa
     assert np.all(got.mean[others] == clean.mean[others])
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("order", ["rows", "planes"])
+def test_infinity_is_never_taken_for_missing(order, weighted, isa):
+    for infinite in (slice(0, 1), slice(3, 4), slice(0, 9), slice(0, 20)):
+        x = normal(7, (20, 3))
+        x[5, 1] = np.nan
+        x[infinite, 2] = np.inf
+        got = moments(
+            x[:, :, None] if order == "rows" else np.ascontiguousarray(x.T)[None],
+            np.arange(1.0, 21) if weighted else None,
+            skip_missing=True,
+        )
+        assert np.all(np.isfinite(got.m2[:2]))
+        assert not np.isfinite(got.m2[2])
+
+
 def coefficients(n_channels, mean=0.0, seed=8):
     rng = np.random.default_rng(seed)
     return Coefficients(

@@ -222,7 +222,8 @@ static void NAME(choose_shift)(const T *x, bn_part p, const double *weights,
                 double w = weights ? weights[o * weight_stride + i] : 1.0;
                 if (value == value && w > best) {
                     best = w;
-                    shift[c] = value;
+                    /* Not about infinity itself: inf - inf would pass for missing. */
+                    shift[c] = isinf(value) ? 0.0 : value;
                 }
             }
     }
