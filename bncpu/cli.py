@@ -1,0 +1,52 @@
+"""The console command ``bncpu``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bncpu import __version__, show_versions
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        By default those of the process.
+
+    Returns
+    -------
+    int
+        0, or 1 after an error that has been printed in one line.
+    """
+    parser = argparse.ArgumentParser(prog="bncpu", description="Batch normalization for NumPy people.")
+    parser.add_argument("--version", action="version", version=f"bncpu {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    demo = commands.add_parser(
+        "demo",
+        help="stream real data through BatchNormTransformer, beside StandardScaler",
+        description="Stream the digits and 531,720 patches of two photographs, both from scikit-learn, through "
+        "BatchNormTransformer; compare with a fit on everything and with StandardScaler.",
+        epilog="example: bncpu demo --picture settling.png",
+    )
+    demo.add_argument("--picture", type=Path, default=Path("bncpu-demo.png"), help="where to save it (%(default)s)")
+    demo.add_argument("--rows", type=int, default=None, help="stop each photograph after so many rows of patches")
+    commands.add_parser("versions", help="print versions and what the kernels use, for bug reports")
+    options = parser.parse_args(arguments)
+    if options.command == "versions":
+        show_versions()
+        return 0
+    if options.rows is not None and options.rows < 1:
+        parser.error(f"--rows must be at least 1, got {options.rows}")
+    try:
+        from bncpu import demo as demonstration
+
+        demonstration.run(options.picture, options.rows)
+    except (ImportError, OSError) as error:
+        print(f"bncpu: {error}", file=sys.stderr)
+        return 1
+    return 0

@@ -1,0 +1,78 @@
+"""The same bits on every platform, processor, thread count and build: one list of SHA-256 sums.
+
+Only IEEE operations (+ - * / sqrt) stand between the generator's raw bits and these sums. halflife is left
+out: its powers come from the platform's mathematical library.
+"""
+
+import hashlib
+
+import numpy as np
+import pytest
+from arrays import uniform_bits
+
+from bncpu import BatchNormTransformer, batch_norm, batch_norm_forward
+
+SUMS = {
+    ("fit", "float32"): "13303475c7ae2615",
+    ("fit", "float64"): "e4367aaa31cfd348",
+    ("fit, F order", "float32"): "21c972980386250d",
+    ("fit, F order", "float64"): "d755d0a6725a79b5",
+    ("momentum", "float32"): "422485e9fc27cca4",
+    ("momentum", "float64"): "8d34eaeb2f81f878",
+    ("missing and weights", "float32"): "a2010da62e5c1411",
+    ("missing and weights", "float64"): "13ef9d8f418c0241",
+    ("forward", "float32"): "fa1f7075022b593e",
+    ("forward", "float64"): "6e74a4996f3e6b95",
+    ("big and streamed", "float32"): "314152f1ffdd60ed",
+    ("big and streamed", "float64"): "7a93be9e5cd3ed53",
+}
+
+
+def rows(dtype, n=3001, n_features=37):
+    return uniform_bits(1, (n, n_features), dtype) * dtype(8) + np.arange(n_features, dtype=dtype)
+
+
+def images(dtype):
+    return uniform_bits(2, (6, 5, 13, 11), dtype) - dtype(0.25)
+
+
+def stream(dtype, **parameters):
+    bn = BatchNormTransformer(**parameters)
+    for batch in np.array_split(rows(dtype), 7):
+        bn.partial_fit(batch)
+    return [bn.running_mean_, bn.running_var_, bn.transform(rows(dtype)), bn.inverse_transform(rows(dtype))]
+
+
+def with_gaps(dtype):
+    X = rows(dtype)
+    X[uniform_bits(3, X.shape) < 0.1] = np.nan
+    bn = BatchNormTransformer().fit(X, sample_weight=uniform_bits(4, len(X)))
+    return [bn.running_mean_, bn.running_var_, np.nan_to_num(bn.transform(X))]
+
+
+def forward(dtype):
+    gamma, beta, z = uniform_bits(5, 5), uniform_bits(6, 5), uniform_bits(7, (6, 5, 13, 11), dtype)
+    running = [np.zeros(5), np.ones(5)]
+    y, saved = batch_norm_forward(
+        images(dtype), gamma, beta, running_mean=running[0], running_var=running[1], residual=z, activation="relu"
+    )
+    return [y, *saved, *running, batch_norm(images(dtype), *running, gamma, beta)]
+
+
+CASES = {
+    "fit": lambda dtype: stream(dtype),
+    "fit, F order": lambda dtype: [BatchNormTransformer().fit_transform(np.asfortranarray(rows(dtype)))],
+    "momentum": lambda dtype: stream(dtype, momentum=0.9, eps=1e-5, ddof=1),
+    "missing and weights": with_gaps,
+    "forward": forward,
+    "big and streamed": lambda dtype: [BatchNormTransformer().fit_transform(rows(dtype, 120_000, 41))],
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("case", CASES)
+def test_the_bits_are_those_of_every_other_platform(case, dtype, isa):
+    digest = hashlib.sha256()
+    for a in CASES[case](dtype):
+        digest.update(np.ascontiguousarray(a).tobytes())
+    assert digest.hexdigest()[:16] == SUMS[case, np.dtype(dtype).name]
