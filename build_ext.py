@@ -20,6 +20,7 @@ class BuildExt(build_ext):
     """
 
     def build_extensions(self) -> None:
+        """Add the flags, then compile."""
         msvc = self.compiler.compiler_type == "msvc"
         # No contraction: a fused multiply-add in one variant only would change its bits.
         compile_args = ["/O2", "/fp:precise"] if msvc else ["-O3", "-g0", "-std=gnu11", "-ffp-contract=off"]

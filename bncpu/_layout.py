@@ -14,12 +14,12 @@ planes   contiguous along `inner`                   NCHW, NCL, F-ordered (N, C)
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.floating]
+Array = NDArray[np.floating[Any]]
 
 
 class Layout(NamedTuple):
@@ -75,15 +75,27 @@ def canonical(x: Array, channel_axis: int) -> tuple[Array, Layout]:
     return view, layout
 
 
-def kernel_dtype(dtype: np.dtype) -> np.dtype:
+def kernel_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """The native float32 or float64 in which data of this dtype is computed."""
     return np.dtype(np.float64 if dtype.itemsize == 8 else np.float32)
 
 
-def empty_in(layout: Layout, shape: tuple[int, ...], dtype: np.dtype) -> Array:
-    """A fresh array of `shape` whose memory order is that of `layout`."""
+def empty_in(layout: Layout, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[Array, Array]:
+    """A fresh array of `shape` in the memory order of `layout`, and its view."""
     ordered = np.empty([shape[axis] for axis in layout.order], dtype=dtype)
-    return ordered.transpose(np.argsort(layout.order))
+    fresh = ordered.transpose(np.argsort(layout.order))
+    view = layout.view(fresh)
+    assert view is not None
+    return fresh, view
+
+
+def target(layout: Layout, out: Array | None, shape: tuple[int, ...], *inputs: Array) -> tuple[Array, Array]:
+    """`out` and its view, where they can be written while the 3-D `inputs` are read; else a fresh array."""
+    if out is not None and out.dtype == inputs[0].dtype:
+        view = layout.view(out)
+        if view is not None and not any(overlap(a, view) for a in inputs):
+            return out, view
+    return empty_in(layout, shape, inputs[0].dtype)
 
 
 def overlap(a: Array, b: Array) -> bool:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from bncpu import _dispatch
 from bncpu.moments import Coefficients, Moments, merge_blocks, rounded
 
-Array = NDArray[np.floating]
+Array = NDArray[np.floating[Any]]
 
 # Blocks are cut by shape alone, so results do not depend on the number of threads. At most about this many
 # of them keep scratch memory proportional to the channels.
@@ -84,8 +87,8 @@ def apply(
         for at in range(0, len(x3), step):
             part = slice(at, at + step)
             wide = x3[part].astype(np.float64)
-            z = None if residual is None else residual[part].astype(np.float64)
-            infinite |= apply(wide, wide, coefficients, residual=z, relu=relu, n_threads=n_threads)
+            added = None if residual is None else residual[part].astype(np.float64)
+            infinite |= apply(wide, wide, coefficients, residual=added, relu=relu, n_threads=n_threads)
             with np.errstate(over="ignore"):
                 y3[part] = wide
         return infinite
@@ -94,12 +97,14 @@ def apply(
     stream = y3.nbytes >= STREAM_BYTES and not np.may_share_memory(x3, y3)
     n = _dispatch.threads(n_threads, x3.nbytes)
     infinite = False
-    for x, y, z, part in _wide_rows(x3, y3, residual, c, stream):
-        infinite |= kernels.apply(x, y, z, *part, relu, stream, n)
+    for x, y, z, p in _wide_rows(x3, y3, residual, c, stream):
+        infinite |= kernels.apply(x, y, z, p.mean, p.scale, p.shift, relu, stream, n)
     return infinite
 
 
-def _wide_rows(x3: Array, y3: Array, z3: Array | None, c: Coefficients, stream: bool):
+def _wide_rows(
+    x3: Array, y3: Array, z3: Array | None, c: Coefficients, stream: bool
+) -> Iterator[tuple[Array, Array, Array | None, Coefficients]]:
     """Yield contiguous rows as a few wide ones, with the parameters repeated to match; else all as it is.
 
     Wide rows start on a cache line of `y3`, so that streaming stores write whole lines.
@@ -121,8 +126,7 @@ def _wide_rows(x3: Array, y3: Array, z3: Array | None, c: Coefficients, stream: 
     repeated = Coefficients(*(np.tile(p, period // channels + 1) for p in c))
     for start, stop, width in ((0, head, head), (head, head + body, period), (head + body, x3.size, 0)):
         if start < stop:
-            x, y, z = (None if a is None else a.reshape(-1)[start:stop] for a in (x3, y3, z3))
-            rows = (-1, width or stop - start, 1)
-            first = start % channels
-            part = Coefficients(*(p[first : first + rows[1]] for p in repeated))
-            yield x.reshape(rows), y.reshape(rows), None if z is None else z.reshape(rows), part
+            rows, first = (-1, width or stop - start, 1), start % channels
+            x, y = (a.reshape(-1)[start:stop].reshape(rows) for a in (x3, y3))
+            z = None if z3 is None else z3.reshape(-1)[start:stop].reshape(rows)
+            yield x, y, z, Coefficients(*(p[first : first + rows[1]] for p in repeated))

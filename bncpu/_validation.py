@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import numbers
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_array, check_scalar
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-Array = NDArray[np.floating]
+Array = NDArray[np.floating[Any]]
 
 FLOATS = (np.float64, np.float32, np.float16)
 
@@ -152,6 +152,11 @@ def parameters(t: Any) -> None:
             raise TypeError(f"{name} must be True or False, got {value!r}")
 
 
+def mode(t: Any) -> str:
+    """The kind of running statistics the parameters ask for."""
+    return "momentum" if t.momentum is not None else "halflife" if t.halflife is not None else "cumulative"
+
+
 def finite_per_channel(name: str, a: ArrayLike | None, n_channels: int) -> NDArray[np.float64] | None:
     """As `per_channel`, and finite."""
     values = per_channel(name, a, n_channels)
@@ -215,20 +220,20 @@ def finite_moments(t: Any, X: NDArray[Any], m2: NDArray[np.float64]) -> None:
     """Refuse a batch whose moments are not finite, saying where the infinity is."""
     if np.all(np.isfinite(m2)):
         return
-    no_infinities(t, X)
+    if np.any(np.isinf(X)):
+        infinity(t, X)
     columns = _some(np.flatnonzero(~np.isfinite(m2)))
     raise ValueError(f"the variance of X overflows float64 in column(s) {columns}; scale the data first")
 
 
-def no_infinities(t: Any, X: NDArray[Any]) -> None:
-    """Refuse infinities in X, naming rows and columns."""
+def infinity(t: Any, X: NDArray[Any]) -> NoReturn:
+    """Refuse X for its infinities, naming rows and columns if they have not been overwritten in place."""
     rows, columns = np.nonzero(np.isinf(X))
-    if len(rows):
-        raise ValueError(
-            f"Input X contains infinity or a value too large for {X.dtype!r}: {len(rows)} value(s), "
-            f"in row(s) {_some(np.unique(rows))}, column(s) {_some(np.unique(columns))}. "
-            f"{type(t).__name__} takes NaN as missing, but not infinity."
-        )
+    where = f": row(s) {_some(np.unique(rows))}, column(s) {_some(np.unique(columns))}" if len(rows) else ""
+    raise ValueError(
+        f"Input X contains infinity or a value too large for {X.dtype!r}{where}. "
+        f"{type(t).__name__} takes NaN as missing, but not infinity."
+    )
 
 
 def _some(indices: NDArray[np.intp]) -> str:
@@ -241,8 +246,7 @@ def two_values(t: Any, n_values: NDArray[np.float64], n_samples: int) -> None:
     if n_samples < 2 or len(short):
         where = f"n_samples={n_samples}" if n_samples < 2 else f"one value in column(s) {_some(short)}"
         raise ValueError(
-            f"with momentum a batch needs at least two values per feature, got {where}; "
-            "halflife accepts single rows"
+            f"with momentum a batch needs at least two values per feature, got {where}; halflife accepts single rows"
         )
     if np.any((n_values > 0) & (n_values <= t.ddof)):
         raise ValueError(f"with momentum a batch needs more than ddof={t.ddof} values per feature")
@@ -252,7 +256,8 @@ def same_mode(fitted: str, wanted: str) -> None:
     """Running statistics of one kind cannot be continued as another."""
     if fitted != wanted:
         raise ValueError(
-            f"partial_fit cannot continue {fitted} statistics in {wanted} mode; call fit after changing momentum or halflife"
+            f"partial_fit cannot continue {fitted} statistics in {wanted} mode; "
+            "call fit after changing momentum or halflife"
         )
 
 
@@ -269,7 +274,7 @@ def mergeable(t: Any, other: Any) -> None:
         raise TypeError(f"other must be a {type(t).__name__}, got {type(other).__name__}")
     check_is_fitted(other)
     for name, side in (("self", t), ("other", other)):
-        if side.momentum is not None or side.halflife is not None or getattr(side, "_mode", "cumulative") != "cumulative":
+        if mode(side) != "cumulative" or getattr(side, "_mode", "cumulative") != "cumulative":
             raise ValueError(f"merge needs cumulative statistics, whose order does not matter; {name} forgets")
     if t.ddof != other.ddof:
         raise ValueError(f"other must have ddof={t.ddof}, got {other.ddof}")
@@ -277,8 +282,9 @@ def mergeable(t: Any, other: Any) -> None:
         return
     if t.n_features_in_ != other.n_features_in_:
         raise ValueError(f"other must have {t.n_features_in_} features, got {other.n_features_in_}")
-    names, others = (getattr(side, "feature_names_in_", None) for side in (t, other))
-    if (names is None) != (others is None) or (names is not None and list(names) != list(others)):
+    names: Any = getattr(t, "feature_names_in_", None)
+    others: Any = getattr(other, "feature_names_in_", None)
+    if (names is None) != (others is None) or not np.array_equal(names, others):
         raise ValueError(f"other must have the feature names {names}, got {others}")
 
 

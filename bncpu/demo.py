@@ -103,9 +103,8 @@ def learn(console: Console, rows: int | None) -> Stream:
             normalizer.partial_fit(batch)
             means.append(normalizer.running_mean_)
             stds.append(np.sqrt(normalizer.running_var_))
-    console.print(
-        f"  {normalizer.n_samples_seen_:,} x {normalizer.n_features_in_} float32 in {normalizer.n_batches_seen_} batches"
-    )
+    shape = f"{normalizer.n_samples_seen_:,} x {normalizer.n_features_in_}"
+    console.print(f"  {shape} float32 in {normalizer.n_batches_seen_} batches")
     return Stream(normalizer, np.array(means), np.array(stds))
 
 
@@ -139,8 +138,8 @@ def race(console: Console, batches: list[Batch]) -> None:
         fast, slow = (median(times[type(scaler).__name__]) for scaler in (ours, theirs))
         rates = [len(batches[0]) / t / 1e6 for t in (fast, slow)]
         console.print(
-            f"  {method:11}  BatchNormTransformer {rates[0]:6.1f} M rows/s   StandardScaler {rates[1]:6.1f} M rows/s   "
-            f"{slow / fast:.1f} times"
+            f"  {method:11}  BatchNormTransformer {rates[0]:6.1f} M rows/s   "
+            f"StandardScaler {rates[1]:6.1f} M rows/s   {slow / fast:.1f} times"
         )
 
 

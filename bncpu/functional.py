@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from bncpu import _layout, _normalize, _validation
 from bncpu.moments import Coefficients, fold, inverse_std, variance
 
-Array = NDArray[np.floating]
+Array = NDArray[np.floating[Any]]
 
 
 class SavedStatistics(NamedTuple):
@@ -232,32 +232,16 @@ class _Finish:
         self.x3, self.layout = _layout.canonical(x, channel_axis)
 
     def __call__(self, coefficients: Coefficients) -> Array:
-        y, y3 = self._result()
-        z3 = None
-        if self.residual is not None:
-            z3 = self.layout.view(self.residual)
-            if z3 is None or z3.strides != y3.strides or z3.dtype != y3.dtype:
-                (y, y3), (z, z3) = self._fresh(), self._fresh()
-                z[...] = self.residual
+        shape, dtype = self.x.shape, self.x3.dtype
+        z3 = None if self.residual is None else self.layout.view(self.residual)
+        y, y3 = _layout.target(self.layout, self.out, shape, *(a for a in (self.x3, z3) if a is not None))
+        if self.residual is not None and (z3 is None or z3.strides != y3.strides or z3.dtype != dtype):
+            y, y3 = _layout.empty_in(self.layout, shape, dtype)
+            z, z3 = _layout.empty_in(self.layout, shape, dtype)
+            z[...] = self.residual
         _normalize.apply(self.x3, y3, coefficients, residual=z3, relu=self.relu, n_threads=self.n_threads)
         if self.out is None:
             return y if y.dtype == self.x.dtype else y.astype(self.x.dtype)
         if y is not self.out:
             self.out[...] = y
         return self.out
-
-    def _result(self) -> tuple[Array, Array]:
-        """`out` and its view if it can be written directly, else a fresh array."""
-        out = self.out
-        if out is not None and out.dtype == self.x3.dtype:
-            inputs = [a for a in (self.x3, self.residual) if a is not None]
-            y3 = self.layout.view(out)
-            if y3 is not None and not any(_layout.overlap(a, b) for a, b in zip(inputs, (y3, out))):
-                return out, y3
-        return self._fresh()
-
-    def _fresh(self) -> tuple[Array, Array]:
-        y = _layout.empty_in(self.layout, self.x.shape, self.x3.dtype)
-        y3 = self.layout.view(y)
-        assert y3 is not None
-        return y, y3

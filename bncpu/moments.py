@@ -15,12 +15,13 @@ momentum        times ``momentum``; batch to 1-momentum   without the between-ba
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 Float64 = NDArray[np.float64]
+Parameters = NDArray[Any]  # float64, or float32 where the data is
 
 
 class Moments(NamedTuple):
@@ -36,7 +37,7 @@ class Moments(NamedTuple):
         Weighted sum of squared deviations from the mean.
     """
 
-    count: Float64
+    count: Float64  # type: ignore[assignment]  # hides tuple.count, which nothing here needs
     mean: Float64
     mean_lo: Float64
     m2: Float64
@@ -95,7 +96,7 @@ def merge_blocks(blocks: Moments) -> Moments:
     return Moments(*(m[0] for m in blocks))
 
 
-def scaled(m: Moments, factor: ArrayLike) -> Moments:
+def scaled(m: Moments, factor: Float64 | float) -> Moments:
     """The same mean and variance with another weight."""
     return Moments(m.count * factor, m.mean, m.mean_lo, m.m2 * factor)
 
@@ -154,7 +155,7 @@ def inverse_std(var: Float64, eps: float) -> Float64:
     return np.divide(1.0, std, out=np.zeros_like(std), where=std != 0)
 
 
-def near_constant(mean: Float64, var: Float64, count: ArrayLike) -> NDArray[np.bool_]:
+def near_constant(mean: Float64, var: Float64, count: Float64 | float) -> NDArray[np.bool_]:
     """Channels whose variance may be rounding alone, by scikit-learn's error bound.
 
     References
@@ -169,32 +170,32 @@ def near_constant(mean: Float64, var: Float64, count: ArrayLike) -> NDArray[np.b
 class Coefficients(NamedTuple):
     """What the kernels apply: ``y = (x - mean) * scale + shift``, one of each per channel."""
 
-    mean: NDArray[np.floating]
-    scale: NDArray[np.floating]
-    shift: NDArray[np.floating]
+    mean: Parameters
+    scale: Parameters
+    shift: Parameters
 
 
 def fold(
-    mean: Float64, invstd: Float64, gamma: ArrayLike | None, beta: ArrayLike | None, mean_lo: ArrayLike = 0.0
+    mean: Float64, invstd: Float64, gamma: Float64 | None, beta: Float64 | None, mean_lo: Float64 | float = 0.0
 ) -> Coefficients:
     """Coefficients of ``y = gamma * (x - mean) * invstd + beta``."""
     scale = invstd if gamma is None else invstd * gamma
-    shift = np.zeros_like(scale) if beta is None else np.broadcast_to(np.asarray(beta, np.float64), scale.shape)
+    shift = np.zeros_like(scale) if beta is None else beta
     return Coefficients(mean, scale, shift - mean_lo * scale)
 
 
-def fold_inverse(forward: Coefficients, beta: ArrayLike | None) -> Coefficients:
+def fold_inverse(forward: Coefficients, beta: Float64 | None) -> Coefficients:
     """Coefficients of ``x = (y - beta) / scale + mean``, which undo `forward`.
 
     Written about beta, not about `forward.shift`, so that a constant channel comes back exactly.
     NaN where scale is 0.
     """
-    beta = np.zeros_like(forward.scale) if beta is None else np.asarray(beta, np.float64)
+    beta = np.zeros_like(forward.scale) if beta is None else beta
     scale = np.divide(1.0, forward.scale, out=np.full_like(forward.scale, np.nan), where=forward.scale != 0)
     return Coefficients(beta, scale, forward.mean + (beta - forward.shift) * scale)
 
 
-def rounded(c: Coefficients, dtype: np.dtype) -> Coefficients | None:
+def rounded(c: Coefficients, dtype: np.dtype[Any]) -> Coefficients | None:
     """The coefficients in `dtype`, or None if float32 arithmetic would overflow or lose them.
 
     The kernels subtract the mean rounded to the data's type; what rounding took from it goes into shift.

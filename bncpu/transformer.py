@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -102,7 +102,7 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
     """
 
     # Not metadata: `out` is an array of the caller's.
-    __metadata_request__transform = {"out": UNUSED}
+    __metadata_request__transform: ClassVar = {"out": UNUSED}
 
     running_mean_: NDArray[np.float64]
     running_var_: NDArray[np.float64]
@@ -191,7 +191,7 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
     def _learn(self, X: Any, sample_weight: Any, *, reset: bool, ordered: bool) -> BatchNormTransformer:
         """Compute the new state beside the old one, then put it in place in one step."""
         _validation.parameters(self)
-        mode = "momentum" if self.momentum is not None else "halflife" if self.halflife is not None else "cumulative"
+        mode = _validation.mode(self)
         if not reset:
             _validation.same_mode(self._mode, mode)
         X, state = _validation.batch(self, X, reset=reset)
@@ -339,20 +339,16 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
         self, X: NDArray[Any], coefficients: Coefficients, copy: bool | None, out: NDArray[Any] | None
     ) -> NDArray[Any]:
         x3, layout = _layout.canonical(X, 1)
-        y, y3 = X, x3
-        in_place = not (self.copy if copy is None else copy) and X.flags.writeable and np.shares_memory(x3, X)
-        if out is not None:
-            y, y3 = out, None if _layout.overlap(x3, out) else layout.view(out)
-            in_place = y3 is not None and y3.dtype == x3.dtype
-        if not in_place:
-            y = _layout.empty_in(layout, X.shape, x3.dtype)
-            y3 = layout.view(y)
+        if out is None and not (self.copy if copy is None else copy) and X.flags.writeable:
+            out = X
+        y, y3 = _layout.target(layout, out, X.shape, x3)
         if _normalize.apply(x3, y3, coefficients, n_threads=self.n_threads):
-            _validation.no_infinities(self, X)
-        if out is not None and y is not out:
+            _validation.infinity(self, X)
+        if out is None:
+            return y if y.dtype == X.dtype else y.astype(X.dtype)
+        if y is not out:
             out[...] = y
-            return out
-        return y if y.dtype == X.dtype else y.astype(X.dtype)
+        return out
 
     def merge(self, other: BatchNormTransformer) -> BatchNormTransformer:
         """Take in what another transformer has seen, as if this one had seen both streams.

@@ -21,6 +21,7 @@ OUT = Path(__file__).parents[1] / "tests" / "data" / "torch_batch_norm.json"
 
 
 def case(name, shape, momentum, eps, affine):
+    """One input with PyTorch's output in both modes, and its running statistics before and after."""
     x = torch.randn(shape, dtype=torch.float64) + 0.5
     n_channels = shape[1]
     mean, var = torch.randn(n_channels, dtype=torch.float64), torch.rand(n_channels, dtype=torch.float64) + 0.5

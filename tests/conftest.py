@@ -4,7 +4,7 @@ import pytest
 
 os.environ["SCIPY_ARRAY_API"] = "1"  # before SciPy is imported: scikit-learn checks array-API input only then
 
-from bncpu import _kernels  # noqa: E402
+from bncpu import _kernels
 
 
 @pytest.fixture(params=_kernels.isa_variants())

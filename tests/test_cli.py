@@ -36,7 +36,7 @@ def test_versions_are_one_pasteable_block(capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments, message",
+    ("arguments", "message"),
     [
         ([], "required: COMMAND"),
         (["normalise"], "invalid choice: 'normalise'"),

@@ -259,5 +259,5 @@ def test_float32_coefficients_that_overflow_are_computed_in_float64():
 
 
 def test_an_unknown_variant_is_refused():
-    with pytest.raises(ValueError, match="BNCPU_ISA must be one of .*; got 'mmx'"):
+    with pytest.raises(ValueError, match=r"BNCPU_ISA must be one of .*; got 'mmx'"):
         _kernels.use_isa("mmx")

@@ -10,9 +10,9 @@ import pytest
 from bncpu import _kernels
 
 
-def run(code, **environment):
+def run(*code, **environment):
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
+        [sys.executable, "-c", "".join(map(textwrap.dedent, code))],
         capture_output=True, text=True, timeout=60, check=False, env=os.environ | environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -29,7 +29,7 @@ SETUP = """
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
 def test_a_fork_after_use_works_in_parent_and_child():
-    code = SETUP + """
+    code = """
     import os
     expected = bn.running_mean_.tobytes()
     for _ in range(3):
@@ -41,12 +41,12 @@ def test_a_fork_after_use_works_in_parent_and_child():
         assert BatchNormTransformer(n_threads=4).fit(X).running_mean_.tobytes() == expected
     print("done")
     """
-    assert run(code) == "done"
+    assert run(SETUP, code) == "done"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
 def test_a_fork_while_another_thread_is_in_a_kernel_works():
-    code = SETUP + """
+    code = """
     import os, threading
     stop = threading.Event()
     def work():
@@ -64,7 +64,7 @@ def test_a_fork_while_another_thread_is_in_a_kernel_works():
     worker.join()
     print("done")
     """
-    assert run(code) == "done"
+    assert run(SETUP, code) == "done"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="signal.setitimer is POSIX")
@@ -91,7 +91,7 @@ def test_a_long_kernel_can_be_interrupted_and_changes_nothing():
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="this platform does not list threads")
-@pytest.mark.parametrize("allowed, started", [("1", 0), ("3", 2)])
+@pytest.mark.parametrize(("allowed", "started"), [("1", 0), ("3", 2)])
 def test_omp_num_threads_is_the_number_of_threads(allowed, started):
     code = """
     import os
@@ -106,14 +106,14 @@ def test_omp_num_threads_is_the_number_of_threads(allowed, started):
 
 
 def test_threadpool_limits_are_respected():
-    code = SETUP + """
+    code = """
     from threadpoolctl import threadpool_limits
     from bncpu import _dispatch
     with threadpool_limits(1):
         inside = _dispatch.threads(None, 1 << 30)
     print(inside, _dispatch.threads(None, 1 << 10), _dispatch.threads(3, 1 << 30))
     """
-    assert run(code, OMP_NUM_THREADS="2") == "1 1 3"
+    assert run(SETUP, code, OMP_NUM_THREADS="2") == "1 1 3"
 
 
 @pytest.mark.parametrize("name", _kernels.isa_variants())
@@ -132,10 +132,10 @@ def test_an_unknown_instruction_set_in_the_environment_is_one_clear_error():
 
 
 def test_threads_may_share_a_fitted_transformer():
-    code = SETUP + """
+    code = """
     from concurrent.futures import ThreadPoolExecutor
     expected = bn.transform(X).tobytes()
     with ThreadPoolExecutor(8) as pool:
         print(all(y.tobytes() == expected for y in pool.map(bn.transform, [X] * 24)))
     """
-    assert run(code) == "True"
+    assert run(SETUP, code) == "True"

@@ -1,0 +1,1 @@
+"""Benchmarks for airspeed-velocity; CONTRIBUTING.md says how to run them."""

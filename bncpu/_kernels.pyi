@@ -1,0 +1,30 @@
+from typing import Any
+
+from numpy.typing import NDArray
+
+def isa_variants() -> tuple[str, ...]: ...
+def isa() -> str: ...
+def use_isa(name: str) -> None: ...
+def openmp_version() -> int: ...
+def max_threads() -> int: ...
+def pause_threads() -> None: ...
+def moments(
+    x: NDArray[Any],
+    weights: NDArray[Any] | None,
+    skip_missing: bool,
+    outer_block: int,
+    inner_block: int,
+    out: NDArray[Any],
+    n_threads: int,
+) -> bool: ...
+def apply(
+    x: NDArray[Any],
+    y: NDArray[Any],
+    residual: NDArray[Any] | None,
+    mean: NDArray[Any],
+    scale: NDArray[Any],
+    shift: NDArray[Any],
+    relu: bool,
+    stream: bool,
+    n_threads: int,
+) -> bool: ...

@@ -1,0 +1,56 @@
+"""README and pyproject say what is true: the code runs, the output is what is printed, the layers are listed."""
+
+import contextlib
+import io
+import re
+import tomllib
+from pathlib import Path
+
+import bncpu
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_readme_prints_what_it_says():
+    blocks = re.findall(r"```(python|text)\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    names, printed, compared = {}, "", 0
+    for kind, body in blocks:
+        if kind == "text":
+            assert printed == body
+            compared += 1
+            continue
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            exec(body, names)
+        printed = out.getvalue()
+    assert compared == 2
+
+
+def test_the_readme_has_the_two_commands():
+    readme = (ROOT / "README.md").read_text()
+    assert 'pip install ".[demo]" && bncpu demo\n' in readme
+    assert 'pip install -e ".[test]" && pytest\n' in readme
+
+
+def test_one_version_everywhere():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert bncpu.__version__ == project["project"]["version"]
+    assert f"## {bncpu.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_every_module_has_a_place_in_the_layers_or_at_the_edge():
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layered = {name.strip() for layer in contracts[0]["layers"] for name in layer.split("|")}
+    modules = {f"bncpu.{path.stem}" for path in (ROOT / "bncpu").glob("*.py")}
+    assert modules - layered == {"bncpu.__init__", "bncpu._reference", "bncpu._versions"}
+    assert layered <= modules
+
+
+def test_the_loops_over_data_are_those_that_the_design_lists():
+    template = (ROOT / "bncpu" / "src" / "leaves_template.h").read_text()
+    loops = set(re.findall(r"INLINE \w+ NAME\((\w+_(?:sums|apply))\)\(const T", template)) | set(
+        re.findall(r"INLINE VBITS NAME\((\w+_apply)\)\(const T", template)
+    )
+    loops -= {"part_sums", "part_apply"}
+    assert loops == {"rows_sums", "plane_sums", "rows_apply", "plane_apply"}
+    for name in loops:
+        assert f"`{name}`" in (ROOT / "docs" / "design.md").read_text()
