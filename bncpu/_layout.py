@@ -14,6 +14,7 @@ planes   contiguous along `inner`                   NCHW, NCL, F-ordered (N, C)
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,16 +35,12 @@ class Layout(NamedTuple):
         shape = ordered.shape
         at = self.channel_position
         try:
-            form = ordered.reshape((_product(shape[:at]), shape[at], _product(shape[at + 1 :])), copy=False)
+            form = ordered.reshape((prod(shape[:at]), shape[at], prod(shape[at + 1 :])), copy=False)
         except ValueError:
             return None
         innermost = 2 if form.shape[2] > 1 else 1
         fits = form.size == 0 or form.shape[innermost] == 1 or form.strides[innermost] == form.itemsize
         return form if fits and form.flags.aligned and form.dtype.isnative else None
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    return int(np.prod(shape, dtype=np.intp))
 
 
 def layout_of(x: Array, channel_axis: int) -> Layout:

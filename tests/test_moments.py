@@ -22,14 +22,17 @@ def moments_of(values, weights=None):
     return Moments(*(np.array([v]) for v in (float(count), hi, float(mean - Fraction(hi)), float(m2))))
 
 
+def exact_mean(m):
+    return Fraction(float(m.mean[0])) + Fraction(float(m.mean_lo[0]))
+
+
 @given(data_sets, data_sets)
 def test_merge_equals_the_moments_of_the_union(a, b):
     got = moments.merge(moments_of(a), moments_of(b))
     count, mean, m2 = exact_moments(a + b)
     assert got.count[0] == count
     spread = max(a + b) - min(a + b)
-    error = float(mean - Fraction(float(got.mean[0])) - Fraction(float(got.mean_lo[0])))
-    assert abs(error) <= 2.0**-50 * spread + 2.0**-100 * abs(float(mean))
+    assert abs(float(mean - exact_mean(got))) <= 2.0**-50 * spread + 2.0**-100 * abs(float(mean))
     assert got.m2[0] == pytest.approx(float(m2), rel=1e-14, abs=1e-300)
 
 
@@ -46,8 +49,10 @@ def test_merge_does_not_depend_on_the_order_of_its_sides(a, b):
 def test_merging_nothing_changes_nothing(a):
     m, nothing = moments_of(a), Moments.empty(1)
     for merged in (moments.merge(m, nothing), moments.merge(nothing, m)):
-        for p, q in zip(merged, m, strict=True):
-            np.testing.assert_array_equal(p, q)
+        assert merged.count == m.count
+        assert merged.m2 == m.m2
+        # The same number; half a unit may stand on either side of it.
+        assert exact_mean(merged) == exact_mean(m)
 
 
 def test_a_side_of_weight_zero_leaves_the_other_exactly_as_it_is():
