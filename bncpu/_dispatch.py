@@ -7,10 +7,11 @@ from types import ModuleType
 
 try:
     from bncpu import _kernels
-except ImportError as error:
+except ImportError:
     raise ImportError(
-        "bncpu has no compiled kernel here: install it (pip install .), and do not import it from its source tree"
-    ) from error
+        f"no compiled kernel in {os.path.dirname(__file__)}; if this is bncpu's source tree, start Python in another "
+        "folder to use the installed package, or install with pip install -e ."
+    ) from None
 
 # A fork leaves the child without OpenMP's idle threads, and its first parallel loop would wait for them.
 if hasattr(os, "register_at_fork"):

@@ -83,8 +83,9 @@ def pause_threads():
 
 # ---- the two forms ----
 
-# Bytes one prange works through before signals are looked at: some 10 ms.
-cdef Py_ssize_t _BYTES_BETWEEN_SIGNALS = 64 << 20
+cdef Py_ssize_t _tasks_between_signals(Py_ssize_t task_bytes, int n_threads) noexcept:
+    # Some 10 ms of work, in equal shares.
+    return n_threads * max(1, (64 << 20) // max(1, task_bytes * n_threads))
 
 
 cdef bn_part _whole(cnp.ndarray x) noexcept:
@@ -136,7 +137,8 @@ def moments(cnp.ndarray x, cnp.ndarray weights, bint skip_missing, Py_ssize_t ou
     cdef Py_ssize_t tile = BN_TILE if whole.inner == 1 else max(1, min(BN_TILE, 32768 // inner_block))
     cdef Py_ssize_t tiles = _ceil_div(whole.channels, tile)
     cdef Py_ssize_t n_tasks = n_blocks * tiles, start = 0, stop, task, block, channel, at
-    cdef Py_ssize_t step = max(n_threads, _BYTES_BETWEEN_SIGNALS // (outer_block * inner_block * tile * size))
+    cdef Py_ssize_t step = _tasks_between_signals(
+        outer_block * inner_block * min(tile, whole.channels) * size, n_threads)
     cdef int missing = 0
     while start < n_tasks:
         stop = min(n_tasks, start + step)
@@ -205,7 +207,7 @@ def apply(cnp.ndarray x, cnp.ndarray y, cnp.ndarray residual, cnp.ndarray mean, 
     cdef Py_ssize_t channel_blocks = _ceil_div(whole.channels, channel_block)
     cdef Py_ssize_t n_tasks = _ceil_div(whole.outer, outer_block) * channel_blocks * inner_blocks
     cdef Py_ssize_t start = 0, stop, task, o, c, i, at
-    cdef Py_ssize_t step = max(n_threads, _BYTES_BETWEEN_SIGNALS // (65536 * size))
+    cdef Py_ssize_t step = _tasks_between_signals(65536 * size, n_threads)
     cdef int infinite = 0
     while start < n_tasks:
         stop = min(n_tasks, start + step)

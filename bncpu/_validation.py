@@ -216,28 +216,29 @@ def to_invert(t: Any, X: Any) -> NDArray[Any]:
     return X
 
 
-def finite_moments(t: Any, X: NDArray[Any], m2: NDArray[np.float64]) -> None:
+def finite_moments(t: Any, X: NDArray[Any], m2: NDArray[np.float64], names: Any) -> None:
     """Refuse a batch whose moments are not finite, saying where the infinity is."""
     if np.all(np.isfinite(m2)):
         return
     if np.any(np.isinf(X)):
-        infinity(t, X)
-    columns = _some(np.flatnonzero(~np.isfinite(m2)))
+        infinity(t, X, names)
+    columns = _some(np.flatnonzero(~np.isfinite(m2)), names)
     raise ValueError(f"the variance of X overflows float64 in column(s) {columns}; scale the data first")
 
 
-def infinity(t: Any, X: NDArray[Any]) -> NoReturn:
+def infinity(t: Any, X: NDArray[Any], names: Any) -> NoReturn:
     """Refuse X for its infinities, naming rows and columns if they have not been overwritten in place."""
     rows, columns = np.nonzero(np.isinf(X))
-    where = f": row(s) {_some(np.unique(rows))}, column(s) {_some(np.unique(columns))}" if len(rows) else ""
+    where = f": row(s) {_some(np.unique(rows))}, column(s) {_some(np.unique(columns), names)}" if len(rows) else ""
     raise ValueError(
         f"Input X contains infinity or a value too large for {X.dtype!r}{where}. "
         f"{type(t).__name__} takes NaN as missing, but not infinity."
     )
 
 
-def _some(indices: NDArray[np.intp]) -> str:
-    return ", ".join(map(str, indices[:5])) + (", ..." if len(indices) > 5 else "")
+def _some(indices: NDArray[np.intp], names: Any = None) -> str:
+    shown = (str(i) if names is None else f"{i} ({names[i]!r})" for i in indices[:5])
+    return ", ".join(shown) + (", ..." if len(indices) > 5 else "")
 
 
 def two_values(t: Any, n_values: NDArray[np.float64], n_samples: int) -> None:
@@ -274,8 +275,9 @@ def mergeable(t: Any, other: Any) -> None:
         raise TypeError(f"other must be a {type(t).__name__}, got {type(other).__name__}")
     check_is_fitted(other)
     for name, side in (("self", t), ("other", other)):
-        if mode(side) != "cumulative" or getattr(side, "_mode", "cumulative") != "cumulative":
-            raise ValueError(f"merge needs cumulative statistics, whose order does not matter; {name} forgets")
+        kind = next((m for m in (mode(side), getattr(side, "_mode", "cumulative")) if m != "cumulative"), None)
+        if kind is not None:
+            raise ValueError(f"merge needs cumulative statistics, whose order does not matter; {name} uses {kind}")
     if t.ddof != other.ddof:
         raise ValueError(f"other must have ddof={t.ddof}, got {other.ddof}")
     if not hasattr(t, "n_features_in_"):

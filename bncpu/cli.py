@@ -34,7 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog="example: bncpu demo --picture settling.png",
     )
     demo.add_argument("--picture", type=Path, default=Path("bncpu-demo.png"), help="where to save it (%(default)s)")
-    demo.add_argument("--rows", type=int, default=None, help="stop each photograph after so many rows of patches")
+    demo.add_argument(
+        "--rows", type=int, default=None, help="use only the first so many rows of each photograph's patches"
+    )
     commands.add_parser("versions", help="print versions and what the kernels use, for bug reports")
     options = parser.parse_args(arguments)
     if options.command == "versions":
@@ -42,11 +44,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if options.rows is not None and options.rows < 1:
         parser.error(f"--rows must be at least 1, got {options.rows}")
+    if not options.picture.parent.is_dir():
+        parser.error(f"--picture must be in an existing folder, got {options.picture}")
     try:
         from bncpu import demo as demonstration
 
         demonstration.run(options.picture, options.rows)
-    except (ImportError, OSError) as error:
+    except (ImportError, OSError, ValueError) as error:
         print(f"bncpu: {error}", file=sys.stderr)
         return 1
     return 0

@@ -19,6 +19,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from bncpu import BatchNormTransformer
+from bncpu._kernels import max_threads
 
 try:
     import matplotlib.figure
@@ -104,7 +105,7 @@ def learn(console: Console, rows: int | None) -> Stream:
             means.append(normalizer.running_mean_)
             stds.append(np.sqrt(normalizer.running_var_))
     shape = f"{normalizer.n_samples_seen_:,} x {normalizer.n_features_in_}"
-    console.print(f"  {shape} float32 in {normalizer.n_batches_seen_} batches")
+    console.print(f"  {shape} float32 in {normalizer.n_batches_seen_} batch(es)")
     return Stream(normalizer, np.array(means), np.array(stds))
 
 
@@ -133,13 +134,16 @@ def race(console: Console, batches: list[Batch]) -> None:
                 getattr(scaler, method)(batch)
                 elapsed = time.perf_counter() - start
                 seconds.setdefault(method, {}).setdefault(type(scaler).__name__, []).append(elapsed)
-    console.print(f"\n[bold]Speed[/bold], batches of {len(batches[0]):,} rows, medians of {len(batches)}, in turn")
+    console.print(
+        f"\n[bold]Speed[/bold], batches of {len(batches[0]):,} rows, medians of {len(batches)} calls in turn, "
+        f"{max_threads()} thread(s) for BatchNormTransformer"
+    )
     for method, times in seconds.items():
         fast, slow = (median(times[type(scaler).__name__]) for scaler in (ours, theirs))
         rates = [len(batches[0]) / t / 1e6 for t in (fast, slow)]
         console.print(
             f"  {method:11}  BatchNormTransformer {rates[0]:6.1f} M rows/s   "
-            f"StandardScaler {rates[1]:6.1f} M rows/s   {slow / fast:.1f} times"
+            f"StandardScaler {rates[1]:6.1f} M rows/s   {slow / fast:.1f} times as fast"
         )
 
 
@@ -156,5 +160,6 @@ def save_picture(stream: Stream, path: Path) -> None:
             axes.axhline(values[-1, centre + channel], color=colour, linewidth=0.6)
         axes.set(title=title, xlabel="batches seen", ylabel="brightness of the centre pixel (0-255)")
         axes.grid(alpha=0.3)
+    figure.supxlabel("thin lines: after all batches", fontsize="small")
     figure.legend(*axes.get_legend_handles_labels(), title="channel", loc="outside right center")
     figure.savefig(path, dpi=110)

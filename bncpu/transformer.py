@@ -29,6 +29,8 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
     - ``halflife``: recent rows count more; does not depend on how the stream was cut into batches;
     - ``momentum``: the textbook's exponential average over batches.
 
+    Only :meth:`partial_fit` knows an order and forgets; :meth:`fit` is exact, whatever the kind.
+
     NaN is missing data: left out of the statistics, kept by :meth:`transform`. Infinities are refused.
     A refused call leaves the transformer as it was.
 
@@ -37,15 +39,16 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
     momentum : float in [0, 1), optional
         Average over batches, as in batch normalization: ``running = momentum * running + (1 - momentum) * batch``,
         corrected for its start so that the first batches are not drawn towards a prior. This is
-        the weight of the OLD value: PyTorch's ``momentum=0.1`` is 0.9 here. Every batch needs two values of
-        a feature.
+        the weight of the OLD value: PyTorch's ``momentum=0.1`` is 0.9 here. A batch with a single value of
+        a feature is refused.
     halflife : float, optional
         Rows after which a row counts half. Excludes `momentum`.
     eps : float, default=0.0
         Added to the variance. With 0 the result does not depend on the units of the data, and a constant
         feature, by scikit-learn's error bound [2]_, is only centered.
     ddof : float, default=0
-        ``running_var_`` divides by ``n - ddof``; with `momentum`, n is the size of a batch.
+        ``running_var_`` divides by ``n - ddof`` and is NaN where that is not positive. n is the number of
+        values, or the sum of their weights; with `momentum`, of a batch. PyTorch's is 1.
     with_mean, with_std : bool, default=True
         Center; scale to unit variance.
     gamma, beta : array-like of shape (n_features,), optional
@@ -59,10 +62,11 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
     Attributes
     ----------
     running_mean_, running_var_ : ndarray of shape (n_features,), float64
-        Running statistics; NaN for a feature never observed. `running_var_` in the square of the unit of X.
+        Running statistics, read-only; NaN for a feature never observed. `running_var_` in the square of the
+        unit of X.
     mean_, var_, scale_ : ndarray of shape (n_features,), float64, or None
-        Read-only, for code written for :class:`~sklearn.preprocessing.StandardScaler`. `scale_` is the
-        divisor in use.
+        For code written for :class:`~sklearn.preprocessing.StandardScaler`; None where its are. `scale_` is
+        the divisor in use.
     n_samples_seen_ : int, float or ndarray of shape (n_features,)
         Values seen per feature, or the sum of their weights; one number if equal for all features.
         Forgetting does not lower it.
@@ -80,7 +84,8 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
 
     Notes
     -----
-    Changed parameters take effect at the next :meth:`fit` or :meth:`partial_fit`.
+    Changed parameters take effect at the next :meth:`fit` or :meth:`partial_fit`; another kind of running
+    statistics needs :meth:`fit`.
 
     References
     ----------
@@ -104,8 +109,6 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
     # Not metadata: `out` is an array of the caller's.
     __metadata_request__transform: ClassVar = {"out": UNUSED}
 
-    running_mean_: NDArray[np.float64]
-    running_var_: NDArray[np.float64]
     n_samples_seen_: int | float | NDArray[Any]
     n_batches_seen_: int
     n_features_in_: int
@@ -201,7 +204,9 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
         weights = _validation.sample_weight(sample_weight, X)
         if reset and mode == "momentum" and self.momentum is not None and 0 < self.momentum < 0.5:
             warnings.warn(
-                f"momentum={self.momentum} is the weight of the old value; PyTorch's 0.1 is 0.9 here", stacklevel=3
+                f"BatchNormTransformer's momentum={self.momentum} is the weight of the old value; "
+                f"PyTorch's {self.momentum} is {1 - self.momentum:g} here",
+                stacklevel=3,
             )
 
         x3, _ = _layout.canonical(X, 1)
@@ -210,7 +215,7 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
             recency = moments.recency_weights(n_samples, self.halflife)
             recency = recency if weights is None else recency * weights
         batch, missing = self._moments_of(x3, weights if recency is None else recency)
-        _validation.finite_moments(self, X, batch.m2)
+        _validation.finite_moments(self, X, batch.m2, state.get("feature_names_in_"))
         seen = batch.count
         if recency is not None:
             if missing:
@@ -269,9 +274,10 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
         center_lo = running.mean_lo if self.with_mean else np.zeros_like(mean)
         invstd = 1.0 / divisor if self.with_std else np.ones_like(divisor)
         forward = moments.fold(center, invstd, gamma, beta, center_lo)
+        for statistic in (mean, var, divisor):
+            statistic.flags.writeable = False
         return {
-            "running_mean_": mean,
-            "running_var_": var,
+            "_running": (mean, var),
             "_aliases": (
                 mean if self.with_mean or self.with_std else None,
                 var if self.with_std else None,
@@ -343,7 +349,7 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
             out = X
         y, y3 = _layout.target(layout, out, X.shape, x3)
         if _normalize.apply(x3, y3, coefficients, n_threads=self.n_threads):
-            _validation.infinity(self, X)
+            _validation.infinity(self, X, getattr(self, "feature_names_in_", None))
         if out is None:
             return y if y.dtype == X.dtype else y.astype(X.dtype)
         if y is not out:
@@ -351,7 +357,9 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
         return out
 
     def merge(self, other: BatchNormTransformer) -> BatchNormTransformer:
-        """Take in what another transformer has seen, as if this one had seen both streams.
+        """Take in, in place, what another transformer has seen, as if this one had seen both streams.
+
+        This one need not have seen anything yet, so that workers can be reduced onto a new one.
 
         Parameters
         ----------
@@ -387,6 +395,18 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
         state.update(self._derived(state["_moments"], state, gamma, beta))
         self.__dict__ = state
         return self
+
+    @property
+    def running_mean_(self) -> NDArray[np.float64]:
+        """Running mean per feature; NaN for one never observed."""
+        check_is_fitted(self)
+        return self._running[0]
+
+    @property
+    def running_var_(self) -> NDArray[np.float64]:
+        """Running variance per feature; NaN for one never observed."""
+        check_is_fitted(self)
+        return self._running[1]
 
     @property
     def mean_(self) -> NDArray[np.float64] | None:

@@ -16,12 +16,12 @@ def test_demo_streams_checks_times_and_draws(tmp_path, capsys):
     picture = tmp_path / "settling.png"
     assert cli.main(["demo", "--rows", "30", "--picture", str(picture)]) == 0
     printed = capsys.readouterr().out
-    assert "37,980 x 192 float32 in 3 batches" in printed
+    assert "37,980 x 192 float32 in 3 batch(es)" in printed
     for mean, var in re.findall(r"means differ by at most (\S+) standard deviations, variances by (\S+) of", printed):
         assert float(mean) <= 1e-12 and float(var) <= 1e-11
     raw, normalized = map(float, re.search(r"raw (\S+), normalized (\S+)", printed).groups())
     assert 0.9 < raw < 1 and 0.9 < normalized < 1
-    assert len(re.findall(r"(partial_fit|transform) .* M rows/s .* times", printed)) == 2
+    assert len(re.findall(r"(partial_fit|transform) .* M rows/s .* times as fast", printed)) == 2
     image = imread(picture)
     assert image.shape[0] > 300 and np.ptp(image) > 0.5
 
@@ -41,6 +41,7 @@ def test_versions_are_one_pasteable_block(capsys):
         ([], "required: COMMAND"),
         (["normalise"], "invalid choice: 'normalise'"),
         (["demo", "--rows", "0"], "--rows must be at least 1, got 0"),
+        (["demo", "--picture", "nowhere/x.png"], "--picture must be in an existing folder, got nowhere"),
     ],
 )
 def test_wrong_arguments_exit_with_2(arguments, message, capsys):
@@ -51,8 +52,8 @@ def test_wrong_arguments_exit_with_2(arguments, message, capsys):
 
 
 def test_a_picture_that_cannot_be_saved_is_one_line(tmp_path, capsys):
-    assert cli.main(["demo", "--rows", "12", "--picture", str(tmp_path / "none" / "x.png")]) == 1
-    assert re.fullmatch(r"bncpu: .*No such file.*\n", capsys.readouterr().err)
+    assert cli.main(["demo", "--rows", "12", "--picture", str(tmp_path / "x.xyz")]) == 1
+    assert re.fullmatch(r"bncpu: Format 'xyz' is not supported.*\n", capsys.readouterr().err)
 
 
 def test_a_missing_extra_is_named_in_one_line():
