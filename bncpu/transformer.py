@@ -57,7 +57,7 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
         With False, :meth:`transform` overwrites its input where it can.
     n_threads : int, optional
         Threads to use at most; by default what OpenMP, threadpoolctl and joblib allow. Results do not
-        depend on it.
+        depend on it. Where other work keeps every processor busy, 1 is often fastest.
 
     Attributes
     ----------
