@@ -241,16 +241,18 @@ def _some(indices: NDArray[np.intp], names: Any = None) -> str:
     return ", ".join(shown) + (", ..." if len(indices) > 5 else "")
 
 
-def two_values(t: Any, n_values: NDArray[np.float64], n_samples: int) -> None:
+def two_values(t: Any, n_values: NDArray[np.float64]) -> None:
     """Momentum mode averages batch variances, so a batch needs two values of a feature it has at all."""
     short = np.flatnonzero(n_values == 1)
-    if n_samples < 2 or len(short):
-        where = f"n_samples={n_samples}" if n_samples < 2 else f"one value in column(s) {_some(short)}"
+    if len(short):
+        where = "n_samples=1" if len(short) == len(n_values) else f"one value in column(s) {_some(short)}"
         raise ValueError(
             f"with momentum a batch needs at least two values per feature, got {where}; halflife accepts single rows"
         )
     if np.any((n_values > 0) & (n_values <= t.ddof)):
-        raise ValueError(f"with momentum a batch needs more than ddof={t.ddof} values per feature")
+        raise ValueError(
+            f"with momentum a batch needs more than ddof={t.ddof} values per feature, got {int(np.min(n_values))}"
+        )
 
 
 def same_mode(fitted: str, wanted: str) -> None:

@@ -24,6 +24,11 @@ Float64 = NDArray[np.float64]
 Parameters = NDArray[Any]  # float64, or float32 where the data is
 
 
+# Forgetting stops here: beside a row of weight 1 it is nothing, but a feature that has been missing for
+# thousands of half-lives still has the statistics it had.
+LEAST_WEIGHT = 2.0**-100
+
+
 class Moments(NamedTuple):
     """Count, mean and sum of squared deviations of each channel.
 
@@ -123,12 +128,14 @@ def update_halflife(running: Moments, batch: Moments, n_rows: int, halflife: flo
     `batch` must have been taken with `recency_weights`; then the result does not depend on how the
     stream was cut into batches.
     """
-    return merge(scaled(running, 0.5 ** (n_rows / halflife)), batch)
+    decayed = np.maximum(running.count * 0.5 ** (n_rows / halflife), LEAST_WEIGHT)
+    factor = np.divide(decayed, running.count, out=np.zeros_like(decayed), where=running.count > 0)
+    return merge(scaled(running, factor), batch)
 
 
 def recency_weights(n_rows: int, halflife: float) -> Float64:
     """Weight of each row of a batch at its end: 1 for the last, halving every `halflife` rows back."""
-    return 0.5 ** (np.arange(n_rows - 1, -1, -1) / halflife)
+    return np.maximum(0.5 ** (np.arange(n_rows - 1, -1, -1) / halflife), LEAST_WEIGHT)
 
 
 def update_momentum(running: Moments, batch: Moments, momentum: float, ddof: float = 0) -> Moments:

@@ -202,7 +202,7 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
         gamma = _validation.finite_per_channel("gamma", self.gamma, n_features)
         beta = _validation.finite_per_channel("beta", self.beta, n_features)
         weights = _validation.sample_weight(sample_weight, X)
-        if reset and mode == "momentum" and self.momentum is not None and 0 < self.momentum < 0.5:
+        if reset and self.momentum is not None and 0 < self.momentum < 0.5:
             warnings.warn(
                 f"BatchNormTransformer's momentum={self.momentum} is the weight of the old value; "
                 f"PyTorch's {self.momentum} is {1 - self.momentum:g} here",
@@ -210,31 +210,25 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
             )
 
         x3, _ = _layout.canonical(X, 1)
-        recency = None
-        if mode == "halflife" and ordered and self.halflife is not None:
-            recency = moments.recency_weights(n_samples, self.halflife)
-            recency = recency if weights is None else recency * weights
-        batch, missing = self._moments_of(x3, weights if recency is None else recency)
+        recency = moments.recency_weights(n_samples, self.halflife) if self.halflife is not None and ordered else None
+        batch, missing = self._moments_of(x3, _product(recency, weights))
         _validation.finite_moments(self, X, batch.m2, state.get("feature_names_in_"))
-        seen = batch.count
-        if recency is not None:
-            if missing:
-                seen = self._moments_of(x3, weights)[0].count
-            else:
-                seen = np.full(n_features, float(n_samples) if weights is None else np.sum(weights))
-
         running = Moments.empty(n_features) if reset else self._moments
-        if mode == "momentum" and self.momentum is not None:
-            self._check_two_values(x3, weights, seen, missing, n_samples)
+        seen = batch.count
+        if self.momentum is not None:
+            self._check_two_values(x3, weights, seen, missing)
             running = moments.update_momentum(running, batch, self.momentum, self.ddof)
-        elif recency is not None and self.halflife is not None:
+        elif self.halflife is not None and ordered:
+            # Forgetting does not lower the counts of what was seen.
+            seen = (
+                self._moments_of(x3, weights)[0].count if missing else np.full(n_features, _total(weights, n_samples))
+            )
             running = moments.update_halflife(running, batch, n_samples, self.halflife)
         else:
             running = moments.update_cumulative(running, batch)
 
         before = (0, 0) if reset else (self.n_samples_seen_, self.n_batches_seen_)
-        weighted = weights is not None or _is_weighted(before[0])
-        state["n_samples_seen_"] = _collapsed(before[0] + seen, weighted)
+        state["n_samples_seen_"] = _collapsed(before[0] + seen, weights is not None or _is_weighted(before[0]))
         state["n_batches_seen_"] = before[1] + 1
         state["_moments"] = running
         state["_mode"] = mode
@@ -246,13 +240,12 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
         return _normalize.moments(x3, weights, skip_missing=True, n_threads=self.n_threads)
 
     def _check_two_values(
-        self, x3: Any, weights: NDArray[np.float64] | None, seen: NDArray[np.float64], missing: bool, n_samples: int
+        self, x3: Any, weights: NDArray[np.float64] | None, seen: NDArray[np.float64], missing: bool
     ) -> None:
         if weights is not None:
             positive = (weights > 0).astype(np.float64)
-            n_samples = int(positive.sum())
-            seen = self._moments_of(x3, positive)[0].count if missing else np.full(len(seen), n_samples)
-        _validation.two_values(self, seen, n_samples)
+            seen = self._moments_of(x3, positive)[0].count if missing else np.full(len(seen), positive.sum())
+        _validation.two_values(self, seen)
 
     def _derived(
         self,
@@ -431,6 +424,14 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
         tags.input_tags.allow_nan = True
         tags.transformer_tags.preserves_dtype = ["float64", "float32", "float16"]
         return tags
+
+
+def _product(a: NDArray[np.float64] | None, b: NDArray[np.float64] | None) -> NDArray[np.float64] | None:
+    return b if a is None else a if b is None else a * b
+
+
+def _total(weights: NDArray[np.float64] | None, n_samples: int) -> float:
+    return n_samples if weights is None else float(np.sum(weights))
 
 
 def _is_weighted(count: int | float | NDArray[Any]) -> bool:

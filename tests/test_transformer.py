@@ -184,6 +184,22 @@ def test_halflife_follows_a_drift_that_cumulative_statistics_do_not():
     assert abs(everything.running_mean_[0] - 10 / 6) < 0.1
 
 
+def test_a_feature_missing_for_thousands_of_halflives_keeps_its_statistics():
+    X = np.full((5000, 2), np.nan)
+    X[:, 0] = normal(41, 5000)
+    X[:9, 1] = normal(42, 9, mean=7.0)
+    once = BatchNormTransformer(halflife=1).partial_fit(X)
+    cut = BatchNormTransformer(halflife=1).partial_fit(X[:9])
+    then = cut.running_mean_[1], cut.running_var_[1]
+    for batch in np.split(X[9:], [100, 3000]):
+        cut.partial_fit(batch)
+    assert (cut.running_mean_[1], cut.running_var_[1]) == pytest.approx(then, rel=1e-14)
+    assert abs(once.running_mean_[1] - 7) < 2
+    np.testing.assert_allclose(once.running_mean_[0], cut.running_mean_[0], rtol=1e-12)
+    cut.partial_fit(np.ones((1, 2)))
+    np.testing.assert_allclose(cut.running_mean_[1], 1, rtol=1e-12)
+
+
 def test_all_nan_features_keep_their_statistics_and_unseen_ones_stay_nan():
     X = normal(23, (10, 3))
     X[:, 2] = np.nan
