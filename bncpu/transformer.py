@@ -216,13 +216,12 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
         running = Moments.empty(n_features) if reset else self._moments
         seen = batch.count
         if self.momentum is not None:
-            self._check_two_values(x3, weights, seen, missing)
+            positive = None if weights is None else (weights > 0).astype(np.float64)
+            _validation.two_values(self, self._observed(x3, positive, missing))
             running = moments.update_momentum(running, batch, self.momentum, self.ddof)
         elif self.halflife is not None and ordered:
             # Forgetting does not lower the counts of what was seen.
-            seen = (
-                self._moments_of(x3, weights)[0].count if missing else np.full(n_features, _total(weights, n_samples))
-            )
+            seen = self._observed(x3, weights, missing)
             running = moments.update_halflife(running, batch, n_samples, self.halflife)
         else:
             running = moments.update_cumulative(running, batch)
@@ -239,13 +238,11 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
     def _moments_of(self, x3: Any, weights: NDArray[np.float64] | None) -> tuple[Moments, bool]:
         return _normalize.moments(x3, weights, skip_missing=True, n_threads=self.n_threads)
 
-    def _check_two_values(
-        self, x3: Any, weights: NDArray[np.float64] | None, seen: NDArray[np.float64], missing: bool
-    ) -> None:
-        if weights is not None:
-            positive = (weights > 0).astype(np.float64)
-            seen = self._moments_of(x3, positive)[0].count if missing else np.full(len(seen), positive.sum())
-        _validation.two_values(self, seen)
+    def _observed(self, x3: Any, weights: NDArray[np.float64] | None, missing: bool) -> NDArray[np.float64]:
+        """Total weight of the values of each feature."""
+        if missing:
+            return self._moments_of(x3, weights)[0].count
+        return np.full(x3.shape[1], x3.shape[0] * x3.shape[2] if weights is None else np.sum(weights), np.float64)
 
     def _derived(
         self,
@@ -428,10 +425,6 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
 
 def _product(a: NDArray[np.float64] | None, b: NDArray[np.float64] | None) -> NDArray[np.float64] | None:
     return b if a is None else a if b is None else a * b
-
-
-def _total(weights: NDArray[np.float64] | None, n_samples: int) -> float:
-    return n_samples if weights is None else float(np.sum(weights))
 
 
 def _is_weighted(count: int | float | NDArray[Any]) -> bool:
