@@ -23,7 +23,9 @@ class BuildExt(build_ext):
         """Add the flags, then compile."""
         msvc = self.compiler.compiler_type == "msvc"
         # No contraction: a fused multiply-add in one variant only would change its bits.
-        compile_args = ["/O2", "/fp:precise"] if msvc else ["-O3", "-g0", "-std=gnu11", "-ffp-contract=off"]
+        compile_args = (
+            ["/O2", "/fp:precise"] if msvc else ["-O3", "-g0", "-std=gnu11", "-ffp-contract=off", "-fno-fast-math"]
+        )
         link_args: list[str] = []
         for openmp_compile, openmp_link in self._openmp_candidates(msvc):
             if self._links(openmp_compile, openmp_link):

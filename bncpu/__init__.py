@@ -2,6 +2,7 @@
 
 from importlib.metadata import version
 
+from bncpu import gpu
 from bncpu._versions import show_versions
 from bncpu.functional import SavedStatistics, batch_norm, batch_norm_forward
 from bncpu.transformer import BatchNormTransformer
@@ -14,5 +15,6 @@ __all__ = [
     "__version__",
     "batch_norm",
     "batch_norm_forward",
+    "gpu",
     "show_versions",
 ]

@@ -17,7 +17,7 @@ except ImportError:
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_kernels.pause_threads)
 
-if "BNCPU_ISA" in os.environ:
+if os.environ.get("BNCPU_ISA"):
     _kernels.use_isa(os.environ["BNCPU_ISA"])
 
 # Below this many bytes a thread, waking it costs more than it saves.

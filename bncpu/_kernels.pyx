@@ -123,7 +123,7 @@ def moments(cnp.ndarray x, cnp.ndarray weights, bint skip_missing, Py_ssize_t ou
     Returns
     -------
     bool
-        Whether a NaN was left out.
+        Whether a NaN may have been left out: the sums of a block were not finite.
     """
     cdef bn_part whole = _whole(x), part
     cdef const char *data = <const char *> cnp.PyArray_DATA(x)

@@ -40,7 +40,7 @@ class Layout(NamedTuple):
             return None
         innermost = 2 if form.shape[2] > 1 else 1
         fits = form.size == 0 or form.shape[innermost] == 1 or form.strides[innermost] == form.itemsize
-        return form if fits and form.flags.aligned and form.dtype.isnative else None
+        return form if fits and form.flags.aligned else None
 
 
 def layout_of(x: Array, channel_axis: int) -> Layout:
@@ -93,6 +93,16 @@ def target(layout: Layout, out: Array | None, shape: tuple[int, ...], *inputs: A
         if view is not None and not any(overlap(a, view) for a in inputs):
             return out, view
     return empty_in(layout, shape, inputs[0].dtype)
+
+
+def delivered(y: Array, out: Array | None, dtype: np.dtype[Any]) -> Array:
+    """The result in `out` if given, else in `dtype`; float16 overflows to infinity, as float32 does."""
+    with np.errstate(over="ignore"):
+        if out is None:
+            return y if y.dtype == dtype else y.astype(dtype)
+        if y is not out:
+            out[...] = y
+        return out
 
 
 def overlap(a: Array, b: Array) -> bool:

@@ -36,7 +36,7 @@ def block_shape(outer: int, channels: int, inner: int) -> tuple[int, int]:
 def moments(
     x3: Array, weights: NDArray[np.float64] | None, *, skip_missing: bool, n_threads: int | None
 ) -> tuple[Moments, bool]:
-    """Moments of each channel of `x3`, and whether a NaN was left out.
+    """Moments of each channel of `x3`, and whether NaN may have been left out.
 
     Parameters
     ----------
@@ -48,6 +48,8 @@ def moments(
     n_threads : int or None
     """
     outer, channels, inner = x3.shape
+    if x3.size == 0:
+        return Moments.empty(channels), False
     outer_block, inner_block = block_shape(outer, channels, inner)
     n_blocks = -(-outer // outer_block) * -(-inner // inner_block)
     out = np.empty((4, n_blocks, channels))
@@ -87,7 +89,10 @@ def apply(
         for at in range(0, len(x3), step):
             part = slice(at, at + step)
             wide = x3[part].astype(np.float64)
-            added = None if residual is None else residual[part].astype(np.float64)
+            added = None
+            if residual is not None:
+                added = np.empty_like(wide)
+                added[...] = residual[part]
             infinite |= apply(wide, wide, coefficients, residual=added, relu=relu, n_threads=n_threads)
             with np.errstate(over="ignore"):
                 y3[part] = wide

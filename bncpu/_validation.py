@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import numbers
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_array, check_scalar
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+
+from bncpu.moments import Moments
 
 Array = NDArray[np.floating[Any]]
 
@@ -21,6 +23,8 @@ FLOATS = (np.float64, np.float32, np.float16)
 
 def real(name: str, value: Any, *, low: float, high: float | None = None, closed: str = "both") -> float:
     """`value`, a real number between `low` and `high`."""
+    if isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be a number, got {value}")
     check_scalar(value, name, numbers.Real, min_val=low, max_val=high, include_boundaries=closed)
     if math.isnan(value) or math.isinf(value):
         raise ValueError(f"{name} must be finite, got {value}")
@@ -44,8 +48,7 @@ def momentum(value: Any) -> float:
 
 def data(name: str, x: Any, channel_axis: Any) -> int:
     """Check a data array of a function; its channel axis counted from 0."""
-    if not isinstance(x, np.ndarray):
-        raise TypeError(f"{name} must be a NumPy array, got {type(x).__name__}")
+    _plain_array(name, x)
     if x.dtype.kind != "f" or x.dtype.itemsize > 8:
         raise TypeError(f"{name} must be float16, float32 or float64, got {x.dtype}; convert it first")
     if x.ndim < 2:
@@ -56,21 +59,26 @@ def data(name: str, x: Any, channel_axis: Any) -> int:
     return int(channel_axis) % x.ndim
 
 
+def _plain_array(name: str, a: Any) -> None:
+    # A mask would be ignored, and a matrix is never anything but 2-D.
+    if not isinstance(a, np.ndarray) or isinstance(a, (np.ma.MaskedArray, np.matrix)):
+        raise TypeError(f"{name} must be a NumPy array, got {type(a).__name__}")
+
+
 def like(name: str, a: Any, x: Array, *, writeable: bool = False) -> None:
     """Check an array that must match `x` in shape and dtype."""
-    if not isinstance(a, np.ndarray):
-        raise TypeError(f"{name} must be a NumPy array, got {type(a).__name__}")
+    _plain_array(name, a)
     if a.dtype != x.dtype:
-        raise TypeError(f"{name} must be {x.dtype} like x, got {a.dtype}")
+        raise TypeError(f"{name} must be {x.dtype} like the input, got {a.dtype}")
     if a.shape != x.shape:
-        raise ValueError(f"{name} must have the shape of x, {x.shape}; got {a.shape}")
+        raise ValueError(f"{name} must have the shape of the input, {x.shape}; got {a.shape}")
     if writeable and not a.flags.writeable:
         raise ValueError(f"{name} must be writeable, got a read-only array")
 
 
 def activation(value: Any) -> bool:
     """Whether `activation` asks for ReLU."""
-    if value not in (None, "relu"):
+    if value is not None and not (isinstance(value, str) and value == "relu"):
         raise ValueError(f"activation must be None or 'relu', got {value!r}")
     return value == "relu"
 
@@ -79,7 +87,10 @@ def per_channel(name: str, a: ArrayLike | None, n_channels: int) -> NDArray[np.f
     """A parameter with one value per channel, as float64; None stays None."""
     if a is None:
         return None
-    values = np.asarray(a)
+    try:
+        values = np.asarray(a)
+    except ValueError as error:
+        raise ValueError(f"{name} must have shape ({n_channels},): {error}") from None
     if values.dtype.kind not in "fiub":
         raise TypeError(f"{name} must hold real numbers, got {values.dtype}")
     if values.shape != (n_channels,):
@@ -93,7 +104,7 @@ def variances(name: str, a: ArrayLike, n_channels: int) -> NDArray[np.float64]:
     if values is None:
         raise TypeError(f"{name} must be an array of shape ({n_channels},), got None")
     if np.any(values < 0):
-        raise ValueError(f"{name} must not be negative, got {values.min()}")
+        raise ValueError(f"{name} must not be negative, got {values[values < 0][0]}")
     return values
 
 
@@ -109,15 +120,18 @@ def running(name: str, a: Any, n_channels: int) -> None:
         raise ValueError(f"{name} must be writeable, as it is updated in place; got a read-only array")
 
 
-def running_pair(mean: Any, var: Any, n_channels: int) -> None:
-    """Check running_mean and running_var: both or neither, not the same memory."""
+def running_pair(mean: Any, var: Any, n_channels: int, x: Array, out: Any) -> None:
+    """Check running_mean and running_var: both or neither, in memory of their own."""
     if (mean is None) != (var is None):
         raise ValueError("running_mean and running_var must be given together, got only one of them")
     if mean is not None:
         running("running_mean", mean, n_channels)
         running("running_var", var, n_channels)
-        if np.shares_memory(mean, var):
-            raise ValueError("running_mean and running_var must not share memory")
+        pairs = [("running_mean", mean, "running_var", var)]
+        pairs += [(a, b, c, d) for a, b, *_ in (pairs[0], pairs[0][2:]) for c, d in (("x", x), ("out", out))]
+        for name, a, other, b in pairs:
+            if isinstance(b, np.ndarray) and np.may_share_memory(a, b):
+                raise ValueError(f"{name} and {other} must not share memory")
 
 
 def values_per_channel(n: int, ddof: float) -> None:
@@ -133,23 +147,30 @@ def values_per_channel(n: int, ddof: float) -> None:
 # ---- the transformer ----
 
 
-def parameters(t: Any) -> None:
+class Parameters(NamedTuple):
+    """The numbers among the constructor parameters, as floats."""
+
+    momentum: float | None
+    halflife: float | None
+    eps: float
+    ddof: float
+
+
+def parameters(t: Any) -> Parameters:
     """Check the constructor parameters of a BatchNormTransformer."""
-    if t.momentum is not None:
-        real("momentum", t.momentum, low=0, high=1, closed="left")
-    if t.halflife is not None:
-        real("halflife", t.halflife, low=0, closed="neither")
+    momentum = None if t.momentum is None else real("momentum", t.momentum, low=0, high=1, closed="left")
+    halflife = None if t.halflife is None else real("halflife", t.halflife, low=0, closed="neither")
     if t.momentum is not None and t.halflife is not None:
         raise ValueError(
             f"momentum and halflife exclude each other, got momentum={t.momentum} and halflife={t.halflife}"
         )
-    real("eps", t.eps, low=0)
-    real("ddof", t.ddof, low=0)
+    eps, ddof = real("eps", t.eps, low=0), real("ddof", t.ddof, low=0)
     threads(t.n_threads)
     for name in ("with_mean", "with_std", "copy"):
         value = getattr(t, name)
         if not isinstance(value, (bool, np.bool_)):
             raise TypeError(f"{name} must be True or False, got {value!r}")
+    return Parameters(momentum, halflife, eps, ddof)
 
 
 def mode(t: Any) -> str:
@@ -197,7 +218,7 @@ def sample_weight(sample_weight: Any, X: NDArray[Any]) -> NDArray[np.float64] | 
         return None
     weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
     if not np.any(weights):
-        raise ValueError("Sample weights must contain at least one non-zero number.")
+        raise ValueError("Sample weights must contain at least one non-zero number; sample_weight is all 0.")
     return np.ascontiguousarray(weights)
 
 
@@ -216,14 +237,17 @@ def to_invert(t: Any, X: Any) -> NDArray[Any]:
     return X
 
 
-def finite_moments(t: Any, X: NDArray[Any], m2: NDArray[np.float64], names: Any) -> None:
-    """Refuse a batch whose moments are not finite, saying where the infinity is."""
-    if np.all(np.isfinite(m2)):
+def finite_moments(t: Any, X: NDArray[Any] | None, moments: Moments, names: Any) -> None:
+    """Refuse moments that are not finite, of the batch X or of all that was seen; say where the infinity is."""
+    overflown = ~np.isfinite(moments.m2 + moments.mean)
+    if not np.any(overflown):
         return
-    if np.any(np.isinf(X)):
+    if X is not None and np.any(np.isinf(X)):
         infinity(t, X, names)
-    columns = _some(np.flatnonzero(~np.isfinite(m2)), names)
-    raise ValueError(f"the variance of X overflows float64 in column(s) {columns}; scale the data first")
+    columns = _some(np.flatnonzero(overflown), names)
+    raise ValueError(
+        f"the variance of X overflows float64 in column(s) {columns}; scale the data, or sample_weight, first"
+    )
 
 
 def infinity(t: Any, X: NDArray[Any], names: Any) -> NoReturn:
@@ -241,17 +265,19 @@ def _some(indices: NDArray[np.intp], names: Any = None) -> str:
     return ", ".join(shown) + (", ..." if len(indices) > 5 else "")
 
 
-def two_values(t: Any, n_values: NDArray[np.float64]) -> None:
+def two_values(t: Any, n_values: NDArray[np.float64], n_samples: int, count: NDArray[np.float64], ddof: float) -> None:
     """Momentum mode averages batch variances, so a batch needs two values of a feature it has at all."""
     short = np.flatnonzero(n_values == 1)
-    if len(short):
-        where = "n_samples=1" if len(short) == len(n_values) else f"one value in column(s) {_some(short)}"
+    if n_samples == 1 or len(short):
+        where = "n_samples=1" if n_samples == 1 else f"one value in column(s) {_some(short)}"
         raise ValueError(
             f"with momentum a batch needs at least two values per feature, got {where}; halflife accepts single rows"
         )
-    if np.any((n_values > 0) & (n_values <= t.ddof)):
+    short = np.flatnonzero((count > 0) & (count <= ddof))
+    if len(short):
         raise ValueError(
-            f"with momentum a batch needs more than ddof={t.ddof} values per feature, got {int(np.min(n_values))}"
+            f"with momentum a batch needs more than ddof={t.ddof} values, or total sample_weight, per feature; "
+            f"got {count[short[0]]:g} in column(s) {_some(short)}"
         )
 
 

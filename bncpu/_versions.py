@@ -6,6 +6,8 @@ import importlib.metadata
 import os
 import platform
 
+from bncpu import _kernels, gpu
+
 
 def show_versions() -> None:
     """Print versions, instruction set, OpenMP, threads and CUDA as one block to paste into a report.
@@ -17,8 +19,6 @@ def show_versions() -> None:
     bncpu: 0.1.0
     ...
     """
-    from bncpu import _kernels, gpu
-
     openmp = _kernels.openmp_version()
     lines = {
         **{name: _version(name) for name in ("bncpu", "numpy", "scikit-learn", "scipy", "joblib", "numba-cuda")},

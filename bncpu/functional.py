@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bncpu import _layout, _normalize, _validation
-from bncpu.moments import Coefficients, fold, inverse_std, variance
+from bncpu.moments import Coefficients, fold, inverse_std, moved, variance
 
 Array = NDArray[np.floating[Any]]
 
@@ -22,6 +22,14 @@ class SavedStatistics(NamedTuple):
         Mean of the batch, per channel.
     invstd : ndarray of shape (C,), float64
         ``1 / sqrt(var + eps)`` with the biased variance of the batch; 0 where that would divide by 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bncpu import batch_norm_forward
+    >>> _, saved = batch_norm_forward(np.array([[0.0], [4.0]]), eps=0)
+    >>> saved.mean, saved.invstd
+    (array([2.]), array([0.5]))
     """
 
     mean: NDArray[np.float64]
@@ -193,7 +201,7 @@ def batch_norm_forward(
     n_channels = x.shape[axis]
     scale = _validation.per_channel("gamma", gamma, n_channels)
     shift = _validation.per_channel("beta", beta, n_channels)
-    _validation.running_pair(running_mean, running_var, n_channels)
+    _validation.running_pair(running_mean, running_var, n_channels, x, out)
     momentum = _validation.momentum(momentum)
     ddof = _validation.real("ddof", ddof, low=0)
     eps = _validation.real("eps", eps, low=0)
@@ -205,8 +213,8 @@ def batch_norm_forward(
     saved = SavedStatistics(moments.mean, inverse_std(variance(moments), eps))
     y = finish(fold(saved.mean, saved.invstd, scale, shift, moments.mean_lo))
     if running_mean is not None and running_var is not None:
-        running_mean[...] = momentum * running_mean + (1 - momentum) * moments.mean
-        running_var[...] = momentum * running_var + (1 - momentum) * variance(moments, ddof)
+        running_mean[...] = moved(running_mean, moments.mean, momentum)
+        running_var[...] = moved(running_var, variance(moments, ddof), momentum)
     return y, saved
 
 
@@ -240,8 +248,4 @@ class _Finish:
             z, z3 = _layout.empty_in(self.layout, shape, dtype)
             z[...] = self.residual
         _normalize.apply(self.x3, y3, coefficients, residual=z3, relu=self.relu, n_threads=self.n_threads)
-        if self.out is None:
-            return y if y.dtype == self.x.dtype else y.astype(self.x.dtype)
-        if y is not self.out:
-            self.out[...] = y
-        return self.out
+        return _layout.delivered(y, self.out, self.x.dtype)

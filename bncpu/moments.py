@@ -24,11 +24,6 @@ Float64 = NDArray[np.float64]
 Parameters = NDArray[Any]  # float64, or float32 where the data is
 
 
-# Forgetting stops here: beside a row of weight 1 it is nothing, but a feature that has been missing for
-# thousands of half-lives still has the statistics it had.
-LEAST_WEIGHT = 2.0**-100
-
-
 class Moments(NamedTuple):
     """Count, mean and sum of squared deviations of each channel.
 
@@ -122,20 +117,27 @@ def update_cumulative(running: Moments, batch: Moments) -> Moments:
     return merge(running, batch)
 
 
-def update_halflife(running: Moments, batch: Moments, n_rows: int, halflife: float) -> Moments:
+def update_halflife(
+    running: Moments, age: Float64, batch: Moments, n_rows: int, halflife: float
+) -> tuple[Moments, Float64]:
     """Statistics in which a row's weight halves every `halflife` rows.
 
     `batch` must have been taken with `recency_weights`; then the result does not depend on how the
     stream was cut into batches.
+
+    A channel's weight is that at its last value, `age` rows ago: decaying it through a long gap would
+    underflow, and its statistics would be lost. Returned are the new moments and ages.
     """
-    decayed = np.maximum(running.count * 0.5 ** (n_rows / halflife), LEAST_WEIGHT)
-    factor = np.divide(decayed, running.count, out=np.zeros_like(decayed), where=running.count > 0)
-    return merge(scaled(running, factor), batch)
+    seen, age = batch.count > 0, age + n_rows
+    with np.errstate(over="ignore"):
+        factor = np.where(seen, 0.5 ** (age / halflife), 1.0)
+    return merge(scaled(running, factor), batch), np.where(seen, 0.0, age)
 
 
 def recency_weights(n_rows: int, halflife: float) -> Float64:
     """Weight of each row of a batch at its end: 1 for the last, halving every `halflife` rows back."""
-    return np.maximum(0.5 ** (np.arange(n_rows - 1, -1, -1) / halflife), LEAST_WEIGHT)
+    with np.errstate(over="ignore"):
+        return 0.5 ** (np.arange(n_rows - 1, -1, -1) / halflife)
 
 
 def update_momentum(running: Moments, batch: Moments, momentum: float, ddof: float = 0) -> Moments:
@@ -156,6 +158,14 @@ def update_momentum(running: Moments, batch: Moments, momentum: float, ddof: flo
     return merge(scaled(running, np.where(seen, momentum, 1.0)), new, between=False)
 
 
+def moved(old: Parameters, new: Float64, momentum: float) -> Float64:
+    """``momentum * old + (1 - momentum) * new``; a side of weight 0 does not count, even if it is NaN."""
+    old = old.astype(np.float64)
+    if momentum in (0.0, 1.0):
+        return old if momentum else new
+    return momentum * old + (1 - momentum) * new
+
+
 def inverse_std(var: Float64, eps: float) -> Float64:
     """``1 / sqrt(var + eps)``, and 0 where that would divide by 0."""
     std = np.sqrt(var + eps)
@@ -171,7 +181,8 @@ def near_constant(mean: Float64, var: Float64, count: Float64 | float) -> NDArra
        :class:`sklearn.preprocessing.StandardScaler`.
     """
     u = np.finfo(np.float64).eps
-    return var <= count * u * var + (count * mean * u) ** 2
+    with np.errstate(over="ignore"):
+        return var <= count * u * var + (count * mean * u) ** 2
 
 
 class Coefficients(NamedTuple):
@@ -198,8 +209,9 @@ def fold_inverse(forward: Coefficients, beta: Float64 | None) -> Coefficients:
     NaN where scale is 0.
     """
     beta = np.zeros_like(forward.scale) if beta is None else beta
-    scale = np.divide(1.0, forward.scale, out=np.full_like(forward.scale, np.nan), where=forward.scale != 0)
-    return Coefficients(beta, scale, forward.mean + (beta - forward.shift) * scale)
+    with np.errstate(over="ignore", invalid="ignore"):
+        scale = np.divide(1.0, forward.scale, out=np.full_like(forward.scale, np.nan), where=forward.scale != 0)
+        return Coefficients(beta, scale, forward.mean + (beta - forward.shift) * scale)
 
 
 def rounded(c: Coefficients, dtype: np.dtype[Any]) -> Coefficients | None:
@@ -210,10 +222,11 @@ def rounded(c: Coefficients, dtype: np.dtype[Any]) -> Coefficients | None:
     if dtype == np.float64:
         return c
     # Any float32 minus a mean of 1e30 stays finite; a scale outside the normal range has lost digits.
-    size = np.abs(c.scale)
-    fits = (np.abs(c.mean) <= 1e30) & (((size >= 1e-37) & (size <= 1e37)) | (size == 0)) & (np.abs(c.shift) <= 1e37)
-    if not np.all(fits | np.isnan(c.mean + c.scale + c.shift)):
-        return None
-    mean = c.mean.astype(dtype)
-    shift = c.shift - (c.mean - mean.astype(np.float64)) * c.scale
-    return Coefficients(mean, c.scale.astype(dtype), shift.astype(dtype))
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean = c.mean.astype(dtype)
+        shift = c.shift - (c.mean - mean.astype(np.float64)) * c.scale
+        size = np.abs(c.scale)
+        fits = (np.abs(c.mean) <= 1e30) & (((size >= 1e-37) & (size <= 1e37)) | (size == 0)) & (np.abs(shift) <= 1e37)
+        if not np.all(fits | np.isnan(c.mean + c.scale + c.shift)):
+            return None
+        return Coefficients(mean, c.scale.astype(dtype), shift.astype(dtype))

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from sklearn import get_config
 from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
@@ -162,6 +163,12 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
         ------
         ValueError
             If X holds an infinity, its variance overflows float64, or an argument does not fit.
+
+        Examples
+        --------
+        >>> from bncpu import BatchNormTransformer
+        >>> BatchNormTransformer().fit([[0.0], [4.0]]).scale_
+        array([2.])
         """
         return self._learn(X, sample_weight, reset=True, ordered=False)
 
@@ -188,12 +195,19 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
         ValueError
             As :meth:`fit`; if X has another width or other names than before; or, with `momentum`, if a
             feature has only one value in X.
+
+        Examples
+        --------
+        >>> from bncpu import BatchNormTransformer
+        >>> recent = BatchNormTransformer(halflife=1).partial_fit([[0.0], [0.0], [3.0]])
+        >>> recent.partial_fit([[7.0]]).running_mean_.round(2)
+        array([4.53])
         """
         return self._learn(X, sample_weight, reset=not hasattr(self, "_moments"), ordered=True)
 
     def _learn(self, X: Any, sample_weight: Any, *, reset: bool, ordered: bool) -> BatchNormTransformer:
         """Compute the new state beside the old one, then put it in place in one step."""
-        _validation.parameters(self)
+        p = _validation.parameters(self)
         mode = _validation.mode(self)
         if not reset:
             _validation.same_mode(self._mode, mode)
@@ -202,38 +216,70 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
         gamma = _validation.finite_per_channel("gamma", self.gamma, n_features)
         beta = _validation.finite_per_channel("beta", self.beta, n_features)
         weights = _validation.sample_weight(sample_weight, X)
-        if reset and self.momentum is not None and 0 < self.momentum < 0.5:
+        if reset and p.momentum is not None and 0 < p.momentum < 0.5:
             warnings.warn(
                 f"BatchNormTransformer's momentum={self.momentum} is the weight of the old value; "
-                f"PyTorch's {self.momentum} is {1 - self.momentum:g} here",
+                f"PyTorch's {self.momentum} is {1 - p.momentum:g} here",
                 stacklevel=3,
             )
 
-        x3, _ = _layout.canonical(X, 1)
-        recency = moments.recency_weights(n_samples, self.halflife) if self.halflife is not None and ordered else None
-        batch, missing = self._moments_of(x3, _product(recency, weights))
-        _validation.finite_moments(self, X, batch.m2, state.get("feature_names_in_"))
+        names = state.get("feature_names_in_")
         running = Moments.empty(n_features) if reset else self._moments
-        seen = batch.count
-        if self.momentum is not None:
-            positive = None if weights is None else (weights > 0).astype(np.float64)
-            _validation.two_values(self, self._observed(x3, positive, missing))
-            running = moments.update_momentum(running, batch, self.momentum, self.ddof)
-        elif self.halflife is not None and ordered:
-            # Forgetting does not lower the counts of what was seen.
-            seen = self._observed(x3, weights, missing)
-            running = moments.update_halflife(running, batch, n_samples, self.halflife)
-        else:
-            running = moments.update_cumulative(running, batch)
+        age = np.zeros(n_features) if reset else self._age
+        # Overflow is looked for in the result, below.
+        with np.errstate(over="ignore", invalid="ignore"):
+            if p.halflife is not None and ordered:
+                running, age, seen = self._recent(X, weights, p.halflife, running, age, names)
+            else:
+                x3, _ = _layout.canonical(X, 1)
+                batch, missing = self._moments_of(x3, weights)
+                _validation.finite_moments(self, X, batch, names)
+                seen = batch.count
+                if p.momentum is None:
+                    running = moments.update_cumulative(running, batch)
+                else:
+                    positive = None if weights is None else (weights > 0).astype(np.float64)
+                    n_positive = n_samples if positive is None else int(positive.sum())
+                    n_values = self._observed(x3, positive, missing)
+                    _validation.two_values(self, n_values, n_positive, batch.count, p.ddof)
+                    running = moments.update_momentum(running, batch, p.momentum, p.ddof)
+        _validation.finite_moments(self, None, running, names)
 
         before = (0, 0) if reset else (self.n_samples_seen_, self.n_batches_seen_)
         state["n_samples_seen_"] = _collapsed(before[0] + seen, weights is not None or _is_weighted(before[0]))
         state["n_batches_seen_"] = before[1] + 1
         state["_moments"] = running
+        state["_age"] = age
         state["_mode"] = mode
-        state.update(self._derived(running, state, gamma, beta))
+        state.update(self._derived(running, state, p, gamma, beta))
         self.__dict__ = state
         return self
+
+    def _recent(
+        self,
+        X: NDArray[Any],
+        weights: NDArray[np.float64] | None,
+        halflife: float,
+        running: Moments,
+        age: NDArray[np.float64],
+        names: Any,
+    ) -> tuple[Moments, NDArray[np.float64], NDArray[np.float64]]:
+        """Moments and ages after the rows of X in their order, and the undecayed weight of their values."""
+        n_samples = len(X)
+        x3, _ = _layout.canonical(X, 1)
+        recency = moments.recency_weights(n_samples, halflife)
+        batch, missing = self._moments_of(x3, recency if weights is None else recency * weights)
+        _validation.finite_moments(self, X, batch, names)
+        seen = self._observed(x3, weights, missing)
+        # A feature whose last value lies hundreds of half-lives before the end has faded: look at it from nearer.
+        if n_samples > 1 and np.any(batch.count < 1e-200 * seen):
+            half = n_samples // 2
+            first, last = (None, None) if weights is None else (weights[:half], weights[half:])
+            running, age, seen_first = self._recent(X[:half], first, halflife, running, age, names)
+            running, age, seen_last = self._recent(X[half:], last, halflife, running, age, names)
+            return running, age, seen_first + seen_last
+        running, age = moments.update_halflife(running, age, batch, n_samples, halflife)
+        return running, age, seen
 
     def _moments_of(self, x3: Any, weights: NDArray[np.float64] | None) -> tuple[Moments, bool]:
         return _normalize.moments(x3, weights, skip_missing=True, n_threads=self.n_threads)
@@ -248,6 +294,7 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
         self,
         running: Moments,
         state: dict[str, Any],
+        p: _validation.Parameters,
         gamma: NDArray[np.float64] | None,
         beta: NDArray[np.float64] | None,
     ) -> dict[str, Any]:
@@ -255,17 +302,15 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
         # In momentum mode ddof has been applied to each batch, and the count is the weight seen so far.
         momentum = state["_mode"] == "momentum"
         mean = moments.observed_mean(running)
-        var = moments.variance(running, 0 if momentum else self.ddof)
+        var = moments.variance(running, 0 if momentum else p.ddof)
         n_values = state["n_samples_seen_"] / state["n_batches_seen_"] if momentum else running.count
-        divisor = np.sqrt(var + self.eps)
-        if self.eps == 0:
+        divisor = np.sqrt(var + p.eps)
+        if p.eps == 0:
             divisor = np.where(moments.near_constant(mean, var, n_values), 1.0, divisor)
         center = mean if self.with_mean else np.zeros_like(mean)
         center_lo = running.mean_lo if self.with_mean else np.zeros_like(mean)
         invstd = 1.0 / divisor if self.with_std else np.ones_like(divisor)
         forward = moments.fold(center, invstd, gamma, beta, center_lo)
-        for statistic in (mean, var, divisor):
-            statistic.flags.writeable = False
         return {
             "_running": (mean, var),
             "_aliases": (
@@ -299,12 +344,19 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
         ValueError
             If X holds an infinity (the contents of `out`, or of X with ``copy=False``, are undefined then),
             or its width or names differ from those of fit.
+
+        Examples
+        --------
+        >>> from bncpu import BatchNormTransformer
+        >>> BatchNormTransformer(beta=[10]).fit([[0.0], [4.0]]).transform([[2.0], [4.0]])
+        array([[10.],
+               [11.]])
         """
         check_is_fitted(self)
         X = _validation.to_transform(self, X)
         if out is not None:
-            config = getattr(self, "_sklearn_output_config", {}).get("transform")
-            _validation.out_of_transform(self, X, out, wrapped=config not in (None, "default"))
+            config = getattr(self, "_sklearn_output_config", {}).get("transform", get_config()["transform_output"])
+            _validation.out_of_transform(self, X, out, wrapped=config != "default")
         return self._apply(X, self._forward, copy, out)
 
     def inverse_transform(self, X: Any, copy: bool | None = None) -> NDArray[Any]:
@@ -326,6 +378,12 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
         ------
         ValueError
             If gamma holds a 0, X an infinity, or the width of X differs from that of fit.
+
+        Examples
+        --------
+        >>> from bncpu import BatchNormTransformer
+        >>> BatchNormTransformer().fit([[0.0], [4.0]]).inverse_transform([[1.0]])
+        array([[4.]])
         """
         check_is_fitted(self)
         _validation.invertible(self, self._forward.scale)
@@ -334,17 +392,14 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
     def _apply(
         self, X: NDArray[Any], coefficients: Coefficients, copy: bool | None, out: NDArray[Any] | None
     ) -> NDArray[Any]:
+        _validation.threads(self.n_threads)
         x3, layout = _layout.canonical(X, 1)
         if out is None and not (self.copy if copy is None else copy) and X.flags.writeable:
             out = X
         y, y3 = _layout.target(layout, out, X.shape, x3)
         if _normalize.apply(x3, y3, coefficients, n_threads=self.n_threads):
             _validation.infinity(self, X, getattr(self, "feature_names_in_", None))
-        if out is None:
-            return y if y.dtype == X.dtype else y.astype(X.dtype)
-        if y is not out:
-            out[...] = y
-        return out
+        return _layout.delivered(y, out, X.dtype)
 
     def merge(self, other: BatchNormTransformer) -> BatchNormTransformer:
         """Take in, in place, what another transformer has seen, as if this one had seen both streams.
@@ -366,9 +421,17 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
         TypeError
             If `other` is not a BatchNormTransformer.
         ValueError
-            If one of the two forgets (`momentum`, `halflife`), or they do not match.
+            If one of the two uses `momentum` or `halflife`, they do not match, or the variance of both
+            together overflows float64.
+
+        Examples
+        --------
+        >>> from bncpu import BatchNormTransformer
+        >>> left, right = BatchNormTransformer().fit([[0.0]]), BatchNormTransformer().fit([[4.0]])
+        >>> left.merge(right).running_var_
+        array([4.])
         """
-        _validation.parameters(self)
+        p = _validation.parameters(self)
         _validation.mergeable(self, other)
         state = dict(vars(self))
         if not hasattr(self, "_moments"):
@@ -380,9 +443,12 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
         seen = np.broadcast_to(mine, n_features) + theirs
         state["n_samples_seen_"] = _collapsed(seen, _is_weighted(mine) or _is_weighted(theirs))
         state["n_batches_seen_"] = getattr(self, "n_batches_seen_", 0) + other.n_batches_seen_
-        state["_moments"] = moments.merge(getattr(self, "_moments", Moments.empty(n_features)), other._moments)
-        state["_mode"] = other._mode
-        state.update(self._derived(state["_moments"], state, gamma, beta))
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = moments.merge(getattr(self, "_moments", Moments.empty(n_features)), other._moments)
+        _validation.finite_moments(self, None, total, state.get("feature_names_in_"))
+        state["_moments"] = total
+        state["_age"], state["_mode"] = other._age, other._mode
+        state.update(self._derived(state["_moments"], state, p, gamma, beta))
         self.__dict__ = state
         return self
 
@@ -390,31 +456,31 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
     def running_mean_(self) -> NDArray[np.float64]:
         """Running mean per feature; NaN for one never observed."""
         check_is_fitted(self)
-        return self._running[0]
+        return _read_only(self._running[0])
 
     @property
     def running_var_(self) -> NDArray[np.float64]:
         """Running variance per feature; NaN for one never observed."""
         check_is_fitted(self)
-        return self._running[1]
+        return _read_only(self._running[1])
 
     @property
     def mean_(self) -> NDArray[np.float64] | None:
         """`running_mean_`, or None if neither centering nor scaling."""
         check_is_fitted(self)
-        return self._aliases[0]
+        return _read_only(self._aliases[0])
 
     @property
     def var_(self) -> NDArray[np.float64] | None:
         """`running_var_`, or None if not scaling."""
         check_is_fitted(self)
-        return self._aliases[1]
+        return _read_only(self._aliases[1])
 
     @property
     def scale_(self) -> NDArray[np.float64] | None:
         """What :meth:`transform` divides by, or None if not scaling."""
         check_is_fitted(self)
-        return self._aliases[2]
+        return _read_only(self._aliases[2])
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -423,8 +489,13 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
         return tags
 
 
-def _product(a: NDArray[np.float64] | None, b: NDArray[np.float64] | None) -> NDArray[np.float64] | None:
-    return b if a is None else a if b is None else a * b
+def _read_only(a: Any) -> Any:
+    """A view that cannot be written through: statistics and coefficients stay consistent, after pickle too."""
+    if a is None:
+        return None
+    view = a.view()
+    view.flags.writeable = False
+    return view
 
 
 def _is_weighted(count: int | float | NDArray[Any]) -> bool:

@@ -29,6 +29,12 @@ def why_unavailable() -> str | None:
     -------
     str or None
         Such as ``"numba-cuda is not installed: pip install 'bncpu[gpu]'"``.
+
+    Examples
+    --------
+    >>> from bncpu import gpu
+    >>> print(gpu.why_unavailable())  # doctest: +SKIP
+    None
     """
     try:
         from numba import cuda

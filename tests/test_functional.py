@@ -164,17 +164,65 @@ def test_a_constant_channel_is_exactly_beta(dtype):
     assert np.all(batch_norm_forward(x, eps=0)[1].invstd == 0)
 
 
+@pytest.mark.parametrize("at", [(0, 1, 0), (3, 1, 2), (39, 1, 4)], ids=str)
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_nan_and_infinity_stay_in_their_channel(bad):
-    x = normal(14, (40, 3, 5))
+def test_nan_and_infinity_stay_in_their_channel(bad, dtype, at):
+    x = normal(14, (40, 3, 5), dtype=dtype)
     clean, _ = batch_norm_forward(x)
-    x[3, 1, 2] = bad
+    x[at] = bad
     y, _ = batch_norm_forward(x)
     assert np.all(np.isnan(y[:, 1]))
     np.testing.assert_array_equal(y[:, [0, 2]], clean[:, [0, 2]])
 
 
+def test_a_side_of_weight_zero_does_not_count_even_if_it_is_nan():
+    x = normal(15, (9, 2))
+    running_mean, running_var = np.zeros(2), np.ones(2)
+    batch_norm_forward(x * np.nan, running_mean=running_mean, running_var=running_var, momentum=1)
+    assert list(running_mean) == [0, 0] and list(running_var) == [1, 1]
+    running_mean[:] = np.nan
+    batch_norm_forward(x, running_mean=running_mean, running_var=running_var, momentum=0)
+    np.testing.assert_allclose(running_mean, x.mean(0), rtol=1e-13)
+
+
+def test_overflow_of_the_result_is_infinity():
+    for dtype in ("float16", "float32"):
+        big = np.finfo(dtype).max
+        y = batch_norm(np.full((2, 1), big, dtype), [0], [1], gamma=[10.0])
+        assert np.all(y == np.inf) and y.dtype == dtype
+
+
+def test_residual_of_another_layout_where_float32_would_overflow():
+    def channels_outside(a):
+        return np.ascontiguousarray(a.transpose(1, 0, 2, 3)).transpose(1, 0, 2, 3)
+
+    x, z = normal(16, (5, 4, 6, 7), std=1e-39, dtype=np.float32), normal(17, (5, 4, 6, 7), dtype=np.float32)
+    expected = _reference.batch_norm(x, np.zeros(4), np.full(4, 1e-78), eps=0) + z
+    for residual, out in ((z, None), (channels_outside(z), channels_outside(np.zeros_like(x)))):
+        y = batch_norm(x, np.zeros(4), np.full(4, 1e-78), eps=0, residual=residual, out=out)
+        np.testing.assert_allclose(y, expected, rtol=0, atol=1e-5)
+
+
+def test_out_that_overlaps_the_residual_is_as_if_it_had_been_copied():
+    x, both = normal(18, (30, 4)), np.zeros((31, 4))
+    both[:-1] = z = normal(19, (30, 4))
+    expected = batch_norm(x, np.zeros(4), np.ones(4), residual=z.copy())
+    batch_norm(x, np.zeros(4), np.ones(4), residual=both[:-1], out=both[1:])
+    np.testing.assert_array_equal(both[1:], expected)
+
+
+def test_negative_zero_is_the_same_everywhere():
+    for shape in ((19, 2), (1, 2, 19), (19, 2, 1)):
+        y = batch_norm(np.full(shape, -0.0), [0.0, 0.0], [1.0, 1.0], beta=[-0.0, 0.0], eps=0)
+        assert np.all(np.signbit(y[:, 0]) == np.signbit(y[0, 0].flat[0])) and not np.any(np.signbit(y[:, 1]))
+
+
 def test_empty_input_to_inference_is_empty():
+    for shape in ((0, 0), (5, 0), (5, 0, 0)):
+        assert batch_norm_forward(np.zeros(shape))[0].shape == shape
+    with pytest.raises(ValueError, match="got 0"):
+        batch_norm_forward(np.zeros((0, 2, 3)))
     assert batch_norm(np.zeros((0, 3)), [0] * 3, [1] * 3).shape == (0, 3)
     assert batch_norm(np.zeros((2, 3, 0), np.float32), [0] * 3, [1] * 3).dtype == np.float32
 
@@ -221,8 +269,8 @@ REFUSED = [
     (dict(n_threads=0), ValueError, "n_threads == 0, must be >= 1"),
     (dict(n_threads=1.5), TypeError, "n_threads"),
     (dict(activation="gelu"), ValueError, "activation must be None or 'relu', got 'gelu'"),
-    (dict(residual=np.zeros((4, 2))), ValueError, r"residual must have the shape of x, \(4, 3\); got \(4, 2\)"),
-    (dict(residual=X.astype("f4")), TypeError, "residual must be float64 like x, got float32"),
+    (dict(residual=np.zeros((4, 2))), ValueError, r"residual must have the shape of the input, \(4, 3\); got \(4, 2\)"),
+    (dict(residual=X.astype("f4")), TypeError, "residual must be float64 like the input, got float32"),
     (dict(out=X.tolist()), TypeError, "out must be a NumPy array, got list"),
     (dict(out=LAYOUTS["read-only"](X)), ValueError, "out must be writeable, got a read-only array"),
     (dict(running_mean=None), ValueError, "must be given together"),
@@ -231,6 +279,10 @@ REFUSED = [
     (dict(running_mean=np.zeros(4)), ValueError, r"running_mean must have shape \(3,\)"),
     (dict(running_var=LAYOUTS["read-only"](np.ones(3))), ValueError, "running_var must be writeable"),
     (dict(x=X[:1]), ValueError, "needs at least 2 values per channel, got 1"),
+    (dict(x=np.ma.masked_array(X)), TypeError, "x must be a NumPy array, got MaskedArray"),
+    (dict(gamma=[[1], [1, 2]]), ValueError, r"gamma must have shape \(3,\): "),
+    (dict(activation=np.array(["relu", "x"])), ValueError, "activation must be None or 'relu'"),
+    (dict(eps=True), TypeError, "eps must be a number, got True"),
 ]
 
 
@@ -250,9 +302,14 @@ def test_a_refused_forward_names_the_argument_and_changes_nothing(change, error,
 
 
 def test_shared_running_arrays_are_refused():
-    a = np.ones(3)
-    with pytest.raises(ValueError, match="must not share memory"):
-        batch_norm_forward(np.zeros((4, 3)), running_mean=a, running_var=a)
+    a, x = np.ones(3), np.zeros((4, 3))
+    with pytest.raises(ValueError, match="running_mean and running_var must not share memory"):
+        batch_norm_forward(x, running_mean=a, running_var=a)
+    with pytest.raises(ValueError, match="running_var and x must not share memory"):
+        batch_norm_forward(x, running_mean=a, running_var=x[0])
+    out = np.zeros((4, 3))
+    with pytest.raises(ValueError, match="running_mean and out must not share memory"):
+        batch_norm_forward(x, running_mean=out[0], running_var=a, out=out)
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,15 @@ def test_weighted_moments_equal_exact_fractions(dtype, order, isa):
         assert got.m2[c] == pytest.approx(float(m2), rel=1e-13)
 
 
+def test_weights_of_planes_belong_to_outer_and_inner_positions(isa):
+    x, w = normal(45, (7, 3, 50)), np.random.default_rng(4).random((7, 50))
+    count, mean, m2 = _reference.moments(x, w.reshape(-1))
+    got = moments(x, w.reshape(-1))
+    np.testing.assert_allclose(got.count, count, rtol=1e-14)
+    np.testing.assert_allclose(got.mean, mean, rtol=1e-13, atol=1e-15)
+    np.testing.assert_allclose(got.m2, m2, rtol=1e-13)
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("order", ["rows", "planes"])
@@ -99,13 +108,15 @@ def test_missing_values_are_left_out_per_channel(dtype, order, weighted, isa):
     assert got.count[1] == got.mean[1] == got.m2[1] == 0
 
 
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("order", ["rows", "planes"])
-def test_a_channel_without_gaps_has_the_same_bits_beside_one_with_gaps(order, isa):
+def test_a_channel_without_gaps_has_the_same_bits_beside_one_with_gaps(order, weighted, isa):
     whole = normal(6, (5000, 4), mean=3.0, dtype=np.float32)
     holed = whole.copy()
     holed[7::11, 2] = np.nan
+    w = np.random.default_rng(6).random(5000) if weighted else None
     a, b = (
-        moments(x[:, :, None] if order == "rows" else np.ascontiguousarray(x.T)[None], skip_missing=True)
+        moments(x[:, :, None] if order == "rows" else np.ascontiguousarray(x.T)[None], w, skip_missing=True)
         for x in (whole, holed)
     )
     for m, n in zip(a, b, strict=True):

@@ -107,11 +107,12 @@ def test_momentum_leaves_a_channel_without_values_alone():
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=8), st.floats(0.01, 1e4))
 def test_halflife_does_not_depend_on_how_the_stream_is_cut(sizes, halflife):
     rows = normal(len(sizes), (sum(sizes), 2), mean=100.0)
-    running, start = Moments.empty(2), 0
+    running, age, start = Moments.empty(2), np.zeros(2), 0
     for size in sizes:
         part = rows[start : start + size, :, None]
         count, mean, m2 = _reference.moments(part, moments.recency_weights(size, halflife))
-        running = moments.update_halflife(running, Moments(count, mean, 0 * mean, m2), size, halflife)
+        batch = Moments(count, mean, 0 * mean, m2)
+        running, age = moments.update_halflife(running, age, batch, size, halflife)
         start += size
     mean, var = _reference.running_halflife(rows, halflife)
     np.testing.assert_allclose(running.mean, mean, rtol=1e-12)
@@ -127,11 +128,19 @@ def test_variance_needs_more_values_than_ddof():
     np.testing.assert_array_equal(moments.variance(m, ddof=1), [np.nan, 3.0])
 
 
-@pytest.mark.parametrize("scale", [1e-38, 1e38, np.inf])
-def test_float32_coefficients_outside_its_range_are_refused(scale):
-    c = moments.Coefficients(np.zeros(2), np.array([1.0, scale]), np.zeros(2))
+@pytest.mark.parametrize(
+    ("mean", "scale", "shift"),
+    [(0, 1e-38, 0), (0, 1e38, 0), (0, np.inf, 0), (1e31, 1, 0), (0, 1, 1e38), (1e25, 1e25, 0)],
+)
+def test_float32_coefficients_outside_its_range_are_refused(mean, scale, shift):
+    c = moments.Coefficients(*(np.array([1.0, v]) for v in (mean, scale, shift)))
     assert moments.rounded(c, np.dtype(np.float32)) is None
     assert moments.rounded(c, np.dtype(np.float64)) is c
+
+
+def test_channels_without_statistics_stay_in_float32():
+    c = moments.Coefficients(*(np.array([1.0, np.nan]) for _ in range(3)))
+    assert moments.rounded(c, np.dtype(np.float32)) is not None
 
 
 def test_rounding_the_mean_to_float32_moves_its_remainder_into_shift():

@@ -24,7 +24,7 @@ typedef struct {
 /* Count, mean (mean + mean_lo) and sum of squared deviations of each channel of the part.
  * weights: NULL, or one per (outer, inner) position, weight_stride apart in outer.
  * skip_missing: leave NaN out, per channel; otherwise it propagates.
- * Returns 1 if a value was left out. Infinity always shows as a non-finite m2. */
+ * Returns 1 if values were left out, or the first sums were not finite. Infinity always shows as a non-finite m2. */
 typedef int (*bn_moments_fn)(const void *x, bn_part part, const double *weights,
                              ptrdiff_t weight_stride, int skip_missing, double *count,
                              double *mean, double *mean_lo, double *m2);

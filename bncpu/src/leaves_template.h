@@ -57,7 +57,8 @@ INLINE vdouble NAME(widen)(const T *p) {
 }
 #endif
 
-/* ---- sums: s += w*d, q += w*d*d, n += w with d = x - shift, everything in float64 ---- */
+/* ---- sums: s += w*d, q += w*d*d, n += w with d = x - shift, everything in float64 ----
+ * n is left alone where it is plain counting: neither weighted nor masked. */
 
 INLINE void NAME(accumulate)(vdouble d, vdouble w, vdouble *n, vdouble *s, vdouble *q,
                              const int weighted, const int masked) {
@@ -69,7 +70,7 @@ INLINE void NAME(accumulate)(vdouble d, vdouble w, vdouble *n, vdouble *s, vdoub
     wd = weighted ? w * d : d;
     *s += wd;
     *q += wd * d;
-    if (masked)
+    if (weighted || masked)
         *n += w;
 }
 
@@ -91,7 +92,7 @@ INLINE void NAME(rows_sums_step)(const T *x, ptrdiff_t stride, ptrdiff_t width,
                              vdouble_all(weighted ? weights[u] : 1.0), &nj, &sj, &qj, weighted,
                              masked);
         }
-        if (masked)
+        if (weighted || masked)
             vdouble_store(n + j, nj);
         vdouble_store(s + j, sj);
         vdouble_store(q + j, qj);
@@ -261,8 +262,8 @@ static int NAME(moments)(const void *data, bn_part p, const double *weights,
                          ptrdiff_t weight_stride, int skip_missing, double *count, double *mean,
                          double *mean_lo, double *m2) {
     const T *x = (const T *)data;
-    double shift[BN_TILE], n[BN_TILE], s[BN_TILE], q[BN_TILE], total = 0.0;
-    ptrdiff_t c, o, i;
+    double shift[BN_TILE], n[BN_TILE], s[BN_TILE], q[BN_TILE];
+    ptrdiff_t c;
     int masked = 0;
 
     NAME(choose_shift)(x, p, weights, weight_stride, 0, shift);
@@ -273,15 +274,9 @@ static int NAME(moments)(const void *data, bn_part p, const double *weights,
     if (masked) {
         NAME(choose_shift)(x, p, weights, weight_stride, 1, shift);
         NAME(part_sums_of)(x, p, weights, weight_stride, 1, shift, n, s, q);
-    } else {
-        if (!weights)
-            total = (double)p.outer * (double)p.inner;
-        else
-            for (o = 0; o < p.outer; o++)
-                for (i = 0; i < p.inner; i++)
-                    total += weights[o * weight_stride + i];
+    } else if (!weights) {
         for (c = 0; c < p.channels; c++)
-            n[c] = total;
+            n[c] = (double)p.outer * (double)p.inner;
     }
     memcpy(count, n, p.channels * sizeof(double));
     if (NAME(recentre)(p.channels, count, s, q, shift))
@@ -383,7 +378,7 @@ INLINE VBITS NAME(rows_apply)(const T *x, T *y, const T *z, bn_part p, ptrdiff_t
 INLINE VBITS NAME(plane_apply)(const T *x, T *y, const T *z, ptrdiff_t inner, T mean, T scale,
                                T shift, const int added, const int relu, const int stream) {
     VBITS infinite = (VBITS){0};
-    VT m = (VT){0} + mean, a = (VT){0} + scale, b = (VT){0} + shift;
+    VT m = mean - (VT){0}, a = scale - (VT){0}, b = shift - (VT){0}; /* keeps -0.0 */
     ptrdiff_t i = 0, head = stream ? NAME(peel)(y, inner) : 0;
     for (; i < head; i++)
         y[i] = NAME(affine_one)(x[i], mean, scale, shift, added ? z[i] : 0, added, relu, &infinite);

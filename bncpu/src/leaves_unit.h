@@ -37,7 +37,8 @@ typedef int64_t vmask __attribute__((vector_size(LANES * 8)));
 INLINE vdouble observed(vdouble d, vdouble value) { return (vdouble)((vmask)value & (d == d)); }
 #endif
 
-INLINE vdouble vdouble_all(double value) { return (vdouble){0} + value; }
+/* Subtracting 0 keeps -0.0, which adding to 0 would not. */
+INLINE vdouble vdouble_all(double value) { return value - (vdouble){0}; }
 
 #if LANES == 1
 INLINE vdouble vdouble_load(const double *p) { return *p; }
