@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 
-from bncpu import gpu
+from bncpu import _dispatch, gpu  # noqa: F401  (_dispatch first: it says so if there is no compiled kernel)
 from bncpu._versions import show_versions
 from bncpu.functional import SavedStatistics, batch_norm, batch_norm_forward
 from bncpu.transformer import BatchNormTransformer

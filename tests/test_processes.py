@@ -1,12 +1,16 @@
 """Forks, signals, threads and environment variables, each in a process of its own with a time limit."""
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
+import bncpu
 from bncpu import _kernels
 
 
@@ -129,6 +133,21 @@ def test_an_unknown_instruction_set_in_the_environment_is_one_clear_error():
         print(error)
     """
     assert "BNCPU_ISA must be one of" in run(code, BNCPU_ISA="mmx")
+
+
+def test_the_source_tree_without_a_kernel_says_so(tmp_path):
+    compiled = shutil.ignore_patterns("*.so", "*.pyd", "*.c")
+    shutil.copytree(Path(bncpu.__file__).parent, tmp_path / "bncpu", ignore=compiled)
+    code = f"""
+    import sys
+    sys.path.insert(0, {str(tmp_path)!r})
+    sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder).lower()]
+    try:
+        import bncpu
+    except ImportError as error:
+        print(error)
+    """
+    assert re.fullmatch(r"no compiled kernel in .*bncpu; if this is bncpu's source tree, start Python in .*", run(code))
 
 
 def test_threads_may_share_a_fitted_transformer():
