@@ -130,7 +130,7 @@ def running_pair(mean: Any, var: Any, n_channels: int, x: Array, out: Any) -> No
         pairs = [("running_mean", mean, "running_var", var)]
         pairs += [(a, b, c, d) for a, b, *_ in (pairs[0], pairs[0][2:]) for c, d in (("x", x), ("out", out))]
         for name, a, other, b in pairs:
-            if isinstance(b, np.ndarray) and np.may_share_memory(a, b):
+            if isinstance(b, np.ndarray) and np.shares_memory(a, b):
                 raise ValueError(f"{name} and {other} must not share memory")
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Float64 = NDArray[np.float64]
-Parameters = NDArray[Any]  # float64, or float32 where the data is
+Floats = NDArray[Any]  # float64, or float32 where the data is
 
 
 class Moments(NamedTuple):
@@ -58,7 +58,7 @@ def _two_sum(a: Float64, b: Float64) -> tuple[Float64, Float64]:
 def merge(a: Moments, b: Moments, *, between: bool = True) -> Moments:
     """Moments of the union of two data sets.
 
-    Parameters
+    Floats
     ----------
     a, b : Moments
         Of the same shape.
@@ -158,7 +158,7 @@ def update_momentum(running: Moments, batch: Moments, momentum: float, ddof: flo
     return merge(scaled(running, np.where(seen, momentum, 1.0)), new, between=False)
 
 
-def moved(old: Parameters, new: Float64, momentum: float) -> Float64:
+def moved(old: Floats, new: Float64, momentum: float) -> Float64:
     """``momentum * old + (1 - momentum) * new``; a side of weight 0 does not count, even if it is NaN."""
     old = old.astype(np.float64)
     if momentum in (0.0, 1.0):
@@ -188,9 +188,9 @@ def near_constant(mean: Float64, var: Float64, count: Float64 | float) -> NDArra
 class Coefficients(NamedTuple):
     """What the kernels apply: ``y = (x - mean) * scale + shift``, one of each per channel."""
 
-    mean: Parameters
-    scale: Parameters
-    shift: Parameters
+    mean: Floats
+    scale: Floats
+    shift: Floats
 
 
 def fold(

@@ -47,10 +47,11 @@ def test_every_module_has_a_place_in_the_layers_or_at_the_edge():
 
 def test_the_loops_over_data_are_those_that_the_design_lists():
     template = (ROOT / "bncpu" / "src" / "leaves_template.h").read_text()
-    loops = set(re.findall(r"INLINE \w+ NAME\((\w+_(?:sums|apply))\)\(const T", template)) | set(
-        re.findall(r"INLINE VBITS NAME\((\w+_apply)\)\(const T", template)
-    )
-    loops -= {"part_sums", "part_apply"}
-    assert loops == {"rows_sums", "plane_sums", "rows_apply", "plane_apply"}
-    for name in loops:
+    functions = re.findall(r"^\w[\w *]* NAME\((\w+)\)\(const T \*.*?^}$", template, flags=re.DOTALL | re.MULTILINE)
+    bodies = re.findall(r"^\w[\w *]* NAME\(\w+\)\(const T \*.*?^}$", template, flags=re.DOTALL | re.MULTILINE)
+    looping = {name for name, body in zip(functions, bodies, strict=True) if "for (" in body}
+    # A step is the inside of its loop; a part walks the runs that the loops are called for.
+    listed = {"rows_sums", "plane_sums", "rows_apply", "plane_apply", "choose_shift"}
+    assert looping == listed | {"rows_sums_step", "rows_apply_step", "part_sums", "part_apply"}
+    for name in listed:
         assert f"`{name}`" in (ROOT / "docs" / "design.md").read_text()

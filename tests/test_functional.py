@@ -93,6 +93,9 @@ def test_running_statistics_follow_the_textbook_formula(dtype, momentum, ddof):
 def test_running_arrays_may_be_strided_and_byte_swapped():
     running_mean, running_var = np.zeros((3, 2))[:, 1], np.ones(3, ">f4")
     x = normal(5, (9, 3))
+    interleaved = np.zeros((3, 2))
+    batch_norm_forward(x, running_mean=interleaved[:, 0], running_var=interleaved[:, 1])
+    np.testing.assert_allclose(interleaved, 0.1 * np.column_stack([x.mean(0), x.var(0)]), rtol=1e-12)
     batch_norm_forward(x, running_mean=running_mean, running_var=running_var)
     np.testing.assert_allclose(running_mean, 0.1 * x.mean(0), rtol=1e-12)
     np.testing.assert_allclose(running_var, 0.9 + 0.1 * x.var(0), rtol=1e-6)
