@@ -42,6 +42,12 @@ class Layout(NamedTuple):
         fits = form.size == 0 or form.shape[innermost] == 1 or form.strides[innermost] == form.itemsize
         return form if fits and form.flags.aligned else None
 
+    def positions(self, weights: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.float64]:
+        """One weight per sample as one per (outer, inner) position of a view of an array of `shape`."""
+        per_value = np.broadcast_to(weights.reshape((-1,) + (1,) * (len(shape) - 1)), shape).transpose(self.order)
+        inner = prod(per_value.shape[self.channel_position + 1 :])
+        return np.ascontiguousarray(per_value.take(0, self.channel_position)).reshape(-1, inner)
+
 
 def layout_of(x: Array, channel_axis: int) -> Layout:
     """The layout in which `x`, or a copy that keeps its memory order, has one of the two forms."""
@@ -59,22 +65,41 @@ def layout_of(x: Array, channel_axis: int) -> Layout:
 def canonical(x: Array, channel_axis: int) -> tuple[Array, Layout]:
     """`x` as a view (outer, channels, inner), copied first if there is none, and the layout used.
 
-    float16 becomes float32: the kernels compute in float32 and float64.
+    float16 becomes float32, integers and booleans float64: the kernels compute in those two.
     """
-    dtype = kernel_dtype(x.dtype)
-    layout = layout_of(x, channel_axis)
-    view = layout.view(x) if x.dtype == dtype else None
+    view, layout = in_form(x, channel_axis)
     if view is None:
-        x = x.astype(dtype, order="K", copy=True)
+        x = x.astype(kernel_dtype(x.dtype), order="K", copy=True)
         layout = layout_of(x, channel_axis)
         view = layout.view(x)
     assert view is not None
     return view, layout
 
 
+def channels_second(x: Array, channel_axis: int) -> Array:
+    """`x` with its channels on axis 1; the first other axis, the samples, is axis 0 then."""
+    return np.moveaxis(x, channel_axis, 1)
+
+
+def channels_back(y: Array, channel_axis: int) -> Array:
+    """Undo `channels_second`."""
+    return np.moveaxis(y, 1, channel_axis)
+
+
+def in_form(x: Array, channel_axis: int) -> tuple[Array | None, Layout]:
+    """As `canonical`, with None for the view where that needs a copy."""
+    layout = layout_of(x, channel_axis)
+    return layout.view(x) if x.dtype == kernel_dtype(x.dtype) else None, layout
+
+
 def kernel_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """The native float32 or float64 in which data of this dtype is computed."""
-    return np.dtype(np.float64 if dtype.itemsize == 8 else np.float32)
+    return np.dtype(np.float32 if dtype.kind == "f" and dtype.itemsize <= 4 else np.float64)
+
+
+def result_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype of normalized data: the same float in native byte order, float64 for integers and booleans."""
+    return dtype.newbyteorder("=") if dtype.kind == "f" else np.dtype(np.float64)
 
 
 def empty_in(layout: Layout, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[Array, Array]:

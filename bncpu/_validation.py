@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import math
 import numbers
+import warnings
+from collections.abc import Iterator
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import issparse
+from sklearn import get_config
 from sklearn.utils import check_array, check_scalar
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
+from bncpu import _batches, _layout
+from bncpu._compat import foreign_namespace
 from bncpu.moments import Moments
 
 Array = NDArray[np.floating[Any]]
@@ -65,11 +71,11 @@ def _plain_array(name: str, a: Any) -> None:
         raise TypeError(f"{name} must be a NumPy array, got {type(a).__name__}")
 
 
-def like(name: str, a: Any, x: Array, *, writeable: bool = False) -> None:
-    """Check an array that must match `x` in shape and dtype."""
+def like(name: str, a: Any, x: Array, dtype: np.dtype[Any] | None = None, *, writeable: bool = False) -> None:
+    """Check an array that must match `x` in shape, and in dtype unless that is given."""
     _plain_array(name, a)
-    if a.dtype != x.dtype:
-        raise TypeError(f"{name} must be {x.dtype} like the input, got {a.dtype}")
+    if a.dtype != (dtype or x.dtype):
+        raise TypeError(f"{name} must be {dtype or x.dtype} like the {'result' if dtype else 'input'}, got {a.dtype}")
     if a.shape != x.shape:
         raise ValueError(f"{name} must have the shape of the input, {x.shape}; got {a.shape}")
     if writeable and not a.flags.writeable:
@@ -98,11 +104,17 @@ def per_channel(name: str, a: ArrayLike | None, n_channels: int) -> NDArray[np.f
     return np.array(values, dtype=np.float64)
 
 
-def variances(name: str, a: ArrayLike, n_channels: int) -> NDArray[np.float64]:
-    """Variances, one per channel; NaN is allowed."""
+def required(name: str, a: ArrayLike, n_channels: int) -> NDArray[np.float64]:
+    """As `per_channel`, and not None."""
     values = per_channel(name, a, n_channels)
     if values is None:
         raise TypeError(f"{name} must be an array of shape ({n_channels},), got None")
+    return values
+
+
+def variances(name: str, a: ArrayLike, n_channels: int) -> NDArray[np.float64]:
+    """Variances, one per channel; NaN is allowed."""
+    values = required(name, a, n_channels)
     if np.any(values < 0):
         raise ValueError(f"{name} must not be negative, got {values[values < 0][0]}")
     return values
@@ -148,16 +160,31 @@ def values_per_channel(n: int, ddof: float) -> None:
 
 
 class Parameters(NamedTuple):
-    """The numbers among the constructor parameters, as floats."""
+    """Checked constructor parameters: those that statistics and coefficients depend on."""
 
     momentum: float | None
     halflife: float | None
     eps: float
     ddof: float
+    with_mean: bool
+    with_std: bool
+    channel_axis: int | None
+    gamma: NDArray[np.float64] | None = None
+    beta: NDArray[np.float64] | None = None
+
+    @property
+    def mode(self) -> str:
+        """The kind of running statistics."""
+        return "momentum" if self.momentum is not None else "halflife" if self.halflife is not None else "cumulative"
+
+    def for_features(self, t: Any, n_features: int) -> Parameters:
+        """With gamma and beta of `t`, which need so many values."""
+        gamma, beta = (finite_per_channel(name, getattr(t, name), n_features) for name in ("gamma", "beta"))
+        return self._replace(gamma=gamma, beta=beta)
 
 
 def parameters(t: Any) -> Parameters:
-    """Check the constructor parameters of a BatchNormTransformer."""
+    """Check the constructor parameters of a BatchNormTransformer; gamma and beta wait for the number of features."""
     momentum = None if t.momentum is None else real("momentum", t.momentum, low=0, high=1, closed="left")
     halflife = None if t.halflife is None else real("halflife", t.halflife, low=0, closed="neither")
     if t.momentum is not None and t.halflife is not None:
@@ -170,12 +197,22 @@ def parameters(t: Any) -> Parameters:
         value = getattr(t, name)
         if not isinstance(value, (bool, np.bool_)):
             raise TypeError(f"{name} must be True or False, got {value!r}")
-    return Parameters(momentum, halflife, eps, ddof)
+    if t.batch_size is not None:
+        check_scalar(t.batch_size, "batch_size", numbers.Integral, min_val=1)
+    if t.channel_axis is not None:
+        check_scalar(t.channel_axis, "channel_axis", numbers.Integral)
+    axis = None if t.channel_axis is None else int(t.channel_axis)
+    return Parameters(momentum, halflife, eps, ddof, bool(t.with_mean), bool(t.with_std), axis)
 
 
-def mode(t: Any) -> str:
-    """The kind of running statistics the parameters ask for."""
-    return "momentum" if t.momentum is not None else "halflife" if t.halflife is not None else "cumulative"
+def warn_of_pytorchs_momentum(p: Parameters) -> None:
+    """Warn of a momentum that looks like PyTorch's, which is 1 minus ours."""
+    if p.momentum is not None and 0 < p.momentum < 0.5:
+        warnings.warn(
+            f"BatchNormTransformer's momentum={p.momentum} is the weight of the old value; "
+            f"PyTorch's {p.momentum} is {1 - p.momentum:g} here",
+            stacklevel=3,
+        )
 
 
 def finite_per_channel(name: str, a: ArrayLike | None, n_channels: int) -> NDArray[np.float64] | None:
@@ -186,18 +223,78 @@ def finite_per_channel(name: str, a: ArrayLike | None, n_channels: int) -> NDArr
     return values
 
 
-def batch(t: Any, X: Any, *, reset: bool) -> tuple[NDArray[Any], dict[str, Any]]:
-    """X of fit and partial_fit as a 2-D float array, and the attributes scikit-learn would set on `t`.
+class Samples(NamedTuple):
+    """Data with samples on axis 0 and channels on axis 1, and what leads back to the form it came in."""
+
+    X: Any
+    channel_axis: int | None = None
+    xp: Any = None
+    device: Any = None
+
+    def back(self, y: Any) -> Any:
+        """`y`, made from `X`, as the caller gave it: axes and array library."""
+        if self.channel_axis is not None:
+            y = _layout.channels_back(y, self.channel_axis)
+        return y if self.xp is None else self.xp.asarray(y, device=self.device)
+
+
+def samples(X: Any, channel_axis: int | None) -> Samples:
+    """X before scikit-learn's validation, which knows no channel axis and keeps foreign arrays as they are."""
+    if type(X) is np.ndarray and channel_axis is None:
+        return Samples(X)
+    xp, device = foreign_namespace(X), None
+    if xp is not None:
+        X, device = _shared("X", X), X.device
+    if channel_axis is not None:
+        if issparse(X):
+            raise TypeError("channel_axis is for dense arrays, got a sparse matrix; its features are its columns")
+        X = np.asarray(X)
+        if X.ndim < 2:
+            raise ValueError(f"channel_axis needs X of at least 2 dimensions, got shape {X.shape}. Reshape your data")
+        if not -X.ndim <= channel_axis < X.ndim:
+            raise ValueError(f"channel_axis={channel_axis} must name an axis of X, got shape {X.shape}")
+        if X.size == 0 and X.ndim > 2:
+            raise ValueError(f"X must hold at least one value, got shape {X.shape}")
+        X = _layout.channels_second(X, channel_axis)
+    return Samples(X, channel_axis, xp, device)
+
+
+def _shared(name: str, a: Any) -> NDArray[Any]:
+    """The memory of another library's array as a NumPy array."""
+    try:
+        return np.from_dlpack(a)
+    except (AttributeError, BufferError, RuntimeError, TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be an array in CPU memory, got {type(a).__name__}: {error}") from None
+
+
+def batch(t: Any, X: Any, p: Parameters, *, reset: bool) -> Any:
+    """X of fit and partial_fit as an array that the kernels can convert; sets scikit-learn's attributes on `t`.
 
     Infinities are not looked for: the kernels find them in the pass they make anyway.
     """
-    if not reset and _is_plain(t, X):
-        return X, dict(vars(t))
-    # validate_data sets names and width before it has checked everything, so it is given a stand-in.
-    stand_in = object.__new__(type(t))
-    vars(stand_in).update(vars(t))
-    X = validate_data(stand_in, X, reset=reset, dtype=FLOATS, ensure_all_finite=False)
-    return X, vars(stand_in)
+    if reset or not _is_plain(t, X):
+        X = validate_data(t, X, reset=reset, **_checks(X, p))
+    return X
+
+
+def sliceable(X: Any, p: Parameters) -> Any:
+    """X of fit in batches, as something that gives rows."""
+    if issparse(X):
+        stays_sparse(X, p)
+        return X.tocsr()
+    return X if hasattr(X, "__getitem__") else np.asarray(X)
+
+
+def _checks(X: Any, p: Parameters) -> dict[str, Any]:
+    """Options of scikit-learn's validation."""
+    # Numbers of any kind are converted a piece at a time; anything else, all at once.
+    numeric = isinstance(X, np.ndarray) and (X.dtype.kind in "biu" or (X.dtype.kind == "f" and X.dtype.itemsize <= 8))
+    return {
+        "accept_sparse": ("csr", "csc"),
+        "dtype": None if numeric else FLOATS,
+        "ensure_all_finite": False,
+        "allow_nd": p.channel_axis is not None,
+    }
 
 
 def _is_plain(t: Any, X: Any) -> bool:
@@ -212,64 +309,107 @@ def _is_plain(t: Any, X: Any) -> bool:
     )
 
 
-def sample_weight(sample_weight: Any, X: NDArray[Any]) -> NDArray[np.float64] | None:
+def stays_sparse(X: Any, p: Parameters, verb: str = "center") -> None:
+    """Sparse data stays sparse, so nothing can be added to it."""
+    if not issparse(X):
+        return
+    if p.with_mean:
+        raise ValueError(f"Cannot {verb} sparse matrices: pass `with_mean=False` instead, or make X dense.")
+    if p.beta is not None and np.any(p.beta):
+        raise ValueError("Cannot shift sparse matrices: beta must be 0 everywhere, or X dense.")
+
+
+def sample_weight(sample_weight: Any, X: Any) -> NDArray[np.float64] | None:
     """Weights as contiguous float64: finite, not negative, not all 0."""
     if sample_weight is None:
         return None
+    if foreign_namespace(sample_weight) is not None:
+        sample_weight = _shared("sample_weight", sample_weight)
     weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
     if not np.any(weights):
         raise ValueError("Sample weights must contain at least one non-zero number; sample_weight is all 0.")
     return np.ascontiguousarray(weights)
 
 
-def to_transform(t: Any, X: Any) -> NDArray[Any]:
-    """X of transform as a 2-D float array of the fitted width and names."""
-    return X if _is_plain(t, X) else validate_data(t, X, reset=False, dtype=FLOATS, ensure_all_finite=False)
+def to_transform(t: Any, X: Any, p: Parameters) -> Samples:
+    """X of transform, of the fitted width and names."""
+    given = samples(X, p.channel_axis)
+    if p.channel_axis is not None and _wrapped(t):
+        raise ValueError("with channel_axis the result is an array; set_output(transform='default') first")
+    if _is_plain(t, given.X):
+        return given
+    X = validate_data(t, given.X, reset=False, **_checks(given.X, p))
+    stays_sparse(X, p)
+    return given._replace(X=X)
 
 
-def to_invert(t: Any, X: Any) -> NDArray[Any]:
+def to_invert(t: Any, X: Any, p: Parameters) -> Samples:
     """X of inverse_transform; without names, which a transformed array has lost."""
-    X = check_array(X, dtype=FLOATS, ensure_all_finite=False, estimator=t, input_name="X")
+    given = samples(X, p.channel_axis)
+    X = check_array(given.X, estimator=t, input_name="X", **_checks(given.X, p))
     if X.shape[1] != t.n_features_in_:
         raise ValueError(
             f"X has {X.shape[1]} features, but {type(t).__name__} is expecting {t.n_features_in_} features as input"
         )
-    return X
+    stays_sparse(X, p, "uncenter")
+    return given._replace(X=X)
 
 
-def finite_moments(t: Any, X: NDArray[Any] | None, moments: Moments, names: Any) -> None:
+def _wrapped(t: Any) -> bool:
+    config = getattr(t, "_sklearn_output_config", {}).get("transform", get_config()["transform_output"])
+    return config != "default"
+
+
+def finite_moments(t: Any, X: Any, moments: Moments, names: Any, first_row: int = 0) -> None:
     """Refuse moments that are not finite, of the batch X or of all that was seen; say where the infinity is."""
     overflown = ~np.isfinite(moments.m2 + moments.mean)
     if not np.any(overflown):
         return
-    if X is not None and np.any(np.isinf(X)):
-        infinity(t, X, names)
+    if X is not None and any(len(rows) for rows, _ in _infinities(X)):
+        infinity(t, X, names, first_row)
     columns = _some(np.flatnonzero(overflown), names)
     raise ValueError(
         f"the variance of X overflows float64 in column(s) {columns}; scale the data, or sample_weight, first"
     )
 
 
-def infinity(t: Any, X: NDArray[Any], names: Any) -> NoReturn:
+def infinity(t: Any, X: Any, names: Any, first_row: int = 0) -> NoReturn:
     """Refuse X for its infinities, naming rows and columns if they have not been overwritten in place."""
-    rows, columns = np.nonzero(np.isinf(X))
-    where = f": row(s) {_some(np.unique(rows))}, column(s) {_some(np.unique(columns), names)}" if len(rows) else ""
+    found = [(np.unique(rows)[:6], np.unique(columns)) for rows, columns in _infinities(X) if len(rows)]
+    where = ""
+    if found:
+        rows = np.concatenate([rows for rows, _ in found]) + first_row
+        columns = np.unique(np.concatenate([columns for _, columns in found]))
+        words = ("row(s)", "column(s)") if X.ndim == 2 else ("sample(s)", "channel(s)")
+        where = f": {words[0]} {_some(np.unique(rows))}, {words[1]} {_some(columns, names)}"
     raise ValueError(
         f"Input X contains infinity or a value too large for {X.dtype!r}{where}. "
         f"{type(t).__name__} takes NaN as missing, but not infinity."
     )
 
 
-def _some(indices: NDArray[np.intp], names: Any = None) -> str:
+def _infinities(X: Any) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    """Rows and columns of the infinities, a piece of X at a time."""
+    if issparse(X):
+        for part in _batches.entries(X):
+            infinite = np.isinf(X.data[part])
+            yield _batches.rows(X, part)[infinite], _batches.columns(X, part)[infinite]
+        return
+    for part in _batches.pieces(X):
+        rows, columns = np.nonzero(np.isinf(X[part]))[:2]
+        yield rows + part.start, columns
+
+
+def _some(indices: NDArray[Any], names: Any = None) -> str:
     shown = (str(i) if names is None else f"{i} ({names[i]!r})" for i in indices[:5])
     return ", ".join(shown) + (", ..." if len(indices) > 5 else "")
 
 
-def two_values(t: Any, n_values: NDArray[np.float64], n_samples: int, count: NDArray[np.float64], ddof: float) -> None:
+def two_values(t: Any, n_values: NDArray[np.float64], single: bool, count: NDArray[np.float64], ddof: float) -> None:
     """Momentum mode averages batch variances, so a batch needs two values of a feature it has at all."""
     short = np.flatnonzero(n_values == 1)
-    if n_samples == 1 or len(short):
-        where = "n_samples=1" if n_samples == 1 else f"one value in column(s) {_some(short)}"
+    if single or len(short):
+        where = "n_samples=1" if single else f"one value in column(s) {_some(short)}"
         raise ValueError(
             f"with momentum a batch needs at least two values per feature, got {where}; halflife accepts single rows"
         )
@@ -290,11 +430,16 @@ def same_mode(fitted: str, wanted: str) -> None:
         )
 
 
-def out_of_transform(t: Any, X: NDArray[Any], out: Any, wrapped: bool) -> None:
-    """Check `out` of transform."""
-    if wrapped:
+def out_of_transform(t: Any, given: Samples, out: Any) -> Any:
+    """`out` of transform in the axes of `given.X`."""
+    if _wrapped(t):
         raise ValueError("out is only for NumPy output; set_output(transform='default') first")
-    like("out", out, X, writeable=True)
+    if given.xp is not None or issparse(given.X):
+        kind = "a sparse matrix" if given.xp is None else f"an array of {given.xp.__name__}"
+        raise TypeError(f"out is only for dense NumPy input, got {kind}")
+    x = given.back(given.X)
+    like("out", out, x, _layout.result_dtype(x.dtype), writeable=True)
+    return out if given.channel_axis is None else _layout.channels_second(out, given.channel_axis)
 
 
 def mergeable(t: Any, other: Any) -> None:
@@ -303,12 +448,14 @@ def mergeable(t: Any, other: Any) -> None:
         raise TypeError(f"other must be a {type(t).__name__}, got {type(other).__name__}")
     check_is_fitted(other)
     for name, side in (("self", t), ("other", other)):
-        kind = next((m for m in (mode(side), getattr(side, "_mode", "cumulative")) if m != "cumulative"), None)
+        modes = [parameters(side).mode] + ([side._learned.mode] if hasattr(side, "_learned") else [])
+        kind = next((m for m in modes if m != "cumulative"), None)
         if kind is not None:
             raise ValueError(f"merge needs cumulative statistics, whose order does not matter; {name} uses {kind}")
-    if t.ddof != other.ddof:
-        raise ValueError(f"other must have ddof={t.ddof}, got {other.ddof}")
-    if not hasattr(t, "n_features_in_"):
+    for name in ("ddof", "channel_axis"):
+        if getattr(t, name) != getattr(other, name):
+            raise ValueError(f"other must have {name}={getattr(t, name)}, got {getattr(other, name)}")
+    if not hasattr(t, "_learned"):
         return
     if t.n_features_in_ != other.n_features_in_:
         raise ValueError(f"other must have {t.n_features_in_} features, got {other.n_features_in_}")
@@ -323,3 +470,71 @@ def invertible(t: Any, scale: NDArray[np.float64]) -> None:
     if np.any(scale == 0):
         columns = _some(np.flatnonzero(scale == 0))
         raise ValueError(f"inverse_transform needs a non-zero gamma, got 0 in column(s) {columns}")
+
+
+def statistics(
+    mean: Any, var: Any, n_samples: Any, ddof: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Mean, variance and count of each feature of from_statistics, as new arrays; 0 where nothing was observed."""
+    n_features = np.size(mean)
+    mean, var = required("mean", mean, n_features), variances("var", var, n_features)
+    if not n_features:
+        raise ValueError("mean must have shape (n_features,) with at least one feature, got an empty array")
+    per_feature = np.full(n_features, n_samples) if np.ndim(n_samples) == 0 else n_samples
+    count = required("n_samples", per_feature, n_features)
+    if not np.all(count >= 0) or np.any(np.isinf(count)):
+        raise ValueError(f"n_samples must be finite and not negative, got {n_samples}")
+    seen = count > 0
+    for name, values in (("mean", mean), ("var", var)):
+        bad = np.flatnonzero(seen & ~np.isfinite(values))
+        if len(bad):
+            raise ValueError(f"{name} must be finite where n_samples is not 0, got {values[bad[0]]} at {_some(bad)}")
+    few = np.flatnonzero(seen & (count <= ddof))
+    if len(few):
+        raise ValueError(f"n_samples must be above ddof={ddof:g}, got {count[few[0]]:g} at {_some(few)}")
+    return np.where(seen, mean, 0.0), np.where(seen, var, 0.0), count
+
+
+STATE = {"parameters", "in_effect", "mode", "n_features_in", "feature_names_in", "n_samples_seen", "n_batches_seen"}
+
+
+def state(content: dict[str, Any]) -> dict[str, NDArray[np.float64]]:
+    """Check what a state file holds, apart from the parameters; its arrays per feature."""
+    per_feature = (*Moments._fields, "age")
+    if set(content) != STATE | set(per_feature):
+        raise ValueError(f"it has the entries {sorted(content)}")
+    n_features, names, n_batches = (content[key] for key in ("n_features_in", "feature_names_in", "n_batches_seen"))
+    if not (_is_whole(n_features, 1) and _is_whole(n_batches, 1)):
+        raise ValueError(f"n_features_in and n_batches_seen must be whole numbers, got {n_features} and {n_batches}")
+    if names is not None and not (_is_list(names, n_features) and all(isinstance(name, str) for name in names)):
+        raise ValueError(f"feature_names_in must be null or {n_features} strings")
+    arrays = {}
+    for key in per_feature:
+        values = content[key]
+        missing = [value is None for value in values] if key == "mean" and _is_list(values, n_features) else []
+        if any(missing):
+            values = [0.0 if value is None else value for value in values]
+        if not (_is_list(values, n_features) and all(_is_number(value) for value in values)):
+            raise ValueError(f"{key} must be {n_features} numbers")
+        arrays[key] = np.array(values, dtype=np.float64)
+        if key in ("count", "m2", "age") and np.any(arrays[key] < 0):
+            raise ValueError(f"{key} must not be negative")
+        if any(missing) and np.any(arrays["count"][missing]):
+            raise ValueError("mean must not be null where count is not 0")
+    seen = content["n_samples_seen"]
+    seen = seen if isinstance(seen, list) else [seen] * n_features
+    if not (_is_list(seen, n_features) and all(_is_number(value) and value >= 0 for value in seen)):
+        raise ValueError(f"n_samples_seen must be a number that is not negative, or {n_features} of them")
+    return arrays
+
+
+def _is_whole(value: Any, low: int) -> bool:
+    return type(value) is int and low <= value < 2**53
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is float or (type(value) is int and abs(value) < 2**63)
+
+
+def _is_list(value: Any, length: int) -> bool:
+    return isinstance(value, list) and len(value) == length

@@ -103,9 +103,7 @@ def batch_norm(
     """
     axis = _validation.data("x", x, channel_axis)
     n_channels = x.shape[axis]
-    center = _validation.per_channel("mean", mean, n_channels)
-    if center is None:
-        raise TypeError(f"mean must be an array of shape ({n_channels},), got None")
+    center = _validation.required("mean", mean, n_channels)
     spread = _validation.variances("var", var, n_channels)
     scale = _validation.per_channel("gamma", gamma, n_channels)
     shift = _validation.per_channel("beta", beta, n_channels)

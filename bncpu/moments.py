@@ -48,8 +48,13 @@ class Moments(NamedTuple):
         return cls(*np.zeros((4, n_channels)))
 
 
-def _two_sum(a: Float64, b: Float64) -> tuple[Float64, Float64]:
-    # Knuth's exact sum: hi + lo == a + b without any rounding.
+def two_sum(a: Float64, b: Float64) -> tuple[Float64, Float64]:
+    """Sum and its rounding error: ``hi + lo == a + b`` exactly.
+
+    References
+    ----------
+    .. [1] Knuth, "The Art of Computer Programming", volume 2, 4.2.2, theorem B.
+    """
     hi = a + b
     back = hi - a
     return hi, (a - (hi - back)) + (b - back)
@@ -58,7 +63,7 @@ def _two_sum(a: Float64, b: Float64) -> tuple[Float64, Float64]:
 def merge(a: Moments, b: Moments, *, between: bool = True) -> Moments:
     """Moments of the union of two data sets.
 
-    Floats
+    Parameters
     ----------
     a, b : Moments
         Of the same shape.
@@ -78,8 +83,8 @@ def merge(a: Moments, b: Moments, *, between: bool = True) -> Moments:
     share = np.divide(light_count, count, out=np.zeros_like(count), where=count > 0)
     delta = (b.mean - a.mean) + (b.mean_lo - a.mean_lo)
     step, step_lo = np.where(heavy, -delta, delta) * share, np.where(heavy, b.mean_lo, a.mean_lo)
-    mean, mean_lo = _two_sum(np.where(heavy, b.mean, a.mean), step)
-    mean, mean_lo = _two_sum(mean, mean_lo + step_lo)
+    mean, mean_lo = two_sum(np.where(heavy, b.mean, a.mean), step)
+    mean, mean_lo = two_sum(mean, mean_lo + step_lo)
     m2 = a.m2 + b.m2
     if between:
         m2 = m2 + delta * (np.where(heavy, b.count, a.count) * share) * delta

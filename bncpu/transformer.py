@@ -2,21 +2,45 @@
 
 from __future__ import annotations
 
-import warnings
-from typing import Any, ClassVar
+import importlib.metadata
+import math
+import os
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn import get_config
+from scipy.sparse import issparse
 from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
+from sklearn.utils import gen_batches
 from sklearn.utils.metadata_routing import UNUSED
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import _num_samples, check_is_fitted
 
-from bncpu import _layout, _normalize, _validation, moments
+from bncpu import _batches, _layout, _state_file, _validation, moments
+from bncpu._compat import CallbackSupportMixin, fit_task, rows, with_callbacks
+from bncpu._validation import Parameters, Samples
 from bncpu.moments import Coefficients, Moments
 
 
-class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
+class Learned(NamedTuple):
+    """What a stream has taught so far."""
+
+    mode: str
+    moments: Moments
+    age: NDArray[np.float64]  # rows since a feature's last value; counted with halflife only
+
+
+class Applied(NamedTuple):
+    """What follows from it by the parameters of the last fit, for `transform` and the public attributes."""
+
+    parameters: Parameters
+    mean: NDArray[np.float64]
+    var: NDArray[np.float64]
+    divisor: NDArray[np.float64]
+    forward: Coefficients
+    inverse: Coefficients
+
+
+class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     r"""Standardize features with running statistics learned batch by batch.
 
     ``y = gamma * (x - running_mean_) / sqrt(running_var_ + eps) + beta`` per feature: the inference step
@@ -30,10 +54,16 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
     - ``halflife``: recent rows count more; does not depend on how the stream was cut into batches;
     - ``momentum``: the textbook's exponential average over batches.
 
-    Only :meth:`partial_fit` knows an order and forgets; :meth:`fit` is exact, whatever the kind.
+    Only :meth:`partial_fit`, and :meth:`fit` in batches, know an order and forget; :meth:`fit` of one batch is
+    exact, whatever the kind.
 
     NaN is missing data: left out of the statistics, kept by :meth:`transform`. Infinities are refused.
     A refused call leaves the transformer as it was.
+
+    Data may be dense of any number type and memory order, memory-mapped or read-only included, and is read where it
+    lies; DataFrames of pandas, polars and pyarrow; array-API arrays in CPU memory where scikit-learn's
+    ``array_api_dispatch`` is on, with the result of the same library; or, with ``with_mean=False``, CSR and CSC
+    matrices. Statistics are NumPy arrays always.
 
     Parameters
     ----------
@@ -54,6 +84,14 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
         Center; scale to unit variance.
     gamma, beta : array-like of shape (n_features,), optional
         Scale and shift of the result, 1 and 0 if not given.
+    channel_axis : int, optional
+        The axis of dense X that holds the features: 1 for images (N, C, H, W), -1 for (N, H, W, C). Then a feature
+        has a value per sample and position, samples lie along the first other axis, names are not looked at, and
+        the result is an array. By default X is strictly (n_samples, n_features).
+    batch_size : int, optional
+        :meth:`fit` takes so many samples at a time, in their order, as :meth:`partial_fit` would; a rest too small
+        for `momentum` joins the batch before it. scikit-learn's callbacks (1.9 and later) see a step per batch. By
+        default everything is one batch.
     copy : bool, default=True
         With False, :meth:`transform` overwrites its input where it can.
     n_threads : int, optional
@@ -62,17 +100,21 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
 
     Attributes
     ----------
-    running_mean_, running_var_ : ndarray of shape (n_features,), float64
-        Running statistics, read-only; NaN for a feature never observed. `running_var_` in the square of the
-        unit of X.
-    mean_, var_, scale_ : ndarray of shape (n_features,), float64, or None
-        For code written for :class:`~sklearn.preprocessing.StandardScaler`; None where its are. `scale_` is
-        the divisor in use.
+    running_mean_ : ndarray of shape (n_features,), float64
+        Running mean, read-only; NaN for a feature never observed.
+    running_var_ : ndarray of shape (n_features,), float64
+        Running variance, read-only, in the square of the unit of X; NaN for a feature never observed.
+    mean_ : ndarray of shape (n_features,), float64, or None
+        `running_mean_`, for code written for :class:`~sklearn.preprocessing.StandardScaler`; None where its is.
+    var_ : ndarray of shape (n_features,), float64, or None
+        `running_var_`; None with ``with_std=False``.
+    scale_ : ndarray of shape (n_features,), float64, or None
+        The divisor in use, ``sqrt(running_var_ + eps)`` or 1; None with ``with_std=False``.
     n_samples_seen_ : int, float or ndarray of shape (n_features,)
         Values seen per feature, or the sum of their weights; one number if equal for all features.
         Forgetting does not lower it.
     n_batches_seen_ : int
-        Calls of :meth:`partial_fit` since the last :meth:`fit`, and that one.
+        Batches of the last :meth:`fit`, and of every :meth:`partial_fit` since.
     n_features_in_ : int
         Number of features.
     feature_names_in_ : ndarray of shape (n_features_in_,), str
@@ -113,6 +155,10 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
     n_samples_seen_: int | float | NDArray[Any]
     n_batches_seen_: int
     n_features_in_: int
+    _learned: Learned
+    _applied: Applied
+
+    _doc_link_module = "bncpu"
 
     def __init__(
         self,
@@ -125,6 +171,8 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
         with_std: bool = True,
         gamma: ArrayLike | None = None,
         beta: ArrayLike | None = None,
+        channel_axis: int | None = None,
+        batch_size: int | None = None,
         copy: bool = True,
         n_threads: int | None = None,
     ) -> None:
@@ -136,6 +184,8 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
         self.with_std = with_std
         self.gamma = gamma
         self.beta = beta
+        self.channel_axis = channel_axis
+        self.batch_size = batch_size
         self.copy = copy
         self.n_threads = n_threads
 
@@ -143,12 +193,13 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
         """Forget everything, then learn the exact statistics of X as one batch.
 
         The rows of X have no order here: with `momentum` or `halflife` too, the result is their plain mean
-        and variance, from which :meth:`partial_fit` goes on.
+        and variance, from which :meth:`partial_fit` goes on. With `batch_size`, learn from X as a stream instead.
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
-            float16, float32 and float64 are read as they are, anything else becomes float64.
+        X : array-like or sparse matrix of shape (n_samples, n_features)
+            Or any shape with `channel_axis`. float16, float32 and float64 are computed as they are, anything else
+            as float64.
         y : None
             Ignored.
         sample_weight : array-like of shape (n_samples,), optional
@@ -170,15 +221,18 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
         >>> BatchNormTransformer().fit([[0.0], [4.0]]).scale_
         array([2.])
         """
-        return self._learn(X, sample_weight, reset=True, ordered=False)
+        p = _validation.parameters(self)
+        _validation.warn_of_pytorchs_momentum(p)
+        return self._fit(X, y, sample_weight, p, new=True, batch_size=self.batch_size)
 
     def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> BatchNormTransformer:
         """Learn from the next batch of a stream.
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
-            With `halflife` the rows are in the order of the stream, the last the most recent.
+        X : array-like or sparse matrix of shape (n_samples, n_features)
+            Or any shape with `channel_axis`. With `halflife` the rows are in the order of the stream, the last
+            the most recent.
         y : None
             Ignored.
         sample_weight : array-like of shape (n_samples,), optional
@@ -203,61 +257,107 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
         >>> recent.partial_fit([[7.0]]).running_mean_.round(2)
         array([4.53])
         """
-        return self._learn(X, sample_weight, reset=not hasattr(self, "_moments"), ordered=True)
-
-    def _learn(self, X: Any, sample_weight: Any, *, reset: bool, ordered: bool) -> BatchNormTransformer:
-        """Compute the new state beside the old one, then put it in place in one step."""
         p = _validation.parameters(self)
-        mode = _validation.mode(self)
-        if not reset:
-            _validation.same_mode(self._mode, mode)
-        X, state = _validation.batch(self, X, reset=reset)
-        n_samples, n_features = X.shape
-        gamma = _validation.finite_per_channel("gamma", self.gamma, n_features)
-        beta = _validation.finite_per_channel("beta", self.beta, n_features)
-        weights = _validation.sample_weight(sample_weight, X)
-        if reset and p.momentum is not None and 0 < p.momentum < 0.5:
-            warnings.warn(
-                f"BatchNormTransformer's momentum={self.momentum} is the weight of the old value; "
-                f"PyTorch's {self.momentum} is {1 - p.momentum:g} here",
-                stacklevel=3,
-            )
+        new = not hasattr(self, "_learned")
+        if new:
+            _validation.warn_of_pytorchs_momentum(p)
+        else:
+            _validation.same_mode(self._learned.mode, p.mode)
+        return self._fit(X, y, sample_weight, p, new=new, batch_size=None, ordered=True)
 
-        names = state.get("feature_names_in_")
-        running = Moments.empty(n_features) if reset else self._moments
-        age = np.zeros(n_features) if reset else self._age
+    @with_callbacks
+    def _fit(
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any,
+        p: Parameters,
+        *,
+        new: bool,
+        batch_size: int | None,
+        ordered: bool = False,
+    ) -> BatchNormTransformer:
+        """Learn X beside the old state, batch by batch, then put the new one in place in one step."""
+        given = _validation.samples(X, p.channel_axis)
+        weights = _validation.sample_weight(sample_weight, given.X)
+        batches = [slice(None)]
+        if batch_size is not None and (n_samples := _num_samples(given.X)):
+            given = given._replace(X=_validation.sliceable(given.X, p))
+            fewest = 0 if p.momentum is None else max(2, int(p.ddof) + 1)
+            batches = list(gen_batches(n_samples, batch_size, min_batch_size=fewest))
+            ordered = True
+
+        task = fit_task(self, 0 if batch_size is None else len(batches))
+        watched = {"estimator": self, "X": X, "y": y, "metadata": {"sample_weight": sample_weight}}
+        task.call_on_fit_task_begin(**watched)
+        after = object.__new__(type(self))
+        after.__dict__.update(vars(self))
+        for k, part in enumerate(batches):
+            batch = given.X if batch_size is None else rows(given.X, part)
+            step = task if batch_size is None else task.subcontext("batch")
+            if step is not task:
+                step.call_on_fit_task_begin(estimator=self, X=batch)
+            after._learn(
+                batch,
+                None if weights is None else weights[part],
+                p,
+                part.start or 0,
+                new=new and k == 0,
+                ordered=ordered,
+            )
+            if step is not task and step.call_on_fit_task_end(
+                estimator=self, X=batch, reconstruction_attributes=lambda: after._fitted_attributes(p)
+            ):
+                break
+        self.__dict__ = after._fitted_attributes(p)
+        task.call_on_fit_task_end(**watched, reconstruction_attributes={})
+        return self
+
+    def _learn(
+        self,
+        X: Any,
+        weights: NDArray[np.float64] | None,
+        p: Parameters,
+        first_row: int,
+        *,
+        new: bool,
+        ordered: bool,
+    ) -> None:
+        """Learn from one batch; a refused one may leave scikit-learn's attributes changed."""
+        X = _validation.batch(self, X, p, reset=new)
+        n_samples, n_features = X.shape[:2]
+        p = p.for_features(self, n_features)
+        _validation.stays_sparse(X, p)
+        names = getattr(self, "feature_names_in_", None)
+        if new:
+            self._learned = Learned(p.mode, Moments.empty(n_features), np.zeros(n_features))
+        running, age = self._learned.moments, self._learned.age
         # Overflow is looked for in the result, below.
         with np.errstate(over="ignore", invalid="ignore"):
             if p.halflife is not None and ordered:
                 running, age, seen = self._recent(X, weights, p.halflife, running, age, names)
             else:
-                x3, _ = _layout.canonical(X, 1)
-                batch, missing = self._moments_of(x3, weights)
-                _validation.finite_moments(self, X, batch, names)
+                batch, missing = _batches.moments(X, weights, self.n_threads)
+                _validation.finite_moments(self, X, batch, names, first_row)
                 seen = batch.count
                 if p.momentum is None:
                     running = moments.update_cumulative(running, batch)
                 else:
                     positive = None if weights is None else (weights > 0).astype(np.float64)
                     n_positive = n_samples if positive is None else int(positive.sum())
-                    n_values = self._observed(x3, positive, missing)
-                    _validation.two_values(self, n_values, n_positive, batch.count, p.ddof)
+                    n_values = self._observed(X, positive, missing)
+                    _validation.two_values(self, n_values, X.ndim == 2 and n_positive == 1, batch.count, p.ddof)
                     running = moments.update_momentum(running, batch, p.momentum, p.ddof)
         _validation.finite_moments(self, None, running, names)
 
-        before = (0, 0) if reset else (self.n_samples_seen_, self.n_batches_seen_)
-        state["n_samples_seen_"] = _collapsed(before[0] + seen, weights is not None or _is_weighted(before[0]))
-        state["n_batches_seen_"] = before[1] + 1
-        state["_moments"] = running
-        state["_age"] = age
-        state["_mode"] = mode
-        state.update(self._derived(running, state, p, gamma, beta))
-        self.__dict__ = state
-        return self
+        before = (0, 0) if new else (self.n_samples_seen_, self.n_batches_seen_)
+        self.n_samples_seen_ = _collapsed(before[0] + seen, weights is not None or _is_weighted(before[0]))
+        self.n_batches_seen_ = before[1] + 1
+        self._learned = Learned(p.mode, running, age)
 
     def _recent(
         self,
-        X: NDArray[Any],
+        X: Any,
         weights: NDArray[np.float64] | None,
         halflife: float,
         running: Moments,
@@ -265,12 +365,11 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
         names: Any,
     ) -> tuple[Moments, NDArray[np.float64], NDArray[np.float64]]:
         """Moments and ages after the rows of X in their order, and the undecayed weight of their values."""
-        n_samples = len(X)
-        x3, _ = _layout.canonical(X, 1)
+        n_samples = X.shape[0]
         recency = moments.recency_weights(n_samples, halflife)
-        batch, missing = self._moments_of(x3, recency if weights is None else recency * weights)
+        batch, missing = _batches.moments(X, recency if weights is None else recency * weights, self.n_threads)
         _validation.finite_moments(self, X, batch, names)
-        seen = self._observed(x3, weights, missing)
+        seen = self._observed(X, weights, missing)
         # A feature whose last value lies hundreds of half-lives before the end has faded: look at it from nearer.
         if n_samples > 1 and np.any(batch.count < 1e-200 * seen):
             half = n_samples // 2
@@ -281,63 +380,48 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
         running, age = moments.update_halflife(running, age, batch, n_samples, halflife)
         return running, age, seen
 
-    def _moments_of(self, x3: Any, weights: NDArray[np.float64] | None) -> tuple[Moments, bool]:
-        return _normalize.moments(x3, weights, skip_missing=True, n_threads=self.n_threads)
-
-    def _observed(self, x3: Any, weights: NDArray[np.float64] | None, missing: bool) -> NDArray[np.float64]:
+    def _observed(self, X: Any, weights: NDArray[np.float64] | None, missing: bool) -> NDArray[np.float64]:
         """Total weight of the values of each feature."""
         if missing:
-            return self._moments_of(x3, weights)[0].count
-        return np.full(x3.shape[1], x3.shape[0] * x3.shape[2] if weights is None else np.sum(weights), np.float64)
+            return _batches.moments(X, weights, self.n_threads)[0].count
+        per_sample = math.prod(X.shape[2:])
+        return np.full(X.shape[1], per_sample * (X.shape[0] if weights is None else np.sum(weights)), np.float64)
 
-    def _derived(
-        self,
-        running: Moments,
-        state: dict[str, Any],
-        p: _validation.Parameters,
-        gamma: NDArray[np.float64] | None,
-        beta: NDArray[np.float64] | None,
-    ) -> dict[str, Any]:
-        """What follows from the running moments and the parameters: attributes and coefficients."""
+    def _fitted_attributes(self, p: Parameters) -> dict[str, Any]:
+        """All attributes, with what follows from the learned moments and the parameters."""
+        learned, p = self._learned, p.for_features(self, self.n_features_in_)
+        running = learned.moments
         # In momentum mode ddof has been applied to each batch, and the count is the weight seen so far.
-        momentum = state["_mode"] == "momentum"
+        momentum = learned.mode == "momentum"
         mean = moments.observed_mean(running)
         var = moments.variance(running, 0 if momentum else p.ddof)
-        n_values = state["n_samples_seen_"] / state["n_batches_seen_"] if momentum else running.count
+        n_values = self.n_samples_seen_ / self.n_batches_seen_ if momentum else running.count
         divisor = np.sqrt(var + p.eps)
         if p.eps == 0:
             divisor = np.where(moments.near_constant(mean, var, n_values), 1.0, divisor)
-        center = mean if self.with_mean else np.zeros_like(mean)
-        center_lo = running.mean_lo if self.with_mean else np.zeros_like(mean)
-        invstd = 1.0 / divisor if self.with_std else np.ones_like(divisor)
-        forward = moments.fold(center, invstd, gamma, beta, center_lo)
-        return {
-            "_running": (mean, var),
-            "_aliases": (
-                mean if self.with_mean or self.with_std else None,
-                var if self.with_std else None,
-                divisor if self.with_std else None,
-            ),
-            "_forward": forward,
-            "_inverse": moments.fold_inverse(forward, beta),
-        }
+        center = mean if p.with_mean else np.zeros_like(mean)
+        center_lo = running.mean_lo if p.with_mean else np.zeros_like(mean)
+        invstd = 1.0 / divisor if p.with_std else np.ones_like(divisor)
+        forward = moments.fold(center, invstd, p.gamma, p.beta, center_lo)
+        inverse = moments.fold_inverse(forward, p.beta)
+        return {**vars(self), "_applied": Applied(p, mean, var, divisor, forward, inverse)}
 
     def transform(self, X: Any, copy: bool | None = None, *, out: NDArray[Any] | None = None) -> Any:
         """Normalize X with the running statistics.
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
-            NaN stays NaN.
+        X : array-like or sparse matrix of shape (n_samples, n_features)
+            Or any shape with `channel_axis`. NaN stays NaN.
         copy : bool, optional
             False overwrites X where it is a writeable float array. By default the parameter `copy`.
         out : ndarray of the shape and dtype of the result, optional
-            Receives the result. Only without `set_output`.
+            Receives the result. Only for dense NumPy input, and without `set_output`.
 
         Returns
         -------
-        ndarray or DataFrame of shape (n_samples, n_features)
-            float16, float32 or float64 as X; float64 for anything else.
+        ndarray, DataFrame, sparse matrix or array of X's library, of the shape of X
+            float16, float32 or float64 as X, in native byte order; float64 for anything else.
 
         Raises
         ------
@@ -353,25 +437,24 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
                [11.]])
         """
         check_is_fitted(self)
-        X = _validation.to_transform(self, X)
-        if out is not None:
-            config = getattr(self, "_sklearn_output_config", {}).get("transform", get_config()["transform_output"])
-            _validation.out_of_transform(self, X, out, wrapped=config != "default")
-        return self._apply(X, self._forward, copy, out)
+        given = _validation.to_transform(self, X, self._applied.parameters)
+        to = None if out is None else _validation.out_of_transform(self, given, out)
+        y = self._apply(given, self._applied.forward, copy, to)
+        return y if out is None else out
 
     def inverse_transform(self, X: Any, copy: bool | None = None) -> NDArray[Any]:
         """Undo :meth:`transform`.
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
-            Normalized data.
+        X : array-like or sparse matrix of shape (n_samples, n_features)
+            Normalized data, or any shape with `channel_axis`.
         copy : bool, optional
             As in :meth:`transform`.
 
         Returns
         -------
-        ndarray of shape (n_samples, n_features)
+        ndarray, sparse matrix or array of X's library, of the shape of X
             Data in the units of fit.
 
         Raises
@@ -386,20 +469,21 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
         array([[4.]])
         """
         check_is_fitted(self)
-        _validation.invertible(self, self._forward.scale)
-        return self._apply(_validation.to_invert(self, X), self._inverse, copy, None)
+        _validation.invertible(self, self._applied.forward.scale)
+        given = _validation.to_invert(self, X, self._applied.parameters)
+        return self._apply(given, self._applied.inverse, copy, None)
 
-    def _apply(
-        self, X: NDArray[Any], coefficients: Coefficients, copy: bool | None, out: NDArray[Any] | None
-    ) -> NDArray[Any]:
+    def _apply(self, given: Samples, coefficients: Coefficients, copy: bool | None, out: Any) -> Any:
         _validation.threads(self.n_threads)
-        x3, layout = _layout.canonical(X, 1)
-        if out is None and not (self.copy if copy is None else copy) and X.flags.writeable:
+        X = given.X
+        values = X.data if issparse(X) else X
+        overwritten = out is None and not (self.copy if copy is None else copy) and values.flags.writeable
+        if overwritten and values.dtype == _layout.result_dtype(values.dtype):
             out = X
-        y, y3 = _layout.target(layout, out, X.shape, x3)
-        if _normalize.apply(x3, y3, coefficients, n_threads=self.n_threads):
+        y, infinite = _batches.apply(X, coefficients, out=out, n_threads=self.n_threads)
+        if infinite:
             _validation.infinity(self, X, getattr(self, "feature_names_in_", None))
-        return _layout.delivered(y, out, X.dtype)
+        return given.back(y)
 
     def merge(self, other: BatchNormTransformer) -> BatchNormTransformer:
         """Take in, in place, what another transformer has seen, as if this one had seen both streams.
@@ -433,72 +517,226 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
         """
         p = _validation.parameters(self)
         _validation.mergeable(self, other)
-        state = dict(vars(self))
-        if not hasattr(self, "_moments"):
-            state.update({k: v for k, v in vars(other).items() if k in ("n_features_in_", "feature_names_in_")})
+        after = object.__new__(type(self))
+        after.__dict__.update(vars(self))
         n_features = other.n_features_in_
-        gamma = _validation.finite_per_channel("gamma", self.gamma, n_features)
-        beta = _validation.finite_per_channel("beta", self.beta, n_features)
         mine, theirs = getattr(self, "n_samples_seen_", 0), other.n_samples_seen_
-        seen = np.broadcast_to(mine, n_features) + theirs
-        state["n_samples_seen_"] = _collapsed(seen, _is_weighted(mine) or _is_weighted(theirs))
-        state["n_batches_seen_"] = getattr(self, "n_batches_seen_", 0) + other.n_batches_seen_
+        before = self._learned.moments if hasattr(self, "_learned") else Moments.empty(n_features)
+        if not hasattr(self, "_learned"):
+            named = ("n_features_in_", "feature_names_in_")
+            after.__dict__.update({k: v for k, v in vars(other).items() if k in named})
         with np.errstate(over="ignore", invalid="ignore"):
-            total = moments.merge(getattr(self, "_moments", Moments.empty(n_features)), other._moments)
-        _validation.finite_moments(self, None, total, state.get("feature_names_in_"))
-        state["_moments"] = total
-        state["_age"], state["_mode"] = other._age, other._mode
-        state.update(self._derived(state["_moments"], state, p, gamma, beta))
-        self.__dict__ = state
+            total = moments.merge(before, other._learned.moments)
+        _validation.finite_moments(self, None, total, getattr(after, "feature_names_in_", None))
+        after._learned = other._learned._replace(moments=total)
+        seen = np.broadcast_to(mine, n_features) + theirs
+        after.n_samples_seen_ = _collapsed(seen, _is_weighted(mine) or _is_weighted(theirs))
+        after.n_batches_seen_ = getattr(self, "n_batches_seen_", 0) + other.n_batches_seen_
+        self.__dict__ = after._fitted_attributes(p)
         return self
+
+    @classmethod
+    def from_statistics(
+        cls, mean: ArrayLike, var: ArrayLike, n_samples: float | ArrayLike, **params: Any
+    ) -> BatchNormTransformer:
+        """A transformer with statistics known from elsewhere, as if it had seen them in one batch.
+
+        Parameters
+        ----------
+        mean : array-like of shape (n_features,)
+            Mean of each feature. Copied.
+        var : array-like of shape (n_features,)
+            Variance of each feature, with the divisor that `ddof` says. Copied.
+        n_samples : float or array-like of shape (n_features,)
+            Number of values behind them, or their total weight; 0 for a feature never observed. It decides how
+            much they weigh beside what comes later. Not with `momentum`: there they count as fully warmed up, so
+            that the buffers of a layer continue exactly.
+        **params : dict
+            Parameters of the transformer.
+
+        Returns
+        -------
+        BatchNormTransformer
+            Fitted; `n_samples_seen_` is `n_samples`.
+
+        Raises
+        ------
+        TypeError
+            If an array does not hold real numbers, or a parameter is unknown.
+        ValueError
+            If shapes differ, `var` or `n_samples` is negative, or a value is not finite.
+
+        Examples
+        --------
+        >>> from bncpu import BatchNormTransformer
+        >>> layer = BatchNormTransformer.from_statistics([10.0], [4.0], 100, momentum=0.9)
+        >>> layer.partial_fit([[20.0], [20.0]]).running_mean_
+        array([11.])
+        """
+        made = cls(**params)
+        p = _validation.parameters(made)
+        mean, var, count = _validation.statistics(mean, var, n_samples, 0 if p.momentum is not None else p.ddof)
+        weight = (count > 0).astype(np.float64) if p.momentum is not None else count
+        m2 = var * (weight if p.momentum is not None else np.maximum(count - p.ddof, 0))
+        zeros = np.zeros_like(mean)
+        made.n_features_in_ = len(mean)
+        made.n_samples_seen_ = _collapsed(count, _is_weighted(n_samples))
+        made.n_batches_seen_ = 1
+        made._learned = Learned(p.mode, Moments(weight, mean, zeros, m2), zeros)
+        made.__dict__ = made._fitted_attributes(p)
+        return made
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the transformer to a file that :meth:`load` reads: versioned JSON with a checksum.
+
+        Afterwards the file holds the whole new state; if anything interrupts, the whole old one. It tells nothing
+        of time, host or user: the same state gives the same bytes.
+
+        Parameters
+        ----------
+        path : str or path-like
+            Exactly this file; nothing is appended to the name.
+
+        Raises
+        ------
+        NotFittedError
+            If nothing has been learned.
+        OSError
+            If the file cannot be written.
+
+        Examples
+        --------
+        >>> import pathlib, tempfile
+        >>> from bncpu import BatchNormTransformer
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "state.json")
+        ...     BatchNormTransformer().fit([[0.0], [4.0]]).save(path)
+        ...     BatchNormTransformer.load(path).scale_
+        array([2.])
+        """
+        check_is_fitted(self)
+        _validation.parameters(self).for_features(self, self.n_features_in_)
+        learned, names = self._learned, getattr(self, "feature_names_in_", None)
+        content = {
+            "parameters": {name: _as_json(value) for name, value in self.get_params().items()},
+            "in_effect": {name: _as_json(value) for name, value in self._applied.parameters._asdict().items()},
+            "mode": learned.mode,
+            "n_features_in": self.n_features_in_,
+            "feature_names_in": None if names is None else list(names),
+            "n_samples_seen": _as_json(self.n_samples_seen_),
+            "n_batches_seen": self.n_batches_seen_,
+            **{name: _as_json(values) for name, values in learned.moments._asdict().items()},
+            "age": _as_json(learned.age),
+        }
+        observed = learned.moments.count > 0
+        content["mean"] = [value if seen else None for value, seen in zip(content["mean"], observed, strict=True)]
+        _state_file.write(path, content)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> BatchNormTransformer:
+        """The transformer that :meth:`save` wrote to a file; nothing in the file is executed.
+
+        Parameters
+        ----------
+        path : str or path-like
+            A file written by :meth:`save`.
+
+        Returns
+        -------
+        BatchNormTransformer
+            Continues as the saved one would, to the bit. `gamma` and `beta` are float64 arrays.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be read.
+        ValueError
+            If it is not a state file, is incomplete, was changed, or is of a later version.
+        """
+        try:
+            content = _state_file.read(path)
+            arrays = _validation.state(content)
+            made = cls(**{**content["parameters"], **content["in_effect"]})
+            age = arrays.pop("age")
+            made.n_features_in_ = content["n_features_in"]
+            if content["feature_names_in"] is not None:
+                made.feature_names_in_ = np.array(content["feature_names_in"], dtype=object)
+            seen = content["n_samples_seen"]
+            made.n_samples_seen_ = np.array(seen) if isinstance(seen, list) else seen
+            made.n_batches_seen_ = content["n_batches_seen"]
+            made._learned = Learned(content["mode"], Moments(**arrays), age)
+            p = _validation.parameters(made)
+            _validation.same_mode(made._learned.mode, p.mode)
+            made.__dict__ = made._fitted_attributes(p)
+            made.set_params(**content["parameters"])
+            _validation.parameters(made).for_features(made, made.n_features_in_)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{os.fspath(path)!r} is not a state file of BatchNormTransformer: {error}") from None
+        for name in ("gamma", "beta"):
+            if getattr(made, name) is not None:
+                setattr(made, name, np.array(getattr(made, name), dtype=np.float64))
+        return made
 
     @property
     def running_mean_(self) -> NDArray[np.float64]:
         """Running mean per feature; NaN for one never observed."""
         check_is_fitted(self)
-        return _read_only(self._running[0])
+        return _read_only(self._applied.mean)
 
     @property
     def running_var_(self) -> NDArray[np.float64]:
         """Running variance per feature; NaN for one never observed."""
         check_is_fitted(self)
-        return _read_only(self._running[1])
+        return _read_only(self._applied.var)
 
     @property
     def mean_(self) -> NDArray[np.float64] | None:
         """`running_mean_`, or None if neither centering nor scaling."""
         check_is_fitted(self)
-        return _read_only(self._aliases[0])
+        p = self._applied.parameters
+        return _read_only(self._applied.mean) if p.with_mean or p.with_std else None
 
     @property
     def var_(self) -> NDArray[np.float64] | None:
         """`running_var_`, or None if not scaling."""
         check_is_fitted(self)
-        return _read_only(self._aliases[1])
+        return _read_only(self._applied.var) if self._applied.parameters.with_std else None
 
     @property
     def scale_(self) -> NDArray[np.float64] | None:
         """What :meth:`transform` divides by, or None if not scaling."""
         check_is_fitted(self)
-        return _read_only(self._aliases[2])
+        return _read_only(self._applied.divisor) if self._applied.parameters.with_std else None
+
+    @property
+    def _doc_link_template(self) -> str:
+        # The source page, which holds the documentation, at the address in the project's metadata.
+        urls = dict(url.split(", ", 1) for url in importlib.metadata.metadata("bncpu").get_all("Project-URL", []))
+        return urls.get("Source", "") + "/blob/HEAD/bncpu/transformer.py"
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = True
+        tags.input_tags.sparse = not self.with_mean and (self.beta is None or not np.any(self.beta))
+        # Other array libraries are taken; but the tag's checks want transform to refuse another library than fit saw.
+        tags.array_api_support = False
         tags.transformer_tags.preserves_dtype = ["float64", "float32", "float16"]
         return tags
 
 
-def _read_only(a: Any) -> Any:
+def _as_json(value: Any) -> Any:
+    """A parameter or statistic as what JSON knows: numbers in full precision."""
+    return value if value is None else np.asarray(value).tolist()
+
+
+def _read_only(a: NDArray[np.float64]) -> NDArray[np.float64]:
     """A view that cannot be written through: statistics and coefficients stay consistent, after pickle too."""
-    if a is None:
-        return None
     view = a.view()
     view.flags.writeable = False
     return view
 
 
-def _is_weighted(count: int | float | NDArray[Any]) -> bool:
+def _is_weighted(count: Any) -> bool:
     return np.asarray(count).dtype.kind == "f"
 
 

@@ -3,8 +3,23 @@
 from fractions import Fraction
 
 import numpy as np
+from scipy import sparse
 
 DTYPES = (np.float32, np.float64)
+
+# Everything the transformer takes, beside them, and the dtype of its results.
+OTHER_DTYPES = {
+    "bool": np.float64,
+    "int8": np.float64,
+    "uint16": np.float64,
+    ">i4": np.float64,
+    "int64": np.float64,
+    "float16": np.float16,
+    ">f4": np.float32,
+    ">f8": np.float64,
+}
+
+SPARSE = {"csr": sparse.csr_array, "csc": sparse.csc_array, "csr_matrix": sparse.csr_matrix}
 
 
 def uniform_bits(seed, shape, dtype=np.float64):
@@ -34,6 +49,20 @@ def hostile_columns(n, dtype, seed=0):
     return tuple(columns), np.stack(list(columns.values()), axis=1).astype(dtype)
 
 
+def sparse_columns(n, dtype=np.float64, seed=0):
+    """Columns with zeros on which careless formulas fail: few values, all of them, none, equal, far, missing."""
+    rng = np.random.default_rng(seed)
+    X = rng.standard_normal((n, 8)) * (rng.random((n, 8)) < 0.2)
+    X[:, 1] = 1e6 + rng.standard_normal(n)
+    X[:, 2] = 0
+    X[:, 3] = 0.1
+    X[n // 2, 4] = -1e6
+    X[:, 5] = np.where(np.arange(n) % 3 == 0, 7.7, 0)
+    X[::5, 6] = np.nan
+    X[:, 7] = np.nan
+    return X.astype(dtype)
+
+
 def exact_moments(values, weights=None):
     """Count, mean and m2 of finite numbers as exact fractions."""
     values = [Fraction(float(v)) for v in values]
@@ -59,7 +88,7 @@ LAYOUTS = {
 
 def _misaligned(a):
     raw = np.empty(a.nbytes + 1, np.uint8)[1:]
-    view = raw.view(a.dtype) if a.itemsize == 1 else np.ndarray(a.shape, a.dtype, buffer=raw)
+    view = np.ndarray(a.shape, a.dtype, buffer=raw)
     view[...] = a
     return view
 

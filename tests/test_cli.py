@@ -65,7 +65,7 @@ def test_a_missing_extra_is_named_in_one_line():
 
 
 def test_importing_bncpu_imports_nothing_that_scikit_learn_does_not():
-    code = "import sys, sklearn.base, sklearn.utils.validation; before = set(sys.modules); import bncpu; "
+    code = "import sys, sklearn.preprocessing; before = set(sys.modules); import bncpu; "
     code += "print({m.split('.')[0] for m in set(sys.modules) - before} - set(sys.stdlib_module_names))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "{'bncpu'}"

@@ -2,15 +2,30 @@
 
 import copy
 import pickle
+import tracemalloc
 import warnings
 
+import array_api_strict as xp
 import numpy as np
 import pandas as pd
 import polars as pl
+import pyarrow as pa
 import pytest
-from arrays import DTYPES, LAYOUTS, exact_moments, hostile_columns, normal, same_bits
+import sklearn
+from arrays import (
+    DTYPES,
+    LAYOUTS,
+    OTHER_DTYPES,
+    SPARSE,
+    exact_moments,
+    hostile_columns,
+    normal,
+    same_bits,
+    sparse_columns,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import sparse
 from sklearn import config_context, datasets
 from sklearn.base import clone
 from sklearn.compose import ColumnTransformer
@@ -19,11 +34,33 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils import _safe_indexing, gen_batches
 from sklearn.utils.estimator_checks import parametrize_with_checks
+from sklearn.utils.fixes import parse_version
 
 from bncpu import BatchNormTransformer, _reference
 
+GOOD = normal(40, (20, 3))
+NAMED = pd.DataFrame(GOOD, columns=["a", "b", "c"])
+
+
+def with_value(row, column, value, dtype=float):
+    X = GOOD.astype(dtype)
+    X[row, column] = value
+    return X
+
+
 MODES = {"cumulative": {}, "momentum": {"momentum": 0.9}, "halflife": {"halflife": 100}}
+
+
+def fails_in_scikit_learn_1_6(estimator):
+    """That version gives sparse data to estimators that do not take it, and lets only a TypeError pass for a refusal.
+
+    StandardScaler fails there as well.
+    """
+    takes_no_sparse = estimator.with_mean and estimator.channel_axis is None
+    old = parse_version(sklearn.__version__) < parse_version("1.7")
+    return {"check_sample_weight_equivalence_on_sparse_data": "see above"} if old and takes_no_sparse else {}
 
 
 @parametrize_with_checks(
@@ -33,7 +70,10 @@ MODES = {"cumulative": {}, "momentum": {"momentum": 0.9}, "halflife": {"halflife
         BatchNormTransformer(halflife=100),
         BatchNormTransformer(with_mean=False),
         BatchNormTransformer(eps=1e-5),
-    ]
+        BatchNormTransformer(batch_size=3),
+        BatchNormTransformer(channel_axis=-1),
+    ],
+    expected_failed_checks=fails_in_scikit_learn_1_6,
 )
 def test_scikit_learn_checks(estimator, check):
     check(estimator)
@@ -415,7 +455,7 @@ def test_a_pickled_transformer_goes_on_as_the_original(mode):
     for t in (bn, again):
         t.partial_fit(X + 1)
     assert bn.n_samples_seen_ == again.n_samples_seen_
-    for a, b in zip(bn._moments, again._moments, strict=True):
+    for a, b in zip(bn._learned.moments, again._learned.moments, strict=True):
         assert same_bits(a, b)
     assert same_bits(bn.transform(X), again.transform(X))
 
@@ -492,15 +532,6 @@ def test_merge_does_not_change_the_other_and_takes_names_from_it():
 
 
 # ---- refusals: nothing is lost ----
-
-GOOD = normal(40, (20, 3))
-NAMED = pd.DataFrame(GOOD, columns=["a", "b", "c"])
-
-
-def with_value(row, column, value, dtype=float):
-    X = GOOD.astype(dtype)
-    X[row, column] = value
-    return X
 
 
 REFUSED = {
@@ -667,3 +698,398 @@ def test_fit_and_transform_do_not_write_their_input():
     BatchNormTransformer().fit(X, sample_weight=w).transform(X)
     np.testing.assert_array_equal(X, kept[0])
     np.testing.assert_array_equal(w, kept[1])
+
+
+# ---- every kind of input ----
+
+
+@pytest.mark.parametrize("dtype", OTHER_DTYPES)
+def test_any_number_type_is_fitted_and_transformed_as_its_values(dtype):
+    X = np.random.default_rng(0).integers(0, 2 if dtype == "bool" else 100, (50, 3)).astype(dtype)
+    bn, wide = BatchNormTransformer().fit(X), BatchNormTransformer().fit(X.astype(float))
+    np.testing.assert_allclose(bn.running_mean_, wide.running_mean_, rtol=1e-15)
+    np.testing.assert_allclose(bn.running_var_, wide.running_var_, rtol=1e-14)
+    y = bn.transform(X)
+    assert y.dtype == OTHER_DTYPES[dtype]
+    np.testing.assert_allclose(y, wide.transform(X.astype(float)), rtol=0, atol=16 * np.finfo(y.dtype).eps)
+    assert same_bits(bn.transform(X, out=np.empty_like(y)), y)
+    assert same_bits(np.asarray(bn.transform(X[7:8]))[0], y[7])
+    bn.partial_fit(X)
+    assert bn.n_samples_seen_ == 100
+
+
+@pytest.mark.parametrize("kind", SPARSE)
+def test_sparse_data_equals_dense(kind):
+    X = sparse_columns(60)
+    S = SPARSE[kind](X)
+    dense, bn = BatchNormTransformer(with_mean=False).fit(X), BatchNormTransformer(with_mean=False).fit(S)
+    np.testing.assert_allclose(bn.mean_, dense.mean_, rtol=1e-14, atol=1e-15)
+    np.testing.assert_allclose(bn.var_, dense.var_, rtol=1e-12)
+    np.testing.assert_array_equal(bn.n_samples_seen_, dense.n_samples_seen_)
+    y = bn.transform(S)
+    assert type(y) is type(S)
+    np.testing.assert_allclose(y.toarray(), dense.transform(X), rtol=1e-14)
+    np.testing.assert_allclose(bn.inverse_transform(y).toarray(), X, rtol=1e-14)
+    assert bn.transform(S, copy=False) is S
+    np.testing.assert_array_equal(S.toarray(), y.toarray())
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_sparse_stream_equals_a_dense_one_in_every_mode(mode, weighted):
+    X = sparse_columns(60)[:, :6]
+    w = np.random.default_rng(1).uniform(0.5, 2, 60) if weighted else None
+    dense, bn = (BatchNormTransformer(with_mean=False, **MODES[mode]) for _ in range(2))
+    for part in (slice(0, 20), slice(20, 60)):
+        weights = None if w is None else w[part]
+        dense.partial_fit(X[part], sample_weight=weights)
+        bn.partial_fit(sparse.csr_array(X)[part], sample_weight=weights)
+    np.testing.assert_allclose(bn.running_mean_, dense.running_mean_, rtol=1e-12, atol=1e-14)
+    # The column at 1e6 has no zeros, but its weights are sums in another order.
+    np.testing.assert_allclose(bn.running_var_, dense.running_var_, rtol=1e-10, atol=1e-18)
+
+
+def test_sparse_data_cannot_be_shifted():
+    S = sparse.csr_array(np.eye(3))
+    bn = BatchNormTransformer(with_mean=False).fit(S)
+    for call in (BatchNormTransformer().fit, BatchNormTransformer().fit(np.eye(3)).transform):
+        with pytest.raises(ValueError, match="Cannot center sparse matrices: pass `with_mean=False` instead"):
+            call(S)
+    with pytest.raises(ValueError, match="Cannot uncenter sparse matrices"):
+        BatchNormTransformer().fit(np.eye(3)).inverse_transform(S)
+    with pytest.raises(ValueError, match="beta must be 0 everywhere"):
+        BatchNormTransformer(with_mean=False, beta=[0, 1, 0]).fit(S)
+    BatchNormTransformer(with_mean=False, gamma=[1, 2, 3], beta=[0, 0, 0]).fit_transform(S)
+    with pytest.raises(TypeError, match="out is only for dense NumPy input, got a sparse matrix"):
+        bn.transform(S, out=np.empty((3, 3)))
+    with pytest.raises(TypeError, match="channel_axis is for dense arrays"):
+        BatchNormTransformer(with_mean=False, channel_axis=1).fit(S)
+    S.data[1] = np.inf
+    for call in (bn.partial_fit, bn.transform):
+        with pytest.raises(ValueError, match=r"contains infinity.*row\(s\) 1, column\(s\) 1"):
+            call(S)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("channel_axis", [0, 1, 2, 3, -1])
+def test_n_dimensional_data_by_channel_axis_equals_its_values_as_rows(channel_axis, layout):
+    X = LAYOUTS[layout](normal(50, (4, 3, 5, 2), mean=3.0))
+    flat = np.moveaxis(X, channel_axis, -1).reshape(-1, X.shape[channel_axis])
+    bn, rows = BatchNormTransformer(channel_axis=channel_axis).fit(X), BatchNormTransformer().fit(flat)
+    np.testing.assert_allclose(bn.running_mean_, rows.running_mean_, rtol=1e-14)
+    np.testing.assert_allclose(bn.running_var_, rows.running_var_, rtol=1e-13)
+    assert bn.n_features_in_ == X.shape[channel_axis]
+    assert bn.n_samples_seen_ == X.size // X.shape[channel_axis]
+    assert list(bn.get_feature_names_out()) == [f"x{c}" for c in range(X.shape[channel_axis])]
+    y = bn.transform(X)
+    assert y.shape == X.shape
+    np.testing.assert_allclose(
+        np.moveaxis(y, channel_axis, -1).reshape(flat.shape), rows.transform(flat), rtol=1e-12, atol=1e-13
+    )
+    np.testing.assert_allclose(bn.inverse_transform(y), X, rtol=1e-13)
+    out = np.empty_like(X)
+    assert bn.transform(X, out=out) is out
+    np.testing.assert_array_equal(out, y)
+    own = np.array(X)
+    assert np.shares_memory(bn.transform(own, copy=False), own)
+    np.testing.assert_array_equal(own, y)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("channel_axis", [0, 1, -1])
+def test_a_weight_and_a_place_in_time_per_sample_of_n_dimensional_data(channel_axis, mode):
+    X, w = normal(51, (6, 5, 4), mean=1.0), np.arange(1.0, 7.0)
+    given = np.moveaxis(X, 1, channel_axis)
+    if channel_axis == 0:  # samples are the first other axis
+        given = np.ascontiguousarray(given)
+    bn = BatchNormTransformer(channel_axis=channel_axis, **MODES[mode]).partial_fit(given, sample_weight=w)
+    bn.partial_fit(given)
+    rows = BatchNormTransformer(**MODES[mode])
+    if mode == "halflife":  # all positions of a sample are equally old
+        rows.set_params(halflife=None)
+        age = 0.5 ** (np.arange(11, -1, -1) / 100)
+        weights, everything = np.r_[w, np.ones(6)] * age, np.concatenate([X, X])
+        rows.fit(np.moveaxis(everything, 1, -1).reshape(-1, 5), sample_weight=np.repeat(weights, 4))
+    else:
+        flat = np.moveaxis(X, 1, -1).reshape(-1, 5)
+        rows.partial_fit(flat, sample_weight=np.repeat(w, 4)).partial_fit(flat)
+    np.testing.assert_allclose(bn.running_mean_, rows.running_mean_, rtol=1e-13)
+    np.testing.assert_allclose(bn.running_var_, rows.running_var_, rtol=1e-12)
+    assert bn.n_samples_seen_ == 4 * (w.sum() + 6)
+
+
+def test_channel_axis_refuses_what_it_cannot_mean():
+    X = normal(52, (4, 3, 5))
+    bn = BatchNormTransformer(channel_axis=1).fit(X)
+    for call, error, message in [
+        (
+            lambda: BatchNormTransformer(channel_axis=3).fit(X),
+            ValueError,
+            r"channel_axis=3 must name an axis of X, got shape \(4, 3, 5",
+        ),
+        (
+            lambda: BatchNormTransformer(channel_axis=0).fit(X[0, 0]),
+            ValueError,
+            r"at least 2 dimensions, got shape \(5,\)",
+        ),
+        (lambda: BatchNormTransformer(channel_axis=0.5).fit(X), TypeError, "channel_axis must be an instance of"),
+        (lambda: bn.transform(X[:, :2]), ValueError, "X has 2 features, but BatchNormTransformer is expecting 3"),
+        (lambda: bn.inverse_transform(X[:, :2]), ValueError, "X has 2 features, but"),
+        (lambda: bn.fit(X[:0]), ValueError, r"at least one value, got shape \(0, 3, 5\)"),
+        (lambda: bn.transform(X, out=np.empty((3, 4, 5))), ValueError, "out must have the shape of the input"),
+        (lambda: clone(bn).set_output(transform="pandas").fit_transform(X), ValueError, "the result is an array"),
+        (lambda: BatchNormTransformer().fit(X[:, :, 0]).merge(bn), ValueError, "channel_axis=None, got 1"),
+    ]:
+        before = pickle.dumps(bn)
+        with pytest.raises(error, match=message):
+            call()
+        assert pickle.dumps(bn) == before
+    X[2, 1, 3] = np.inf
+    for call in (bn.fit, bn.transform):
+        with pytest.raises(ValueError, match=r"contains infinity.*sample\(s\) 2, channel\(s\) 1"):
+            call(X)
+    one = BatchNormTransformer(channel_axis=1, momentum=0.9).fit(normal(53, (1, 3, 5)))  # 5 values per channel
+    assert one.n_samples_seen_ == 5
+    assert BatchNormTransformer(channel_axis=-1).fit(GOOD).transform(GOOD[:, None, None, :]).shape == (20, 1, 1, 3)
+    assert BatchNormTransformer(channel_axis=1).fit(NAMED).transform(NAMED).shape == (20, 3)
+
+
+def test_memory_maps_and_read_only_arrays_are_read_in_place(tmp_path):
+    np.save(tmp_path / "x.npy", normal(54, (100_000, 8)))
+    for mode in ("r", "c"):
+        mapped = np.load(tmp_path / "x.npy", mmap_mode=mode)
+        bn = BatchNormTransformer()
+        tracemalloc.start()
+        bn.fit(mapped)
+        out = bn.transform(mapped, out=np.empty(mapped.shape), copy=None)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < mapped.nbytes + 1e6  # the output
+        np.testing.assert_allclose(out.mean(0), 0, atol=1e-12)
+        np.testing.assert_array_equal(mapped, np.load(tmp_path / "x.npy"))
+    with pytest.raises(ValueError, match="read-only"):
+        np.load(tmp_path / "x.npy", mmap_mode="r")[0, 0] = 1
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("parameters", [{}, {"batch_size": 100_000}, {"halflife": 1e4, "batch_size": 10_000}])
+def test_fit_takes_memory_for_the_features_only(parameters, order):
+    X = np.asarray(normal(55, (400_000, 4)), order=order)
+    bn = BatchNormTransformer(**parameters)
+    tracemalloc.start()
+    bn.fit(X)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < X.nbytes / 10
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: pd.DataFrame({"a": pd.array([1, None, 3, 5], "Int64"), "b": pd.array([1.5, 2, None, 0], "Float64")}),
+        lambda: pd.DataFrame({"a": [1, np.nan, 3, 5], "b": [1.5, 2, np.nan, 0]}),
+        lambda: pd.DataFrame({"a": [1, np.nan, 3, 5], "b": [1.5, 2, np.nan, 0]}, dtype="float32"),
+        lambda: pl.DataFrame({"a": [1, None, 3, 5], "b": [1.5, 2, None, 0]}),
+        lambda: pa.table({"a": [1, None, 3, 5], "b": [1.5, 2, None, 0]}),
+    ],
+    ids=["pandas nullable", "pandas", "pandas float32", "polars", "pyarrow"],
+)
+@pytest.mark.parametrize("batch_size", [None, 3])
+def test_frames_are_read_with_their_names_and_gaps(make, batch_size):
+    frame = make()
+    bn = BatchNormTransformer(batch_size=batch_size).fit(frame)
+    # scikit-learn 1.6 finds no names in frames of polars 2.
+    np.testing.assert_array_equal(
+        getattr(bn, "feature_names_in_", None), getattr(StandardScaler().fit(frame), "feature_names_in_", None)
+    )
+    np.testing.assert_allclose(bn.running_mean_, [3, 3.5 / 3], rtol=1e-15)
+    assert bn.n_samples_seen_ == 3
+    y = bn.transform(frame)
+    np.testing.assert_allclose(y[:, 0], np.array([-2, np.nan, 0, 2]) / np.sqrt(8 / 3), rtol=1e-6)
+    assert bn.partial_fit(frame).n_samples_seen_ == 6
+
+
+# ---- other array libraries ----
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_array_api_arrays_give_results_of_the_same_library(weighted):
+    X, w = normal(56, (20, 3)), np.arange(20.0) if weighted else None
+    expected = BatchNormTransformer().fit(X, sample_weight=w)
+    there = xp.asarray(X)
+    with config_context(array_api_dispatch=True):
+        bn = BatchNormTransformer().fit(there, sample_weight=None if w is None else xp.asarray(w))
+        y = bn.transform(there)
+        back = bn.inverse_transform(y)
+        assert isinstance(y, type(there)) and isinstance(back, type(there))
+        with pytest.raises(TypeError, match="out is only for dense NumPy input, got an array of array_api_strict"):
+            bn.transform(there, out=np.empty((20, 3)))
+        images = xp.asarray(normal(57, (4, 3, 5)))
+        assert BatchNormTransformer(channel_axis=1).fit_transform(images).shape == (4, 3, 5)
+        assert isinstance(bn.transform(X), np.ndarray)
+    assert same_bits(bn.running_var_, expected.running_var_)
+    assert same_bits(np.from_dlpack(y), expected.transform(X))
+    np.testing.assert_array_equal(np.from_dlpack(there), X)
+
+
+def test_an_array_out_of_reach_is_refused_by_name():
+    class Elsewhere:
+        shape, dtype, device = (2, 2), np.dtype(float), "gpu"
+
+        def __array_namespace__(self, api_version=None):
+            return xp
+
+        def __dlpack__(self, **_):
+            raise BufferError("it lies on a GPU")
+
+        def __dlpack_device__(self):
+            return 2, 0
+
+    with config_context(array_api_dispatch=True):
+        with pytest.raises(TypeError, match="X must be an array in CPU memory, got Elsewhere: it lies on a GPU"):
+            BatchNormTransformer().fit(Elsewhere())
+        with pytest.raises(TypeError, match="sample_weight must be an array in CPU memory, got Elsewhere"):
+            BatchNormTransformer().fit(np.eye(2), sample_weight=Elsewhere())
+
+
+# ---- fit in batches ----
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("kind", ["ndarray", "frame", "sparse", "list", "n-d"])
+@pytest.mark.parametrize("mode", MODES)
+def test_fit_in_batches_is_partial_fit_over_them(mode, kind, weighted):
+    X, w = normal(58, (53, 3), mean=2.0), np.linspace(0.1, 2, 53) if weighted else None
+    given = {
+        "ndarray": X,
+        "frame": pd.DataFrame(X, columns=["a", "b", "c"]),
+        "sparse": sparse.csr_array(X),
+        "list": X.tolist(),
+        "n-d": X[:, :, None],
+    }[kind]
+    parameters = {"with_mean": kind != "sparse", "channel_axis": 1 if kind == "n-d" else None, **MODES[mode]}
+    batched = BatchNormTransformer(batch_size=10, **parameters).fit(given, sample_weight=w)
+    streamed = BatchNormTransformer(**parameters)
+    for part in gen_batches(53, 10):
+        streamed.partial_fit(_safe_indexing(given, part), sample_weight=None if w is None else w[part])
+    assert batched.n_batches_seen_ == streamed.n_batches_seen_ == 6
+    for a, b in zip(batched._learned.moments, streamed._learned.moments, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-14)
+    np.testing.assert_array_equal(batched.n_samples_seen_, streamed.n_samples_seen_)
+
+
+def test_with_momentum_a_rest_too_small_joins_the_batch_before_it():
+    X = normal(59, (21, 2))
+    bn = BatchNormTransformer(momentum=0.9, batch_size=10).fit(X)
+    assert bn.n_batches_seen_ == 2
+    streamed = BatchNormTransformer(momentum=0.9).partial_fit(X[:10]).partial_fit(X[10:])
+    np.testing.assert_allclose(bn.running_var_, streamed.running_var_, rtol=1e-14)
+    assert BatchNormTransformer(momentum=0.9, ddof=3, batch_size=10).fit(X[:13]).n_batches_seen_ == 1
+    assert BatchNormTransformer(batch_size=10).fit(X).n_batches_seen_ == 3
+    with pytest.raises(ValueError, match="n_samples=1"):
+        BatchNormTransformer(momentum=0.9, batch_size=1).fit(X)
+
+
+@pytest.mark.parametrize("fitted", [False, True])
+def test_a_batch_refused_half_way_leaves_every_byte(fitted):
+    bn = BatchNormTransformer(batch_size=6)
+    if fitted:
+        bn.fit(NAMED)
+    before = pickle.dumps(bn)
+    with pytest.raises(ValueError, match=r"contains infinity.*row\(s\) 13, column\(s\) 1"):
+        bn.fit(with_value(13, 1, np.inf))
+    with pytest.raises(ValueError, match=r"row\(s\) 19, column\(s\) 0"):
+        bn.fit(with_value(19, 0, np.inf, "f4"))
+    for empty in (GOOD[:0], GOOD[:0].tolist()):
+        with pytest.raises(ValueError, match=r"0 sample|Expected 2D array"):
+            bn.fit(empty)
+    assert pickle.dumps(bn) == before
+
+
+# ---- statistics from elsewhere ----
+
+
+def test_statistics_from_elsewhere_go_on_as_if_they_had_been_seen():
+    X, more = normal(60, (40, 3), mean=5.0), normal(61, (10, 3))
+    theirs = StandardScaler().fit(X)
+    bn = BatchNormTransformer.from_statistics(theirs.mean_, theirs.var_, theirs.n_samples_seen_)
+    assert bn.n_samples_seen_ == 40
+    assert bn.n_batches_seen_ == 1
+    np.testing.assert_allclose(bn.transform(more), theirs.transform(more), rtol=1e-12)
+    whole = BatchNormTransformer().fit(np.concatenate([X, more]))
+    for t in (bn.partial_fit(more), BatchNormTransformer().fit(more).merge(
+        BatchNormTransformer.from_statistics(theirs.mean_, theirs.var_, 40))):  # fmt: skip
+        np.testing.assert_allclose(t.running_mean_, whole.running_mean_, rtol=1e-12)
+        np.testing.assert_allclose(t.running_var_, whole.running_var_, rtol=1e-12)
+
+
+def test_the_buffers_of_a_layer_continue_exactly():
+    mean, var = np.array([1.0, -2.0], "f4"), np.array([0.3, 4.0], "f4")
+    layer = BatchNormTransformer.from_statistics(mean, var, 1000, momentum=0.9, ddof=1, eps=1e-5)
+    np.testing.assert_array_equal(layer.running_mean_, mean)
+    np.testing.assert_array_equal(layer.running_var_, var)
+    expected_mean, expected_var = mean.astype(float), var.astype(float)
+    for k in range(20):
+        X = normal(k, (8, 2))
+        layer.partial_fit(X)
+        expected_mean = 0.9 * expected_mean + 0.1 * X.mean(0)
+        expected_var = 0.9 * expected_var + 0.1 * X.var(0, ddof=1)
+    np.testing.assert_allclose(layer.running_mean_, expected_mean, rtol=1e-13)
+    np.testing.assert_allclose(layer.running_var_, expected_var, rtol=1e-13)
+    assert layer.n_samples_seen_ == 1160
+
+
+def test_statistics_are_copied_and_unobserved_features_stay_so():
+    mean, var, n = np.array([1.0, np.nan]), np.array([2.0, np.nan]), np.array([10, 0])
+    bn = BatchNormTransformer.from_statistics(mean, var, n, ddof=1)
+    mean[0] = var[0] = n[0] = 99
+    np.testing.assert_allclose(bn.running_mean_, [1, np.nan])
+    np.testing.assert_allclose(bn.running_var_, [2, np.nan])
+    np.testing.assert_array_equal(bn.n_samples_seen_, [10, 0])
+    assert np.isnan(bn.transform([[1.0, 1.0]])[0, 1])
+    assert isinstance(BatchNormTransformer.from_statistics([1], [1], 2.5).n_samples_seen_, float)
+    assert isinstance(BatchNormTransformer.from_statistics([1], [1], 2).n_samples_seen_, int)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (([1.0, 2.0], [1.0], 3), ValueError, r"var must have shape \(2,\)"),
+        (([1.0], [-1.0], 3), ValueError, "var must not be negative, got -1.0"),
+        (([1.0], [1.0], -3), ValueError, "n_samples must be finite and not negative, got -3"),
+        (([1.0], [1.0], np.nan), ValueError, "n_samples must be finite"),
+        (([1.0], [1.0], [1, 2]), ValueError, r"n_samples must have shape \(1,\)"),
+        (([np.nan], [1.0], 3), ValueError, "mean must be finite where n_samples is not 0, got nan at 0"),
+        (([1.0], [np.inf], 3), ValueError, "var must be finite"),
+        ((1.0, 1.0, 3), ValueError, r"mean must have shape \(1,\)"),
+        ((None, [1.0], 3), TypeError, "mean must be an array"),
+        ((["a"], [1.0], 3), TypeError, "mean must hold real numbers"),
+        (([], [], 3), ValueError, "at least one feature"),
+    ],
+)
+def test_statistics_that_cannot_be_are_refused(arguments, error, message):
+    with pytest.raises(error, match=message):
+        BatchNormTransformer.from_statistics(*arguments)
+
+
+def test_statistics_need_more_samples_than_ddof():
+    with pytest.raises(ValueError, match="n_samples must be above ddof=1, got 1 at 0"):
+        BatchNormTransformer.from_statistics([1.0], [1.0], 1, ddof=1)
+    with pytest.raises(ValueError, match="eps == -1"):
+        BatchNormTransformer.from_statistics([1.0], [1.0], 1, eps=-1)
+
+
+# ---- in a notebook ----
+
+
+def test_the_html_links_to_the_documentation_and_shows_the_state():
+    bn = BatchNormTransformer(momentum=0.9).fit(GOOD)
+    html = bn._repr_html_()
+    link = "https://github.com/bncpu/bncpu/blob/HEAD/bncpu/transformer.py"
+    assert bn._get_doc_link() == link
+    assert f'href="{link}"' in html
+    if hasattr(bn, "_get_fitted_attr_html"):  # scikit-learn 1.9
+        for name in ("running_mean_", "running_var_", "n_samples_seen_", "n_batches_seen_", "scale_"):
+            assert name in html
+        assert "running_var_" in make_pipeline(bn, StandardScaler())._repr_html_()
+    assert "running_mean_" not in BatchNormTransformer()._repr_html_()

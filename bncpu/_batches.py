@@ -1,0 +1,169 @@
+"""A batch of samples, dense or sparse: its moments, and coefficients applied to it.
+
+Dense batches have samples on axis 0 and channels on axis 1. One that has neither of the two forms, or a dtype the
+kernels do not compute in, is converted a piece at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import issparse
+
+from bncpu import _dispatch, _layout, _normalize
+from bncpu.moments import Coefficients, Moments, merge, rounded, two_sum
+
+# Values converted at a time: 8 MiB of float64.
+PIECE = 1 << 20
+
+# Stored values of a sparse matrix looked at together, at least: the moments of each piece cost O(channels).
+ENTRIES = 1 << 18
+
+
+def pieces(X: NDArray[Any]) -> Iterator[slice]:
+    """Samples to convert together, about `PIECE` values."""
+    step = max(1, PIECE // max(1, X[:1].size))
+    for start in range(0, len(X), step):
+        yield slice(start, start + step)
+
+
+def moments(X: Any, weights: NDArray[np.float64] | None, n_threads: int | None) -> tuple[Moments, bool]:
+    """Moments of each channel, NaN left out, and whether there may have been a NaN.
+
+    Parameters
+    ----------
+    X : ndarray of shape (N, C, ...), or CSR or CSC matrix of shape (N, C)
+    weights : ndarray of shape (N,), float64, or None
+        One per sample.
+    n_threads : int or None
+    """
+    if issparse(X):
+        return _sparse_moments(X, weights)
+    x3, _ = _layout.in_form(X, 1)
+    if x3 is not None and (weights is None or X.ndim == 2):
+        return _normalize.moments(x3, weights, skip_missing=True, n_threads=n_threads)
+    total, missing = Moments.empty(X.shape[1]), False
+    for part in pieces(X):
+        x3, layout = _layout.canonical(X[part], 1)
+        w = None if weights is None else layout.positions(weights[part], X[part].shape)
+        some, nan = _normalize.moments(x3, w, skip_missing=True, n_threads=n_threads)
+        total, missing = merge(total, some), missing or nan
+    return total, missing
+
+
+def apply(X: Any, coefficients: Coefficients, *, out: Any = None, n_threads: int | None = None) -> tuple[Any, bool]:
+    """``(X - mean) * scale + shift``, and whether X holds an infinity.
+
+    Parameters
+    ----------
+    X : ndarray of shape (N, C, ...), or CSR or CSC matrix of shape (N, C)
+        For sparse matrices mean and shift must be 0.
+    coefficients : Coefficients
+        In float64.
+    out : ndarray of the shape of X and its `_layout.result_dtype`, or X itself, or None
+    n_threads : int or None
+    """
+    if issparse(X):
+        return _sparse_apply(X, coefficients.scale, out)
+    x3, layout = _layout.in_form(X, 1)
+    if x3 is not None:
+        y, y3 = _layout.target(layout, out, X.shape, x3)
+        infinite = _normalize.apply(x3, y3, coefficients, n_threads=n_threads)
+        return _layout.delivered(y, out, X.dtype), infinite
+    dtype, infinite = _layout.result_dtype(X.dtype), False
+    apart = out is not None and not _layout.overlap(X, out)
+    y = out if apart else np.empty_like(X, dtype, order="K", subok=False)
+    for part in pieces(X):
+        x3, layout = _layout.canonical(X[part], 1)
+        piece, y3 = _layout.target(layout, y[part], X[part].shape, x3)
+        infinite |= _normalize.apply(x3, y3, coefficients, n_threads=n_threads)
+        _layout.delivered(piece, y[part], dtype)
+    return _layout.delivered(y, out, dtype), infinite
+
+
+# ---- sparse ----
+
+
+def entries(X: Any) -> Iterator[slice]:
+    """The stored values, some at a time."""
+    n_stored, step = int(X.indptr[-1]), max(ENTRIES, X.shape[1])
+    for start in range(0, n_stored, step):
+        yield slice(start, min(start + step, n_stored))
+
+
+def rows(X: Any, part: slice) -> NDArray[Any]:
+    """Row of each stored value of `part`."""
+    return _major(X, part) if X.format == "csr" else X.indices[part]
+
+
+def columns(X: Any, part: slice) -> NDArray[Any]:
+    """Column of each stored value of `part`."""
+    return X.indices[part] if X.format == "csr" else _major(X, part)
+
+
+def _major(X: Any, part: slice) -> NDArray[Any]:
+    first = np.searchsorted(X.indptr, part.start, side="right") - 1
+    stop = np.searchsorted(X.indptr, part.stop, side="left")
+    lengths = np.diff(np.clip(X.indptr[first : stop + 1], part.start, part.stop))
+    return np.repeat(np.arange(first, stop), lengths)
+
+
+def _sparse_moments(X: Any, weights: NDArray[np.float64] | None) -> tuple[Moments, bool]:
+    """Moments of the stored values, merged with the zeros between them."""
+    if not X.has_canonical_format:  # a place stored twice would count twice
+        X = X.copy()
+        X.sum_duplicates()
+    n_samples, n_channels = X.shape
+    total, missing = Moments.empty(n_channels), False
+    stored, stored_weight = np.zeros((2, n_channels))
+
+    for part in entries(X):
+        at = columns(X, part).astype(np.intp, copy=False)
+        weight = None if weights is None else weights[rows(X, part)]
+        # About some value of each column, so that a constant one deviates by exactly 0.
+        about, sums = np.zeros(n_channels), np.zeros((4, n_channels))
+        add = _dispatch.kernels(X.data).sparse_sums
+        add(X.data[part], at, weight, about, True, sums)
+        if np.any(_far(*sums[1:])):
+            about += _ratio(sums[2], sums[1])
+            sums[:] = 0
+            add(X.data[part], at, weight, about, False, sums)
+        all_weight, count, deviation, squares = sums
+        step = _ratio(deviation, count)
+        total = merge(total, Moments(count, *two_sum(about, step), squares - deviation * step))
+        stored += all_weight if weights is None else np.bincount(at, minlength=n_channels)
+        stored_weight += all_weight
+        missing = missing or not np.array_equal(all_weight, count)
+
+    everything = n_samples if weights is None else np.sum(weights)
+    # Exactly 0 for a column without zeros, whatever rounding says of its weights.
+    zeros = np.where(stored == n_samples, 0.0, np.maximum(everything - stored_weight, 0.0))
+    none = np.zeros(n_channels)
+    return merge(total, Moments(zeros, none, none, none)), missing
+
+
+def _far(count: NDArray[np.float64], deviation: NDArray[np.float64], squares: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Columns summed about a value over 8 standard deviations from their mean: cancellation costs digits."""
+    between = deviation * _ratio(deviation, count)
+    return between > 64 * (squares - between)
+
+
+def _ratio(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.divide(a, b, out=np.zeros_like(a), where=b > 0)
+
+
+def _sparse_apply(X: Any, scale: NDArray[np.float64], out: Any) -> tuple[Any, bool]:
+    """Each stored value times the scale of its column."""
+    y = X.copy() if out is None else out
+    none = np.zeros_like(scale)
+    c = rounded(Coefficients(none, scale, none), X.dtype)
+    infinite = False
+    for part in entries(X):
+        values = X.data[part]
+        infinite = infinite or bool(np.isinf(values).any())
+        with np.errstate(over="ignore", invalid="ignore"):
+            y.data[part] = values * (c.scale if c else scale)[columns(X, part)]
+    return y, infinite

@@ -1,0 +1,59 @@
+"""What differs between the supported versions of scikit-learn, and what of it is private."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sklearn import get_config
+from sklearn.utils import _safe_indexing
+from sklearn.utils._array_api import get_namespace
+
+try:
+    from sklearn.callback import CallbackSupportMixin, with_callbacks
+except ImportError:  # before 1.9
+
+    class CallbackSupportMixin:  # type: ignore[no-redef]
+        """No callbacks."""
+
+    def with_callbacks(method: Any) -> Any:
+        """Leave `method` as it is."""
+        return method
+
+
+__all__ = ["CallbackSupportMixin", "fit_task", "foreign_namespace", "rows", "with_callbacks"]
+
+
+class _Unwatched:
+    """A task that nobody watches."""
+
+    def call_on_fit_task_begin(self, **_: Any) -> None:
+        """Tell nobody."""
+
+    def call_on_fit_task_end(self, **_: Any) -> bool:
+        """Tell nobody; nobody asks to stop."""
+        return False
+
+    def subcontext(self, task_name: str) -> _Unwatched:
+        """A part of this task."""
+        return self
+
+
+def fit_task(estimator: Any, n_batches: int) -> Any:
+    """The callback context of a fit in `n_batches` steps, 0 for one without steps."""
+    if hasattr(estimator, "_skl_callbacks") or hasattr(estimator, "_parent_callback_ctx"):
+        return estimator._init_callback_context(max_subtasks=n_batches)
+    return _Unwatched()
+
+
+def rows(X: Any, part: slice) -> Any:
+    """Some rows of an array, frame, sparse matrix or list."""
+    # polars and pyarrow; before 1.9 scikit-learn did not know how to cut the latter.
+    return X.slice(part.start, part.stop - part.start) if hasattr(X, "slice") else _safe_indexing(X, part)
+
+
+def foreign_namespace(a: Any) -> Any:
+    """The array-API namespace of `a`, or None for NumPy, frames, lists, or if scikit-learn's dispatch is off."""
+    if not get_config()["array_api_dispatch"]:
+        return None
+    xp, compliant = get_namespace(a)
+    return xp if compliant and "numpy" not in xp.__name__ else None

@@ -1,0 +1,110 @@
+"""State files: versioned JSON with a checksum over every byte, written atomically, read without executing anything."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import secrets
+from typing import Any
+
+VERSION = 1
+
+UNSIGNED = "0" * 64
+
+# The checksum is that of the file with `UNSIGNED` in its place.
+START = re.compile(rb'\{"format": "bncpu\.BatchNormTransformer", "version": (\d{1,9}), "sha256": "([0-9a-f]{64})", ')
+
+
+def write(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
+    """Write `content` to exactly `path`: afterwards, and after a crash, it holds the old state or the new one.
+
+    Parameters
+    ----------
+    path : str or path-like
+        A link is followed.
+    content : dict
+        Of JSON values; floats finite.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written. The old one is still there then.
+    """
+    head = {"format": "bncpu.BatchNormTransformer", "version": VERSION, "sha256": UNSIGNED}
+    text = json.dumps({**head, **content}, allow_nan=False, default=float) + "\n"
+    text = text.replace(UNSIGNED, hashlib.sha256(text.encode()).hexdigest(), 1)
+    final = os.path.realpath(path)
+    beside = f"{final}.{secrets.token_hex(8)}.tmp"
+    try:
+        with open(beside, "x", encoding="ascii", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileNotFoundError):
+            os.chmod(beside, os.stat(final).st_mode & 0o7777)
+        os.replace(beside, final)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.remove(beside)
+        raise
+    _sync_folder(os.path.dirname(final))
+
+
+def _sync_folder(folder: str) -> None:
+    """Make the new name last through a power cut, where folders can be opened."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def read(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The content of the state file `path`; ValueError if it is not whole.
+
+    Parameters
+    ----------
+    path : str or path-like
+
+    Returns
+    -------
+    dict
+        As given to `write`, with every number finite.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read.
+    ValueError
+        If it is not a state file, was changed, or is of another version.
+    """
+    with open(path, "rb") as file:
+        raw = file.read()
+    start = START.match(raw)
+    if start is None:
+        raise ValueError("it does not begin like one")
+    if int(start[1]) != VERSION:
+        raise ValueError(f"it has version {int(start[1])}, and this bncpu reads version {VERSION}")
+    at, end = start.span(2)
+    if hashlib.sha256(raw[:at] + UNSIGNED.encode() + raw[end:]).hexdigest() != start[2].decode():
+        raise ValueError("its checksum does not match: it is incomplete or was changed")
+    try:
+        content = json.loads(raw, parse_constant=_refused, parse_float=_finite)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    return {key: value for key, value in content.items() if key not in ("format", "version", "sha256")}
+
+
+def _refused(constant: str) -> None:
+    raise ValueError(f"it holds {constant}")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if number in (float("inf"), float("-inf")):
+        raise ValueError(f"it holds a number too large: {text}")
+    return number

@@ -1,0 +1,257 @@
+"""State files: the bytes come back or one ValueError does, and the old file outlives every failure."""
+
+import errno
+import hashlib
+import json
+import os
+import stat
+import struct
+import sys
+
+import numpy as np
+import pytest
+from arrays import normal, same_bits
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.exceptions import NotFittedError
+
+from bncpu import BatchNormTransformer, _state_file
+
+MODES = {"cumulative": {}, "momentum": {"momentum": 0.9, "ddof": 1}, "halflife": {"halflife": 100}}
+BAD = "is not a state file of BatchNormTransformer"
+
+
+def fitted(mode="cumulative", **parameters):
+    X = normal(0, (50, 4), mean=[0.1, 1e6, 0, 3])
+    X[:, 2] = np.nan
+    X[::3, 3] = np.nan
+    bn = BatchNormTransformer(**MODES[mode], **parameters)
+    return bn.partial_fit(X, sample_weight=np.linspace(0.1, 1, 50)).partial_fit(X[:7])
+
+
+def signed(content):
+    """The bytes of a state file with a valid checksum, whatever its content."""
+    head = {"format": "bncpu.BatchNormTransformer", "version": 1, "sha256": "0" * 64}
+    text = json.dumps({**head, **content})
+    return text.replace("0" * 64, hashlib.sha256(text.encode()).hexdigest(), 1).encode()
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "state without extension"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_loaded_transformer_continues_to_the_bit(mode, path):
+    bn = fitted(mode, gamma=[1, 2, 3, 0.1], beta=np.float32([0, 0.1, 2, 3]), eps=1e-5, channel_axis=1)
+    bn.save(path)
+    again = BatchNormTransformer.load(path)
+    X = normal(1, (9, 4))
+    for t in (bn, again):
+        t.partial_fit(X)
+    assert again.n_batches_seen_ == bn.n_batches_seen_
+    assert same_bits(np.asarray(again.n_samples_seen_), np.asarray(bn.n_samples_seen_))
+    for a, b in zip(again._learned.moments, bn._learned.moments, strict=True):
+        assert same_bits(a, b)
+    assert same_bits(again.transform(X), bn.transform(X))
+    assert same_bits(again.inverse_transform(X), bn.inverse_transform(X))
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_parameters_names_and_counts_come_back(path):
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame(normal(2, (5, 2)), columns=["a", "\N{GREEK SMALL LETTER MU}"])
+    bn = BatchNormTransformer(halflife=np.float64(3), copy=False, n_threads=np.int64(1), batch_size=2).fit(frame)
+    bn.save(str(path))
+    again = BatchNormTransformer.load(os.fsencode(path).decode())
+    assert again.get_params() == bn.get_params()
+    assert list(again.feature_names_in_) == list(bn.feature_names_in_)
+    assert type(again.n_samples_seen_) is type(bn.n_samples_seen_)
+    assert again.n_samples_seen_ == 5
+
+
+def test_a_parameter_changed_since_the_fit_waits_for_the_next_one_after_loading_too(path):
+    bn = fitted().set_params(eps=1.0, with_std=False)
+    bn.save(path)
+    again = BatchNormTransformer.load(path)
+    X = normal(3, (5, 4))
+    assert again.eps == 1.0 and not again.with_std
+    assert again.scale_ is not None
+    assert same_bits(again.transform(X), bn.transform(X))
+    assert again.partial_fit(X).scale_ is None
+
+
+def test_the_same_state_gives_the_same_bytes_and_never_observed_is_null(path):
+    fitted().save(path)
+    first = path.read_bytes()
+    BatchNormTransformer.load(path).save(path)
+    assert path.read_bytes() == first
+    content = json.loads(first)
+    assert content["mean"][2] is None
+    assert content["count"][2] == 0
+    assert np.isnan(BatchNormTransformer.load(path).running_mean_[2])
+
+
+def test_floats_are_exact(path):
+    values = np.array([struct.unpack("<d", struct.pack("<Q", 0x3FD5555555555555 + k))[0] for k in range(4)])
+    bn = BatchNormTransformer.from_statistics(values, values * 1e-300, 3)
+    bn.save(path)
+    again = BatchNormTransformer.load(path)
+    assert same_bits(again.running_mean_, bn.running_mean_)
+    assert same_bits(again.running_var_, bn.running_var_)
+
+
+def test_an_unfitted_transformer_has_nothing_to_save(path):
+    with pytest.raises(NotFittedError):
+        BatchNormTransformer().save(path)
+    with pytest.raises(ValueError, match="eps == -1"):
+        fitted().set_params(eps=-1).save(path)
+    assert not path.exists()
+
+
+# ---- writing ----
+
+
+def test_a_failure_while_writing_leaves_the_old_file_and_nothing_else(path, monkeypatch):
+    fitted().save(path)
+    before = path.read_bytes()
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for name in ("fsync", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(_state_file.os, name, lambda *_: full(_))
+            with pytest.raises(OSError, match="No space left"):
+                fitted("halflife").save(path)
+        assert path.read_bytes() == before
+        assert os.listdir(path.parent) == [path.name]
+    with pytest.raises(OSError):
+        fitted().save(path.parent / "no such folder" / "x")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
+def test_permissions_and_links_stay(path):
+    fitted().save(path)
+    umask = os.umask(0)
+    os.umask(umask)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
+    path.chmod(0o600)
+    link = path.parent / "link"
+    link.symlink_to(path)
+    fitted("momentum").save(link)
+    assert link.is_symlink()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert BatchNormTransformer.load(path).momentum == 0.9
+
+
+# ---- reading ----
+
+
+def refused(path, raw, message=""):
+    path.write_bytes(raw)
+    with pytest.raises(ValueError, match=f"{BAD}.*{message}") as refusal:
+        BatchNormTransformer.load(path)
+    assert type(refusal.value) is ValueError
+    assert str(path)[-8:] in str(refusal.value)
+
+
+def test_every_flipped_bit_and_every_truncation_is_refused(path):
+    fitted().save(path)
+    raw = path.read_bytes()
+    rng = np.random.default_rng(0)
+    for at in [*range(140), *rng.integers(0, len(raw), 300)]:
+        flipped = bytearray(raw)
+        flipped[at] ^= 1 << int(rng.integers(8))
+        refused(path, bytes(flipped))
+    for end in rng.integers(0, len(raw), 60):
+        refused(path, raw[:end])
+    refused(path, raw + b" ", "checksum")
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (b"", "does not begin like one"),
+        (b"\x80\x05\x95cos\nsystem\n", "does not begin like one"),
+        (b"PK\x03\x04", "does not begin like one"),
+        (
+            signed({"a": 1}).replace(b'"version": 1', b'"version": 2'),
+            "it has version 2, and this bncpu reads version 1",
+        ),
+        (signed({"a": 1}), r"it has the entries \['a'\]"),
+        (signed({"a": 1}).replace(b"}", b""), "checksum"),
+    ],
+)
+def test_other_files_are_refused(raw, message, path):
+    refused(path, raw, message)
+
+
+def test_nesting_beyond_the_stack_is_refused(path):
+    depth = 10 * sys.getrecursionlimit() + 10_000
+    text = signed({"a": 0}).decode().replace('"a": 0', '"a": ' + "[" * depth + "]" * depth)
+    digest = text[len('{"format": "bncpu.BatchNormTransformer", "version": 1, "sha256": "') :][:64]
+    new = hashlib.sha256(text.replace(digest, "0" * 64).encode()).hexdigest()
+    refused(path, text.replace(digest, new).encode())
+
+
+CHANGES = {
+    "a parameter too many": lambda c: c["parameters"].update(scale=1),
+    "a parameter out of range": lambda c: c["parameters"].update(eps=-1),
+    "a parameter of another type": lambda c: c["in_effect"].update(eps="0"),
+    "parameters as a list": lambda c: c.update(parameters=[1]),
+    "gamma of another length": lambda c: c["parameters"].update(gamma=[1.0]),
+    "another mode": lambda c: c.update(mode="momentum"),
+    "no such mode": lambda c: c.update(mode=["cumulative"]),
+    "an entry too few": lambda c: c.pop("age"),
+    "no features": lambda c: c.update(n_features_in=0),
+    "features as text": lambda c: c.update(n_features_in="4"),
+    "half a batch": lambda c: c.update(n_batches_seen=0.5),
+    "names that are numbers": lambda c: c.update(feature_names_in=[1, 2, 3, 4]),
+    "too few names": lambda c: c.update(feature_names_in=["a"]),
+    "a short array": lambda c: c["m2"].pop(),
+    "an array of text": lambda c: c.update(m2=["1"] * 4),
+    "an array of booleans": lambda c: c.update(m2=[True] * 4),
+    "a huge integer": lambda c: c.update(m2=[10**400] * 4),
+    "a negative count": lambda c: c["count"].__setitem__(0, -1.0),
+    "a negative m2": lambda c: c["m2"].__setitem__(0, -1.0),
+    "a null where something was counted": lambda c: c["mean"].__setitem__(0, None),
+    "a null where none can be": lambda c: c["m2"].__setitem__(0, None),
+    "a negative number of samples": lambda c: c.update(n_samples_seen=-1),
+    "samples of another length": lambda c: c.update(n_samples_seen=[1]),
+    "more samples than fit an integer": lambda c: c.update(n_samples_seen=[2**70] * 4),
+    "samples as text": lambda c: c.update(n_samples_seen="9"),
+    "infinity": lambda c: c["mean"].__setitem__(0, float("inf")),
+    "nan": lambda c: c["mean"].__setitem__(0, float("nan")),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_valid_checksum_over_wrong_content_is_refused(change, path):
+    fitted().save(path)
+    content = {k: v for k, v in json.loads(path.read_bytes()).items() if k not in ("format", "version", "sha256")}
+    CHANGES[change](content)
+    refused(path, signed(content))
+
+
+def test_a_number_beyond_float64_is_refused(path):
+    fitted().save(path)
+    text = path.read_text()
+    for number in ("1e999", "-1e999", "NaN", "Infinity"):
+        content = json.loads(text)
+        content = {k: v for k, v in content.items() if k not in ("format", "version", "sha256")}
+        content["m2"][0] = "HERE"
+        raw = json.dumps({"format": "bncpu.BatchNormTransformer", "version": 1, "sha256": "0" * 64, **content})
+        raw = raw.replace('"HERE"', number)
+        refused(path, raw.replace("0" * 64, hashlib.sha256(raw.encode()).hexdigest(), 1).encode(), "it holds")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.binary(max_size=300))
+def test_any_bytes_are_one_value_error(tmp_path_factory, raw):
+    refused(tmp_path_factory.getbasetemp() / "any bytes", raw)
+
+
+def test_a_file_that_is_not_there_is_an_os_error(path):
+    with pytest.raises(FileNotFoundError):
+        BatchNormTransformer.load(path)
