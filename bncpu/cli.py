@@ -29,13 +29,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     demo = commands.add_parser(
         "demo",
         help="stream real data through BatchNormTransformer, beside StandardScaler",
-        description="Stream the digits and 531,720 patches of two photographs, both from scikit-learn, through "
-        "BatchNormTransformer; compare with a fit on everything and with StandardScaler.",
-        epilog="example: bncpu demo --picture settling.png",
+        description="Stream the digits and 531,720 patches of two photographs, both from scikit-learn, or the numbers "
+        "of a file, through BatchNormTransformer; compare with StandardScaler. A file is never loaded whole.",
+        epilog="examples: bncpu demo; bncpu demo measurements.parquet --picture settling.png",
     )
+    demo.add_argument("file", type=Path, nargs="?", metavar="FILE", help="a table in .npy, .csv or .parquet")
     demo.add_argument("--picture", type=Path, default=Path("bncpu-demo.png"), help="where to save it (%(default)s)")
     demo.add_argument(
-        "--rows", type=int, default=None, help="use only the first so many rows of each photograph's patches"
+        "--rows", type=int, default=None, help="use only the first so many rows of FILE, or of each photograph"
     )
     commands.add_parser("versions", help="print versions and what the kernels use, for bug reports")
     options = parser.parse_args(arguments)
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         from bncpu import demo as demonstration
 
-        demonstration.run(options.picture, options.rows)
+        demonstration.run(options.picture, options.file, options.rows)
     except (ImportError, OSError, ValueError) as error:
         print(f"bncpu: {error}", file=sys.stderr)
         return 1

@@ -1,9 +1,9 @@
-"""``bncpu demo``: real data through BatchNormTransformer in a Pipeline, checked and timed while you watch."""
+"""``bncpu demo``: real data, or yours, through BatchNormTransformer, checked and timed while you watch."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -18,13 +18,16 @@ from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from bncpu import BatchNormTransformer
+from bncpu import BatchNormTransformer, _tables
 from bncpu._kernels import max_threads
 
 try:
     import matplotlib.figure
     import PIL  # noqa: F401  (scikit-learn opens the photographs with it)
+    import rich.table
     from rich.console import Console
+    from rich.markup import escape
+    from rich.padding import Padding
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 except ImportError as error:
     raise ImportError(f"the demo needs {error.name}: pip install 'bncpu[demo]'") from error
@@ -33,27 +36,54 @@ PHOTOGRAPHS = ("china.jpg", "flower.jpg")
 PATCH = (8, 8, 3)
 ROWS_PER_BATCH = 12
 
-Batch = NDArray[np.float32]
+LOOKS = (("#d55e00", "-"), ("#009e73", "--"), ("#0072b2", ":"))  # colour-blind safe
+
+Batch = NDArray[Any]
 
 
 class Stream(NamedTuple):
-    """What one pass over the patches showed."""
+    """What one pass over some batches showed."""
 
     normalizer: BatchNormTransformer
+    peer: StandardScaler
     means: NDArray[np.float64]  # (n_batches, n_features), after each batch
     stds: NDArray[np.float64]
+    seconds: dict[str, list[tuple[float, float]]]  # per method and batch: ours, the peer's
 
 
-def run(picture: Path, rows: int | None = None) -> None:
-    """Show everything, and save `picture`; `rows` stops each photograph early."""
+def run(picture: Path, file: Path | None = None, rows: int | None = None) -> None:
+    """Show everything, and save `picture`; `rows` stops the file, or each photograph, early."""
     console = Console(highlight=False, soft_wrap=True)
-    digits(console)
-    stream = learn(console, rows)
-    batches = list(patches(rows))
-    agree(console, stream.normalizer, np.concatenate(batches))
-    race(console, batches)
-    save_picture(stream, picture)
-    console.print(f"\nThe running statistics settling: {picture}")
+    if file is None:
+        digits(console)
+        console.print("\n[bold]Patches[/bold]: all 8 x 8 x 3 pieces of two photographs, made batch by batch")
+        seen = stream(console, patches(rows), -(-len(next(windows())[:rows]) // ROWS_PER_BATCH))
+        everything = BatchNormTransformer().fit(np.concatenate(list(patches(rows))))
+        console.print(f"  streamed against fit on all: {difference(seen.normalizer, everything)}")
+        centre = int(np.ravel_multi_index((4, 4, 0), PATCH))
+        shown = {"red": centre, "green": centre + 1, "blue": centre + 2}
+        panels = {
+            "Running mean\nbrightness of the centre pixel (0-255)": seen.means,
+            "Running standard deviation\nbrightness of the centre pixel (0-255)": seen.stds,
+        }
+    else:
+        table = _tables.read(file)
+        console.print(f"[bold]{escape(file.name)}[/bold], read batch by batch")
+        if table.left_out:
+            console.print(f"  left out, not numbers: {escape(', '.join(table.left_out))}")
+        seen = stream(console, first_rows(table.batches, rows), None if rows else table.n_batches)
+        columns(console, table.columns, seen.normalizer)
+        varying = np.flatnonzero(seen.normalizer.running_var_ > 0)[: len(LOOKS)]
+        shown = {table.columns[c]: int(c) for c in varying}
+        end, unit = seen.means[-1], np.where(seen.stds[-1] > 0, seen.stds[-1], 1)
+        panels = {
+            "Running mean\ndistance from its end, in final standard deviations": (seen.means - end) / unit,
+            "Running standard deviation\nas a share of its end": seen.stds / unit,
+        }
+    console.print(f"  streamed against StandardScaler's partial_fit: {difference(seen.normalizer, seen.peer)}")
+    speeds(console, seen)
+    save_picture(panels, shown, picture)
+    console.print(f"\nThe running statistics settling: {escape(str(picture))}")
 
 
 def digits(console: Console) -> None:
@@ -92,74 +122,107 @@ def windows() -> Iterator[NDArray[np.uint8]]:
     return (sliding_window_view(load_sample_image(name), PATCH)[:, :, 0] for name in PHOTOGRAPHS)
 
 
-def learn(console: Console, rows: int | None) -> Stream:
-    """One pass over the patches, keeping the running statistics after each batch."""
-    console.print("\n[bold]Patches[/bold]: all 8 x 8 x 3 pieces of two photographs, made batch by batch")
-    normalizer = BatchNormTransformer()
+def first_rows(batches: Iterable[Batch], rows: int | None) -> Iterator[Batch]:
+    """The batches up to `rows` rows."""
+    for batch in batches:
+        if rows is not None and rows <= 0:
+            return
+        yield batch[:rows]
+        rows = None if rows is None else rows - len(batch)
+
+
+def stream(console: Console, batches: Iterable[Batch], n_batches: int | None) -> Stream:
+    """One pass: learn and transform each batch, beside StandardScaler and in turn with it."""
+    ours, peer = BatchNormTransformer(), StandardScaler()
     means, stds = [], []
-    n_batches = -(-len(next(windows())[:rows]) // ROWS_PER_BATCH)
-    columns = (TextColumn("  learning"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        for batch in progress.track(patches(rows), total=n_batches):
-            normalizer.partial_fit(batch)
-            means.append(normalizer.running_mean_)
-            stds.append(np.sqrt(normalizer.running_var_))
-    shape = f"{normalizer.n_samples_seen_:,} x {normalizer.n_features_in_}"
-    console.print(f"  {shape} float32 in {normalizer.n_batches_seen_} batch(es)")
-    return Stream(normalizer, np.array(means), np.array(stds))
+    seconds: dict[str, list[tuple[float, float]]] = {"partial_fit": [], "transform": []}
+    bars = (TextColumn("  learning"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*bars, console=console, disable=not console.is_terminal) as progress:
+        for k, batch in enumerate(progress.track(batches, total=n_batches)):
+            order = (peer, ours) if k % 2 else (ours, peer)
+            try:
+                for method, times in seconds.items():
+                    elapsed = {scaler: _seconds(getattr(scaler, method), batch) for scaler in order}
+                    times.append((elapsed[ours], elapsed[peer]))
+            except ValueError as error:
+                raise ValueError(f"in batch {k + 1}: {_named(error, batch)}") from None
+            means.append(ours.running_mean_)
+            stds.append(np.sqrt(ours.running_var_))
+    if not means:
+        raise ValueError("there are no rows")
+    n_samples = int(np.max(ours.n_samples_seen_))
+    console.print(f"  {n_samples:,} x {ours.n_features_in_} {batch.dtype} in {len(means)} batch(es)")
+    return Stream(ours, peer, np.array(means), np.array(stds), seconds)
 
 
-def agree(console: Console, streamed: BatchNormTransformer, X: Batch) -> None:
-    """The largest difference between the stream and a fit on everything."""
-    console.print(f"  streamed against fit on all: {difference(streamed, BatchNormTransformer().fit(X))}")
-    console.print(f"  streamed against StandardScaler's fit on all: {difference(streamed, StandardScaler().fit(X))}")
+def _seconds(method: Any, batch: Batch) -> float:
+    start = time.perf_counter()
+    method(batch)
+    return time.perf_counter() - start
+
+
+def _named(error: ValueError, batch: Batch) -> ValueError:
+    """What is wrong with a refused batch, in our words, which name rows and columns."""
+    try:
+        BatchNormTransformer().fit(batch)
+    except ValueError as ours:
+        return ours
+    return error
+
+
+def columns(console: Console, names: list[str], normalizer: BatchNormTransformer, most: int = 12) -> None:
+    """A table of the statistics of the first columns."""
+    counts = np.broadcast_to(normalizer.n_samples_seen_, len(names))
+    table = rich.table.Table("column", "mean", "standard deviation", "values", box=None, pad_edge=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    stds = np.sqrt(normalizer.running_var_)
+    for name, mean, std, count in list(zip(names, normalizer.running_mean_, stds, counts, strict=True))[:most]:
+        table.add_row(escape(name), f"{mean:.6g}", f"{std:.6g}", f"{int(count):,}")
+    console.print(Padding(table, (0, 2)))
+    if len(names) > most:
+        console.print(f"  and {len(names) - most} more columns")
 
 
 def difference(a: Any, b: Any) -> str:
     """The largest differences of two fitted transformers."""
     varying = b.var_ > 0
+    if not np.any(varying):
+        return "nothing varies"
     mean = np.max(np.abs(a.mean_ - b.mean_)[varying] / b.scale_[varying])
     var = np.max(np.abs(a.var_[varying] / b.var_[varying] - 1))
     return f"means differ by at most {mean:.0e} standard deviations, variances by {var:.0e} of themselves"
 
 
-def race(console: Console, batches: list[Batch]) -> None:
-    """Throughput beside StandardScaler, batch by batch in turn, as medians."""
-    ours, theirs = BatchNormTransformer(), StandardScaler()
-    seconds: dict[str, dict[str, list[float]]] = {}
-    for k, batch in enumerate(batches):
-        for scaler in (ours, theirs) if k % 2 else (theirs, ours):
-            for method in ("partial_fit", "transform"):
-                start = time.perf_counter()
-                getattr(scaler, method)(batch)
-                elapsed = time.perf_counter() - start
-                seconds.setdefault(method, {}).setdefault(type(scaler).__name__, []).append(elapsed)
+def speeds(console: Console, seen: Stream) -> None:
+    """Throughput beside StandardScaler, medians over the batches."""
+    n_batches = len(seen.means)
+    rows = int(np.max(seen.normalizer.n_samples_seen_)) / n_batches
     console.print(
-        f"\n[bold]Speed[/bold], batches of {len(batches[0]):,} rows, medians of {len(batches)} calls in turn, "
+        f"\n[bold]Speed[/bold], batches of {rows:,.0f} rows, medians of {n_batches} calls in turn, "
         f"{max_threads()} thread(s) for BatchNormTransformer"
     )
-    for method, times in seconds.items():
-        fast, slow = (median(times[type(scaler).__name__]) for scaler in (ours, theirs))
-        rates = [len(batches[0]) / t / 1e6 for t in (fast, slow)]
+    for method, times in seen.seconds.items():
+        fast, slow = (median(side) for side in zip(*times, strict=True))
         console.print(
-            f"  {method:11}  BatchNormTransformer {rates[0]:6.1f} M rows/s   "
-            f"StandardScaler {rates[1]:6.1f} M rows/s   {slow / fast:.1f} times as fast"
+            f"  {method:11}  BatchNormTransformer {rows / fast / 1e6:6.1f} M rows/s   "
+            f"StandardScaler {rows / slow / 1e6:6.1f} M rows/s   {slow / fast:.1f} times as fast"
         )
 
 
-def save_picture(stream: Stream, path: Path) -> None:
-    """Running mean and standard deviation of the three colours at a patch's centre, and where they end."""
+def save_picture(panels: dict[str, NDArray[np.float64]], shown: dict[str, int], path: Path) -> None:
+    """Curves over the batches, by title and then by the name of the feature, and where they end."""
     figure = matplotlib.figure.Figure(figsize=(9, 3.4), layout="constrained")
-    seen = np.arange(1, len(stream.means) + 1)
-    centre = np.ravel_multi_index((4, 4, 0), PATCH)
-    looks = (("red", "#d55e00", "-"), ("green", "#009e73", "--"), ("blue", "#0072b2", ":"))  # colour-blind safe
-    panels = (("Running mean", stream.means), ("Running standard deviation", stream.stds))
-    for axes, (title, values) in zip(figure.subplots(1, 2), panels, strict=True):
-        for channel, (name, colour, line) in enumerate(looks):
-            axes.plot(seen, values[:, centre + channel], line, color=colour, label=name, linewidth=2)
-            axes.axhline(values[-1, centre + channel], color=colour, linewidth=0.6)
-        axes.set(title=title, xlabel="batches seen", ylabel="brightness of the centre pixel (0-255)")
+    for axes, (title, values) in zip(figure.subplots(1, 2), panels.items(), strict=True):
+        batches = np.arange(1, len(values) + 1)
+        for (name, feature), (colour, line) in zip(shown.items(), LOOKS, strict=False):
+            axes.plot(batches, values[:, feature], line, color=colour, label=name.replace("$", r"\$"), linewidth=2)
+            axes.axhline(values[-1, feature], color=colour, linewidth=0.6)
+        axes.set_title(title, fontsize="medium")
+        axes.set_xlabel("batches seen")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
     figure.supxlabel("thin lines: after all batches", fontsize="small")
-    figure.legend(*axes.get_legend_handles_labels(), title="channel", loc="outside right center")
+    if shown:
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside right center")
     figure.savefig(path, dpi=110)

@@ -1,0 +1,128 @@
+"""Tables in files come a batch at a time with every number in its column."""
+
+import builtins
+import re
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+import pytest
+
+from bncpu import _tables
+
+COLUMNS = {
+    "whole": pa.array([1, None, 3, 4], pa.int64()),
+    "small": pa.array([1, 2, None, 250], pa.uint8()),
+    "text": ["a", "b", "c", "d"],
+    "real": pa.array([0.1, None, float("nan"), -1e300], pa.float64()),
+    "half": pa.array(np.array([1, 2, 3, 0.5], np.float16)),
+    "true": pa.array([True, False, None, True]),
+    "empty": pa.array([None] * 4, pa.float32()),
+}
+NUMBERS = np.array(
+    [
+        [1, 1, 0.1, 1, 1, np.nan],
+        [np.nan, 2, np.nan, 2, 0, np.nan],
+        [3, np.nan, np.nan, 3, np.nan, np.nan],
+        [4, 250, -1e300, 0.5, 1, np.nan],
+    ]
+)
+
+
+@pytest.fixture(params=["parquet", "csv"])
+def file(request, tmp_path):
+    path = tmp_path / f"table.{request.param.upper()}"
+    table = pa.table(COLUMNS)
+    if request.param == "csv":
+        table = table.set_column(4, "half", table["half"].cast(pa.float64()))
+        pyarrow.csv.write_csv(table, path)
+    else:
+        pyarrow.parquet.write_table(table, path)
+    return path
+
+
+def test_numbers_come_as_float64_and_gaps_as_nan(file):
+    table = _tables.read(file)
+    assert table.columns == ["whole", "small", "real", "half", "true", "empty"]
+    assert table.left_out == ["text"]
+    np.testing.assert_array_equal(np.concatenate(list(table.batches)), NUMBERS)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int16", "bool", ">f8"])
+def test_npy_files_are_mapped(dtype, tmp_path, monkeypatch):
+    monkeypatch.setattr(_tables, "BATCH_ROWS", 4)
+    X = np.arange(30).reshape(10, 3).astype(dtype)
+    np.save(tmp_path / "x.npy", X)
+    table = _tables.read(tmp_path / "x.npy")
+    batches = list(table.batches)
+    assert table.n_batches == len(batches) == 3
+    assert all(isinstance(batch, np.memmap) and batch.dtype == dtype for batch in batches)
+    np.testing.assert_array_equal(np.concatenate(batches), X)
+    assert table.columns == ["x0", "x1", "x2"]
+
+
+def test_batches_are_as_small_as_asked_for(file, monkeypatch):
+    monkeypatch.setattr(_tables, "BATCH_ROWS", 3)
+    table = _tables.read(file)
+    batches = list(table.batches)
+    assert table.n_batches in (None, len(batches))
+    if file.suffix == ".PARQUET":
+        assert [len(batch) for batch in batches] == [3, 1]
+
+
+def test_a_whole_number_that_becomes_real_late_in_a_csv_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(_tables, "BATCH_BYTES", 1 << 18)
+    lines = ["a,b"] + ["1,2"] * 300_000 + ["0.5,"]
+    (tmp_path / "x.csv").write_text("\n".join(lines))
+    table = _tables.read(tmp_path / "x.csv")
+    batches = list(table.batches)
+    assert len(batches) > 3
+    assert batches[-1][-1, 0] == 0.5 and np.isnan(batches[-1][-1, 1])
+    assert sum(map(len, batches)) == 300_001
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.txt", b"1", r"the file must end in \.npy, \.csv, \.parquet; got '.*x.txt'"),
+        ("x.csv", b"a,b\nx,y\n", "has no column of numbers"),
+        ("x.csv", b"", "Empty CSV file"),
+        ("x.csv", b"a,b\n1,2\n3\n", "Expected 2 columns, got 1"),
+        ("x.parquet", b"not parquet", "Parquet magic bytes not found"),
+        ("x.npy", b"not npy", "cannot be mapped|pickle"),
+    ],
+)
+def test_files_that_are_no_table_are_refused(name, content, message, tmp_path):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises((ValueError, OSError), match=message):
+        list(_tables.read(path).batches)
+
+
+@pytest.mark.parametrize("X", [np.zeros(3), np.zeros((2, 2), complex), np.zeros((2, 2), "U1"), np.zeros((1, 2, 3))])
+def test_an_array_that_is_no_table_is_refused(X, tmp_path):
+    np.save(tmp_path / "x.npy", X)
+    with pytest.raises(ValueError, match=re.escape(f"got {X.dtype} of {X.shape}")):
+        _tables.read(tmp_path / "x.npy")
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.parquet", "x.npy"])
+def test_a_file_that_is_not_there_is_an_os_error(name, tmp_path):
+    with pytest.raises(FileNotFoundError):
+        _tables.read(tmp_path / name)
+
+
+def test_a_missing_pyarrow_is_named_with_its_extra(file, monkeypatch):
+    imports = builtins.__import__
+
+    def without(name, *rest):
+        if name.startswith("pyarrow"):
+            raise ImportError(name)
+        return imports(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(
+        ImportError, match=rf"reading \{file.suffix.lower()} needs pyarrow: pip install 'bncpu\[demo\]'"
+    ):
+        _tables.read(file)
