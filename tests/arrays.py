@@ -3,6 +3,7 @@
 from fractions import Fraction
 
 import numpy as np
+import pandas as pd
 from scipy import sparse
 
 DTYPES = (np.float32, np.float64)
@@ -101,3 +102,17 @@ def _read_only(a):
 
 def same_bits(a, b):
     return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+# What tests of the transformer share.
+GOOD = normal(40, (20, 3))
+
+NAMED = pd.DataFrame(GOOD, columns=["a", "b", "c"])
+
+MODES = {"cumulative": {}, "momentum": {"momentum": 0.9}, "halflife": {"halflife": 100}}
+
+
+def with_value(row, column, value, dtype=float):
+    X = GOOD.astype(dtype)
+    X[row, column] = value
+    return X

@@ -59,3 +59,11 @@ def test_the_loops_over_data_are_those_that_the_design_lists():
     assert loops == ["sparse_sums"]
     for name in listed | set(loops):
         assert f"`{name}`" in (ROOT / "docs" / "design.md").read_text()
+
+
+def test_every_source_has_its_test_file():
+    sources = {path.stem.strip("_") for path in (ROOT / "bncpu").glob("*.py*") if path.stem.strip("_") != "init"}
+    tests = {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
+    assert sources - {"main"} | {"gpu"} <= tests  # __main__ calls cli
+    across = {"documents", "nist", "processes", "reproducibility", "scikit_learn"}
+    assert tests - sources - {"gpu"} == across

@@ -261,14 +261,6 @@ def test_a_row_has_the_same_bits_alone_in_any_batch_streamed_or_in_place(dtype, 
     assert same_bits(x, y)
 
 
-def test_float32_coefficients_that_overflow_are_computed_in_float64():
-    x = np.array([[1e-40, 3e38], [2e-40, -3e38]], np.float32)[:, :, None]
-    c = Coefficients(np.array([1.5e-40, 2e38]), np.array([1e40, 1e-38]), np.zeros(2))
-    y = np.empty_like(x)
-    _normalize.apply(x, y, c)
-    np.testing.assert_allclose(y, _reference.apply(x, *c), rtol=1e-6)
-
-
 def test_an_unknown_variant_is_refused():
     with pytest.raises(ValueError, match=r"BNCPU_ISA must be one of .*; got 'mmx'"):
         _kernels.use_isa("mmx")

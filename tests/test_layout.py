@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from arrays import LAYOUTS
+from arrays import LAYOUTS, OTHER_DTYPES
 
 from bncpu import _layout
 
@@ -69,3 +69,33 @@ def test_overlap_is_other_memory_that_is_shared():
     assert not _layout.overlap(a, a)
     assert not _layout.overlap(a, np.zeros(10))
     assert _layout.overlap(a[1:], a[:-1])
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if 0 not in shape], ids=str)
+def test_a_weight_per_sample_reaches_every_position_of_the_sample(shape, name):
+    a = LAYOUTS[name](np.broadcast_to(np.arange(float(shape[0])).reshape(-1, *[1] * (len(shape) - 1)), shape).copy())
+    x3, layout = _layout.canonical(a, 1)
+    weights = layout.positions(np.arange(float(shape[0])), shape)
+    assert weights.flags.c_contiguous
+    for c in range(shape[1]):
+        np.testing.assert_array_equal(x3[:, c], weights)
+
+
+@pytest.mark.parametrize("channel_axis", [0, 1, 2, 3, -1, -4])
+def test_channels_go_to_axis_1_and_back_without_a_copy(channel_axis):
+    a = np.arange(120.0).reshape(2, 3, 4, 5)
+    moved = _layout.channels_second(a, channel_axis)
+    assert moved.shape[1] == a.shape[channel_axis]
+    assert np.shares_memory(moved, a)
+    np.testing.assert_array_equal(_layout.channels_back(moved, channel_axis), a)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", *OTHER_DTYPES])
+def test_results_keep_the_float_and_its_computation_has_a_kernel(dtype):
+    dtype = np.dtype(dtype)
+    result = _layout.result_dtype(dtype)
+    assert result == OTHER_DTYPES.get(str(np.dtype(dtype)), OTHER_DTYPES.get(dtype.str, dtype))
+    assert result.isnative
+    assert _layout.kernel_dtype(dtype) in (np.float32, np.float64)
+    assert _layout.kernel_dtype(dtype).itemsize >= result.itemsize

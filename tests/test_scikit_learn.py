@@ -1,4 +1,4 @@
-"""scikit-learn's own tests of StandardScaler, with BatchNormTransformer in its place."""
+"""scikit-learn's checks of any estimator, and its tests of StandardScaler with BatchNormTransformer in its place."""
 
 import importlib.util
 import inspect
@@ -7,8 +7,37 @@ from unittest import mock
 import pytest
 import sklearn.preprocessing
 from sklearn.base import BaseEstimator
+from sklearn.utils.estimator_checks import parametrize_with_checks
+from sklearn.utils.fixes import parse_version
 
 from bncpu import BatchNormTransformer
+
+
+def fails_in_scikit_learn_1_6(estimator):
+    """That version gives sparse data to estimators that do not take it, and lets only a TypeError pass for a refusal.
+
+    StandardScaler fails there as well.
+    """
+    takes_no_sparse = estimator.with_mean and estimator.channel_axis is None
+    old = parse_version(sklearn.__version__) < parse_version("1.7")
+    return {"check_sample_weight_equivalence_on_sparse_data": "see above"} if old and takes_no_sparse else {}
+
+
+@parametrize_with_checks(
+    [
+        BatchNormTransformer(),
+        BatchNormTransformer(momentum=0.9),
+        BatchNormTransformer(halflife=100),
+        BatchNormTransformer(with_mean=False),
+        BatchNormTransformer(eps=1e-5),
+        BatchNormTransformer(batch_size=3),
+        BatchNormTransformer(channel_axis=-1),
+    ],
+    expected_failed_checks=fails_in_scikit_learn_1_6,
+)
+def test_scikit_learn_checks(estimator, check):
+    check(estimator)
+
 
 # Tests that cannot apply, and why.
 NOT_OURS = {

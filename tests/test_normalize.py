@@ -1,0 +1,80 @@
+"""How arrays are cut: by shape alone, into blocks that cover them once, into wide rows that change no bit."""
+
+import numpy as np
+import pytest
+from arrays import DTYPES, normal, same_bits
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bncpu import _normalize, _reference
+from bncpu.moments import Coefficients
+
+sizes = st.integers(1, 1 << 34)
+
+
+@given(sizes, st.integers(1, 1 << 20), st.one_of(st.just(1), sizes))
+def test_blocks_are_few_and_one_of_their_sides_spans_its_axis(outer, channels, inner):
+    outer_block, inner_block = _normalize.block_shape(outer, channels, inner)
+    assert outer_block >= 1 and 1 <= inner_block <= inner
+    n_blocks = -(-outer // outer_block) * -(-inner // inner_block)
+    if inner_block < inner:
+        assert outer_block == 1
+        # Each plane is cut on its own: a rest per plane.
+        assert n_blocks <= _normalize.MAX_BLOCKS + outer
+    else:
+        assert n_blocks <= 2 * _normalize.MAX_BLOCKS
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("channels", [1, 3, 16, 100, 1500])
+@pytest.mark.parametrize("offset", [0, 1, 5])
+def test_wide_rows_cover_every_value_once_with_its_own_parameters(channels, offset, stream):
+    n = 40_000 // channels
+    memory = np.zeros(n * channels + offset, np.float32)
+    y = memory[offset:].reshape(n, channels, 1)
+    x = np.arange(n * channels, dtype=np.float32).reshape(n, channels, 1)
+    c = Coefficients(*(np.arange(channels, dtype=np.float32) + k for k in range(3)))
+    for part, to, _, p in _normalize._wide_rows(x, y, None, c, stream):
+        assert part.shape == to.shape
+        to += 1
+        np.testing.assert_array_equal(p.mean[None, :, None] + np.zeros_like(part), part % channels)
+        np.testing.assert_array_equal(p.shift - p.mean, 2)
+    np.testing.assert_array_equal(y, 1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_widening_changes_no_bit(dtype, monkeypatch):
+    x = normal(0, (4000, 24, 1), mean=1.0, dtype=dtype)
+    c = Coefficients(*normal(1, (3, 24)))
+    wide, narrow = np.empty_like(x), np.empty_like(x)
+    _normalize.apply(x, wide, c)
+    monkeypatch.setattr(_normalize, "_wide_rows", lambda x3, y3, z3, c, _: [(x3, y3, z3, c)])
+    _normalize.apply(x, narrow, c)
+    assert same_bits(wide, narrow)
+
+
+def test_moments_of_nothing_are_empty():
+    for shape in ((0, 3, 1), (0, 3, 5), (4, 3, 0)):
+        got, missing = _normalize.moments(np.zeros(shape), None, skip_missing=True, n_threads=1)
+        assert not missing
+        np.testing.assert_array_equal(got, np.zeros((4, 3)))
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("added", [False, True])
+def test_coefficients_beyond_float32_take_the_long_way_in_pieces(added, relu):
+    x = normal(2, (70_000, 2, 1), dtype=np.float32) * np.float32(1e-30)
+    z = normal(3, x.shape, dtype=np.float32) if added else None
+    c = Coefficients(np.zeros(2), np.array([1e38, 1e30]), np.zeros(2))
+    y = np.empty_like(x)
+    assert not _normalize.apply(x, y, c, residual=z, relu=relu)
+    expected = _reference.apply(x, *c, z, relu)
+    np.testing.assert_allclose(y, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_float32_coefficients_that_overflow_are_computed_in_float64():
+    x = np.array([[1e-40, 3e38], [2e-40, -3e38]], np.float32)[:, :, None]
+    c = Coefficients(np.array([1.5e-40, 2e38]), np.array([1e40, 1e-38]), np.zeros(2))
+    y = np.empty_like(x)
+    _normalize.apply(x, y, c)
+    np.testing.assert_allclose(y, _reference.apply(x, *c), rtol=1e-6)

@@ -1,0 +1,373 @@
+"""Bad input gets an error that names the argument, what was expected and what came, and changes nothing."""
+
+import pickle
+import warnings
+
+import array_api_strict as xp
+import numpy as np
+import pytest
+from arrays import GOOD, LAYOUTS, MODES, NAMED, normal, with_value
+from scipy import sparse
+from sklearn import config_context
+from sklearn.base import clone
+from sklearn.preprocessing import StandardScaler
+
+from bncpu import BatchNormTransformer, batch_norm, batch_norm_forward
+
+# ---- the transformer ----
+
+REFUSED = {
+    "wrong width": (lambda t: t.partial_fit(GOOD[:, :2]), "X has 2 features, but BatchNormTransformer is expecting 3"),
+    "one dimension": (lambda t: t.partial_fit(GOOD[0]), "Expected 2D array, got 1D array"),
+    "three dimensions": (lambda t: t.partial_fit(GOOD[None]), "Found array with dim 3"),
+    "no rows": (lambda t: t.partial_fit(GOOD[:0]), r"Found array with 0 sample\(s\)"),
+    "infinity": (lambda t: t.partial_fit(with_value(7, 1, np.inf)), r"contains infinity .* row\(s\) 7, column\(s\) 1"),
+    "minus infinity, float32": (lambda t: t.partial_fit(with_value(0, 0, -np.inf, "f4")), "contains infinity"),
+    "infinity in fit": (lambda t: t.fit(with_value(0, 2, np.inf)), r"row\(s\) 0, column\(s\) 2"),
+    "other names": (lambda t: t.fit(NAMED.assign(c=np.inf)), r"contains infinity .*column\(s\) 2 \('c'\)"),
+    "overflowing variance": (lambda t: t.partial_fit(with_value(3, 1, 1e200)), "variance of X overflows float64"),
+    "variance overflowing with what was seen": (
+        lambda t: t.fit([[0.0, 0.0, 1e308]] * 2 + [[0.0, 0.0, -1e308]]),
+        "variance of X overflows float64",
+    ),
+    "strings": (lambda t: t.partial_fit(np.array([["a", "b", "c"]])), "could not convert string to float"),
+    "complex": (lambda t: t.partial_fit(GOOD + 1j), "Complex data not supported"),
+    "negative weight": (lambda t: t.partial_fit(GOOD, sample_weight=-np.ones(20)), "Negative values in data"),
+    "infinite weight": (lambda t: t.partial_fit(GOOD, sample_weight=np.full(20, np.inf)), "contains infinity"),
+    "weights of the wrong length": (lambda t: t.partial_fit(GOOD, sample_weight=np.ones(19)), "sample_weight.shape"),
+    "no weight": (lambda t: t.fit(GOOD, sample_weight=np.zeros(20)), "at least one non-zero number"),
+    "infinity in transform": (lambda t: t.transform(with_value(5, 2, np.inf)), r"row\(s\) 5, column\(s\) 2"),
+    "width in transform": (lambda t: t.transform(GOOD[:, :1]), "X has 1 features"),
+    "width in inverse": (lambda t: t.inverse_transform(GOOD[:, :1]), "X has 1 features"),
+    "out of another shape": (
+        lambda t: t.transform(GOOD, out=np.zeros((20, 2))),
+        "out must have the shape",
+    ),
+    "merge with an unfitted one": (lambda t: t.merge(BatchNormTransformer()), "not fitted yet|cumulative statistics"),
+    "merge with another width": (
+        lambda t: t.merge(BatchNormTransformer().fit(GOOD[:, :2])),
+        "other must have 3 features, got 2|cumulative statistics",
+    ),
+}
+
+
+@pytest.mark.parametrize("fitted", [True, False], ids=["fitted", "unfitted"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_refused_call_leaves_every_byte(case, mode, fitted):
+    call, message = REFUSED[case]
+    bn = BatchNormTransformer(**MODES[mode])
+    if fitted:
+        bn.fit(GOOD)
+    before, keys = pickle.dumps(bn), list(vars(bn))
+    needs_fit = not fitted and any(word in case for word in ("transform", "inverse", "width", "out of", "merge"))
+    try:
+        call(bn)
+    except Exception as error:
+        expected = "not fitted yet|cumulative|" + message if needs_fit else message
+        with pytest.raises(type(error), match=expected):
+            raise
+    else:
+        assert needs_fit, "accepted"
+        return
+    assert pickle.dumps(bn) == before
+    assert list(vars(bn)) == keys
+
+
+PARAMETERS = [
+    (dict(momentum=1.0), ValueError, "momentum == 1.0, must be < 1"),
+    (dict(momentum=-0.1), ValueError, "momentum == -0.1, must be >= 0"),
+    (dict(momentum="0.9"), TypeError, "momentum must be an instance of"),
+    (dict(halflife=0), ValueError, "halflife == 0, must be > 0"),
+    (dict(halflife=np.inf), ValueError, "halflife must be finite"),
+    (dict(momentum=0.9, halflife=3), ValueError, "exclude each other, got momentum=0.9 and halflife=3"),
+    (dict(eps=-1), ValueError, "eps == -1, must be >= 0"),
+    (dict(ddof=np.nan), ValueError, "ddof must be finite, got nan"),
+    (dict(n_threads=0), ValueError, "n_threads == 0, must be >= 1"),
+    (dict(with_mean=1), TypeError, "with_mean must be True or False, got 1"),
+    (dict(copy="no"), TypeError, "copy must be True or False, got 'no'"),
+    (dict(gamma=[1, 2]), ValueError, r"gamma must have shape \(3,\), one value per channel; got \(2,\)"),
+    (dict(beta=[1, np.inf, 0]), ValueError, "beta must be finite, got inf"),
+]
+
+
+@pytest.mark.parametrize(("change", "error", "message"), PARAMETERS, ids=lambda v: str(v)[:40])
+def test_refused_parameters_leave_every_byte(change, error, message):
+    for method in ("fit", "partial_fit"):
+        bn = BatchNormTransformer(**change)
+        before = pickle.dumps(bn)
+        with pytest.raises(error, match=message):
+            getattr(bn, method)(GOOD)
+        assert pickle.dumps(bn) == before
+
+
+def test_with_momentum_a_batch_needs_two_values():
+    bn = BatchNormTransformer(momentum=0.9).fit(GOOD)
+    before = pickle.dumps(bn)
+    one = GOOD.copy()
+    one[1:, 2] = np.nan
+    weights = np.r_[1.0, np.zeros(19)]
+    for X, w, message in [
+        (GOOD[:1], None, "n_samples=1; halflife accepts single rows"),
+        (one, None, r"one value in column\(s\) 2"),
+        (one, np.ones(20), r"one value in column\(s\) 2"),
+        (GOOD, weights, "n_samples=1"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            bn.partial_fit(X, sample_weight=w)
+    assert pickle.dumps(bn) == before
+    for ddof in (20, 25):
+        with pytest.raises(ValueError, match=f"more than ddof={ddof} values.*got 20 in column"):
+            bn.set_params(ddof=ddof).partial_fit(GOOD)
+    with pytest.raises(ValueError, match=r"more than ddof=1 values, or total sample_weight.*got 0\.2 in column"):
+        bn.set_params(ddof=1).partial_fit(GOOD, sample_weight=np.full(20, 0.01))
+    for accepting in (BatchNormTransformer(), BatchNormTransformer(halflife=9)):
+        assert accepting.partial_fit(GOOD[:1]).n_samples_seen_ == 1
+
+
+def test_statistics_of_one_kind_are_not_continued_as_another():
+    bn = BatchNormTransformer().fit(GOOD)
+    with pytest.raises(ValueError, match="cannot continue cumulative statistics in momentum mode; call fit"):
+        bn.set_params(momentum=0.9).partial_fit(GOOD)
+    assert bn.fit(GOOD).partial_fit(GOOD).n_batches_seen_ == 2
+
+
+def test_merge_refusals_name_the_side():
+    bn = BatchNormTransformer().fit(GOOD)
+    for other, error, message in [
+        (StandardScaler().fit(GOOD), TypeError, "other must be a BatchNormTransformer, got StandardScaler"),
+        (BatchNormTransformer(halflife=3).fit(GOOD), ValueError, "cumulative statistics.*; other uses halflife"),
+        (BatchNormTransformer(ddof=1).fit(GOOD), ValueError, "other must have ddof=0, got 1"),
+        (BatchNormTransformer().fit(NAMED), ValueError, "other must have the feature names None"),
+    ]:
+        before = pickle.dumps(bn)
+        with pytest.raises(error, match=message):
+            bn.merge(other)
+        assert pickle.dumps(bn) == before
+
+
+def test_a_momentum_that_looks_like_pytorchs_warns():
+    with pytest.warns(UserWarning, match="PyTorch's 0.05 is 0.95 here"):
+        bn = BatchNormTransformer(momentum=0.05).fit(GOOD)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bn.partial_fit(GOOD)
+        BatchNormTransformer(momentum=0.9).fit(GOOD)
+        BatchNormTransformer(momentum=0.0).fit(GOOD)
+
+
+def test_infinity_is_refused_in_place_too():
+    for gamma in (None, [0, 0, 0]):
+        bn = BatchNormTransformer(gamma=gamma, copy=False).fit(GOOD)
+        with pytest.raises(ValueError, match="contains infinity"):
+            bn.transform(with_value(3, 1, np.inf))
+
+
+def test_sparse_data_cannot_be_shifted():
+    S = sparse.csr_array(np.eye(3))
+    bn = BatchNormTransformer(with_mean=False).fit(S)
+    for call in (BatchNormTransformer().fit, BatchNormTransformer().fit(np.eye(3)).transform):
+        with pytest.raises(ValueError, match="Cannot center sparse matrices: pass `with_mean=False` instead"):
+            call(S)
+    with pytest.raises(ValueError, match="Cannot uncenter sparse matrices"):
+        BatchNormTransformer().fit(np.eye(3)).inverse_transform(S)
+    with pytest.raises(ValueError, match="beta must be 0 everywhere"):
+        BatchNormTransformer(with_mean=False, beta=[0, 1, 0]).fit(S)
+    BatchNormTransformer(with_mean=False, gamma=[1, 2, 3], beta=[0, 0, 0]).fit_transform(S)
+    with pytest.raises(TypeError, match="out is only for dense NumPy input, got a sparse matrix"):
+        bn.transform(S, out=np.empty((3, 3)))
+    with pytest.raises(TypeError, match="channel_axis is for dense arrays"):
+        BatchNormTransformer(with_mean=False, channel_axis=1).fit(S)
+    S.data[1] = np.inf
+    for call in (bn.partial_fit, bn.transform):
+        with pytest.raises(ValueError, match=r"contains infinity.*row\(s\) 1, column\(s\) 1"):
+            call(S)
+
+
+def test_channel_axis_refuses_what_it_cannot_mean():
+    X = normal(52, (4, 3, 5))
+    bn = BatchNormTransformer(channel_axis=1).fit(X)
+    for call, error, message in [
+        (
+            lambda: BatchNormTransformer(channel_axis=3).fit(X),
+            ValueError,
+            r"channel_axis=3 must name an axis of X, got shape \(4, 3, 5",
+        ),
+        (
+            lambda: BatchNormTransformer(channel_axis=0).fit(X[0, 0]),
+            ValueError,
+            r"at least 2 dimensions, got shape \(5,\)",
+        ),
+        (lambda: BatchNormTransformer(channel_axis=0.5).fit(X), TypeError, "channel_axis must be an instance of"),
+        (lambda: bn.transform(X[:, :2]), ValueError, "X has 2 features, but BatchNormTransformer is expecting 3"),
+        (lambda: bn.inverse_transform(X[:, :2]), ValueError, "X has 2 features, but"),
+        (lambda: bn.fit(X[:0]), ValueError, r"at least one value, got shape \(0, 3, 5\)"),
+        (lambda: bn.transform(X, out=np.empty((3, 4, 5))), ValueError, "out must have the shape of the input"),
+        (lambda: clone(bn).set_output(transform="pandas").fit_transform(X), ValueError, "the result is an array"),
+        (lambda: BatchNormTransformer().fit(X[:, :, 0]).merge(bn), ValueError, "channel_axis=None, got 1"),
+    ]:
+        before = pickle.dumps(bn)
+        with pytest.raises(error, match=message):
+            call()
+        assert pickle.dumps(bn) == before
+    X[2, 1, 3] = np.inf
+    for call in (bn.fit, bn.transform):
+        with pytest.raises(ValueError, match=r"contains infinity.*sample\(s\) 2, channel\(s\) 1"):
+            call(X)
+    one = BatchNormTransformer(channel_axis=1, momentum=0.9).fit(normal(53, (1, 3, 5)))  # 5 values per channel
+    assert one.n_samples_seen_ == 5
+    assert BatchNormTransformer(channel_axis=-1).fit(GOOD).transform(GOOD[:, None, None, :]).shape == (20, 1, 1, 3)
+    assert BatchNormTransformer(channel_axis=1).fit(NAMED).transform(NAMED).shape == (20, 3)
+
+
+def test_an_array_out_of_reach_is_refused_by_name():
+    class Elsewhere:
+        shape, dtype, device = (2, 2), np.dtype(float), "gpu"
+
+        def __array_namespace__(self, api_version=None):
+            return xp
+
+        def __dlpack__(self, **_):
+            raise BufferError("it lies on a GPU")
+
+        def __dlpack_device__(self):
+            return 2, 0
+
+    with config_context(array_api_dispatch=True):
+        with pytest.raises(TypeError, match="X must be an array in CPU memory, got Elsewhere: it lies on a GPU"):
+            BatchNormTransformer().fit(Elsewhere())
+        with pytest.raises(TypeError, match="sample_weight must be an array in CPU memory, got Elsewhere"):
+            BatchNormTransformer().fit(np.eye(2), sample_weight=Elsewhere())
+
+
+@pytest.mark.parametrize("fitted", [False, True])
+def test_a_batch_refused_half_way_leaves_every_byte(fitted):
+    bn = BatchNormTransformer(batch_size=6)
+    if fitted:
+        bn.fit(NAMED)
+    before = pickle.dumps(bn)
+    with pytest.raises(ValueError, match=r"contains infinity.*row\(s\) 13, column\(s\) 1"):
+        bn.fit(with_value(13, 1, np.inf))
+    with pytest.raises(ValueError, match=r"row\(s\) 19, column\(s\) 0"):
+        bn.fit(with_value(19, 0, np.inf, "f4"))
+    for empty in (GOOD[:0], GOOD[:0].tolist()):
+        with pytest.raises(ValueError, match=r"0 sample|Expected 2D array"):
+            bn.fit(empty)
+    assert pickle.dumps(bn) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (([1.0, 2.0], [1.0], 3), ValueError, r"var must have shape \(2,\)"),
+        (([1.0], [-1.0], 3), ValueError, "var must not be negative, got -1.0"),
+        (([1.0], [1.0], -3), ValueError, "n_samples must be finite and not negative, got -3"),
+        (([1.0], [1.0], np.nan), ValueError, "n_samples must be finite"),
+        (([1.0], [1.0], [1, 2]), ValueError, r"n_samples must have shape \(1,\)"),
+        (([np.nan], [1.0], 3), ValueError, "mean must be finite where n_samples is not 0, got nan at 0"),
+        (([1.0], [np.inf], 3), ValueError, "var must be finite"),
+        ((1.0, 1.0, 3), ValueError, r"mean must have shape \(1,\)"),
+        ((None, [1.0], 3), TypeError, "mean must be an array"),
+        ((["a"], [1.0], 3), TypeError, "mean must hold real numbers"),
+        (([], [], 3), ValueError, "at least one feature"),
+    ],
+)
+def test_statistics_that_cannot_be_are_refused(arguments, error, message):
+    with pytest.raises(error, match=message):
+        BatchNormTransformer.from_statistics(*arguments)
+
+
+def test_statistics_need_more_samples_than_ddof():
+    with pytest.raises(ValueError, match="n_samples must be above ddof=1, got 1 at 0"):
+        BatchNormTransformer.from_statistics([1.0], [1.0], 1, ddof=1)
+    with pytest.raises(ValueError, match="eps == -1"):
+        BatchNormTransformer.from_statistics([1.0], [1.0], 1, eps=-1)
+
+
+def test_inverse_transform_refuses_a_zero_gamma():
+    bn = BatchNormTransformer(gamma=[1, 0, 2]).fit(normal(30, (9, 3)))
+    with pytest.raises(ValueError, match=r"non-zero gamma, got 0 in column\(s\) 1"):
+        bn.inverse_transform(np.zeros((1, 3)))
+
+
+# ---- the functions ----
+
+X = np.zeros((4, 3))
+
+
+REFUSED_BY_FORWARD = [
+    (dict(x=[[1.0]]), TypeError, "x must be a NumPy array, got list"),
+    (dict(x=X.astype(int)), TypeError, "x must be float16, float32 or float64, got int64; convert it first"),
+    (dict(x=X.astype(complex)), TypeError, "got complex128"),
+    (dict(x=X[0]), ValueError, r"at least 2 dimensions, \(N, C, ...\); got shape \(3,\)"),
+    (dict(channel_axis=2), ValueError, r"channel_axis must name an axis of x of shape \(4, 3\), got 2"),
+    (dict(channel_axis=1.0), TypeError, "channel_axis"),
+    (dict(gamma=np.ones(2)), ValueError, r"gamma must have shape \(3,\), one value per channel; got \(2,\)"),
+    (dict(beta=np.ones((3, 1))), ValueError, r"beta must have shape \(3,\)"),
+    (dict(gamma=["a"] * 3), TypeError, "gamma must hold real numbers"),
+    (dict(gamma=np.ones(3) * 1j), TypeError, "gamma must hold real numbers, got complex128"),
+    (dict(eps=-1e-5), ValueError, "eps == -1e-05, must be >= 0"),
+    (dict(eps=np.nan), ValueError, "eps must be finite, got nan"),
+    (dict(eps="1"), TypeError, "eps must be an instance of"),
+    (dict(momentum=1.5), ValueError, "momentum == 1.5, must be <= 1"),
+    (dict(momentum=np.nan), ValueError, "momentum must be finite"),
+    (dict(ddof=-1), ValueError, "ddof == -1, must be >= 0"),
+    (dict(ddof=4), ValueError, "needs at least 5 values per channel, got 4"),
+    (dict(n_threads=0), ValueError, "n_threads == 0, must be >= 1"),
+    (dict(n_threads=1.5), TypeError, "n_threads"),
+    (dict(activation="gelu"), ValueError, "activation must be None or 'relu', got 'gelu'"),
+    (dict(residual=np.zeros((4, 2))), ValueError, r"residual must have the shape of the input, \(4, 3\); got \(4, 2\)"),
+    (dict(residual=X.astype("f4")), TypeError, "residual must be float64 like the input, got float32"),
+    (dict(out=X.tolist()), TypeError, "out must be a NumPy array, got list"),
+    (dict(out=LAYOUTS["read-only"](X)), ValueError, "out must be writeable, got a read-only array"),
+    (dict(running_mean=None), ValueError, "must be given together"),
+    (dict(running_mean=[0, 0, 0]), TypeError, "running_mean must be a NumPy array, which .* got list"),
+    (dict(running_mean=np.zeros(3, int)), TypeError, "running_mean must be floating point, got int64"),
+    (dict(running_mean=np.zeros(4)), ValueError, r"running_mean must have shape \(3,\)"),
+    (dict(running_var=LAYOUTS["read-only"](np.ones(3))), ValueError, "running_var must be writeable"),
+    (dict(x=X[:1]), ValueError, "needs at least 2 values per channel, got 1"),
+    (dict(x=np.ma.masked_array(X)), TypeError, "x must be a NumPy array, got MaskedArray"),
+    (dict(gamma=[[1], [1, 2]]), ValueError, r"gamma must have shape \(3,\): "),
+    (dict(activation=np.array(["relu", "x"])), ValueError, "activation must be None or 'relu'"),
+    (dict(eps=True), TypeError, "eps must be a number, got True"),
+]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"), REFUSED_BY_FORWARD, ids=lambda v: str(v)[:40] if isinstance(v, str) else ""
+)
+def test_a_refused_forward_names_the_argument_and_changes_nothing(change, error, message):
+    arguments = dict(x=X.copy(), running_mean=np.zeros(3), running_var=np.ones(3), out=np.full((4, 3), 7.0)) | change
+    if arguments["out"] is not change.get("out") and np.shape(arguments["x"]) != (4, 3):
+        del arguments["out"]
+    kept = {name: np.array(a) for name, a in arguments.items() if isinstance(a, np.ndarray)}
+    with pytest.raises(error, match=message):
+        batch_norm_forward(arguments.pop("x"), **arguments)
+    for name, before in kept.items():
+        if name in arguments:
+            np.testing.assert_array_equal(arguments[name], before)
+
+
+def test_shared_running_arrays_are_refused():
+    a, x = np.ones(3), np.zeros((4, 3))
+    with pytest.raises(ValueError, match="running_mean and running_var must not share memory"):
+        batch_norm_forward(x, running_mean=a, running_var=a)
+    with pytest.raises(ValueError, match="running_var and x must not share memory"):
+        batch_norm_forward(x, running_mean=a, running_var=x[0])
+    out = np.zeros((4, 3))
+    with pytest.raises(ValueError, match="running_mean and out must not share memory"):
+        batch_norm_forward(x, running_mean=out[0], running_var=a, out=out)
+
+
+@pytest.mark.parametrize(
+    ("mean", "var", "error", "message"),
+    [
+        (None, np.ones(3), TypeError, r"mean must be an array of shape \(3,\), got None"),
+        (np.ones(3), None, TypeError, r"var must be an array of shape \(3,\), got None"),
+        (np.ones(3), [1, -1, 1], ValueError, "var must not be negative, got -1"),
+        (np.ones(4), np.ones(3), ValueError, r"mean must have shape \(3,\)"),
+    ],
+)
+def test_refused_statistics(mean, var, error, message):
+    with pytest.raises(error, match=message):
+        batch_norm(X, mean, var)
