@@ -48,12 +48,14 @@ def fit_task(estimator: Any, n_batches: int) -> Any:
 def rows(X: Any, part: slice) -> Any:
     """Some rows of an array, frame, sparse matrix or list."""
     # polars and pyarrow; before 1.9 scikit-learn did not know how to cut the latter.
-    return X.slice(part.start, part.stop - part.start) if hasattr(X, "slice") else _safe_indexing(X, part)
+    if callable(getattr(X, "slice", None)):
+        return X.slice(part.start, part.stop - part.start)
+    return _safe_indexing(X, part)
 
 
 def foreign_namespace(a: Any) -> Any:
     """The array-API namespace of `a`, or None for NumPy, frames, lists, or if scikit-learn's dispatch is off."""
-    if not get_config()["array_api_dispatch"]:
+    if not (get_config()["array_api_dispatch"] and hasattr(a, "__dlpack__")):
         return None
     xp, compliant = get_namespace(a)
     return xp if compliant and "numpy" not in xp.__name__ else None

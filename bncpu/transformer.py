@@ -717,7 +717,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = True
-        tags.input_tags.sparse = not self.with_mean and (self.beta is None or not np.any(self.beta))
+        tags.input_tags.sparse = not self.with_mean and self.channel_axis is None
         # Other array libraries are taken; but the tag's checks want transform to refuse another library than fit saw.
         tags.array_api_support = False
         tags.transformer_tags.preserves_dtype = ["float64", "float32", "float16"]

@@ -1,11 +1,17 @@
-"""scikit-learn's callbacks where it has them, and fits without where it has not."""
+"""What differs between versions of scikit-learn: callbacks, and what counts as an array of another library."""
 
 import importlib.util
 import pickle
 
+import array_api_strict as xp
 import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
 import pytest
 from arrays import normal, same_bits
+from scipy import sparse
+from sklearn import config_context
 from sklearn.preprocessing import StandardScaler
 
 from bncpu import BatchNormTransformer, _compat
@@ -22,6 +28,37 @@ def test_a_task_that_nobody_watches_does_nothing():
     task = _compat.fit_task(BatchNormTransformer(), 3)
     assert task.call_on_fit_task_begin(estimator=None, X=None) is None
     assert task.subcontext("batch").call_on_fit_task_end(estimator=None) is False
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda a: a,
+        lambda a: a.tolist(),
+        lambda a: tuple(map(tuple, a)),
+        lambda a: pd.DataFrame(a, columns=["slice", "iloc_", "c"]),
+        lambda a: pl.DataFrame(a, schema=["a", "b", "c"]),
+        lambda a: pa.table(dict(zip("abc", a.T, strict=True))),
+        sparse.csr_array,
+    ],
+    ids=["ndarray", "list", "tuple", "pandas", "polars", "pyarrow", "sparse"],
+)
+def test_rows_of_anything_with_rows(make):
+    part = _compat.rows(make(X), slice(10, 20))
+    part = part.toarray() if sparse.issparse(part) else np.asarray(part)
+    np.testing.assert_array_equal(part, X[10:20])
+
+
+def test_only_arrays_of_other_libraries_are_foreign_and_only_where_dispatch_is_on():
+    frames = [pd.DataFrame(X), pl.DataFrame(X), pa.table({"a": X[:, 0]})]
+    for own in (X, X.tolist(), sparse.csr_array(X), *frames):
+        for dispatch in (False, True):
+            with config_context(array_api_dispatch=dispatch):
+                assert _compat.foreign_namespace(own) is None
+                BatchNormTransformer(with_mean=False).fit(own)
+    assert _compat.foreign_namespace(xp.asarray(X)) is None
+    with config_context(array_api_dispatch=True):
+        assert _compat.foreign_namespace(xp.asarray(X)) is xp
 
 
 class Recorder:
