@@ -4,6 +4,7 @@ import time
 from statistics import median
 
 import numpy as np
+from scipy import sparse
 from sklearn.preprocessing import StandardScaler
 
 try:
@@ -54,6 +55,36 @@ class Small:
 
     def time_transform(self, *_):
         self.scaler.transform(self.X)
+
+
+class Inputs:
+    """Data as it often comes: sparse counts, sensor integers, halves, images."""
+
+    params = (list(ESTIMATORS), ["csr", "csc", "int16", "float16", "images"])
+    param_names = ("estimator", "kind")
+
+    def setup(self, estimator, kind):
+        parameters = {}
+        if kind in ("csr", "csc"):
+            self.X = sparse.random_array((200_000, 500), density=0.05, format=kind, rng=np.random.default_rng(0))
+            parameters = {"with_mean": False}
+        elif kind == "images":
+            self.X = data((64, 32, 64, 64), "float32")
+            if estimator == "StandardScaler":
+                raise NotImplementedError("it takes two dimensions")
+            parameters = {"channel_axis": 1}
+        else:
+            self.X = (100 * data((1_000_000, 32), "float32")).astype(kind)
+        self.scaler = ESTIMATORS[estimator](**parameters).fit(self.X)
+
+    def time_fit(self, *_):
+        self.scaler.fit(self.X)
+
+    def time_transform(self, *_):
+        self.scaler.transform(self.X)
+
+    def peakmem_fit(self, *_):
+        self.scaler.fit(self.X)
 
 
 class Ratio:
