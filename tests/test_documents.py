@@ -38,6 +38,12 @@ def test_one_version_everywhere():
     assert f"## {bncpu.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
+def test_one_address_everywhere():
+    urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]
+    assert all(url.startswith(urls["Source"]) for url in urls.values())
+    assert f"repository-code: {urls['Source']}\n" in (ROOT / "CITATION.cff").read_text()
+
+
 def test_every_module_has_a_place_in_the_layers_or_at_the_edge():
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     layered = {name.strip() for layer in contracts[0]["layers"] for name in layer.split("|")}
