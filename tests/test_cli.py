@@ -1,5 +1,6 @@
 """The console command, run as a user would, and what it prints."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -54,4 +55,6 @@ def test_importing_bncpu_imports_nothing_that_scikit_learn_does_not():
     code = "import sys, sklearn.preprocessing; before = set(sys.modules); import bncpu; "
     code += "print({m.split('.')[0] for m in set(sys.modules) - before} - set(sys.stdlib_module_names))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "{'bncpu'}"
+    # Cython keeps the types that its modules share in a module named after its version.
+    imported = {name for name in ast.literal_eval(done.stdout) if not name.startswith("_cython_")}
+    assert imported == {"bncpu"}

@@ -44,6 +44,16 @@ def test_one_address_everywhere():
     assert f"repository-code: {urls['Source']}\n" in (ROOT / "CITATION.cff").read_text()
 
 
+def test_the_oldest_set_is_the_lower_bounds():
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    project, extras = pyproject["project"], pyproject["project"]["optional-dependencies"]
+    required = [*pyproject["build-system"]["requires"], *project["dependencies"], *extras["demo"], *extras["test"]]
+    bounds = dict(name.split(">=") for name in required if not name.startswith("bncpu["))
+    pins = dict(re.findall(r"^(.+)==(.+)$", (ROOT / ".ci" / "oldest.txt").read_text(), flags=re.MULTILINE))
+    for name, bound in bounds.items():
+        assert f"{pins[name]}.".startswith(f"{bound}."), name
+
+
 def test_every_module_has_a_place_in_the_layers_or_at_the_edge():
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     layered = {name.strip() for layer in contracts[0]["layers"] for name in layer.split("|")}
