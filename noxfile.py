@@ -1,0 +1,62 @@
+"""Conveniences: the steps of .ci/run one by one, in environments that are kept, and the suite on every Python."""
+
+import nox
+
+nox.needs_version = ">=2024.4.15"
+nox.options.default_venv_backend = "virtualenv"  # .ci/run calls pip
+nox.options.reuse_venv = "yes"
+
+PYTHONS = nox.project.python_versions(nox.project.load_toml())
+
+
+def gate(session: nox.Session, step: str) -> None:
+    """Run one step of .ci/run."""
+    session.run("bash", ".ci/run", step, external=True)
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """Test as in the README; arguments go to pytest."""
+    session.install("-e", ".[test]")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Lint the sources and check the project's own files."""
+    session.install("-r", ".ci/requirements.txt")
+    gate(session, "lint")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check types, the stub of the compiled module, and the layers."""
+    session.install("-r", ".ci/requirements.txt", ".[demo]")
+    gate(session, "types")
+
+
+@nox.session(default=False)
+def coverage(session: nox.Session) -> None:
+    """Write a coverage report to htmlcov."""
+    session.install("-e", ".[test]", "pytest-cov")
+    session.run("pytest", "--cov", "--cov-report=term", "--cov-report=html", *session.posargs)
+
+
+@nox.session(python=PYTHONS[0], default=False)
+def oldest(session: nox.Session) -> None:
+    """Test with the lowest versions that pyproject.toml allows."""
+    gate(session, "oldest")
+
+
+@nox.session(default=False)
+def benchmarks(session: nox.Session) -> None:
+    """Run every benchmark once."""
+    session.install("-r", ".ci/requirements.txt", ".[demo]")
+    gate(session, "benchmarks")
+
+
+@nox.session(default=False)
+def wheel(session: nox.Session) -> None:
+    """Build sdist and wheel without OpenMP, check both and test the wheel."""
+    session.install("-r", ".ci/requirements.txt")
+    gate(session, "wheel")
