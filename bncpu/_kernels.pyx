@@ -1,4 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+# cython: autotestdict=False
 """The parallel loops: an array in one of the two forms is cut into parts, each part goes to a C leaf.
 
 Arrays come as 3-D views (outer, channels, inner), made by ``_layout``. How they are cut depends on their
