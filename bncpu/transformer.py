@@ -21,7 +21,7 @@ from bncpu._validation import Parameters, Samples
 from bncpu.moments import Coefficients, Moments
 
 
-class Learned(NamedTuple):
+class _Learned(NamedTuple):
     """What a stream has taught so far."""
 
     mode: str
@@ -29,7 +29,7 @@ class Learned(NamedTuple):
     age: NDArray[np.float64]  # rows since a feature's last value; counted with halflife only
 
 
-class Applied(NamedTuple):
+class _Applied(NamedTuple):
     """What follows from it by the parameters of the last fit, for `transform` and the public attributes."""
 
     parameters: Parameters
@@ -122,8 +122,8 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
 
     See Also
     --------
-    sklearn.preprocessing.StandardScaler : the same transform without batches that can be merged or forgotten.
-    bncpu.batch_norm : the inference step as a function.
+    sklearn.preprocessing.StandardScaler : The same transform without batches that can be merged or forgotten.
+    bncpu.batch_norm : The inference step as a function.
 
     Notes
     -----
@@ -155,8 +155,8 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
     n_samples_seen_: int | float | NDArray[Any]
     n_batches_seen_: int
     n_features_in_: int
-    _learned: Learned
-    _applied: Applied
+    _learned: _Learned
+    _applied: _Applied
 
     _doc_link_module = "bncpu"
 
@@ -330,7 +330,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         _validation.stays_sparse(X, p)
         names = getattr(self, "feature_names_in_", None)
         if new:
-            self._learned = Learned(p.mode, Moments.empty(n_features), np.zeros(n_features))
+            self._learned = _Learned(p.mode, Moments.empty(n_features), np.zeros(n_features))
         running, age = self._learned.moments, self._learned.age
         # Overflow is looked for in the result, below.
         with np.errstate(over="ignore", invalid="ignore"):
@@ -353,7 +353,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         before = (0, 0) if new else (self.n_samples_seen_, self.n_batches_seen_)
         self.n_samples_seen_ = _collapsed(before[0] + seen, weights is not None or _is_weighted(before[0]))
         self.n_batches_seen_ = before[1] + 1
-        self._learned = Learned(p.mode, running, age)
+        self._learned = _Learned(p.mode, running, age)
 
     def _recent(
         self,
@@ -404,7 +404,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         invstd = 1.0 / divisor if p.with_std else np.ones_like(divisor)
         forward = moments.fold(center, invstd, p.gamma, p.beta, center_lo)
         inverse = moments.fold_inverse(forward, p.beta)
-        return {**vars(self), "_applied": Applied(p, mean, var, divisor, forward, inverse)}
+        return {**vars(self), "_applied": _Applied(p, mean, var, divisor, forward, inverse)}
 
     def transform(self, X: Any, copy: bool | None = None, *, out: NDArray[Any] | None = None) -> Any:
         """Normalize X with the running statistics.
@@ -421,7 +421,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         Returns
         -------
         ndarray, DataFrame, sparse matrix or array of X's library, of the shape of X
-            float16, float32 or float64 as X, in native byte order; float64 for anything else.
+            The float of X, in native byte order; float64 for anything else.
 
         Raises
         ------
@@ -582,7 +582,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         made.n_features_in_ = len(mean)
         made.n_samples_seen_ = _collapsed(count, _is_weighted(n_samples))
         made.n_batches_seen_ = 1
-        made._learned = Learned(p.mode, Moments(weight, mean, zeros, m2), zeros)
+        made._learned = _Learned(p.mode, Moments(weight, mean, zeros, m2), zeros)
         made.__dict__ = made._fitted_attributes(p)
         return made
 
@@ -652,6 +652,16 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
             If the file cannot be read.
         ValueError
             If it is not a state file, is incomplete, was changed, or is of a later version.
+
+        Examples
+        --------
+        >>> import pathlib, tempfile
+        >>> from bncpu import BatchNormTransformer
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "state.json")
+        ...     BatchNormTransformer(beta=[1]).fit([[0.0], [4.0]]).save(path)
+        ...     BatchNormTransformer.load(path).transform([[2.0]])
+        array([[1.]])
         """
         try:
             content = _state_file.read(path)
@@ -664,7 +674,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
             seen = content["n_samples_seen"]
             made.n_samples_seen_ = np.array(seen) if isinstance(seen, list) else seen
             made.n_batches_seen_ = content["n_batches_seen"]
-            made._learned = Learned(content["mode"], Moments(**arrays), age)
+            made._learned = _Learned(content["mode"], Moments(**arrays), age)
             p = _validation.parameters(made)
             _validation.same_mode(made._learned.mode, p.mode)
             made.__dict__ = made._fitted_attributes(p)
