@@ -20,7 +20,7 @@ except ImportError:  # before 1.9
         return method
 
 
-__all__ = ["CallbackSupportMixin", "fit_task", "foreign_namespace", "rows", "with_callbacks"]
+__all__ = ["UNWATCHED", "CallbackSupportMixin", "fit_task", "foreign_namespace", "rows", "with_callbacks"]
 
 
 class _Unwatched:
@@ -38,11 +38,14 @@ class _Unwatched:
         return self
 
 
+UNWATCHED = _Unwatched()
+
+
 def fit_task(estimator: Any, n_batches: int) -> Any:
     """The callback context of a fit in `n_batches` steps, 0 for one without steps."""
     if hasattr(estimator, "_skl_callbacks") or hasattr(estimator, "_parent_callback_ctx"):
         return estimator._init_callback_context(max_subtasks=n_batches)
-    return _Unwatched()
+    return UNWATCHED
 
 
 def rows(X: Any, part: slice) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import math
 import os
@@ -16,7 +17,7 @@ from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import _num_samples, check_is_fitted
 
 from bncpu import _batches, _layout, _state_file, _validation, moments
-from bncpu._compat import CallbackSupportMixin, fit_task, rows, with_callbacks
+from bncpu._compat import UNWATCHED, CallbackSupportMixin, fit_task, rows, with_callbacks
 from bncpu._validation import Parameters, Samples
 from bncpu.moments import Coefficients, Moments
 
@@ -281,33 +282,26 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         given = _validation.samples(X, p.channel_axis)
         weights = _validation.sample_weight(sample_weight, given.X)
         batches = [slice(None)]
-        if batch_size is not None and (n_samples := _num_samples(given.X)):
+        cut = batch_size is not None and _num_samples(given.X) > 0
+        if cut:
             given = given._replace(X=_validation.sliceable(given.X, p))
             fewest = 0 if p.momentum is None else max(2, int(p.ddof) + 1)
-            batches = list(gen_batches(n_samples, batch_size, min_batch_size=fewest))
+            batches = list(gen_batches(_num_samples(given.X), batch_size, min_batch_size=fewest))
             ordered = True
 
-        task = fit_task(self, 0 if batch_size is None else len(batches))
+        task = fit_task(self, len(batches) if cut else 0)
         watched = {"estimator": self, "X": X, "y": y, "metadata": {"sample_weight": sample_weight}}
         task.call_on_fit_task_begin(**watched)
         after = object.__new__(type(self))
         after.__dict__.update(vars(self))
-        for k, part in enumerate(batches):
-            batch = given.X if batch_size is None else rows(given.X, part)
-            step = task if batch_size is None else task.subcontext("batch")
-            if step is not task:
-                step.call_on_fit_task_begin(estimator=self, X=batch)
-            after._learn(
-                batch,
-                None if weights is None else weights[part],
-                p,
-                part.start or 0,
-                new=new and k == 0,
-                ordered=ordered,
-            )
-            if step is not task and step.call_on_fit_task_end(
-                estimator=self, X=batch, reconstruction_attributes=lambda: after._fitted_attributes(p)
-            ):
+        for part in batches:
+            batch = rows(given.X, part) if cut else given.X
+            some = None if weights is None else weights[part]
+            step = task.subcontext("batch") if cut else UNWATCHED
+            step.call_on_fit_task_begin(estimator=self, X=batch)
+            after._learn(batch, some, p, part.start or 0, new=new and part is batches[0], ordered=ordered)
+            so_far = functools.partial(after._fitted_attributes, p)
+            if step.call_on_fit_task_end(estimator=self, X=batch, reconstruction_attributes=so_far):
                 break
         self.__dict__ = after._fitted_attributes(p)
         task.call_on_fit_task_end(**watched, reconstruction_attributes={})
@@ -335,7 +329,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         # Overflow is looked for in the result, below.
         with np.errstate(over="ignore", invalid="ignore"):
             if p.halflife is not None and ordered:
-                running, age, seen = self._recent(X, weights, p.halflife, running, age, names)
+                running, age, seen = self._recent(X, weights, p.halflife, running, age, names, first_row)
             else:
                 batch, missing = _batches.moments(X, weights, self.n_threads)
                 _validation.finite_moments(self, X, batch, names, first_row)
@@ -363,19 +357,20 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         running: Moments,
         age: NDArray[np.float64],
         names: Any,
+        first_row: int,
     ) -> tuple[Moments, NDArray[np.float64], NDArray[np.float64]]:
         """Moments and ages after the rows of X in their order, and the undecayed weight of their values."""
         n_samples = X.shape[0]
         recency = moments.recency_weights(n_samples, halflife)
         batch, missing = _batches.moments(X, recency if weights is None else recency * weights, self.n_threads)
-        _validation.finite_moments(self, X, batch, names)
+        _validation.finite_moments(self, X, batch, names, first_row)
         seen = self._observed(X, weights, missing)
         # A feature whose last value lies hundreds of half-lives before the end has faded: look at it from nearer.
         if n_samples > 1 and np.any(batch.count < 1e-200 * seen):
             half = n_samples // 2
             first, last = (None, None) if weights is None else (weights[:half], weights[half:])
-            running, age, seen_first = self._recent(X[:half], first, halflife, running, age, names)
-            running, age, seen_last = self._recent(X[half:], last, halflife, running, age, names)
+            running, age, seen_first = self._recent(X[:half], first, halflife, running, age, names, first_row)
+            running, age, seen_last = self._recent(X[half:], last, halflife, running, age, names, first_row + half)
             return running, age, seen_first + seen_last
         running, age = moments.update_halflife(running, age, batch, n_samples, halflife)
         return running, age, seen

@@ -5,6 +5,7 @@ import warnings
 
 import array_api_strict as xp
 import numpy as np
+import polars as pl
 import pytest
 from arrays import GOOD, LAYOUTS, MODES, NAMED, normal, with_value
 from scipy import sparse
@@ -250,7 +251,9 @@ def test_a_batch_refused_half_way_leaves_every_byte(fitted):
         bn.fit(with_value(13, 1, np.inf))
     with pytest.raises(ValueError, match=r"row\(s\) 19, column\(s\) 0"):
         bn.fit(with_value(19, 0, np.inf, "f4"))
-    for empty in (GOOD[:0], GOOD[:0].tolist()):
+    with pytest.raises(ValueError, match=r"row\(s\) 13, column\(s\) 1"):
+        BatchNormTransformer(batch_size=6, halflife=5).fit(with_value(13, 1, np.inf))
+    for empty in (GOOD[:0], GOOD[:0].tolist(), NAMED[:0], pl.DataFrame(GOOD[:0])):
         with pytest.raises(ValueError, match=r"0 sample|Expected 2D array"):
             bn.fit(empty)
     assert pickle.dumps(bn) == before
