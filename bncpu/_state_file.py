@@ -36,7 +36,7 @@ def write(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
     head = {"format": "bncpu.BatchNormTransformer", "version": VERSION, "sha256": UNSIGNED}
     text = json.dumps({**head, **content}, allow_nan=False, default=float) + "\n"
     text = text.replace(UNSIGNED, hashlib.sha256(text.encode()).hexdigest(), 1)
-    final = os.path.realpath(path)
+    final = os.path.realpath(os.fsdecode(path))
     beside = f"{final}.{secrets.token_hex(8)}.tmp"
     try:
         with open(beside, "x", encoding="ascii", newline="\n") as file:

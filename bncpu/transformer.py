@@ -658,8 +658,9 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         ...     BatchNormTransformer.load(path).transform([[2.0]])
         array([[1.]])
         """
+        name = os.fsdecode(path)
         try:
-            content = _state_file.read(path)
+            content = _state_file.read(name)
             arrays = _validation.state(content)
             made = cls(**{**content["parameters"], **content["in_effect"]})
             age = arrays.pop("age")
@@ -676,7 +677,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
             made.set_params(**content["parameters"])
             _validation.parameters(made).for_features(made, made.n_features_in_)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{os.fspath(path)!r} is not a state file of BatchNormTransformer: {error}") from None
+            raise ValueError(f"{name!r} is not a state file of BatchNormTransformer: {error}") from None
         for name in ("gamma", "beta"):
             if getattr(made, name) is not None:
                 setattr(made, name, np.array(getattr(made, name), dtype=np.float64))

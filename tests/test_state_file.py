@@ -101,6 +101,23 @@ def test_floats_are_exact(path):
     assert same_bits(again.running_var_, bn.running_var_)
 
 
+def test_a_path_may_be_text_bytes_or_a_path(path, monkeypatch):
+    monkeypatch.chdir(path.parent)
+    for name in (path, str(path), os.fsencode(path), "relative", b"relative bytes"):
+        fitted().save(name)
+        assert BatchNormTransformer.load(name).n_batches_seen_ == 2
+    assert sorted(os.listdir()) == sorted([path.name, "relative", "relative bytes"])
+    for wrong in (3, None):
+        with pytest.raises(TypeError, match="PathLike"):
+            BatchNormTransformer.load(wrong)
+        with pytest.raises(TypeError, match="PathLike"):
+            fitted().save(wrong)
+    with pytest.raises(OSError):
+        fitted().save(path.parent)
+    with pytest.raises(OSError):
+        BatchNormTransformer.load(path.parent)
+
+
 def test_an_unfitted_transformer_has_nothing_to_save(path):
     with pytest.raises(NotFittedError):
         BatchNormTransformer().save(path)
