@@ -519,6 +519,9 @@ def test_any_number_type_is_fitted_and_transformed_as_its_values(dtype):
     assert same_bits(np.asarray(bn.transform(X[7:8]))[0], y[7])
     bn.partial_fit(X)
     assert bn.n_samples_seen_ == 100
+    kept = X.copy()
+    assert same_bits(bn.transform(X, copy=False), bn.transform(kept))
+    assert (X.dtype == y.dtype) != np.array_equal(X, kept)  # overwritten only where the result fits
 
 
 @pytest.mark.parametrize("kind", SPARSE)
@@ -702,6 +705,15 @@ def test_fit_in_batches_is_partial_fit_over_them(mode, kind, weighted):
     for a, b in zip(batched._learned.moments, streamed._learned.moments, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-14)
     np.testing.assert_array_equal(batched.n_samples_seen_, streamed.n_samples_seen_)
+
+
+@pytest.mark.parametrize("kind", ["csr", "csc", "coo", "lil"])
+def test_sparse_data_of_any_format_is_fitted_in_batches(kind):
+    X = sparse_columns(53)[:, :6]
+    bn = BatchNormTransformer(with_mean=False, batch_size=10).fit(sparse.csr_array(X).asformat(kind))
+    whole = BatchNormTransformer(with_mean=False).fit(X)
+    assert bn.n_batches_seen_ == 6
+    np.testing.assert_allclose(bn.running_var_, whole.running_var_, rtol=1e-12)
 
 
 def test_with_momentum_a_rest_too_small_joins_the_batch_before_it():
