@@ -46,9 +46,11 @@ def write(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.chmod(beside, os.stat(final).st_mode & 0o7777)
         os.replace(beside, final)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             os.remove(beside)
+        if isinstance(error, OSError):
+            error.filename, error.filename2 = final, None  # not the file beside it
         raise
     _sync_folder(os.path.dirname(final))
 

@@ -23,12 +23,14 @@ class Table(NamedTuple):
     batches: Iterator[NDArray[Any]]  # of shape (n_rows, n_columns)
 
 
-def read(path: Path) -> Table:
+def read(path: Path, n_batches: int = 1) -> Table:
     """Open the file `path`, by its ending.
 
     Parameters
     ----------
     path : Path
+    n_batches : int, default=1
+        A small file is cut into about so many batches.
 
     Returns
     -------
@@ -42,27 +44,50 @@ def read(path: Path) -> Table:
     OSError
         If the file cannot be read.
     ValueError
-        If it is no table of numbers.
+        If it is no table of numbers, there or in a later batch.
     """
     readers = {".npy": _npy, ".csv": _csv, ".parquet": _parquet}
     if path.suffix.lower() not in readers:
         raise ValueError(f"the file must end in {', '.join(readers)}; got {str(path)!r}")
-    table = readers[path.suffix.lower()](path)
+    try:
+        table = readers[path.suffix.lower()](path, n_batches)
+    except ValueError as error:
+        raise _about(path, error) from None
     if not table.columns:
         raise ValueError(f"{str(path)!r} has no column of numbers")
-    return table
+    return table._replace(batches=_checked(path, table.batches))
 
 
-def _npy(path: Path) -> Table:
-    X = np.load(path, mmap_mode="r")
+def _about(path: Path, error: Exception) -> ValueError:
+    """What a reader of another library says, with the file and what it must be like."""
+    kinds = {
+        ".npy": "an array of numbers as np.save writes it",
+        ".csv": "UTF-8 with a header line and commas, each column of one type",
+        ".parquet": "a Parquet file",
+    }
+    return ValueError(f"{str(path)!r} is not {kinds[path.suffix.lower()]}: {error}")
+
+
+def _checked(path: Path, batches: Iterator[NDArray[Any]]) -> Iterator[NDArray[Any]]:
+    try:
+        yield from batches
+    except ValueError as error:
+        raise _about(path, error) from None
+
+
+def _npy(path: Path, n_batches: int) -> Table:
+    try:
+        X = np.load(path, mmap_mode="r")
+    except (EOFError, ValueError):
+        raise ValueError("it cannot be mapped into memory") from None
     if X.ndim != 2 or X.dtype.kind not in "biuf":
-        raise ValueError(f"{str(path)!r} must hold numbers of shape (n_rows, n_columns), got {X.dtype} of {X.shape}")
-    step = _rows_per_batch(X.shape[1])
+        raise ValueError(f"it must hold numbers of shape (n_rows, n_columns), got {X.dtype} of {X.shape}")
+    step = _rows_per_batch(len(X), X.shape[1], n_batches)
     batches = (X[start : start + step] for start in range(0, len(X), step))
     return Table([f"x{c}" for c in range(X.shape[1])], [], -(-len(X) // step), batches)
 
 
-def _csv(path: Path) -> Table:
+def _csv(path: Path, n_batches: int) -> Table:
     arrow = _arrow("csv")
     csv = arrow.csv
     with csv.open_csv(path) as start:
@@ -73,15 +98,16 @@ def _csv(path: Path) -> Table:
     # What looks whole in the first rows may have fractions later.
     real = {name: arrow.float64() for name in numbers if not arrow.types.is_boolean(schema.field(name).type)}
     options = csv.ConvertOptions(include_columns=numbers, column_types=real)
-    reading = csv.ReadOptions(block_size=BATCH_BYTES // 4)
+    size = min(BATCH_BYTES // 4, max(1 << 12, path.stat().st_size // n_batches))
+    reading = csv.ReadOptions(block_size=size)
     return Table(numbers, left_out, None, map(_dense, csv.open_csv(path, reading, convert_options=options)))
 
 
-def _parquet(path: Path) -> Table:
+def _parquet(path: Path, n_batches: int) -> Table:
     arrow = _arrow("parquet")
     file = arrow.parquet.ParquetFile(path)
     numbers, left_out = _numbers(file.schema_arrow)
-    step = _rows_per_batch(len(numbers))
+    step = _rows_per_batch(file.metadata.num_rows, len(numbers), n_batches)
     batches = map(_dense, file.iter_batches(step, columns=numbers))
     return Table(numbers, left_out, -(-file.metadata.num_rows // step), batches)
 
@@ -113,5 +139,5 @@ def _dense(batch: Any) -> NDArray[np.float64]:
     return X
 
 
-def _rows_per_batch(n_columns: int) -> int:
-    return max(1, min(BATCH_ROWS, BATCH_BYTES // (8 * max(1, n_columns))))
+def _rows_per_batch(n_rows: int, n_columns: int, n_batches: int) -> int:
+    return max(1, min(BATCH_ROWS, BATCH_BYTES // (8 * max(1, n_columns)), -(-n_rows // n_batches)))

@@ -240,6 +240,11 @@ class Samples(NamedTuple):
 
 def samples(X: Any, channel_axis: int | None) -> Samples:
     """X before scikit-learn's validation, which knows no channel axis and keeps foreign arrays as they are."""
+    if channel_axis is None and isinstance(X, np.ndarray) and X.ndim > 2:
+        raise ValueError(
+            f"Found array with dim {X.ndim}, while dim <= 2 is required; for shape {X.shape} say by channel_axis which "
+            "axis holds the features: 1 for images (N, C, H, W)"
+        )
     if type(X) is np.ndarray and channel_axis is None:
         return Samples(X)
     xp, device = foreign_namespace(X), None
@@ -338,6 +343,8 @@ def to_transform(t: Any, X: Any, p: Parameters) -> Samples:
         raise ValueError("with channel_axis the result is an array; set_output(transform='default') first")
     if _is_plain(t, given.X):
         return given
+    if p.channel_axis is not None:
+        _same_width(t, given)
     X = validate_data(t, given.X, reset=False, **_checks(given.X, p))
     stays_sparse(X, p)
     return given._replace(X=X)
@@ -347,12 +354,18 @@ def to_invert(t: Any, X: Any, p: Parameters) -> Samples:
     """X of inverse_transform; without names, which a transformed array has lost."""
     given = samples(X, p.channel_axis)
     X = check_array(given.X, estimator=t, input_name="X", **_checks(given.X, p))
-    if X.shape[1] != t.n_features_in_:
-        raise ValueError(
-            f"X has {X.shape[1]} features, but {type(t).__name__} is expecting {t.n_features_in_} features as input"
-        )
+    given = given._replace(X=X)
+    _same_width(t, given)
     stays_sparse(X, p, "uncenter")
-    return given._replace(X=X)
+    return given
+
+
+def _same_width(t: Any, given: Samples) -> None:
+    n_features, axis = given.X.shape[1], given.channel_axis
+    if n_features != t.n_features_in_:
+        where = "" if axis is None else f": channel_axis={axis} of shape {given.back(given.X).shape}"
+        expected = f"{type(t).__name__} is expecting {t.n_features_in_} features as input"
+        raise ValueError(f"X has {n_features} features, but {expected}{where}")
 
 
 def _wrapped(t: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from statistics import median
@@ -49,6 +50,7 @@ class Stream(NamedTuple):
     means: NDArray[np.float64]  # (n_batches, n_features), after each batch
     stds: NDArray[np.float64]
     seconds: dict[str, list[tuple[float, float]]]  # per method and batch: ours, the peer's
+    n_rows: int
 
 
 def run(picture: Path, file: Path | None = None, rows: int | None = None) -> None:
@@ -67,11 +69,11 @@ def run(picture: Path, file: Path | None = None, rows: int | None = None) -> Non
             "Running standard deviation\nbrightness of the centre pixel (0-255)": seen.stds,
         }
     else:
-        table = _tables.read(file)
+        table = _tables.read(file, n_batches=20)
         console.print(f"[bold]{escape(file.name)}[/bold], read batch by batch")
         if table.left_out:
             console.print(f"  left out, not numbers: {escape(', '.join(table.left_out))}")
-        seen = stream(console, first_rows(table.batches, rows), None if rows else table.n_batches)
+        seen = stream(console, first_rows(table.batches, rows), None if rows else table.n_batches, table.columns)
         columns(console, table.columns, seen.normalizer)
         varying = np.flatnonzero(seen.normalizer.running_var_ > 0)[: len(LOOKS)]
         shown = {table.columns[c]: int(c) for c in varying}
@@ -131,10 +133,10 @@ def first_rows(batches: Iterable[Batch], rows: int | None) -> Iterator[Batch]:
         rows = None if rows is None else rows - len(batch)
 
 
-def stream(console: Console, batches: Iterable[Batch], n_batches: int | None) -> Stream:
+def stream(console: Console, batches: Iterable[Batch], n_batches: int | None, names: list[str] | None = None) -> Stream:
     """One pass: learn and transform each batch, beside StandardScaler and in turn with it."""
     ours, peer = BatchNormTransformer(), StandardScaler()
-    means, stds = [], []
+    means, stds, n_rows = [], [], 0
     seconds: dict[str, list[tuple[float, float]]] = {"partial_fit": [], "transform": []}
     bars = (TextColumn("  learning"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*bars, console=console, disable=not console.is_terminal) as progress:
@@ -145,29 +147,34 @@ def stream(console: Console, batches: Iterable[Batch], n_batches: int | None) ->
                     elapsed = {scaler: _seconds(getattr(scaler, method), batch) for scaler in order}
                     times.append((elapsed[ours], elapsed[peer]))
             except ValueError as error:
-                raise ValueError(f"in batch {k + 1}: {_named(error, batch)}") from None
+                raise _named(error, batch, n_rows, names) from None
+            n_rows += len(batch)
             means.append(ours.running_mean_)
             stds.append(np.sqrt(ours.running_var_))
     if not means:
         raise ValueError("there are no rows")
-    n_samples = int(np.max(ours.n_samples_seen_))
-    console.print(f"  {n_samples:,} x {ours.n_features_in_} {batch.dtype} in {len(means)} batch(es)")
-    return Stream(ours, peer, np.array(means), np.array(stds), seconds)
+    console.print(f"  {n_rows:,} x {ours.n_features_in_} {batch.dtype} in {len(means)} batch(es)")
+    return Stream(ours, peer, np.array(means), np.array(stds), seconds, n_rows)
 
 
 def _seconds(method: Any, batch: Batch) -> float:
-    start = time.perf_counter()
-    method(batch)
-    return time.perf_counter() - start
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # StandardScaler's, for columns without a value
+        start = time.perf_counter()
+        method(batch)
+        return time.perf_counter() - start
 
 
-def _named(error: ValueError, batch: Batch) -> ValueError:
-    """What is wrong with a refused batch, in our words, which name rows and columns."""
-    try:
-        BatchNormTransformer().fit(batch)
-    except ValueError as ours:
-        return ours
-    return error
+def _named(error: ValueError, batch: Batch, first_row: int, names: list[str] | None) -> ValueError:
+    """Why a batch was refused, with the place in the file."""
+    rows, found = np.nonzero(np.isinf(batch))
+    if not len(rows):
+        return error
+    column = found[0] if names is None else repr(names[found[0]])
+    more = f" and {len(rows) - 1:,} more" if len(rows) > 1 else ""
+    return ValueError(
+        f"infinity in row {first_row + rows[0]:,}, column {column}{more}; leave it out or make it missing"
+    )
 
 
 def columns(console: Console, names: list[str], normalizer: BatchNormTransformer, most: int = 12) -> None:
@@ -186,7 +193,7 @@ def columns(console: Console, names: list[str], normalizer: BatchNormTransformer
 
 def difference(a: Any, b: Any) -> str:
     """The largest differences of two fitted transformers."""
-    varying = b.var_ > 0
+    varying = np.isclose(b.scale_**2, b.var_, rtol=1e-6, atol=0)  # constants have scale 1
     if not np.any(varying):
         return "nothing varies"
     mean = np.max(np.abs(a.mean_ - b.mean_)[varying] / b.scale_[varying])
@@ -197,17 +204,21 @@ def difference(a: Any, b: Any) -> str:
 def speeds(console: Console, seen: Stream) -> None:
     """Throughput beside StandardScaler, medians over the batches."""
     n_batches = len(seen.means)
-    rows = int(np.max(seen.normalizer.n_samples_seen_)) / n_batches
+    rows = seen.n_rows / n_batches
     console.print(
         f"\n[bold]Speed[/bold], batches of {rows:,.0f} rows, medians of {n_batches} calls in turn, "
         f"{max_threads()} thread(s) for BatchNormTransformer"
     )
+    slower = False
     for method, times in seen.seconds.items():
         fast, slow = (median(side) for side in zip(*times, strict=True))
+        slower |= fast > slow
         console.print(
             f"  {method:11}  BatchNormTransformer {rows / fast / 1e6:6.1f} M rows/s   "
             f"StandardScaler {rows / slow / 1e6:6.1f} M rows/s   {slow / fast:.1f} times as fast"
         )
+    if slower:
+        console.print("  Slower? Where other programs keep the processors busy, try OMP_NUM_THREADS=1 bncpu demo.")
 
 
 def save_picture(panels: dict[str, NDArray[np.float64]], shown: dict[str, int], path: Path) -> None:
@@ -216,7 +227,16 @@ def save_picture(panels: dict[str, NDArray[np.float64]], shown: dict[str, int], 
     for axes, (title, values) in zip(figure.subplots(1, 2), panels.items(), strict=True):
         batches = np.arange(1, len(values) + 1)
         for (name, feature), (colour, line) in zip(shown.items(), LOOKS, strict=False):
-            axes.plot(batches, values[:, feature], line, color=colour, label=name.replace("$", r"\$"), linewidth=2)
+            mark = "o" if len(values) == 1 else ""
+            axes.plot(
+                batches,
+                values[:, feature],
+                line,
+                marker=mark,
+                color=colour,
+                label=name.replace("$", r"\$"),
+                linewidth=2,
+            )
             axes.axhline(values[-1, feature], color=colour, linewidth=0.6)
         axes.set_title(title, fontsize="medium")
         axes.set_xlabel("batches seen")

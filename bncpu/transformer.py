@@ -81,10 +81,14 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
     ddof : float, default=0
         ``running_var_`` divides by ``n - ddof`` and is NaN where that is not positive. n is the number of
         values, or the sum of their weights; with `momentum`, of a batch. PyTorch's is 1.
-    with_mean, with_std : bool, default=True
-        Center; scale to unit variance.
-    gamma, beta : array-like of shape (n_features,), optional
-        Scale and shift of the result, 1 and 0 if not given.
+    with_mean : bool, default=True
+        Center.
+    with_std : bool, default=True
+        Scale to unit variance.
+    gamma : array-like of shape (n_features,), optional
+        Scale of the result, 1 if not given.
+    beta : array-like of shape (n_features,), optional
+        Shift of the result, 0 if not given.
     channel_axis : int, optional
         The axis of dense X that holds the features: 1 for images (N, C, H, W), -1 for (N, H, W, C). Then a feature
         has a value per sample and position, samples lie along the first other axis, names are not looked at, and
@@ -416,7 +420,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         Returns
         -------
         ndarray, DataFrame, sparse matrix or array of X's library, of the shape of X
-            The float of X, in native byte order; float64 for anything else.
+            The float of an array X, in native byte order; else float64.
 
         Raises
         ------

@@ -3,7 +3,6 @@
 from fractions import Fraction
 
 import numpy as np
-import pandas as pd
 from scipy import sparse
 
 DTYPES = (np.float32, np.float64)
@@ -107,7 +106,6 @@ def same_bits(a, b):
 # What tests of the transformer share.
 GOOD = normal(40, (20, 3))
 
-NAMED = pd.DataFrame(GOOD, columns=["a", "b", "c"])
 
 MODES = {"cumulative": {}, "momentum": {"momentum": 0.9}, "halflife": {"halflife": 100}}
 
@@ -116,3 +114,10 @@ def with_value(row, column, value, dtype=float):
     X = GOOD.astype(dtype)
     X[row, column] = value
     return X
+
+
+def named():
+    """`GOOD` with names. The wheel is tested without pandas."""
+    import pandas as pd
+
+    return pd.DataFrame(GOOD, columns=["a", "b", "c"])

@@ -8,7 +8,7 @@ import pytest
 from arrays import normal
 from matplotlib.image import imread
 
-from bncpu import cli
+from bncpu import BatchNormTransformer, cli, demo
 
 
 def check_agreement(printed):
@@ -51,7 +51,7 @@ def test_demo_of_a_file_shows_its_columns(kind, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert f"mine.{kind}, read batch by batch" in printed
     assert ("left out, not numbers: name" in printed) == (kind != "npy")
-    assert "5,000 x 15 float64 in 1 batch(es)" in printed
+    assert re.search(r"  5,000 x 15 float64 in 2[0-2] batch\(es\)", printed)
     assert "and 3 more columns" in printed
     name = "x1" if kind == "npy" else "c$[1]"
     row = next(line.split() for line in printed.splitlines() if line.split()[:1] == [name])
@@ -84,10 +84,29 @@ def test_demo_of_constants_and_of_nothing(tmp_path, capsys):
 def test_an_infinity_in_a_file_is_one_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("bncpu._tables.BATCH_ROWS", 40)
     X = normal(2, (100, 2))
-    for row, k in ((77, 1), (12, 0)):
+    for row, two in ((77, False), (12, True)):
         X[row, 1] = np.inf
+        X[row + 1, 0] = np.inf if two else 0
         np.save(tmp_path / "x.npy", X)
         assert cli.main(["demo", str(tmp_path / "x.npy")]) == 1
         printed = capsys.readouterr().err
-        where = rf"row\(s\) {row - 40 * k}, column\(s\) 1\..*\n"
-        assert re.fullmatch(rf"bncpu: in batch {k + 1}: Input X contains infinity.*{where}", printed)
+        more = " and 1 more" if two else ""
+        assert printed == f"bncpu: infinity in row {row}, column 'x1'{more}; leave it out or make it missing\n"
+
+
+def test_rows_are_counted_where_every_column_has_gaps(tmp_path, capsys):
+    (tmp_path / "x.csv").write_text("a,b\n1,\n,2\n3,3\n4,5\n")
+    np.save(tmp_path / "nan.npy", np.full((9, 2), np.nan))
+    for name, shape in (("x.csv", "4 x 2"), ("nan.npy", "9 x 2")):
+        assert cli.main(["demo", str(tmp_path / name), "--picture", str(tmp_path / "p.png")]) == 0
+        assert f"  {shape} float64 in" in capsys.readouterr().out
+        check_picture(tmp_path / "p.png")
+
+
+def test_a_slow_run_says_what_to_try(capsys):
+    console = demo.Console(highlight=False, soft_wrap=True)
+    bn = BatchNormTransformer().fit(normal(3, (9, 2)))
+    for ours, hint in ((2.0, True), (0.5, False)):
+        seen = demo.Stream(bn, None, np.zeros((1, 2)), np.zeros((1, 2)), {"transform": [(ours, 1.0)]}, 9)
+        demo.speeds(console, seen)
+        assert ("OMP_NUM_THREADS=1" in capsys.readouterr().out) == hint

@@ -143,8 +143,9 @@ def test_a_failure_while_writing_leaves_the_old_file_and_nothing_else(path, monk
                 fitted("halflife").save(path)
         assert path.read_bytes() == before
         assert os.listdir(path.parent) == [path.name]
-    with pytest.raises(OSError):
+    with pytest.raises(FileNotFoundError) as refusal:
         fitted().save(path.parent / "no such folder" / "x")
+    assert refusal.value.filename == str(path.parent / "no such folder" / "x")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")

@@ -80,6 +80,24 @@ def test_a_whole_number_that_becomes_real_late_in_a_csv_is_read(tmp_path, monkey
     assert len(batches) > 3
     assert batches[-1][-1, 0] == 0.5 and np.isnan(batches[-1][-1, 1])
     assert sum(map(len, batches)) == 300_001
+    lines[-1] = "1,oops"
+    (tmp_path / "x.csv").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match=r"x\.csv' is not .*each column of one type: In CSV column #1.*'oops'"):
+        list(_tables.read(tmp_path / "x.csv").batches)
+
+
+@pytest.mark.parametrize("kind", ["npy", "csv", "parquet"])
+def test_a_small_file_is_cut_into_the_batches_asked_for(kind, tmp_path):
+    X, path = np.random.default_rng(0).standard_normal((2000, 3)), tmp_path / f"x.{kind}"
+    frame = pa.table(dict(zip("abc", X.T, strict=True)))
+    {
+        "npy": lambda: np.save(path, X),
+        "csv": lambda: pyarrow.csv.write_csv(frame, path),
+        "parquet": lambda: pyarrow.parquet.write_table(frame, path),
+    }[kind]()
+    batches = list(_tables.read(path, n_batches=20).batches)
+    assert 18 <= len(batches) <= 22
+    np.testing.assert_array_equal(np.concatenate(batches), X)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +108,18 @@ def test_a_whole_number_that_becomes_real_late_in_a_csv_is_read(tmp_path, monkey
         ("x.csv", b"", "Empty CSV file"),
         ("x.csv", b"a,b\n1,2\n3\n", "Expected 2 columns, got 1"),
         ("x.parquet", b"not parquet", "Parquet magic bytes not found"),
-        ("x.npy", b"not npy", "cannot be mapped|pickle"),
+        (
+            "x.npy",
+            b"not npy",
+            "x.npy' is not an array of numbers as np.save writes it: it cannot be mapped into memory",
+        ),
+        ("x.npy", b"", "cannot be mapped into memory"),
+        (
+            "x.csv",
+            b"a\n1;2\n3,4\n",
+            "is not UTF-8 with a header line and commas, each column of one type: .*Expected 1",
+        ),
+        ("x.csv", "a\n\xf6\n".encode("latin-1"), "no column of numbers|UTF-?8"),
     ],
 )
 def test_files_that_are_no_table_are_refused(name, content, message, tmp_path):

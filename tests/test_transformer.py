@@ -19,6 +19,7 @@ from arrays import (
     SPARSE,
     exact_moments,
     hostile_columns,
+    named,
     normal,
     same_bits,
     sparse_columns,
@@ -37,6 +38,8 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils import _safe_indexing, gen_batches
 
 from bncpu import BatchNormTransformer, _reference
+
+NAMED = named()
 
 # ---- fit, against StandardScaler and exact fractions ----
 
