@@ -1,7 +1,7 @@
 """A batch of samples, dense or sparse: its moments, and coefficients applied to it.
 
 Dense batches have samples on axis 0 and channels on axis 1. One that has neither of the two forms, or a dtype the
-kernels do not compute in, is converted a piece at a time.
+kernels do not compute in, is converted a piece at a time, a sample at least.
 """
 
 from __future__ import annotations
@@ -134,13 +134,13 @@ def _sparse_moments(X: Any, weights: NDArray[np.float64] | None) -> tuple[Moment
         all_weight, count, deviation, squares = sums
         step = _ratio(deviation, count)
         total = merge(total, Moments(count, *two_sum(about, step), squares - deviation * step))
-        stored += all_weight if weights is None else np.bincount(at, minlength=n_channels)
+        stored += all_weight if weight is None else np.bincount(at, weight > 0, n_channels)
         stored_weight += all_weight
         missing = missing or not np.array_equal(all_weight, count)
 
-    everything = n_samples if weights is None else np.sum(weights)
-    # Exactly 0 for a column without zeros, whatever rounding says of its weights.
-    zeros = np.where(stored == n_samples, 0.0, np.maximum(everything - stored_weight, 0.0))
+    everything, n_counted = (n_samples, n_samples) if weights is None else (np.sum(weights), np.count_nonzero(weights))
+    # Exactly 0 for a column without zeros that count, whatever rounding says of its weights.
+    zeros = np.where(stored == n_counted, 0.0, np.maximum(everything - stored_weight, 0.0))
     none = np.zeros(n_channels)
     return merge(total, Moments(zeros, none, none, none)), missing
 
@@ -165,5 +165,5 @@ def _sparse_apply(X: Any, scale: NDArray[np.float64], out: Any) -> tuple[Any, bo
         values = X.data[part]
         infinite = infinite or bool(np.isinf(values).any())
         with np.errstate(over="ignore", invalid="ignore"):
-            y.data[part] = values * (c.scale if c else scale)[columns(X, part)]
+            y.data[part] = values * (scale if c is None else c.scale)[columns(X, part)]
     return y, infinite

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import re
 import secrets
+import stat
 from typing import Any
 
 VERSION = 1
@@ -37,14 +39,20 @@ def write(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
     text = json.dumps({**head, **content}, allow_nan=False, default=float) + "\n"
     text = text.replace(UNSIGNED, hashlib.sha256(text.encode()).hexdigest(), 1)
     final = os.path.realpath(os.fsdecode(path))
-    beside = f"{final}.{secrets.token_hex(8)}.tmp"
+    beside = os.path.join(os.path.dirname(final), f".bncpu-{secrets.token_hex(8)}.tmp")
     try:
-        with open(beside, "x", encoding="ascii", newline="\n") as file:
+        old = os.stat(final).st_mode if os.path.exists(final) else None
+        if old is not None and not stat.S_ISREG(old):
+            raise OSError(errno.EINVAL, "Not a regular file")
+        mode = 0o666 if old is None else stat.S_IMODE(old)
+        with open(
+            beside, "x", encoding="ascii", newline="\n", opener=lambda name, flags: os.open(name, flags, mode)
+        ) as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        with contextlib.suppress(FileNotFoundError):
-            os.chmod(beside, os.stat(final).st_mode & 0o7777)
+        if old is not None:
+            os.chmod(beside, mode)
         os.replace(beside, final)
     except BaseException as error:
         with contextlib.suppress(OSError):

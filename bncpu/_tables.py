@@ -80,6 +80,8 @@ def _npy(path: Path, n_batches: int) -> Table:
         X = np.load(path, mmap_mode="r")
     except (EOFError, ValueError):
         raise ValueError("it cannot be mapped into memory") from None
+    if not isinstance(X, np.ndarray):
+        raise ValueError("it holds several arrays")
     if X.ndim != 2 or X.dtype.kind not in "biuf":
         raise ValueError(f"it must hold numbers of shape (n_rows, n_columns), got {X.dtype} of {X.shape}")
     step = _rows_per_batch(len(X), X.shape[1], n_batches)
@@ -126,6 +128,9 @@ def _numbers(schema: Any) -> tuple[list[str], list[str]]:
     """Names of the columns that hold numbers, and of the others; one without any value so far may become numbers."""
     from pyarrow import types
 
+    twice = [name for k, name in enumerate(schema.names) if name in schema.names[:k]]
+    if twice:
+        raise ValueError(f"two columns are named {twice[0]!r}")
     tests = (types.is_integer, types.is_floating, types.is_boolean, types.is_null)
     numbers = [field.name for field in schema if any(test(field.type) for test in tests)]
     return numbers, [name for name in schema.names if name not in numbers]
@@ -135,7 +140,7 @@ def _dense(batch: Any) -> NDArray[np.float64]:
     """A record batch as an array in column order, nulls as NaN."""
     X = np.empty((batch.num_rows, batch.num_columns), order="F")
     for c, column in enumerate(batch.columns):
-        X[:, c] = column.cast("float64").to_numpy(zero_copy_only=False)
+        X[:, c] = column.cast("float64", safe=False).to_numpy(zero_copy_only=False)
     return X
 
 

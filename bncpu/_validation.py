@@ -6,7 +6,7 @@ import math
 import numbers
 import warnings
 from collections.abc import Iterator
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -32,16 +32,27 @@ def real(name: str, value: Any, *, low: float, high: float | None = None, closed
     if isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} must be a number, got {value}")
     check_scalar(value, name, numbers.Real, min_val=low, max_val=high, include_boundaries=closed)
-    if math.isnan(value) or math.isinf(value):
-        raise ValueError(f"{name} must be finite, got {value}")
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be finite, got {number}")
+    return number
+
+
+def whole(name: str, value: Any, *, low: int | None = None) -> int | None:
+    """`value`, None or an integer from `low`."""
+    if isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be an integer, got {value}")
+    if value is not None:
+        check_scalar(value, name, numbers.Integral, min_val=low)
+    return value
 
 
 def threads(n_threads: Any) -> int | None:
     """`n_threads`, None or a positive integer."""
-    if n_threads is not None:
-        check_scalar(n_threads, "n_threads", numbers.Integral, min_val=1)
-    return n_threads
+    return whole("n_threads", n_threads, low=1)
 
 
 def momentum(value: Any) -> float:
@@ -197,11 +208,8 @@ def parameters(t: Any) -> Parameters:
         value = getattr(t, name)
         if not isinstance(value, (bool, np.bool_)):
             raise TypeError(f"{name} must be True or False, got {value!r}")
-    if t.batch_size is not None:
-        check_scalar(t.batch_size, "batch_size", numbers.Integral, min_val=1)
-    if t.channel_axis is not None:
-        check_scalar(t.channel_axis, "channel_axis", numbers.Integral)
-    axis = None if t.channel_axis is None else int(t.channel_axis)
+    whole("batch_size", t.batch_size, low=1)
+    axis = whole("channel_axis", t.channel_axis)
     return Parameters(momentum, halflife, eps, ddof, bool(t.with_mean), bool(t.with_std), axis)
 
 
@@ -253,7 +261,9 @@ def samples(X: Any, channel_axis: int | None) -> Samples:
     if channel_axis is not None:
         if issparse(X):
             raise TypeError("channel_axis is for dense arrays, got a sparse matrix; its features are its columns")
-        X = np.asarray(X)
+        if not isinstance(X, np.ndarray):
+            loose = {"ensure_2d": False, "ensure_min_samples": 0, "ensure_min_features": 0}
+            X = check_array(X, dtype=FLOATS, ensure_all_finite=False, allow_nd=True, **loose)
         if X.ndim < 2:
             raise ValueError(f"channel_axis needs X of at least 2 dimensions, got shape {X.shape}. Reshape your data")
         if not -X.ndim <= channel_axis < X.ndim:
@@ -378,23 +388,27 @@ def finite_moments(t: Any, X: Any, moments: Moments, names: Any, first_row: int 
     overflown = ~np.isfinite(moments.m2 + moments.mean)
     if not np.any(overflown):
         return
-    if X is not None and any(len(rows) for rows, _ in _infinities(X)):
-        infinity(t, X, names, first_row)
+    if X is not None:
+        infinity(t, X, names, first_row, certain=False)
     columns = _some(np.flatnonzero(overflown), names)
     raise ValueError(
         f"the variance of X overflows float64 in column(s) {columns}; scale the data, or sample_weight, first"
     )
 
 
-def infinity(t: Any, X: Any, names: Any, first_row: int = 0) -> NoReturn:
-    """Refuse X for its infinities, naming rows and columns if they have not been overwritten in place."""
-    found = [(np.unique(rows)[:6], np.unique(columns)) for rows, columns in _infinities(X) if len(rows)]
+def infinity(t: Any, X: Any, names: Any, first_row: int = 0, *, certain: bool = True) -> None:
+    """Refuse X for its infinities, naming rows and columns; if `certain`, even if they have been overwritten."""
+    first, infinite = np.zeros(0, np.intp), np.zeros(X.shape[1], bool)
+    for rows, columns in _infinities(X):
+        if len(first) <= 5:
+            first = np.union1d(first, rows)[:6]
+        infinite[columns] = True
     where = ""
-    if found:
-        rows = np.concatenate([rows for rows, _ in found]) + first_row
-        columns = np.unique(np.concatenate([columns for _, columns in found]))
-        words = ("row(s)", "column(s)") if X.ndim == 2 else ("sample(s)", "channel(s)")
-        where = f": {words[0]} {_some(np.unique(rows))}, {words[1]} {_some(columns, names)}"
+    if len(first):
+        words = ("row(s)", "column(s)") if t.channel_axis is None else ("sample(s)", "channel(s)")
+        where = f": {words[0]} {_some(first + first_row)}, {words[1]} {_some(np.flatnonzero(infinite), names)}"
+    elif not certain:
+        return
     raise ValueError(
         f"Input X contains infinity or a value too large for {X.dtype!r}{where}. "
         f"{type(t).__name__} takes NaN as missing, but not infinity."

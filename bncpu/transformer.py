@@ -41,6 +41,9 @@ class _Applied(NamedTuple):
     inverse: Coefficients
 
 
+FITTED = ("n_features_in_", "feature_names_in_", "n_samples_seen_", "n_batches_seen_", "_learned", "_applied")
+
+
 class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     r"""Standardize features with running statistics learned batch by batch.
 
@@ -289,7 +292,8 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         cut = batch_size is not None and _num_samples(given.X) > 0
         if cut:
             given = given._replace(X=_validation.sliceable(given.X, p))
-            fewest = 0 if p.momentum is None else max(2, int(p.ddof) + 1)
+            values = 0 if p.momentum is None else max(2, int(p.ddof) + 1)
+            fewest = -(-values // math.prod(getattr(given.X, "shape", ())[2:]))
             batches = list(gen_batches(_num_samples(given.X), batch_size, min_batch_size=fewest))
             ordered = True
 
@@ -307,7 +311,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
             so_far = functools.partial(after._fitted_attributes, p)
             if step.call_on_fit_task_end(estimator=self, X=batch, reconstruction_attributes=so_far):
                 break
-        self.__dict__ = after._fitted_attributes(p)
+        self._commit(after._fitted_attributes(p))
         task.call_on_fit_task_end(**watched, reconstruction_attributes={})
         return self
 
@@ -386,8 +390,12 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         per_sample = math.prod(X.shape[2:])
         return np.full(X.shape[1], per_sample * (X.shape[0] if weights is None else np.sum(weights)), np.float64)
 
+    def _commit(self, fitted: dict[str, Any]) -> None:
+        """Put new fitted attributes in place of all old ones in one step."""
+        self.__dict__ = {name: value for name, value in vars(self).items() if name not in FITTED} | fitted
+
     def _fitted_attributes(self, p: Parameters) -> dict[str, Any]:
-        """All attributes, with what follows from the learned moments and the parameters."""
+        """What was learned, and what follows from it by the parameters."""
         learned, p = self._learned, p.for_features(self, self.n_features_in_)
         running = learned.moments
         # In momentum mode ddof has been applied to each batch, and the count is the weight seen so far.
@@ -403,7 +411,8 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         invstd = 1.0 / divisor if p.with_std else np.ones_like(divisor)
         forward = moments.fold(center, invstd, p.gamma, p.beta, center_lo)
         inverse = moments.fold_inverse(forward, p.beta)
-        return {**vars(self), "_applied": _Applied(p, mean, var, divisor, forward, inverse)}
+        applied = _Applied(p, mean, var, divisor, forward, inverse)
+        return {name: value for name, value in vars(self).items() if name in FITTED} | {"_applied": applied}
 
     def transform(self, X: Any, copy: bool | None = None, *, out: NDArray[Any] | None = None) -> Any:
         """Normalize X with the running statistics.
@@ -531,7 +540,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         seen = np.broadcast_to(mine, n_features) + theirs
         after.n_samples_seen_ = _collapsed(seen, _is_weighted(mine) or _is_weighted(theirs))
         after.n_batches_seen_ = getattr(self, "n_batches_seen_", 0) + other.n_batches_seen_
-        self.__dict__ = after._fitted_attributes(p)
+        self._commit(after._fitted_attributes(p))
         return self
 
     @classmethod
@@ -574,15 +583,19 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         """
         made = cls(**params)
         p = _validation.parameters(made)
-        mean, var, count = _validation.statistics(mean, var, n_samples, 0 if p.momentum is not None else p.ddof)
-        weight = (count > 0).astype(np.float64) if p.momentum is not None else count
-        m2 = var * (weight if p.momentum is not None else np.maximum(count - p.ddof, 0))
+        # The momentum average holds variances, each with its ddof applied, and the weight 1 once it is warm.
+        momentum = p.mode == "momentum"
+        mean, var, count = _validation.statistics(mean, var, n_samples, 0 if momentum else p.ddof)
+        weight = (count > 0).astype(np.float64) if momentum else count
+        with np.errstate(over="ignore"):
+            m2 = var * (weight if momentum else np.maximum(count - p.ddof, 0))
         zeros = np.zeros_like(mean)
+        _validation.finite_moments(made, None, Moments(weight, mean, zeros, m2), None)
         made.n_features_in_ = len(mean)
         made.n_samples_seen_ = _collapsed(count, _is_weighted(n_samples))
         made.n_batches_seen_ = 1
         made._learned = _Learned(p.mode, Moments(weight, mean, zeros, m2), zeros)
-        made.__dict__ = made._fitted_attributes(p)
+        made._commit(made._fitted_attributes(p))
         return made
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -643,7 +656,8 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         Returns
         -------
         BatchNormTransformer
-            Continues as the saved one would, to the bit. `gamma` and `beta` are float64 arrays.
+            Continues as the saved one would, to the bit. `gamma` and `beta` are float64 arrays; `set_output` and
+            callbacks were not saved.
 
         Raises
         ------
@@ -662,9 +676,9 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         ...     BatchNormTransformer.load(path).transform([[2.0]])
         array([[1.]])
         """
-        name = os.fsdecode(path)
+        path = os.fsdecode(path)
         try:
-            content = _state_file.read(name)
+            content = _state_file.read(path)
             arrays = _validation.state(content)
             made = cls(**{**content["parameters"], **content["in_effect"]})
             age = arrays.pop("age")
@@ -677,11 +691,11 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
             made._learned = _Learned(content["mode"], Moments(**arrays), age)
             p = _validation.parameters(made)
             _validation.same_mode(made._learned.mode, p.mode)
-            made.__dict__ = made._fitted_attributes(p)
+            made._commit(made._fitted_attributes(p))
             made.set_params(**content["parameters"])
             _validation.parameters(made).for_features(made, made.n_features_in_)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{name!r} is not a state file of BatchNormTransformer: {error}") from None
+            raise ValueError(f"{path!r} is not a state file of BatchNormTransformer: {error}") from None
         for name in ("gamma", "beta"):
             if getattr(made, name) is not None:
                 setattr(made, name, np.array(getattr(made, name), dtype=np.float64))
@@ -752,5 +766,5 @@ def _is_weighted(count: Any) -> bool:
 
 def _collapsed(counts: NDArray[np.float64], weighted: bool) -> int | float | NDArray[Any]:
     """One number if all features have the same count; integers unless weights were involved."""
-    counts = counts.astype(np.float64 if weighted else np.int64)
+    counts = counts.astype(np.float64 if weighted or np.max(counts) >= 2**53 else np.int64)
     return counts[0].item() if np.all(counts == counts[0]) else counts

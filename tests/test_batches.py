@@ -155,6 +155,36 @@ def test_a_place_stored_twice_counts_once(cut):
     assert len(X.data) == 3
 
 
+def test_a_column_whose_zeros_weigh_nothing_has_no_zeros():
+    w = np.r_[np.random.default_rng(1).uniform(0.1, 1, 100), 0.0]
+    X = np.r_[np.full(100, np.nan), 0.0][:, None]
+    got, _ = _batches.moments(sparse.csr_array(X), w, 1)
+    assert got.count[0] == 0
+    X[:100] = 1e8
+    got, _ = _batches.moments(sparse.csc_array(X), w, 1)
+    assert (got.mean[0], got.m2[0]) == (1e8, 0)
+
+
+def test_a_gap_or_an_infinity_in_any_piece_is_seen(monkeypatch):
+    monkeypatch.setattr(_batches, "ENTRIES", 4)
+    monkeypatch.setattr(_batches, "PIECE", 12)
+    none, one = np.zeros(3), np.ones(3)
+    for row in (0, 17, 39):
+        X = 1.0 + np.arange(120.0).reshape(40, 3)
+        X[row, 1] = np.nan
+        assert _batches.moments(X.astype(">f8"), None, 1)[1]
+        for kind in ("csr", "csc"):
+            assert _batches.moments(SPARSE[kind](X), None, 1)[1]
+        X[row, 1] = np.inf
+        for kind in ("csr", "csc"):
+            assert _batches.apply(SPARSE[kind](X), Coefficients(none, one, none))[1]
+
+
+def test_a_result_keeps_the_memory_order_of_a_converted_batch(cut):
+    X = np.asfortranarray(small_numbers("int16"))
+    assert _batches.apply(X, COEFFICIENTS)[0].flags.f_contiguous
+
+
 def test_a_piece_far_from_its_first_value_is_summed_again():
     column = np.r_[1e9, normal(3, 1000)]
     got, _ = _batches.moments(sparse.csc_array(column[:, None]), None, 1)

@@ -118,6 +118,17 @@ if HAS_CALLBACKS:
         assert bn.n_batches_seen_ == 2
         assert bn.n_samples_seen_ == 20
 
+    def test_what_a_callback_does_to_the_estimator_stays():
+        class Changing(Recorder):
+            def on_fit_task_end(self, estimator, context):
+                estimator.calls = getattr(estimator, "calls", 0) + 1
+                estimator.set_params(eps=float(estimator.calls))
+
+        bn = BatchNormTransformer(batch_size=10).set_callbacks(Changing()).fit(X)
+        assert bn.calls == 7
+        assert bn.eps == 7
+        assert bn.n_batches_seen_ == 6
+
     def test_a_refused_fit_is_torn_down_and_leaves_every_byte():
         bn = BatchNormTransformer(batch_size=10).fit(X)
         before, recorder = pickle.dumps(bn), Recorder()

@@ -148,6 +148,21 @@ def test_a_failure_while_writing_leaves_the_old_file_and_nothing_else(path, monk
     assert refusal.value.filename == str(path.parent / "no such folder" / "x")
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this platform has no pipes in folders")
+def test_only_a_file_is_replaced(path):
+    os.mkfifo(path)
+    with pytest.raises(OSError, match="Not a regular file"):
+        fitted().save(path)
+    assert stat.S_ISFIFO(path.stat().st_mode)
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_a_name_as_long_as_names_can_be(path):
+    long = path.parent / ("x" * 255)
+    fitted().save(long)
+    assert BatchNormTransformer.load(long).n_batches_seen_ == 2
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
 def test_permissions_and_links_stay(path):
     fitted().save(path)
@@ -231,6 +246,11 @@ CHANGES = {
     "an array of text": lambda c: c.update(m2=["1"] * 4),
     "an array of booleans": lambda c: c.update(m2=[True] * 4),
     "a huge integer": lambda c: c.update(m2=[10**400] * 4),
+    "a parameter beyond float64": lambda c: c["parameters"].update(eps=10**400),
+    "a parameter in effect beyond float64": lambda c: c["in_effect"].update(ddof=10**400),
+    "a negative age": lambda c: c["age"].__setitem__(0, -1.0),
+    "more features than there are": lambda c: c.update(n_features_in=2**60),
+    "more batches than can be counted": lambda c: c.update(n_batches_seen=2**53),
     "a negative count": lambda c: c["count"].__setitem__(0, -1.0),
     "a negative m2": lambda c: c["m2"].__setitem__(0, -1.0),
     "a null where something was counted": lambda c: c["mean"].__setitem__(0, None),

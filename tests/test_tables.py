@@ -129,6 +129,22 @@ def test_files_that_are_no_table_are_refused(name, content, message, tmp_path):
         list(_tables.read(path).batches)
 
 
+def test_whole_numbers_beyond_float64s_are_rounded(tmp_path):
+    pyarrow.parquet.write_table(pa.table({"id": pa.array([2**60 + 1, -(2**63)])}), tmp_path / "x.parquet")
+    (batch,) = _tables.read(tmp_path / "x.parquet").batches
+    np.testing.assert_array_equal(batch[:, 0], [2.0**60, -(2.0**63)])
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    (tmp_path / "x.csv").write_text("a,a\n1,2\n")
+    with pytest.raises(ValueError, match="two columns are named 'a'"):
+        _tables.read(tmp_path / "x.csv")
+    np.savez(tmp_path / "x.npz", a=np.zeros(3))
+    (tmp_path / "x.npz").rename(tmp_path / "x.npy")
+    with pytest.raises(ValueError, match="it holds several arrays"):
+        _tables.read(tmp_path / "x.npy")
+
+
 @pytest.mark.parametrize("X", [np.zeros(3), np.zeros((2, 2), complex), np.zeros((2, 2), "U1"), np.zeros((1, 2, 3))])
 def test_an_array_that_is_no_table_is_refused(X, tmp_path):
     np.save(tmp_path / "x.npy", X)

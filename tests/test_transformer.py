@@ -458,6 +458,7 @@ def test_merging_workers_in_any_order_equals_fit(sizes, random):
 def test_merged_counts_are_integers_unless_weighted():
     plain, weighted = BatchNormTransformer().fit(GOOD), BatchNormTransformer().fit(GOOD, sample_weight=np.ones(20))
     assert isinstance(clone(plain).merge(plain).merge(plain).n_samples_seen_, int)
+    assert isinstance(clone(plain).merge(weighted).merge(plain).n_samples_seen_, float)
     assert isinstance(plain.merge(weighted).n_samples_seen_, float)
     assert plain.n_samples_seen_ == 40
 
@@ -727,6 +728,8 @@ def test_with_momentum_a_rest_too_small_joins_the_batch_before_it():
     np.testing.assert_allclose(bn.running_var_, streamed.running_var_, rtol=1e-14)
     assert BatchNormTransformer(momentum=0.9, ddof=3, batch_size=10).fit(X[:13]).n_batches_seen_ == 1
     assert BatchNormTransformer(batch_size=10).fit(X).n_batches_seen_ == 3
+    images = normal(62, (5, 3, 4, 4))  # 16 values of a channel in one image are enough
+    assert BatchNormTransformer(momentum=0.9, channel_axis=1, batch_size=2).fit(images).n_batches_seen_ == 3
     with pytest.raises(ValueError, match="n_samples=1"):
         BatchNormTransformer(momentum=0.9, batch_size=1).fit(X)
 
@@ -762,6 +765,7 @@ def test_the_buffers_of_a_layer_continue_exactly():
     np.testing.assert_allclose(layer.running_mean_, expected_mean, rtol=1e-13)
     np.testing.assert_allclose(layer.running_var_, expected_var, rtol=1e-13)
     assert layer.n_samples_seen_ == 1160
+    BatchNormTransformer.from_statistics(mean, var, 1, momentum=0.9, ddof=1)  # the count does not matter
 
 
 def test_statistics_are_copied_and_unobserved_features_stay_so():
@@ -774,6 +778,8 @@ def test_statistics_are_copied_and_unobserved_features_stay_so():
     assert np.isnan(bn.transform([[1.0, 1.0]])[0, 1])
     assert isinstance(BatchNormTransformer.from_statistics([1], [1], 2.5).n_samples_seen_, float)
     assert isinstance(BatchNormTransformer.from_statistics([1], [1], 2).n_samples_seen_, int)
+    many = BatchNormTransformer.from_statistics([1], [1], 2**62)
+    assert many.merge(many).n_samples_seen_ == 2.0**63  # beyond exact integers, a float
 
 
 # ---- in a notebook ----

@@ -81,6 +81,11 @@ PARAMETERS = [
     (dict(momentum=1.0), ValueError, "momentum == 1.0, must be < 1"),
     (dict(momentum=-0.1), ValueError, "momentum == -0.1, must be >= 0"),
     (dict(momentum="0.9"), TypeError, "momentum must be an instance of"),
+    (dict(eps=10**400), ValueError, "eps must be finite"),
+    (dict(n_threads=True), TypeError, "n_threads must be an integer, got True"),
+    (dict(batch_size=0), ValueError, "batch_size == 0, must be >= 1"),
+    (dict(batch_size=True), TypeError, "batch_size must be an integer, got True"),
+    (dict(channel_axis=False), TypeError, "channel_axis must be an integer, got False"),
     (dict(halflife=0), ValueError, "halflife == 0, must be > 0"),
     (dict(halflife=np.inf), ValueError, "halflife must be finite"),
     (dict(momentum=0.9, halflife=3), ValueError, "exclude each other, got momentum=0.9 and halflife=3"),
@@ -260,6 +265,10 @@ def test_a_batch_refused_half_way_leaves_every_byte(fitted):
         bn.fit(with_value(19, 0, np.inf, "f4"))
     with pytest.raises(ValueError, match=r"row\(s\) 13, column\(s\) 1"):
         BatchNormTransformer(batch_size=6, halflife=5).fit(with_value(13, 1, np.inf))
+    faded = np.full((5000, 2), np.nan)  # looked at in halves, as the first rows have faded
+    faded[:9], faded[4000, 0] = GOOD[:9, :2], np.inf
+    with pytest.raises(ValueError, match=r"contains infinity.*row\(s\) 4000, column\(s\) 0"):
+        BatchNormTransformer(halflife=1).partial_fit(faded)
     for empty in (GOOD[:0], GOOD[:0].tolist(), NAMED[:0], pl.DataFrame(GOOD[:0])):
         with pytest.raises(ValueError, match=r"0 sample|Expected 2D array"):
             bn.fit(empty)
@@ -273,6 +282,8 @@ def test_a_batch_refused_half_way_leaves_every_byte(fitted):
         (([1.0], [-1.0], 3), ValueError, "var must not be negative, got -1.0"),
         (([1.0], [1.0], -3), ValueError, "n_samples must be finite and not negative, got -3"),
         (([1.0], [1.0], np.nan), ValueError, "n_samples must be finite"),
+        (([1.0], [1.0], np.inf), ValueError, "n_samples must be finite"),
+        (([1.0], [1e308], 100), ValueError, "overflows float64"),
         (([1.0], [1.0], [1, 2]), ValueError, r"n_samples must have shape \(1,\)"),
         (([np.nan], [1.0], 3), ValueError, "mean must be finite where n_samples is not 0, got nan at 0"),
         (([1.0], [np.inf], 3), ValueError, "var must be finite"),
@@ -298,6 +309,22 @@ def test_inverse_transform_refuses_a_zero_gamma():
     bn = BatchNormTransformer(gamma=[1, 0, 2]).fit(normal(30, (9, 3)))
     with pytest.raises(ValueError, match=r"non-zero gamma, got 0 in column\(s\) 1"):
         bn.inverse_transform(np.zeros((1, 3)))
+
+
+def test_places_of_infinities_are_few_and_counted_on_the_right_axis():
+    X = np.full((40, 300), np.inf)
+    with pytest.raises(ValueError, match=r"row\(s\) 0, 1, 2, 3, 4, \.\.\., column\(s\) 0, 1, 2, 3, 4, \.\.\.\."):
+        BatchNormTransformer().fit(X)
+    with pytest.raises(ValueError, match=r"sample\(s\) 0, 1, 2, channel\(s\) 0, 1\."):
+        BatchNormTransformer(channel_axis=0).fit(X[:2, :3])
+
+
+def test_the_mode_that_the_parameters_ask_for_cannot_be_merged_either():
+    bn = BatchNormTransformer().fit(GOOD)
+    with pytest.raises(ValueError, match="self uses halflife"):
+        clone(bn).set_params(halflife=3).merge(bn)
+    with pytest.raises(ValueError, match="other uses momentum"):
+        clone(bn).merge(clone(bn).fit(GOOD).set_params(momentum=0.9))
 
 
 # ---- the functions ----
