@@ -163,6 +163,9 @@ def test_a_column_whose_zeros_weigh_nothing_has_no_zeros():
     X[:100] = 1e8
     got, _ = _batches.moments(sparse.csc_array(X), w, 1)
     assert (got.mean[0], got.m2[0]) == (1e8, 0)
+    X[100] = 5  # stored, without weight
+    got, _ = _batches.moments(sparse.csc_array(X), w, 1)
+    assert (got.mean[0], got.m2[0]) == (1e8, 0)
 
 
 def test_a_gap_or_an_infinity_in_any_piece_is_seen(monkeypatch):
