@@ -119,13 +119,13 @@ def _sparse_moments(X: Any, weights: NDArray[np.float64] | None) -> tuple[Moment
     n_samples, n_channels = X.shape
     total, missing = Moments.empty(n_channels), False
     stored, stored_weight = np.zeros((2, n_channels))
+    add = _dispatch.kernels(X.data).sparse_sums
 
     for part in entries(X):
         at = columns(X, part).astype(np.intp, copy=False)
         weight = None if weights is None else weights[rows(X, part)]
         # About some value of each column, so that a constant one deviates by exactly 0.
         about, sums = np.zeros(n_channels), np.zeros((4, n_channels))
-        add = _dispatch.kernels(X.data).sparse_sums
         add(X.data[part], at, weight, about, True, sums)
         if np.any(_far(*sums[1:])):
             about += _ratio(sums[2], sums[1])

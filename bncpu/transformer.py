@@ -231,7 +231,8 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         """
         p = _validation.parameters(self)
         _validation.warn_of_pytorchs_momentum(p)
-        return self._fit(X, y, sample_weight, p, new=True, batch_size=self.batch_size)
+        ordered = self.batch_size is not None
+        return self._fit(X, y, sample_weight, p, new=True, ordered=ordered, batch_size=self.batch_size)
 
     def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> BatchNormTransformer:
         """Learn from the next batch of a stream.
@@ -271,7 +272,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
             _validation.warn_of_pytorchs_momentum(p)
         else:
             _validation.same_mode(self._learned.mode, p.mode)
-        return self._fit(X, y, sample_weight, p, new=new, batch_size=None, ordered=True)
+        return self._fit(X, y, sample_weight, p, new=new, ordered=True, batch_size=None)
 
     @with_callbacks
     def _fit(
@@ -282,8 +283,8 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         p: Parameters,
         *,
         new: bool,
+        ordered: bool,
         batch_size: int | None,
-        ordered: bool = False,
     ) -> BatchNormTransformer:
         """Learn X beside the old state, batch by batch, then put the new one in place in one step."""
         given = _validation.samples(X, p.channel_axis)
@@ -295,7 +296,6 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
             values = 0 if p.momentum is None else max(2, int(p.ddof) + 1)
             fewest = -(-values // math.prod(getattr(given.X, "shape", ())[2:]))
             batches = list(gen_batches(_num_samples(given.X), batch_size, min_batch_size=fewest))
-            ordered = True
 
         task = fit_task(self, len(batches) if cut else 0)
         watched = {"estimator": self, "X": X, "y": y, "metadata": {"sample_weight": sample_weight}}

@@ -658,6 +658,7 @@ def test_frames_are_read_with_their_names_and_gaps(make, batch_size):
     np.testing.assert_allclose(bn.running_mean_, [3, 3.5 / 3], rtol=1e-15)
     assert bn.n_samples_seen_ == 3
     y = bn.transform(frame)
+    # One of the frames is float32.
     np.testing.assert_allclose(y[:, 0], np.array([-2, np.nan, 0, 2]) / np.sqrt(8 / 3), rtol=1e-6)
     assert bn.partial_fit(frame).n_samples_seen_ == 6
 

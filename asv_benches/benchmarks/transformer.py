@@ -20,15 +20,8 @@ def data(shape, dtype):
     return np.random.default_rng(0).standard_normal(shape, dtype=dtype)
 
 
-class Large:
-    """A data set read from memory: 128 MB as float32."""
-
-    params = (list(ESTIMATORS), ["float32", "float64"], [(1_000_000, 32), (125_000, 256)])
-    param_names = ("estimator", "dtype", "shape")
-
-    def setup(self, estimator, dtype, shape):
-        self.X = data(shape, dtype)
-        self.scaler = ESTIMATORS[estimator]().fit(self.X)
+class _Methods:
+    """What is measured of a data set; `setup` makes `X` and a fitted `scaler`."""
 
     def time_fit(self, *_):
         self.scaler.fit(self.X)
@@ -38,6 +31,17 @@ class Large:
 
     def peakmem_fit(self, *_):
         self.scaler.fit(self.X)
+
+
+class Large(_Methods):
+    """A data set read from memory: 128 MB as float32."""
+
+    params = (list(ESTIMATORS), ["float32", "float64"], [(1_000_000, 32), (125_000, 256)])
+    param_names = ("estimator", "dtype", "shape")
+
+    def setup(self, estimator, dtype, shape):
+        self.X = data(shape, dtype)
+        self.scaler = ESTIMATORS[estimator]().fit(self.X)
 
 
 class Small:
@@ -57,7 +61,7 @@ class Small:
         self.scaler.transform(self.X)
 
 
-class Inputs:
+class Inputs(_Methods):
     """Data as it often comes: sparse counts, sensor integers, halves, images."""
 
     params = (list(ESTIMATORS), ["csr", "csc", "int16", "float16", "images"])
@@ -76,15 +80,6 @@ class Inputs:
         else:
             self.X = (100 * data((1_000_000, 32), "float32")).astype(kind)
         self.scaler = ESTIMATORS[estimator](**parameters).fit(self.X)
-
-    def time_fit(self, *_):
-        self.scaler.fit(self.X)
-
-    def time_transform(self, *_):
-        self.scaler.transform(self.X)
-
-    def peakmem_fit(self, *_):
-        self.scaler.fit(self.X)
 
 
 class Ratio:
