@@ -42,14 +42,14 @@ def moments(X: Any, weights: NDArray[np.float64] | None, n_threads: int | None) 
     """
     if issparse(X):
         return _sparse_moments(X, weights)
-    x3, _ = _layout.in_form(X, 1)
-    if x3 is not None and (weights is None or X.ndim == 2):
-        return _normalize.moments(x3, weights, skip_missing=True, n_threads=n_threads)
+    x4, _ = _layout.in_form(X, (1,))
+    if x4 is not None and (weights is None or X.ndim == 2):
+        return _normalize.moments(x4, weights, skip_missing=True, n_threads=n_threads)
     total, missing = Moments.empty(X.shape[1]), False
     for part in pieces(X):
-        x3, layout = _layout.canonical(X[part], 1)
+        x4, layout = _layout.canonical(X[part], (1,))
         w = None if weights is None else layout.positions(weights[part], X[part].shape)
-        some, nan = _normalize.moments(x3, w, skip_missing=True, n_threads=n_threads)
+        some, nan = _normalize.moments(x4, w, skip_missing=True, n_threads=n_threads)
         total, missing = merge(total, some), missing or nan
     return total, missing
 
@@ -68,18 +68,18 @@ def apply(X: Any, coefficients: Coefficients, *, out: Any = None, n_threads: int
     """
     if issparse(X):
         return _sparse_apply(X, coefficients.scale, out)
-    x3, layout = _layout.in_form(X, 1)
-    if x3 is not None:
-        y, y3 = _layout.target(layout, out, X.shape, x3)
-        infinite = _normalize.apply(x3, y3, coefficients, n_threads=n_threads)
+    x4, layout = _layout.in_form(X, (1,))
+    if x4 is not None:
+        y = _layout.target((layout,), out, X)
+        infinite = _normalize.apply(x4, layout.form(y), coefficients, n_threads=n_threads)
         return _layout.delivered(y, out, X.dtype), infinite
     dtype, infinite = _layout.result_dtype(X.dtype), False
     apart = out is not None and not _layout.overlap(X, out)
     y = out if apart else np.empty_like(X, dtype, order="K", subok=False)
     for part in pieces(X):
-        x3, layout = _layout.canonical(X[part], 1)
-        piece, y3 = _layout.target(layout, y[part], X[part].shape, x3)
-        infinite |= _normalize.apply(x3, y3, coefficients, n_threads=n_threads)
+        x, layout = _layout.ready(X[part], (1,))
+        piece = _layout.target((layout,), y[part], x)
+        infinite |= _normalize.apply(layout.form(x), layout.form(piece), coefficients, n_threads=n_threads)
         _layout.delivered(piece, y[part], dtype)
     return _layout.delivered(y, out, dtype), infinite
 

@@ -36,3 +36,33 @@ def apply(
     stream: bool,
     n_threads: int,
 ) -> bool: ...
+def backward_sums(
+    dy: NDArray[Any],
+    x: NDArray[Any],
+    residual: NDArray[Any] | None,
+    center: NDArray[Any],
+    mean: NDArray[Any] | None,
+    scale: NDArray[Any] | None,
+    shift: NDArray[Any] | None,
+    relu: bool,
+    outer_block: int,
+    inner_block: int,
+    out: NDArray[Any],
+    n_threads: int,
+) -> None: ...
+def backward_apply(
+    dy: NDArray[Any],
+    x: NDArray[Any],
+    residual: NDArray[Any] | None,
+    dx: NDArray[Any],
+    dresidual: NDArray[Any] | None,
+    mean: NDArray[Any],
+    scale: NDArray[Any] | None,
+    shift: NDArray[Any] | None,
+    dy_scale: NDArray[Any],
+    x_scale: NDArray[Any],
+    offset: NDArray[Any],
+    relu: bool,
+    stream: bool,
+    n_threads: int,
+) -> None: ...

@@ -1,10 +1,11 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 # cython: autotestdict=False
-"""The parallel loops: an array in one of the two forms is cut into parts, each part goes to a C leaf.
+"""The parallel loops: arrays in one of the two forms are cut into parts, each part goes to a C leaf.
 
-Arrays come as 3-D views (outer, channels, inner), made by ``_layout``. How they are cut depends on their
-shape alone and every part writes its own results, so nothing depends on the number of threads. Nothing
-is checked here: ``_validation`` has done it.
+Arrays come as 4-D views (groups, outer, channels, inner), made by ``_layout``: every channel of every group
+has statistics and coefficients of its own. How they are cut depends on their shape alone and every part
+writes its own results, so nothing depends on the number of threads. Nothing is checked here:
+``_validation`` has done it.
 """
 
 from cython.parallel cimport prange
@@ -15,15 +16,30 @@ cnp.import_array()
 
 cdef extern from "leaves.h":
     ctypedef struct bn_part:
-        Py_ssize_t outer, channels, inner, outer_stride, channel_stride
-    ctypedef int (*bn_moments_fn)(const void *, bn_part, const double *, Py_ssize_t, int, double *,
-                                  double *, double *, double *) noexcept nogil
-    ctypedef int (*bn_apply_fn)(const void *, void *, const void *, bn_part, Py_ssize_t, Py_ssize_t,
-                                const void *, const void *, const void *, int, int) noexcept nogil
+        Py_ssize_t outer, channels, inner
+    ctypedef struct bn_array:
+        char *data
+        Py_ssize_t outer, channel
+    ctypedef struct bn_coefficients:
+        const char *mean
+        const char *scale
+        const char *shift
+        const char *dy_scale
+        const char *x_scale
+        const char *offset
+    ctypedef int (*bn_moments_fn)(bn_part, bn_array, const double *, Py_ssize_t, int, double *, double *,
+                                  double *, double *) noexcept nogil
+    ctypedef int (*bn_apply_fn)(bn_part, bn_array, bn_array, bn_array, bn_coefficients, int, int) noexcept nogil
+    ctypedef void (*bn_backward_sums_fn)(bn_part, bn_array, bn_array, bn_array, const double *, bn_coefficients,
+                                         int, double *, double *) noexcept nogil
+    ctypedef void (*bn_backward_apply_fn)(bn_part, bn_array, bn_array, bn_array, bn_array, bn_array,
+                                          bn_coefficients, int, int) noexcept nogil
     ctypedef struct bn_leaves:
         const char *name
         bn_moments_fn moments[2]
         bn_apply_fn apply[2]
+        bn_backward_sums_fn backward_sums[2]
+        bn_backward_apply_fn backward_apply[2]
     const int BN_TILE
 
 cdef extern from "variants.h":
@@ -125,26 +141,128 @@ def sparse_sums(const value[::1] values, const Py_ssize_t[::1] columns, const do
     PyErr_CheckSignals()
 
 
-# ---- the two forms ----
+# ---- how arrays are cut ----
 
-cdef Py_ssize_t _tasks_between_signals(Py_ssize_t task_bytes, int n_threads) noexcept:
-    # Some 10 ms of work, in equal shares.
-    return n_threads * max(1, (64 << 20) // max(1, task_bytes * n_threads))
+ctypedef struct array4:
+    # A whole array: that of its first group, and how far the next one is.
+    bn_array first
+    Py_ssize_t group, itemsize
 
 
-cdef bn_part _whole(cnp.ndarray x) noexcept:
-    cdef bn_part part
-    cdef Py_ssize_t size = x.itemsize
-    part.outer = x.shape[0]
-    part.channels = x.shape[1]
-    part.inner = x.shape[2]
-    part.outer_stride = x.strides[0] // size
-    part.channel_stride = x.strides[1] // size if part.channels > 1 else 1
-    return part
+ctypedef struct grid:
+    # Extents of the whole, of a part, and the number of parts along each axis.
+    Py_ssize_t groups, channels
+    bn_part whole, part, n
+    Py_ssize_t tasks, between_signals
+
+
+ctypedef struct place:
+    # Where a part begins, and what it is one of: the blocks of its channels.
+    Py_ssize_t group, outer, channel, inner, block
+    bn_part part
+
+
+cdef array4 _array(cnp.ndarray a) noexcept:
+    cdef array4 whole
+    whole.first.data = NULL
+    whole.first.outer = whole.first.channel = whole.group = whole.itemsize = 0
+    if a is not None:
+        whole.itemsize = a.itemsize
+        whole.first.data = <char *> cnp.PyArray_DATA(a)
+        whole.group = a.strides[0] // whole.itemsize
+        whole.first.outer = a.strides[1] // whole.itemsize
+        whole.first.channel = a.strides[2] // whole.itemsize if a.shape[2] > 1 else 1
+    return whole
+
+
+cdef inline const char *_values(cnp.ndarray a) noexcept:
+    return NULL if a is None else <const char *> cnp.PyArray_DATA(a)
 
 
 cdef inline Py_ssize_t _ceil_div(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
     return (a + b - 1) // b
+
+
+cdef grid _grid(cnp.ndarray x, Py_ssize_t outer, Py_ssize_t channels, Py_ssize_t inner, int n_threads) noexcept:
+    cdef grid g
+    g.groups = x.shape[0]
+    g.whole.outer = x.shape[1]
+    g.whole.channels = g.channels = x.shape[2]
+    g.whole.inner = x.shape[3]
+    g.part.outer = outer
+    g.part.channels = channels
+    g.part.inner = inner
+    g.n.outer = _ceil_div(g.whole.outer, outer)
+    g.n.channels = _ceil_div(g.whole.channels, channels)
+    g.n.inner = _ceil_div(g.whole.inner, inner)
+    g.tasks = g.groups * g.n.outer * g.n.channels * g.n.inner
+    # Some 10 ms of work, in equal shares.
+    cdef Py_ssize_t task_bytes = min(outer, g.whole.outer) * min(channels, g.channels) * inner * x.itemsize
+    g.between_signals = n_threads * max(1, (64 << 20) // max(1, task_bytes * n_threads))
+    return g
+
+
+cdef grid _grid_of_sums(cnp.ndarray x, Py_ssize_t outer_block, Py_ssize_t inner_block, int n_threads) noexcept:
+    # Rows keep their accumulators in L1; planes stay contiguous over at least 32 Ki values.
+    cdef Py_ssize_t tile = BN_TILE if x.shape[3] == 1 else max(1, min(BN_TILE, 32768 // inner_block))
+    return _grid(x, outer_block, tile, inner_block, n_threads)
+
+
+cdef grid _grid_of_results(cnp.ndarray x, int n_threads) noexcept:
+    # A task is about 64 Ki values: some outer positions, or one with some channels, or a piece of one plane.
+    cdef Py_ssize_t inner = max(1, min(x.shape[3], 65536))
+    cdef Py_ssize_t channels = max(1, min(x.shape[2], 65536 // inner))
+    cdef Py_ssize_t outer = max(1, 65536 // (inner * max(1, x.shape[2])))
+    return _grid(x, outer, channels, inner, n_threads)
+
+
+cdef inline place _place(grid g, Py_ssize_t task) noexcept nogil:
+    cdef place at
+    cdef Py_ssize_t inner = task % g.n.inner, channel = task // g.n.inner % g.n.channels
+    cdef Py_ssize_t outer = task // (g.n.inner * g.n.channels) % g.n.outer
+    at.group = task // (g.n.inner * g.n.channels * g.n.outer)
+    at.outer = outer * g.part.outer
+    at.channel = channel * g.part.channels
+    at.inner = inner * g.part.inner
+    at.block = outer * g.n.inner + inner
+    at.part.outer = min(g.part.outer, g.whole.outer - at.outer)
+    at.part.channels = min(g.part.channels, g.channels - at.channel)
+    at.part.inner = min(g.part.inner, g.whole.inner - at.inner)
+    return at
+
+
+cdef inline bn_array _part(array4 whole, place at) noexcept nogil:
+    cdef bn_array part = whole.first
+    if part.data != NULL:
+        part.data += whole.itemsize * (
+            at.group * whole.group + at.outer * part.outer + at.channel * part.channel + at.inner)
+    return part
+
+
+cdef inline Py_ssize_t _channel(grid g, place at) noexcept nogil:
+    return at.group * g.channels + at.channel
+
+
+cdef inline const char *_further(const char *values, Py_ssize_t bytes) noexcept nogil:
+    return NULL if values == NULL else values + bytes
+
+
+cdef inline bn_coefficients _of_channels(bn_coefficients c, Py_ssize_t bytes) noexcept nogil:
+    c.mean, c.scale, c.shift = _further(c.mean, bytes), _further(c.scale, bytes), _further(c.shift, bytes)
+    c.dy_scale, c.x_scale = _further(c.dy_scale, bytes), _further(c.x_scale, bytes)
+    c.offset = _further(c.offset, bytes)
+    return c
+
+
+cdef bn_coefficients _coefficients(cnp.ndarray mean, cnp.ndarray scale, cnp.ndarray shift, cnp.ndarray dy_scale=None,
+                                   cnp.ndarray x_scale=None, cnp.ndarray offset=None) noexcept:
+    cdef bn_coefficients c
+    c.mean, c.scale, c.shift = _values(mean), _values(scale), _values(shift)
+    c.dy_scale, c.x_scale, c.offset = _values(dy_scale), _values(x_scale), _values(offset)
+    return c
+
+
+# ---- the loops over parts ----
 
 
 def moments(cnp.ndarray x, cnp.ndarray weights, bint skip_missing, Py_ssize_t outer_block,
@@ -153,14 +271,14 @@ def moments(cnp.ndarray x, cnp.ndarray weights, bint skip_missing, Py_ssize_t ou
 
     Parameters
     ----------
-    x : ndarray of shape (outer, channels, inner), float32 or float64
+    x : ndarray of shape (groups, outer, channels, inner), float32 or float64
         In either form: ``inner == 1`` with adjacent channels, or contiguous along ``inner``.
     weights : C-contiguous ndarray of shape (outer, inner), float64, or None
     skip_missing : bool
         Leave NaN out instead of propagating it.
     outer_block, inner_block : int
         Block size; one of them must span its axis.
-    out : C-contiguous ndarray of shape (4, n_blocks, channels), float64
+    out : C-contiguous ndarray of shape (4, n_blocks, groups * channels), float64
         Receives count, mean, mean_lo and m2.
     n_threads : int
 
@@ -169,49 +287,27 @@ def moments(cnp.ndarray x, cnp.ndarray weights, bint skip_missing, Py_ssize_t ou
     bool
         Whether a NaN may have been left out: the sums of a block were not finite.
     """
-    cdef bn_part whole = _whole(x), part
-    cdef const char *data = <const char *> cnp.PyArray_DATA(x)
-    cdef const double *w = NULL if weights is None else <const double *> cnp.PyArray_DATA(weights)
+    cdef grid g = _grid_of_sums(x, outer_block, inner_block, n_threads)
+    cdef place at
+    cdef array4 from_x = _array(x)
+    cdef const double *w = <const double *> _values(weights)
     cdef double *result = <double *> cnp.PyArray_DATA(out)
     cdef bn_moments_fn leaf = _leaves.moments[cnp.PyArray_TYPE(x) == cnp.NPY_DOUBLE]
-    cdef Py_ssize_t size = x.itemsize
-    cdef Py_ssize_t inner_blocks = _ceil_div(whole.inner, inner_block)
-    cdef Py_ssize_t n_blocks = _ceil_div(whole.outer, outer_block) * inner_blocks
-    # Rows keep their accumulators in L1; planes stay contiguous over at least 32 Ki values.
-    cdef Py_ssize_t tile = BN_TILE if whole.inner == 1 else max(1, min(BN_TILE, 32768 // inner_block))
-    cdef Py_ssize_t tiles = _ceil_div(whole.channels, tile)
-    cdef Py_ssize_t n_tasks = n_blocks * tiles, start = 0, stop, task, block, channel, at
-    cdef Py_ssize_t step = _tasks_between_signals(
-        outer_block * inner_block * min(tile, whole.channels) * size, n_threads)
+    cdef Py_ssize_t width = g.groups * g.channels, size = out.shape[1] * width, start = 0, stop, task, to
     cdef int missing = 0
-    while start < n_tasks:
-        stop = min(n_tasks, start + step)
+    while start < g.tasks:
+        stop = min(g.tasks, start + g.between_signals)
         for task in prange(start, stop, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1):
-            block = task // tiles
-            channel = task % tiles * tile
-            part = _moments_part(whole, block, channel, outer_block, inner_block, inner_blocks, tile)
-            at = block * whole.channels + channel
+            at = _place(g, task)
+            to = at.block * width + _channel(g, at)
             missing |= leaf(
-                data + size * (block // inner_blocks * outer_block * whole.outer_stride
-                               + channel * whole.channel_stride + block % inner_blocks * inner_block),
-                part,
-                NULL if w == NULL else w + (block // inner_blocks * outer_block * whole.inner
-                                            + block % inner_blocks * inner_block),
-                whole.inner, skip_missing, result + at, result + n_blocks * whole.channels + at,
-                result + 2 * n_blocks * whole.channels + at, result + 3 * n_blocks * whole.channels + at,
+                at.part, _part(from_x, at), NULL if w == NULL else w + (at.outer * g.whole.inner + at.inner),
+                g.whole.inner, skip_missing, result + to, result + size + to, result + 2 * size + to,
+                result + 3 * size + to,
             )
         start = stop
         PyErr_CheckSignals()
     return missing != 0
-
-
-cdef inline bn_part _moments_part(bn_part whole, Py_ssize_t block, Py_ssize_t channel, Py_ssize_t outer_block,
-                                  Py_ssize_t inner_block, Py_ssize_t inner_blocks, Py_ssize_t tile) noexcept nogil:
-    cdef bn_part part = whole
-    part.outer = min(outer_block, whole.outer - block // inner_blocks * outer_block)
-    part.inner = min(inner_block, whole.inner - block % inner_blocks * inner_block)
-    part.channels = min(tile, whole.channels - channel)
-    return part
 
 
 def apply(cnp.ndarray x, cnp.ndarray y, cnp.ndarray residual, cnp.ndarray mean, cnp.ndarray scale,
@@ -220,13 +316,12 @@ def apply(cnp.ndarray x, cnp.ndarray y, cnp.ndarray residual, cnp.ndarray mean, 
 
     Parameters
     ----------
-    x, y : ndarray of shape (outer, channels, inner), float32 or float64
-        Of the same dtype, both in the same form; `y` may be `x`.
-    residual : ndarray of the shape, dtype and strides of `y`, or None
-    mean, scale, shift : C-contiguous ndarray of shape (channels,), dtype of `x`
+    x, y, residual : ndarray of shape (groups, outer, channels, inner), float32 or float64
+        Of the same dtype, all in the same form; `y` may be one of the others. `residual` may be None.
+    mean, scale, shift : C-contiguous ndarray of groups * channels values, dtype of `x`
     relu : bool
     stream : bool
-        Store past the cache: for outputs larger than it. Not when `y` is `x`.
+        Store past the cache: for outputs larger than it. Not when `y` is another array, too.
     n_threads : int
 
     Returns
@@ -234,47 +329,96 @@ def apply(cnp.ndarray x, cnp.ndarray y, cnp.ndarray residual, cnp.ndarray mean, 
     bool
         Whether `x` holds an infinity.
     """
-    cdef bn_part whole = _whole(x), to = _whole(y), part
-    cdef const char *x_data = <const char *> cnp.PyArray_DATA(x)
-    cdef char *y_data = <char *> cnp.PyArray_DATA(y)
-    cdef const char *z_data = NULL if residual is None else <const char *> cnp.PyArray_DATA(residual)
-    cdef const char *m = <const char *> cnp.PyArray_DATA(mean)
-    cdef const char *a = <const char *> cnp.PyArray_DATA(scale)
-    cdef const char *b = <const char *> cnp.PyArray_DATA(shift)
+    cdef grid g = _grid_of_results(x, n_threads)
+    cdef place at
+    cdef array4 from_x = _array(x), from_z = _array(residual), to_y = _array(y)
+    cdef bn_coefficients c = _coefficients(mean, scale, shift)
     cdef bn_apply_fn leaf = _leaves.apply[cnp.PyArray_TYPE(x) == cnp.NPY_DOUBLE]
-    cdef Py_ssize_t size = x.itemsize
-    # A task is about 64 Ki values: some outer positions, or one with some channels, or a piece of one plane.
-    cdef Py_ssize_t inner_block = max(1, min(whole.inner, 65536))
-    cdef Py_ssize_t channel_block = max(1, min(whole.channels, 65536 // inner_block))
-    cdef Py_ssize_t outer_block = max(1, 65536 // (inner_block * max(1, whole.channels)))
-    cdef Py_ssize_t inner_blocks = _ceil_div(whole.inner, inner_block)
-    cdef Py_ssize_t channel_blocks = _ceil_div(whole.channels, channel_block)
-    cdef Py_ssize_t n_tasks = _ceil_div(whole.outer, outer_block) * channel_blocks * inner_blocks
-    cdef Py_ssize_t start = 0, stop, task, o, c, i, at
-    cdef Py_ssize_t step = _tasks_between_signals(65536 * size, n_threads)
+    cdef Py_ssize_t size = x.itemsize, start = 0, stop, task
     cdef int infinite = 0
-    while start < n_tasks:
-        stop = min(n_tasks, start + step)
+    while start < g.tasks:
+        stop = min(g.tasks, start + g.between_signals)
         for task in prange(start, stop, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1):
-            o = task // (channel_blocks * inner_blocks) * outer_block
-            c = task // inner_blocks % channel_blocks * channel_block
-            i = task % inner_blocks * inner_block
-            part = _apply_part(whole, o, c, i, outer_block, channel_block, inner_block)
-            at = size * (o * to.outer_stride + c * to.channel_stride + i)
-            infinite |= leaf(
-                x_data + size * (o * whole.outer_stride + c * whole.channel_stride + i), y_data + at,
-                NULL if z_data == NULL else z_data + at, part, to.outer_stride, to.channel_stride,
-                m + size * c, a + size * c, b + size * c, relu, stream,
-            )
+            at = _place(g, task)
+            infinite |= leaf(at.part, _part(from_x, at), _part(from_z, at), _part(to_y, at),
+                             _of_channels(c, size * _channel(g, at)), relu, stream)
         start = stop
         PyErr_CheckSignals()
     return infinite != 0
 
 
-cdef inline bn_part _apply_part(bn_part whole, Py_ssize_t o, Py_ssize_t c, Py_ssize_t i, Py_ssize_t outer_block,
-                                Py_ssize_t channel_block, Py_ssize_t inner_block) noexcept nogil:
-    cdef bn_part part = whole
-    part.outer = min(outer_block, whole.outer - o)
-    part.channels = min(channel_block, whole.channels - c)
-    part.inner = min(inner_block, whole.inner - i)
-    return part
+def backward_sums(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray center, cnp.ndarray mean,
+                  cnp.ndarray scale, cnp.ndarray shift, bint relu, Py_ssize_t outer_block, Py_ssize_t inner_block,
+                  cnp.ndarray out, int n_threads):
+    """Sums of `dy` and of ``dy * (x - center)`` of each channel in each block.
+
+    With `relu`, only of the values for which ``apply`` gives more than 0, with the same arguments.
+
+    Parameters
+    ----------
+    dy, x, residual : ndarray of shape (groups, outer, channels, inner), float32 or float64
+        Of the same dtype, all in the same form. `residual` may be None, and must be without `relu`.
+    center : C-contiguous ndarray of groups * channels values, float64
+    mean, scale, shift : C-contiguous ndarray of groups * channels values, dtype of `x`
+        Not used without `relu`.
+    relu : bool
+    outer_block, inner_block : int
+        Block size; one of them must span its axis.
+    out : C-contiguous ndarray of shape (2, n_blocks, groups * channels), float64
+        Receives the sums.
+    n_threads : int
+    """
+    cdef grid g = _grid_of_sums(x, outer_block, inner_block, n_threads)
+    cdef place at
+    cdef array4 from_x = _array(x), from_z = _array(residual), from_dy = _array(dy)
+    cdef const double *about = <const double *> _values(center)
+    cdef double *result = <double *> cnp.PyArray_DATA(out)
+    cdef bn_coefficients c = _coefficients(mean, scale, shift)
+    cdef bn_backward_sums_fn leaf = _leaves.backward_sums[cnp.PyArray_TYPE(x) == cnp.NPY_DOUBLE]
+    cdef Py_ssize_t width = g.groups * g.channels, size = out.shape[1] * width, start = 0, stop, task, to
+    while start < g.tasks:
+        stop = min(g.tasks, start + g.between_signals)
+        for task in prange(start, stop, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1):
+            at = _place(g, task)
+            to = at.block * width + _channel(g, at)
+            leaf(at.part, _part(from_x, at), _part(from_z, at), _part(from_dy, at), about + _channel(g, at),
+                 _of_channels(c, from_x.itemsize * _channel(g, at)), relu, result + to, result + size + to)
+        start = stop
+        PyErr_CheckSignals()
+
+
+def backward_apply(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray dx, cnp.ndarray dresidual,
+                   cnp.ndarray mean, cnp.ndarray scale, cnp.ndarray shift, cnp.ndarray dy_scale, cnp.ndarray x_scale,
+                   cnp.ndarray offset, bint relu, bint stream, int n_threads):
+    """``dx = dy_scale * g + x_scale * (x - mean) + offset`` and ``dresidual = g``, where g is `dy`.
+
+    With `relu`, g is 0 for values for which ``apply`` does not give more than 0, with the same arguments.
+
+    Parameters
+    ----------
+    dy, x, residual, dx, dresidual : ndarray of shape (groups, outer, channels, inner), float32 or float64
+        Of the same dtype, all in the same form; `dx` may be one of the first three. `residual` and `dresidual`
+        may be None, and must be without `relu`.
+    mean, scale, shift : C-contiguous ndarray of groups * channels values, dtype of `x`
+        The last two are not used without `relu`.
+    dy_scale, x_scale, offset : C-contiguous ndarray of groups * channels values, dtype of `x`
+    relu : bool
+    stream : bool
+        Store past the cache: for outputs larger than it. Not when `dx` is another array, too.
+    n_threads : int
+    """
+    cdef grid g = _grid_of_results(x, n_threads)
+    cdef place at
+    cdef array4 from_x = _array(x), from_z = _array(residual), from_dy = _array(dy)
+    cdef array4 to_dx = _array(dx), to_dz = _array(dresidual)
+    cdef bn_coefficients c = _coefficients(mean, scale, shift, dy_scale, x_scale, offset)
+    cdef bn_backward_apply_fn leaf = _leaves.backward_apply[cnp.PyArray_TYPE(x) == cnp.NPY_DOUBLE]
+    cdef Py_ssize_t size = x.itemsize, start = 0, stop, task
+    while start < g.tasks:
+        stop = min(g.tasks, start + g.between_signals)
+        for task in prange(start, stop, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1):
+            at = _place(g, task)
+            leaf(at.part, _part(from_x, at), _part(from_z, at), _part(from_dy, at), _part(to_dx, at),
+                 _part(to_dz, at), _of_channels(c, size * _channel(g, at)), relu, stream)
+        start = stop
+        PyErr_CheckSignals()

@@ -1,11 +1,12 @@
-"""The two forms: any array as a 3-D view (outer, channels, inner), or one copy where no view exists.
+"""The two forms: any array as a 4-D view (groups, outer, channels, inner), or one copy where no view exists.
 
-This is the only place that reshapes or copies. Axes are taken in the order of their strides, so NCHW,
-channels-last and Fortran order all become a view: what lies outside the channels in memory is `outer`,
-what lies inside is `inner`.
+This is the only place that reshapes or copies. Some axes are kept: every position along them has statistics of its
+own. For batch normalization that is the channel axis. Axes are taken in the order of their strides, and neighbours of
+the same kind are joined: from the innermost outwards, `inner` is not kept, `channels` is, `outer` is not, `groups` is.
+So NCHW, channels-last and Fortran order all become a view.
 
 =======  =========================================  ============================
-form     view                                       arrays
+form     view                                       arrays, channels kept
 =======  =========================================  ============================
 rows     ``inner == 1``, channels adjacent          (N, C), NHWC, channels-last
 planes   contiguous along `inner`                   NCHW, NCL, F-ordered (N, C)
@@ -14,6 +15,7 @@ planes   contiguous along `inner`                   NCHW, NCL, F-ordered (N, C)
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from math import prod
 from typing import Any, NamedTuple
 
@@ -24,56 +26,120 @@ Array = NDArray[np.floating[Any]]
 
 
 class Layout(NamedTuple):
-    """How an array becomes a 3-D view: its axes from outermost to innermost in memory, and the channels."""
+    """How arrays of one number of dimensions become 4-D views.
+
+    Attributes
+    ----------
+    order : tuple of int
+        The axes, from outermost to innermost in memory.
+    starts : tuple of three int
+        Where in `order` outer, channels and inner begin.
+    kept : tuple of int
+        The axes whose positions have statistics of their own, ascending.
+    fits : bool
+        Whether those before outer are kept, too. If kept and other axes alternate more often, there is no view.
+    """
 
     order: tuple[int, ...]
-    channel_position: int
+    starts: tuple[int, int, int]
+    kept: tuple[int, ...]
+    fits: bool = True
 
     def view(self, a: Array) -> Array | None:
-        """`a` as (outer, channels, inner) in one of the two forms, or None where that needs a copy."""
+        """`a` as (groups, outer, channels, inner) in one of the two forms, or None where that needs a copy."""
+        if not self.fits:
+            return None
         ordered = a.transpose(self.order)
         shape = ordered.shape
-        at = self.channel_position
+        outer, channels, inner = self.starts
+        ends = (prod(shape[:outer]), prod(shape[outer:channels]), prod(shape[channels:inner]), prod(shape[inner:]))
         try:
-            form = ordered.reshape((prod(shape[:at]), shape[at], prod(shape[at + 1 :])), copy=False)
+            form = ordered.reshape(ends, copy=False)
         except ValueError:
             return None
-        innermost = 2 if form.shape[2] > 1 else 1
+        innermost = 3 if form.shape[3] > 1 else 2
         fits = form.size == 0 or form.shape[innermost] == 1 or form.strides[innermost] == form.itemsize
         return form if fits and form.flags.aligned else None
 
+    def form(self, a: Array) -> Array:
+        """As `view`, for arrays known to need no copy."""
+        view = self.view(a)
+        assert view is not None
+        return view
+
+    def flat(self, values: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+        """Values for the kept axes of an array of `shape`, or what broadcasts to them, in the order of its view."""
+        kept = tuple(shape[axis] for axis in self.kept)
+        in_order = sorted(range(len(kept)), key=lambda i: self.order.index(self.kept[i]))
+        return np.ascontiguousarray(np.broadcast_to(values, kept).transpose(in_order)).reshape(-1)
+
+    def unflat(self, values: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+        """Undo `flat`."""
+        in_order = sorted(self.kept, key=self.order.index)
+        return values.reshape([shape[axis] for axis in in_order]).transpose(np.argsort(in_order))
+
     def positions(self, weights: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.float64]:
-        """One weight per sample as one per (outer, inner) position of a view of an array of `shape`."""
+        """One weight per sample as one per (outer, inner) of a view of an array of `shape`, its channels on axis 1."""
         per_value = np.broadcast_to(weights.reshape((-1,) + (1,) * (len(shape) - 1)), shape).transpose(self.order)
-        inner = prod(per_value.shape[self.channel_position + 1 :])
-        return np.ascontiguousarray(per_value.take(0, self.channel_position)).reshape(-1, inner)
+        inner = prod(per_value.shape[self.starts[2] :])
+        return np.ascontiguousarray(per_value.take(0, self.order.index(1))).reshape(-1, inner)
 
 
-def layout_of(x: Array, channel_axis: int) -> Layout:
+def layout_of(x: Array, kept: Iterable[int]) -> Layout:
     """The layout in which `x`, or a copy that keeps its memory order, has one of the two forms."""
-    channel_axis %= x.ndim
+    kept = tuple(sorted(kept))
     # Axes of length 1 have arbitrary strides; outermost they never separate two that belong together.
-    order = sorted(range(x.ndim), key=lambda axis: (x.shape[axis] > 1, -abs(x.strides[axis])))
-    if x.shape[channel_axis] <= 1:
-        # One channel: everything else is its plane, or its rows if that is not contiguous.
-        order.remove(channel_axis)
-        planes = Layout((channel_axis, *order), 0)
-        return planes if planes.view(x) is not None else Layout((*order, channel_axis), x.ndim - 1)
-    return Layout(tuple(order), order.index(channel_axis))
+    order = tuple(sorted(range(x.ndim), key=lambda axis: (x.shape[axis] != 1, -abs(x.strides[axis]))))
+    first = next((i for i, axis in enumerate(order) if x.shape[axis] != 1), x.ndim)
+    at, starts = x.ndim, []
+    for is_kept in (False, True, False):
+        while at > first and (order[at - 1] in kept) == is_kept:
+            at -= 1
+        starts.append(at)
+    fits = all(axis in kept for axis in order[first : starts[2]])
+    layout = Layout(order, (starts[2], starts[1], starts[0]), kept, fits)
+    if starts[0] == first and layout.view(x) is None:
+        # One statistic for everything: rows of one channel, if not a contiguous plane.
+        layout = layout._replace(starts=(first, x.ndim, x.ndim))
+    return layout
 
 
-def canonical(x: Array, channel_axis: int) -> tuple[Array, Layout]:
-    """`x` as a view (outer, channels, inner), copied first if there is none, and the layout used.
+def channels_split(x: Array, channel_axis: int, n_groups: int) -> Array:
+    """`x` as (N, n_groups, channels of a group, ...), without a copy."""
+    x = channels_second(x, channel_axis)
+    return x.reshape((len(x), n_groups, x.shape[1] // n_groups, *x.shape[2:]), copy=False)
+
+
+def channels_joined(y: Array, channel_axis: int) -> Array:
+    """Undo `channels_split`."""
+    return channels_back(y.reshape((len(y), y.shape[1] * y.shape[2], *y.shape[3:])), channel_axis)
+
+
+def in_form(x: Array, kept: Iterable[int]) -> tuple[Array | None, Layout]:
+    """`x` as a view, None where that needs a copy, and the layout."""
+    layout = layout_of(x, kept)
+    return layout.view(x) if x.dtype == kernel_dtype(x.dtype) else None, layout
+
+
+def canonical(x: Array, kept: Iterable[int]) -> tuple[Array, Layout]:
+    """`x` as a view, copied first if there is none, and the layout used.
 
     float16 becomes float32, integers and booleans float64: the kernels compute in those two.
     """
-    view, layout = in_form(x, channel_axis)
-    if view is None:
-        x = x.astype(kernel_dtype(x.dtype), order="K", copy=True)
-        layout = layout_of(x, channel_axis)
-        view = layout.view(x)
-    assert view is not None
-    return view, layout
+    x, layout = ready(x, kept)
+    return layout.form(x), layout
+
+
+def ready(x: Array, *kept: Iterable[int]) -> tuple[Any, ...]:
+    """`x`, or a copy, in a dtype and memory order that have a view for each of `kept`; and the layout of each."""
+    for order in ("K", "C"):
+        layouts = [layout_of(x, some) for some in kept]
+        if x.dtype == kernel_dtype(x.dtype) and all(layout.view(x) is not None for layout in layouts):
+            break
+        x = x.astype(kernel_dtype(x.dtype), order=order, copy=True)
+    else:
+        layouts = [layout_of(x, some) for some in kept]
+    return x, *layouts
 
 
 def channels_second(x: Array, channel_axis: int) -> Array:
@@ -86,12 +152,6 @@ def channels_back(y: Array, channel_axis: int) -> Array:
     return np.moveaxis(y, 1, channel_axis)
 
 
-def in_form(x: Array, channel_axis: int) -> tuple[Array | None, Layout]:
-    """As `canonical`, with None for the view where that needs a copy."""
-    layout = layout_of(x, channel_axis)
-    return layout.view(x) if x.dtype == kernel_dtype(x.dtype) else None, layout
-
-
 def kernel_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """The native float32 or float64 in which data of this dtype is computed."""
     return np.dtype(np.float32 if dtype.kind == "f" and dtype.itemsize <= 4 else np.float64)
@@ -102,22 +162,31 @@ def result_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return dtype.newbyteorder("=") if dtype.kind == "f" else np.dtype(np.float64)
 
 
-def empty_in(layout: Layout, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[Array, Array]:
-    """A fresh array of `shape` in the memory order of `layout`, and its view."""
+def empty_in(layout: Layout, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """A fresh array of `shape` in the memory order of `layout`."""
     ordered = np.empty([shape[axis] for axis in layout.order], dtype=dtype)
-    fresh = ordered.transpose(np.argsort(layout.order))
-    view = layout.view(fresh)
-    assert view is not None
-    return fresh, view
+    return ordered.transpose(np.argsort(layout.order))
 
 
-def target(layout: Layout, out: Array | None, shape: tuple[int, ...], *inputs: Array) -> tuple[Array, Array]:
-    """`out` and its view, where they can be written while the 3-D `inputs` are read; else a fresh array."""
-    if out is not None and out.dtype == inputs[0].dtype:
-        view = layout.view(out)
-        if view is not None and not any(overlap(a, view) for a in inputs):
-            return out, view
-    return empty_in(layout, shape, inputs[0].dtype)
+def like(layouts: Sequence[Layout], a: Array, x: Array) -> Array:
+    """`a`, or a copy in the dtype of `x`, that has a view in all of `layouts`, which are those of `x`."""
+    if a.dtype == x.dtype and all(layout.view(a) is not None for layout in layouts):
+        return a
+    fresh = empty_in(layouts[0], a.shape, x.dtype)
+    fresh[...] = a
+    return fresh
+
+
+def target(layouts: Sequence[Layout], out: Array | None, x: Array, *others: Array | None) -> Array:
+    """`out`, if it can be written in all of `layouts` while `x` and `others` are read; else a fresh array like `x`."""
+    if (
+        out is not None
+        and out.dtype == x.dtype
+        and all(layout.view(out) is not None for layout in layouts)
+        and not any(a is not None and overlap(a, out) for a in (x, *others))
+    ):
+        return out
+    return empty_in(layouts[0], x.shape, x.dtype)
 
 
 def delivered(y: Array, out: Array | None, dtype: np.dtype[Any]) -> Array:

@@ -1,4 +1,8 @@
-"""Moments and application of arrays in one of the two forms: cutting, threads, stores."""
+"""Moments, forward and backward passes over arrays in one of the two forms: cutting, threads, stores.
+
+Arrays are 4-D views (groups, outer, channels, inner); what belongs to a channel is a flat array with one value for each
+channel of each group.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bncpu import _dispatch
-from bncpu.moments import Coefficients, Moments, merge_blocks, rounded
+from bncpu.moments import Coefficients, Gradient, Moments, merge_blocks, rounded, rounded_gradient
 
 Array = NDArray[np.floating[Any]]
 
@@ -23,6 +27,9 @@ STREAM_BYTES = 16 << 20
 # Rows are widened to at least this many values, and parameters repeated to match: 4 KiB of float32.
 WIDE_ROW = 1024
 
+# Values converted at a time where float32 does not suffice.
+PIECE = 1 << 16
+
 
 def block_shape(outer: int, channels: int, inner: int) -> tuple[int, int]:
     """Outer positions and inner values of a block; one of the two spans its axis."""
@@ -33,105 +40,226 @@ def block_shape(outer: int, channels: int, inner: int) -> tuple[int, int]:
     return (-(-values // inner), inner) if values >= inner else (1, values)
 
 
+def _blocks(x4: Array, n_sums: int) -> tuple[int, int, NDArray[np.float64]]:
+    """The shape of a block, and an array for so many sums of each block and channel."""
+    groups, outer, channels, inner = x4.shape
+    outer_block, inner_block = block_shape(outer, channels, inner)
+    n_blocks = -(-outer // outer_block) * -(-inner // inner_block)
+    return outer_block, inner_block, np.empty((n_sums, n_blocks, groups * channels))
+
+
 def moments(
-    x3: Array, weights: NDArray[np.float64] | None, *, skip_missing: bool, n_threads: int | None
+    x4: Array, weights: NDArray[np.float64] | None, *, skip_missing: bool, n_threads: int | None
 ) -> tuple[Moments, bool]:
-    """Moments of each channel of `x3`, and whether NaN may have been left out.
+    """Moments of each channel of `x4`, and whether NaN may have been left out.
 
     Parameters
     ----------
-    x3 : ndarray of shape (outer, channels, inner), float32 or float64
+    x4 : ndarray of shape (groups, outer, channels, inner), float32 or float64
         In one of the two forms.
     weights : ndarray of shape (outer * inner,), float64, or None
     skip_missing : bool
         Leave NaN out; otherwise NaN and infinity propagate within their channel.
     n_threads : int or None
     """
-    outer, channels, inner = x3.shape
-    if x3.size == 0:
-        return Moments.empty(channels), False
-    outer_block, inner_block = block_shape(outer, channels, inner)
-    n_blocks = -(-outer // outer_block) * -(-inner // inner_block)
-    out = np.empty((4, n_blocks, channels))
-    missing = _dispatch.kernels(x3).moments(
-        x3, weights, skip_missing, outer_block, inner_block, out, _dispatch.threads(n_threads, x3.nbytes)
+    if x4.size == 0:
+        return Moments.empty(x4.shape[0] * x4.shape[2]), False
+    outer_block, inner_block, out = _blocks(x4, 4)
+    missing = _dispatch.kernels(x4).moments(
+        x4, weights, skip_missing, outer_block, inner_block, out, _dispatch.threads(n_threads, x4.nbytes)
     )
     with np.errstate(invalid="ignore", over="ignore"):
         return merge_blocks(Moments(*out)), missing
 
 
 def apply(
-    x3: Array,
-    y3: Array,
+    x4: Array,
+    y4: Array,
     coefficients: Coefficients,
     *,
     residual: Array | None = None,
     relu: bool = False,
+    stream: bool | None = None,
     n_threads: int | None = None,
 ) -> bool:
-    """Write ``(x - mean) * scale + shift`` to `y3`; say whether `x3` holds an infinity.
+    """Write ``(x - mean) * scale + shift`` to `y4`; say whether `x4` holds an infinity.
 
     Parameters
     ----------
-    x3, y3 : ndarray of shape (outer, channels, inner), float32 or float64
-        Both in the same form; `y3` may be `x3`, and must not overlap it otherwise.
+    x4, y4 : ndarray of shape (groups, outer, channels, inner), float32 or float64
+        Both in the same form; `y4` may be `x4`, and must not overlap it otherwise.
     coefficients : Coefficients
         In float64.
-    residual : ndarray with the shape and strides of `y3`, optional
+    residual : ndarray of the shape, dtype and form of `x4`, optional
         Added to the result.
     relu : bool, default=False
         Replace negative results by 0, after `residual` was added.
+    stream : bool, optional
+        Whether to store past the cache; by default what `streams` says of these arrays.
     n_threads : int or None
     """
-    c = rounded(coefficients, x3.dtype)
-    if c is None:  # float32 arithmetic would overflow: the long way round, some 64 Ki values at a time
-        infinite, step = False, max(1, 65536 // max(1, x3[:1].size))
-        for at in range(0, len(x3), step):
-            part = slice(at, at + step)
-            wide = x3[part].astype(np.float64)
-            added = None
-            if residual is not None:
-                added = np.empty_like(wide)
-                added[...] = residual[part]
-            infinite |= apply(wide, wide, coefficients, residual=added, relu=relu, n_threads=n_threads)
-            with np.errstate(over="ignore"):
-                y3[part] = wide
-        return infinite
-
-    kernels = _dispatch.kernels(x3)
-    stream = y3.nbytes >= STREAM_BYTES and not np.may_share_memory(x3, y3)
-    n = _dispatch.threads(n_threads, x3.nbytes)
+    c = rounded(coefficients, x4.dtype)
     infinite = False
-    for x, y, z, p in _wide_rows(x3, y3, residual, c, stream):
-        infinite |= kernels.apply(x, y, z, p.mean, p.scale, p.shift, relu, stream, n)
+    if c is None:  # float32 arithmetic would overflow: the long way round
+        for at, channels in _pieces(x4):
+            wide = _float64(x4[at])
+            z = None if residual is None else _float64(residual[at])
+            some = Coefficients(*(p[channels] for p in coefficients))
+            infinite |= apply(wide, wide, some, residual=z, relu=relu, n_threads=n_threads)
+            with np.errstate(over="ignore"):
+                y4[at] = wide
+        return infinite
+    kernels, n = _dispatch.kernels(x4), _dispatch.threads(n_threads, x4.nbytes)
+    stream = streams(y4, x4, residual) if stream is None else stream
+    for (x, z, y), p in _wide_rows((x4, residual, y4), c, stream):
+        infinite |= kernels.apply(x, y, z, *p, relu, stream, n)
     return infinite
 
 
+def backward_sums(
+    dy4: Array,
+    x4: Array,
+    center: NDArray[np.float64],
+    *,
+    relu: Coefficients | None = None,
+    residual: Array | None = None,
+    n_threads: int | None = None,
+) -> NDArray[np.float64]:
+    """Sums of g and of ``g * (x - center)`` of each channel; g is `dy4`, and 0 where ReLU stopped it.
+
+    Parameters
+    ----------
+    dy4, x4 : ndarray of shape (groups, outer, channels, inner), float32 or float64
+        In the same form.
+    center : ndarray of groups * channels values, float64
+    relu : Coefficients, optional
+        Those of a forward pass with ReLU, whose result is computed again.
+    residual : ndarray of the shape, dtype and form of `x4`, optional
+        That of a forward pass with ReLU.
+    n_threads : int or None
+
+    Returns
+    -------
+    ndarray of shape (2, groups * channels), float64
+    """
+    if x4.size == 0:
+        return np.zeros((2, len(center)))
+    c: tuple[Any, ...] | None = (None, None, None) if relu is None else rounded(relu, x4.dtype)
+    if c is None:
+        assert relu is not None
+        return backward_sums(_passed(dy4, x4, relu, residual), x4, center, n_threads=n_threads)
+    outer_block, inner_block, out = _blocks(x4, 2)
+    _dispatch.kernels(x4).backward_sums(
+        dy4, x4, residual, center, *c, relu is not None, outer_block, inner_block, out,
+        _dispatch.threads(n_threads, x4.nbytes),
+    )  # fmt: skip
+    with np.errstate(invalid="ignore", over="ignore"):
+        return out.sum(axis=1)
+
+
+def backward_apply(
+    dy4: Array,
+    x4: Array,
+    dx4: Array,
+    gradient: Gradient,
+    *,
+    relu: Coefficients | None = None,
+    residual: Array | None = None,
+    dresidual: Array | None = None,
+    stream: bool | None = None,
+    n_threads: int | None = None,
+) -> None:
+    """Write ``dy_scale * g + x_scale * (x - mean) + offset`` to `dx4`, and g to `dresidual`.
+
+    Parameters
+    ----------
+    dy4, x4, dx4 : ndarray of shape (groups, outer, channels, inner), float32 or float64
+        In the same form; `dx4` may be one of the others, and must not overlap them otherwise.
+    gradient : Gradient
+        In float64.
+    relu : Coefficients, optional
+        Those of a forward pass with ReLU, whose result is computed again: g is 0 where that is, else `dy4`.
+    residual, dresidual : ndarray of the shape, dtype and form of `x4`, optional
+        That of a forward pass with ReLU, and its gradient.
+    stream : bool, optional
+        As for `apply`.
+    n_threads : int or None
+    """
+    k = rounded_gradient(gradient, x4.dtype)
+    c: tuple[Any, ...] | None = (None, None, None) if relu is None else rounded(relu, x4.dtype)
+    if k is None or c is None:  # float32 arithmetic would overflow: the long way round
+        for at, channels in _pieces(x4):
+            dy, z = dy4[at], None if residual is None else residual[at]
+            if relu is not None:
+                dy = _passed(dy, x4[at], Coefficients(*(p[channels] for p in relu)), z)
+            if dresidual is not None:
+                dresidual[at] = dy
+            wide, some = _float64(x4[at]), Gradient(*(p[channels] for p in gradient))
+            backward_apply(_float64(dy), wide, wide, some, n_threads=n_threads)
+            with np.errstate(over="ignore"):
+                dx4[at] = wide
+        return
+    kernels, n = _dispatch.kernels(x4), _dispatch.threads(n_threads, x4.nbytes)
+    stream = streams(dx4, dy4, x4, residual) if stream is None else stream
+    every = (k.mean, *c[1:], k.dy_scale, k.x_scale, k.offset)
+    for (dy, x, z, dz, dx), p in _wide_rows((dy4, x4, residual, dresidual, dx4), every, stream):
+        kernels.backward_apply(dy, x, z, dx, dz, *p, relu is not None, stream, n)
+
+
+def streams(y: Array, *others: Array | None) -> bool:
+    """Whether to store `y` past the cache: if it is large, and not read, too."""
+    return y.nbytes >= STREAM_BYTES and not any(a is not None and np.may_share_memory(a, y) for a in others)
+
+
+def _pieces(x4: Array) -> Iterator[tuple[tuple[slice, slice], slice]]:
+    """Where pieces of one group are, some `PIECE` values or one outer position, and where their channels are."""
+    groups, outer, channels, inner = x4.shape
+    step = max(1, PIECE // max(1, channels * inner))
+    for group in range(groups):
+        for start in range(0, outer, step):
+            yield (slice(group, group + 1), slice(start, start + step)), slice(group * channels, (group + 1) * channels)
+
+
+def _float64(a4: Array) -> NDArray[np.float64]:
+    """A copy in C order, which is in the same form."""
+    return a4.astype(np.float64, order="C")
+
+
+def _passed(dy4: Array, x4: Array, c: Coefficients, residual: Array | None) -> Array:
+    """`dy4` where ReLU let the forward pass through, else 0."""
+    y = np.empty(x4.shape, x4.dtype)
+    apply(x4, y, c, residual=residual)
+    return np.where(y <= 0, x4.dtype.type(0), dy4)
+
+
 def _wide_rows(
-    x3: Array, y3: Array, z3: Array | None, c: Coefficients, stream: bool
-) -> Iterator[tuple[Array, Array, Array | None, Coefficients]]:
+    arrays: tuple[Array | None, ...], parameters: tuple[Array | None, ...], stream: bool
+) -> Iterator[tuple[tuple[Any, ...], tuple[Any, ...]]]:
     """Yield contiguous rows as a few wide ones, with the parameters repeated to match; else all as it is.
 
-    Wide rows start on a cache line of `y3`, so that streaming stores write whole lines.
+    Wide rows start on a cache line of the last array, the result, so that streaming stores write whole lines.
     """
-    channels = x3.shape[1]
+    y4 = arrays[-1]
+    assert y4 is not None
+    groups, _, channels, inner = y4.shape
     period = int(np.lcm(channels, 16)) if channels else 1
     period *= -(-WIDE_ROW // period)
-    whole = [a for a in (x3, y3, z3) if a is not None]
     if (
-        x3.shape[2] != 1
-        or x3.size < 4 * period
+        inner != 1
+        or groups != 1
+        or y4.size < 4 * period
         or period > 64 * WIDE_ROW
-        or not all(a.flags.c_contiguous for a in whole)
+        or not all(a is None or a.flags.c_contiguous for a in arrays)
     ):
-        yield x3, y3, z3, c
+        yield arrays, parameters
         return
-    head = -y3.__array_interface__["data"][0] % 64 // y3.itemsize if stream else 0
-    body = (x3.size - head) // period * period
-    repeated = Coefficients(*(np.tile(p, period // channels + 1) for p in c))
-    for start, stop, width in ((0, head, head), (head, head + body, period), (head + body, x3.size, 0)):
+    head = -y4.__array_interface__["data"][0] % 64 // y4.itemsize if stream else 0
+    body = (y4.size - head) // period * period
+    repeated = [None if p is None else np.tile(p, period // channels + 1) for p in parameters]
+    for start, stop, width in ((0, head, head), (head, head + body, period), (head + body, y4.size, 0)):
         if start < stop:
-            rows, first = (-1, width or stop - start, 1), start % channels
-            x, y = (a.reshape(-1)[start:stop].reshape(rows) for a in (x3, y3))
-            z = None if z3 is None else z3.reshape(-1)[start:stop].reshape(rows)
-            yield x, y, z, Coefficients(*(p[first : first + rows[1]] for p in repeated))
+            rows, first = (1, -1, width or stop - start, 1), start % channels
+            yield (
+                tuple(None if a is None else a.reshape(-1)[start:stop].reshape(rows) for a in arrays),
+                tuple(None if p is None else p[first : first + rows[2]] for p in repeated),
+            )

@@ -39,11 +39,183 @@ def batch_norm(x, mean, var, gamma=None, beta=None, *, eps=1e-5, channel_axis=1)
 
 def batch_norm_forward(x, gamma=None, beta=None, *, eps=1e-5, channel_axis=1):
     """Ioffe & Szegedy (2015), algorithm 1: the result, and the batch's mean and biased variance."""
-    others = tuple(axis for axis in range(np.ndim(x)) if axis != channel_axis % np.ndim(x))
-    mean = np.mean(x, axis=others, dtype=np.float64, keepdims=True)
-    var = np.mean((np.asarray(x, np.float64) - mean) ** 2, axis=others)
-    mean = mean.reshape(-1)
-    return batch_norm(x, mean, var, gamma, beta, eps=eps, channel_axis=channel_axis), mean, var
+    channel, others = _split(x, channel_axis)
+    y, mean, var = _normalize(x, others, _along(gamma, x, channel, 1.0), _along(beta, x, channel, 0.0), eps)
+    return y, mean.reshape(-1), var.reshape(-1)
+
+
+def batch_norm_backward(
+    dy, x, saved, gamma=None, *, beta=None, channel_axis=1, activation=None, residual=None, frozen=False
+):
+    """dx, dgamma, dbeta and, if there is a residual, its gradient; `frozen` statistics do not depend on x."""
+    channel, others = _split(x, channel_axis)
+    mean, invstd, mean_lo = (_along(p, x, channel) for p in _with_low_part(saved))
+    gamma, beta = _along(gamma, x, channel, 1.0), _along(beta, x, channel, 0.0)
+    dx, dgamma, dbeta, *more = _backward(
+        dy, x, mean, mean_lo, invstd, gamma, beta, others, activation=activation, residual=residual, frozen=frozen
+    )
+    return dx, dgamma.reshape(-1), dbeta.reshape(-1), *more
+
+
+def layer_norm_forward(x, normalized_shape, gamma=None, beta=None, *, eps=1e-5, channel_axis=None):
+    """Ba, Kiros & Hinton (2016), eq. 4: the result, mean and variance, their normalized axes of length 1."""
+    axes = _normalized_axes(x, np.atleast_1d(normalized_shape).size, channel_axis)
+    return _normalize(x, axes, _along(gamma, x, axes, 1.0), _along(beta, x, axes, 0.0), eps)
+
+
+def layer_norm_backward(
+    dy, x, saved, gamma=None, *, beta=None, channel_axis=None, activation=None, residual=None, center=True
+):
+    """As `batch_norm_backward`. Without gamma, the fewest trailing axes that fit the saved shape were normalized."""
+    mean, invstd, mean_lo = _with_low_part(saved)
+    n_axes = 0 if gamma is None else np.ndim(gamma)
+    while channel_axis is None and np.size(invstd) * np.prod(np.shape(x)[np.ndim(x) - n_axes :]) < np.size(x):
+        n_axes += 1
+    axes = _normalized_axes(x, max(n_axes, 1), channel_axis)
+    shape = [np.shape(x)[axis] for axis in axes]
+    gamma, beta = _along(gamma, x, axes, 1.0), _along(beta, x, axes, 0.0)
+    dx, dgamma, dbeta, *more = _backward(
+        dy, x, mean, mean_lo, invstd, gamma, beta, axes, activation=activation, residual=residual, center=center
+    )
+    return dx, dgamma.reshape(shape), dbeta.reshape(shape), *more
+
+
+def rms_norm_forward(x, normalized_shape, gamma=None, *, eps=1e-5, channel_axis=None):
+    """Zhang & Sennrich (2019), eq. 4: the result, None and the mean square."""
+    axes = _normalized_axes(x, np.atleast_1d(normalized_shape).size, channel_axis)
+    y, _, square = _normalize(x, axes, _along(gamma, x, axes, 1.0), 0.0, eps, center=False)
+    return y, None, square
+
+
+def rms_norm_backward(dy, x, saved, gamma=None, *, channel_axis=None, activation=None, residual=None):
+    """As `layer_norm_backward`, with a mean of 0 that does not depend on x, and without dbeta."""
+    dx, dgamma, _, *more = layer_norm_backward(
+        dy, x, (0.0, saved[1]), gamma,
+        channel_axis=channel_axis, activation=activation, residual=residual, center=False,
+    )  # fmt: skip
+    return dx, dgamma, *more
+
+
+def group_norm_forward(x, n_groups, gamma=None, beta=None, *, eps=1e-5, channel_axis=1):
+    """Wu & He (2018), eq. 7: the result, and mean and variance of shape (N, n_groups)."""
+    x4 = _grouped(x, n_groups, channel_axis)
+    y4, mean, var = _normalize(x4, (2, 3), _along(gamma, x4, (1, 2), 1.0), _along(beta, x4, (1, 2), 0.0), eps)
+    return _ungrouped(y4, x, channel_axis), mean[:, :, 0, 0], var[:, :, 0, 0]
+
+
+def group_norm_backward(dy, x, saved, gamma=None, *, beta=None, channel_axis=1, activation=None, residual=None):
+    """As `batch_norm_backward`."""
+    n_groups = np.shape(saved[1])[1]
+    dy4, x4 = (_grouped(a, n_groups, channel_axis) for a in (dy, x))
+    residual = None if residual is None else _grouped(residual, n_groups, channel_axis)
+    mean, invstd, mean_lo = (_along(p, x4, (0, 1)) for p in _with_low_part(saved))
+    gamma, beta = _along(gamma, x4, (1, 2), 1.0), _along(beta, x4, (1, 2), 0.0)
+    dx, dgamma, dbeta, *more = _backward(
+        dy4, x4, mean, mean_lo, invstd, gamma, beta, (2, 3), activation=activation, residual=residual
+    )
+    dx, *more = (_ungrouped(a, x, channel_axis) for a in (dx, *more))
+    return dx, dgamma.reshape(-1), dbeta.reshape(-1), *more
+
+
+def instance_norm_forward(x, gamma=None, beta=None, *, eps=1e-5, channel_axis=1):
+    """Ulyanov, Vedaldi & Lempitsky (2016), eq. 5: a group for each channel."""
+    return group_norm_forward(x, np.shape(x)[channel_axis], gamma, beta, eps=eps, channel_axis=channel_axis)
+
+
+def instance_norm_backward(dy, x, saved, gamma=None, **options):
+    """As `group_norm_backward`."""
+    return group_norm_backward(dy, x, saved, gamma, **options)
+
+
+def inverse_std(var, eps=1e-5):
+    """``1 / sqrt(var + eps)``, and 0 where that would divide by 0."""
+    std = np.sqrt(np.asarray(var, np.float64) + eps)
+    return np.where(std == 0, 0.0, 1 / np.where(std == 0, 1.0, std))
+
+
+def _normalize(x, over, gamma, beta, eps, center=True):
+    """``gamma * (x - mean) / sqrt(var + eps) + beta``, mean and biased variance over the axes `over`.
+
+    Parameters broadcast against `x`. Without `center` the mean is 0, and the variance the mean square.
+    """
+    centered, mean = np.asarray(x, np.float64), 0.0
+    for _ in range(2 * center):  # twice: the first mean is rounded to the size of x
+        step = _mean(centered, over)
+        centered, mean = centered - step, mean + step
+    var = _mean(centered**2, over)
+    return gamma * centered * inverse_std(var, eps) + beta, mean, var
+
+
+def _backward(dy, x, mean, mean_lo, invstd, gamma, beta, over, *, activation, residual, center=True, frozen=False):
+    """Gradients of what `_normalize` with ``relu(. + residual)`` computes, by the chain rule.
+
+    With ``x_hat = (x - mean) * invstd`` and g the gradient of x_hat, where x acts on x_hat directly (term 1), by
+    the mean (term 2) and by invstd (term 3):
+    ``dx = invstd * (g - mean(g) - x_hat * mean(g * x_hat))``. Parameters broadcast against `x`.
+    """
+    dy, x_hat = np.asarray(dy, np.float64), (np.asarray(x, np.float64) - mean - mean_lo) * invstd
+    if activation == "relu":
+        dy = np.where(gamma * x_hat + beta + (0.0 if residual is None else residual) > 0, dy, 0.0)
+    g = dx = dy * gamma  # term 1
+    if center and not frozen:
+        dx = dx - _mean(g, over)  # term 2
+    if not frozen:
+        dx = dx - x_hat * _mean(g * x_hat, over)  # term 3
+    shared = tuple(axis for axis, n in enumerate(gamma.shape) if n == 1)
+    dgamma, dbeta = (_sum(a, shared) for a in (dy * x_hat, dy))
+    return (dx * invstd, dgamma, dbeta) if residual is None else (dx * invstd, dgamma, dbeta, dy)
+
+
+def _sum(a, over):
+    """Sums over axes that stay, with length 1; pairwise, as NumPy adds along contiguous memory only."""
+    rest = [axis for axis in range(a.ndim) if axis not in over]
+    rows = np.ascontiguousarray(a.transpose(*rest, *over)).reshape(
+        [a.shape[axis] for axis in rest] + [_length(a, over)]
+    )
+    return rows.sum(axis=-1).reshape([1 if axis in over else n for axis, n in enumerate(a.shape)])
+
+
+def _mean(a, over):
+    """Means over axes that stay, with length 1."""
+    return _sum(a, over) / _length(a, over)
+
+
+def _length(a, axes):
+    return int(np.prod([a.shape[axis] for axis in axes]))
+
+
+def _with_low_part(saved):
+    """Mean, invstd, and what rounding took from the mean, where a forward pass has kept that."""
+    return *saved, np.broadcast_to(getattr(saved, "mean_lo", 0.0), np.shape(saved[1]))
+
+
+def _along(p, x, axes, default=None):
+    """A parameter over these `axes` of `x`, shaped to broadcast against `x`."""
+    shape = [n if axis in axes else 1 for axis, n in enumerate(np.shape(x))]
+    return np.full(shape, default) if p is None else np.asarray(p, np.float64).reshape(shape)
+
+
+def _split(x, channel_axis):
+    """The channel axis, counted from 0, and all others."""
+    channel = channel_axis % np.ndim(x)
+    return (channel,), tuple(axis for axis in range(np.ndim(x)) if axis != channel)
+
+
+def _normalized_axes(x, n_axes, channel_axis):
+    """The last `n_axes`, or the channel axis alone."""
+    return tuple(range(np.ndim(x)))[-n_axes:] if channel_axis is None else _split(x, channel_axis)[0]
+
+
+def _grouped(x, n_groups, channel_axis):
+    """`x` as (N, group, channel in the group, values)."""
+    moved = np.moveaxis(np.asarray(x, np.float64), channel_axis, 1)
+    n, n_channels, *rest = moved.shape
+    return moved.reshape(n, n_groups, n_channels // n_groups, int(np.prod(rest)))
+
+
+def _ungrouped(a, x, channel_axis):
+    """Undo `_grouped`."""
+    return np.moveaxis(a.reshape(np.moveaxis(x, channel_axis, 1).shape), 1, channel_axis)
 
 
 def running_momentum(batches, momentum, ddof=0):

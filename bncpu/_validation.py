@@ -17,7 +17,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from bncpu import _batches, _layout
 from bncpu._compat import foreign_namespace
-from bncpu.moments import Moments
+from bncpu.moments import BackwardSums, Moments, SavedStatistics
 
 Array = NDArray[np.floating[Any]]
 
@@ -63,13 +63,22 @@ def momentum(value: Any) -> float:
 # ---- arrays of the functions ----
 
 
-def data(name: str, x: Any, channel_axis: Any) -> int:
-    """Check a data array of a function; its channel axis counted from 0."""
+def floats(name: str, x: Any) -> None:
+    """Check a data array of a function."""
     _plain_array(name, x)
     if x.dtype.kind != "f" or x.dtype.itemsize > 8:
         raise TypeError(f"{name} must be float16, float32 or float64, got {x.dtype}; convert it first")
+
+
+def data(name: str, x: Any, channel_axis: Any) -> int:
+    """Check a data array of a function; its channel axis counted from 0."""
+    floats(name, x)
     if x.ndim < 2:
         raise ValueError(f"{name} must have at least 2 dimensions, (N, C, ...); got shape {x.shape}")
+    return _axis(name, x, channel_axis)
+
+
+def _axis(name: str, x: Array, channel_axis: Any) -> int:
     check_scalar(channel_axis, "channel_axis", numbers.Integral)
     if not -x.ndim <= channel_axis < x.ndim:
         raise ValueError(f"channel_axis must name an axis of {name} of shape {x.shape}, got {channel_axis}")
@@ -93,6 +102,22 @@ def like(name: str, a: Any, x: Array, dtype: np.dtype[Any] | None = None, *, wri
         raise ValueError(f"{name} must be writeable, got a read-only array")
 
 
+def forward(x: Array, activation_: Any, residual: Any, out: Any, n_threads: Any) -> dict[str, Any]:
+    """Check what all forward passes take; the arguments of a pass."""
+    relu, n_threads = activation(activation_), threads(n_threads)
+    if residual is not None:
+        like("residual", residual, x)
+    if out is not None:
+        like("out", out, x, writeable=True)
+    return {"residual": residual, "out": out, "relu": relu, "n_threads": n_threads}
+
+
+def backward(dy: Any, x: Array, activation_: Any, residual: Any, out: Any, n_threads: Any) -> dict[str, Any]:
+    """Check what all backward passes take; the arguments of a pass."""
+    like("dy", dy, x)
+    return {"dy": dy, **forward(x, activation_, residual, out, n_threads)}
+
+
 def activation(value: Any) -> bool:
     """Whether `activation` asks for ReLU."""
     if value is not None and not (isinstance(value, str) and value == "relu"):
@@ -102,16 +127,21 @@ def activation(value: Any) -> bool:
 
 def per_channel(name: str, a: ArrayLike | None, n_channels: int) -> NDArray[np.float64] | None:
     """A parameter with one value per channel, as float64; None stays None."""
+    return parameter(name, a, (n_channels,), ", one value per channel")
+
+
+def parameter(name: str, a: ArrayLike | None, shape: tuple[int, ...], what: str = "") -> NDArray[np.float64] | None:
+    """A parameter of a shape, as float64; None stays None."""
     if a is None:
         return None
     try:
         values = np.asarray(a)
     except ValueError as error:
-        raise ValueError(f"{name} must have shape ({n_channels},): {error}") from None
+        raise ValueError(f"{name} must have shape {shape}: {error}") from None
     if values.dtype.kind not in "fiub":
         raise TypeError(f"{name} must hold real numbers, got {values.dtype}")
-    if values.shape != (n_channels,):
-        raise ValueError(f"{name} must have shape ({n_channels},), one value per channel; got {values.shape}")
+    if values.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}{what}; got {values.shape}")
     return np.array(values, dtype=np.float64)
 
 
@@ -157,14 +187,103 @@ def running_pair(mean: Any, var: Any, n_channels: int, x: Array, out: Any) -> No
                 raise ValueError(f"{name} and {other} must not share memory")
 
 
-def values_per_channel(n: int, ddof: float) -> None:
+def values_per_channel(name: str, n: float, ddof: float) -> None:
     """A batch must hold at least two values per channel, and more than `ddof`."""
     if n < 2 or n <= ddof:
         needed = max(2, math.floor(ddof) + 1)
         raise ValueError(
-            f"batch_norm_forward needs at least {needed} values per channel, got {n}; "
+            f"{name} needs at least {needed} values per channel, got {n:g}; "
             "for single values use batch_norm with running statistics"
         )
+
+
+def saved(s: Any, shape: tuple[int, ...], what: str, *, centred: bool = True) -> SavedStatistics:
+    """Statistics of a forward pass, as float64; without a mean if not `centred`."""
+    if not isinstance(s, SavedStatistics):
+        raise TypeError(f"saved must be the SavedStatistics of a forward pass, got {type(s).__name__}")
+    if centred and s.mean is None:
+        raise ValueError("saved.mean must be the mean of the forward pass, got None")
+    mean = parameter("saved.mean", s.mean, shape, f", {what}") if centred else None
+    checked = SavedStatistics(mean, parameter("saved.invstd", s.invstd, shape, f", {what}"))
+    if checked.invstd is None:
+        raise ValueError("saved.invstd must be that of the forward pass, got None")
+    checked.mean_lo = s.mean_lo if centred else 0.0
+    return checked
+
+
+def sums_of_all(name: str, kind: Any, s: Any, n_channels: int) -> Any:
+    """Merged moments or gradient sums, one value per channel each; None stays None."""
+    if s is None:
+        return None
+    if not isinstance(s, kind):
+        raise TypeError(f"{name} must be {kind.__name__}, got {type(s).__name__}")
+    return kind(*(required(f"{name}.{field}", a, n_channels) for field, a in zip(kind._fields, s, strict=True)))
+
+
+def mergeable_sums(parts: Any) -> Any:
+    """The one kind of what merge is given, all of the same shape."""
+    kinds = {type(part) for part in parts}
+    if len(kinds) != 1 or not kinds <= {Moments, BackwardSums}:
+        got = ", ".join(sorted(kind.__name__ for kind in kinds)) or "nothing"
+        raise TypeError(f"merge takes Moments, or BackwardSums, of parts of a batch; got {got}")
+    shapes = {np.shape(a) for part in parts for a in part}
+    if len(shapes) != 1:
+        raise ValueError(f"the parts to merge must have the same number of channels, got shapes {sorted(shapes)}")
+    return kinds.pop()
+
+
+def groups(n_groups: Any, n_channels: int) -> int:
+    """`n_groups`, a divisor of the number of channels."""
+    if n_groups is None or not whole("n_groups", n_groups, low=1) or n_channels % n_groups:
+        raise ValueError(f"n_groups must divide the number of channels, {n_channels}; got {n_groups}")
+    return int(n_groups)
+
+
+def normalized(x: Any, normalized_shape: Any, channel_axis: Any) -> tuple[int, ...]:
+    """The shape normalized over: that of the trailing axes, or of the channel axis."""
+    floats("x", x)
+    if x.ndim < 1:
+        raise ValueError("x must have at least 1 dimension, got a 0-d array")
+    sizes = normalized_shape if isinstance(normalized_shape, (tuple, list)) else (normalized_shape,)
+    if not sizes:
+        raise ValueError("normalized_shape must name at least one axis, got ()")
+    if not all(isinstance(size, numbers.Integral) and not isinstance(size, bool) for size in sizes):
+        raise TypeError(f"normalized_shape must be an integer or a tuple of integers, got {normalized_shape!r}")
+    shape = tuple(int(size) for size in sizes)
+    if channel_axis is None:
+        expected, where = x.shape[-len(shape) :], "the last axes of x"
+    else:
+        expected, where = (x.shape[_axis("x", x, channel_axis)],), f"axis {channel_axis} of x"
+    if shape != expected:
+        raise ValueError(f"normalized_shape must be that of {where} of shape {x.shape}, got {shape}")
+    return shape
+
+
+def normalized_as(
+    x: Any, s: Any, gamma: Any, channel_axis: Any, *, centred: bool
+) -> tuple[tuple[int, ...], SavedStatistics]:
+    """The shape normalized over in the forward pass that saved `s`, and the statistics."""
+    floats("x", x)
+    shape = np.shape(getattr(s, "invstd", ()))
+    if channel_axis is not None:
+        axis = _axis("x", x, channel_axis)
+        expected, over = (*x.shape[:axis], 1, *x.shape[axis + 1 :]), (x.shape[axis],)
+    else:
+        # Axes of length 1 may or may not have been normalized over; gamma knows.
+        known = np.ndim(gamma) if gamma is not None else 0
+        fits = (k for k in range(1, x.ndim + 1) if shape == x.shape[:-k] + (1,) * k)
+        k = known or next(fits, 1)
+        expected, over = x.shape[:-k] + (1,) * k, x.shape[-k:]
+    what = f"that of x, {x.shape}, with 1 for the axes normalized over"
+    return over, saved(s, expected, what, centred=centred)
+
+
+def groups_of(s: Any, n_channels: int) -> int:
+    """The number of groups of the forward pass that saved `s`."""
+    shape = np.shape(getattr(s, "invstd", ()))
+    if isinstance(s, SavedStatistics) and (len(shape) != 2 or not shape[1] or n_channels % shape[1]):
+        raise ValueError(f"saved.invstd must have shape (N, n_groups) for {n_channels} channels, got {shape}")
+    return shape[1] if len(shape) == 2 else 1
 
 
 # ---- the transformer ----
@@ -565,3 +684,66 @@ def _is_number(value: Any) -> bool:
 
 def _is_list(value: Any, length: int) -> bool:
     return isinstance(value, list) and len(value) == length
+
+
+# ---- weights of layers ----
+
+
+def layer_weight(a: Any, layer: str, *n_dimensions: int) -> None:
+    """Check the weight of a linear layer or convolution."""
+    _plain_array("weight", a)
+    if a.dtype.kind != "f" or a.dtype.itemsize > 8:
+        raise TypeError(f"weight must be float16, float32 or float64, got {a.dtype}; convert it first")
+    if a.ndim not in n_dimensions:
+        expected = " or ".join(str(n) for n in n_dimensions)
+        raise ValueError(f"weight of a {layer} must have {expected} dimensions, got shape {a.shape}")
+
+
+def output_channels(
+    weight: Array, mean: ArrayLike, channel_axis: Any, readings: dict[tuple[int, ...], str]
+) -> tuple[int, ...]:
+    """Axes of `weight`, counted from 0, whose product are the output channels, one per value of `mean`.
+
+    With a channel_axis of None, those of `readings`, axes and their description, that fit alone.
+    """
+    if channel_axis is not None:
+        axes = _axes_of_weight(weight, channel_axis, pairs=any(len(axes) > 1 for axes in readings))
+        required("mean", mean, math.prod(weight.shape[axis] for axis in axes))
+        return axes
+    if mean is None:
+        raise TypeError("mean must be an array of shape (C,), got None")
+    try:
+        n_channels = np.size(mean)
+    except ValueError as error:
+        raise ValueError(f"mean must have shape (C,): {error}") from None
+    fits: dict[tuple[int, ...], tuple[tuple[int, ...], str]] = {}
+    for axes, description in readings.items():
+        counted = tuple(axis % weight.ndim for axis in axes)
+        if math.prod(weight.shape[axis] for axis in counted) == n_channels:
+            # Beside an axis of length 1, one axis and two are the same: (height, width, 1, C).
+            fits.setdefault(tuple(axis for axis in counted if weight.shape[axis] > 1), (counted, description))
+    if not fits:
+        raise ValueError(
+            f"weight must have as many output channels as mean has values, {n_channels}, on channel_axis "
+            f"{' or '.join(readings.values())}; got shape {weight.shape}"
+        )
+    if len(fits) > 1:
+        raise ValueError(
+            f"channel_axis must be given, as {n_channels} output channels in a weight of shape {weight.shape} may be "
+            f"on axis {' or '.join(description for _, description in fits.values())}"
+        )
+    return next(iter(fits.values()))[0]
+
+
+def _axes_of_weight(weight: Array, channel_axis: Any, *, pairs: bool) -> tuple[int, ...]:
+    axes: tuple[Any, ...] = channel_axis if pairs and isinstance(channel_axis, tuple) else (channel_axis,)
+    for axis in axes:
+        if isinstance(axis, bool) or not isinstance(axis, (int, np.integer)):
+            kinds = "an integer, two in a tuple or None" if pairs else "an integer or None"
+            raise TypeError(f"channel_axis must be {kinds}, got {channel_axis!r}")
+        if not -weight.ndim <= axis < weight.ndim:
+            raise ValueError(f"channel_axis must name an axis of weight of shape {weight.shape}, got {channel_axis}")
+    counted = tuple(int(axis) % weight.ndim for axis in axes)
+    if len(counted) not in (1, 2) or counted[-1] - counted[0] != len(counted) - 1:
+        raise ValueError(f"channel_axis must be one axis or two adjacent ones in order, got {channel_axis}")
+    return counted

@@ -1,39 +1,35 @@
-"""Batch normalization as functions of arrays: training and inference are separate, no flag to forget."""
+"""Batch normalization as functions of arrays: training and inference are separate, no flag to forget.
+
+The two-phase forms are the same functions: collect with `batch_norm_moments` or `batch_norm_backward_sums` from every
+part of a batch, `merge`, and apply by passing the result to `batch_norm_forward` or `batch_norm_backward`.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bncpu import _layout, _normalize, _validation
-from bncpu.moments import Coefficients, fold, inverse_std, moved, variance
+from bncpu import _validation
+from bncpu._passes import Activation, Part, Pass
+from bncpu.moments import (
+    BackwardSums,
+    Coefficients,
+    Gradient,
+    Moments,
+    SavedStatistics,
+    fold,
+    fold_backward,
+    inverse_std,
+    merge_blocks,
+    moved,
+    saved_statistics,
+    variance,
+)
 
 Array = NDArray[np.floating[Any]]
-
-
-class SavedStatistics(NamedTuple):
-    """What a forward pass leaves for its backward pass.
-
-    Attributes
-    ----------
-    mean : ndarray of shape (C,), float64
-        Mean of the batch, per channel.
-    invstd : ndarray of shape (C,), float64
-        ``1 / sqrt(var + eps)`` with the biased variance of the batch; 0 where that would divide by 0.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from bncpu import batch_norm_forward
-    >>> _, saved = batch_norm_forward(np.array([[0.0], [4.0]]), eps=0)
-    >>> saved.mean, saved.invstd
-    (array([2.]), array([0.5]))
-    """
-
-    mean: NDArray[np.float64]
-    invstd: NDArray[np.float64]
+Sums = TypeVar("Sums", Moments, BackwardSums)
 
 
 def batch_norm(
@@ -45,7 +41,7 @@ def batch_norm(
     *,
     eps: float = 1e-5,
     channel_axis: int = 1,
-    activation: Literal["relu"] | None = None,
+    activation: Activation = None,
     residual: Array | None = None,
     out: Array | None = None,
     n_threads: int | None = None,
@@ -108,8 +104,9 @@ def batch_norm(
     scale = _validation.per_channel("gamma", gamma, n_channels)
     shift = _validation.per_channel("beta", beta, n_channels)
     eps = _validation.real("eps", eps, low=0)
-    finish = _Finish(x, axis, activation, residual, out, n_threads)
-    return finish(fold(center, inverse_std(spread, eps), scale, shift))
+    arrays = Pass(x, ((axis,),), **_validation.forward(x, activation, residual, out, n_threads))
+    arrays.whole.apply(fold(center, inverse_std(spread, eps), scale, shift))
+    return arrays.result()
 
 
 def batch_norm_forward(
@@ -123,7 +120,8 @@ def batch_norm_forward(
     ddof: float = 0,
     eps: float = 1e-5,
     channel_axis: int = 1,
-    activation: Literal["relu"] | None = None,
+    moments: Moments | None = None,
+    activation: Activation = None,
     residual: Array | None = None,
     out: Array | None = None,
     n_threads: int | None = None,
@@ -151,6 +149,9 @@ def batch_norm_forward(
         Added to the variance. Not negative; with ``eps=0`` a constant channel gives `beta`.
     channel_axis : int, default=1
         The axis of length C; -1 is channels-last.
+    moments : Moments, optional
+        Those of a whole batch of which `x` is a part: of micro-batches, or of other processes. See `merge`. Give
+        running statistics in the call for one part only.
     activation : {None, "relu"}, default=None
         Applied last.
     residual : ndarray of the shape and dtype of `x`, optional
@@ -166,7 +167,7 @@ def batch_norm_forward(
     y : ndarray of the shape and dtype of `x`
         `out` if given, else a new array in the memory order of `x`.
     saved : SavedStatistics
-        ``mean`` and ``invstd`` of the batch, float64, for the backward pass.
+        ``mean`` and ``invstd`` of the batch, of shape (C,), float64, for the backward pass.
 
     Raises
     ------
@@ -203,47 +204,385 @@ def batch_norm_forward(
     momentum = _validation.momentum(momentum)
     ddof = _validation.real("ddof", ddof, low=0)
     eps = _validation.real("eps", eps, low=0)
-    finish = _Finish(x, axis, activation, residual, out, n_threads)
+    moments = _validation.sums_of_all("moments", Moments, moments, n_channels)
+    arrays = Pass(x, ((axis,),), **_validation.forward(x, activation, residual, out, n_threads))
     if n_channels:
-        _validation.values_per_channel(x.size // n_channels, ddof)
+        count = x.size // n_channels if moments is None else np.min(moments.count)
+        _validation.values_per_channel("batch_norm_forward", count, ddof)
 
-    moments, _ = _normalize.moments(finish.x3, None, skip_missing=False, n_threads=n_threads)
-    saved = SavedStatistics(moments.mean, inverse_std(variance(moments), eps))
-    y = finish(fold(saved.mean, saved.invstd, scale, shift, moments.mean_lo))
+    if moments is None:
+        moments = arrays.whole.moments()
+    saved = saved_statistics(moments, eps)
+    arrays.whole.apply(fold(saved.mean, saved.invstd, scale, shift, saved.mean_lo))
+    y = arrays.result()
     if running_mean is not None and running_var is not None:
         running_mean[...] = moved(running_mean, moments.mean, momentum)
         running_var[...] = moved(running_var, variance(moments, ddof), momentum)
     return y, saved
 
 
-class _Finish:
-    """The checked arrays of one call, brought into form; called with coefficients it computes the result."""
+def batch_norm_backward(
+    dy: Array,
+    x: Array,
+    saved: SavedStatistics,
+    gamma: ArrayLike | None = None,
+    *,
+    beta: ArrayLike | None = None,
+    channel_axis: int = 1,
+    sums: BackwardSums | None = None,
+    activation: Activation = None,
+    residual: Array | None = None,
+    out: Array | None = None,
+    n_threads: int | None = None,
+) -> tuple[Array, ...]:
+    """Compute the gradients of `batch_norm_forward`: through the statistics of the batch, too.
 
-    def __init__(
-        self,
-        x: Array,
-        channel_axis: int,
-        activation: str | None,
-        residual: Array | None,
-        out: Array | None,
-        n_threads: int | None,
-    ) -> None:
-        self.relu = _validation.activation(activation)
-        self.n_threads = _validation.threads(n_threads)
-        if residual is not None:
-            _validation.like("residual", residual, x)
-        if out is not None:
-            _validation.like("out", out, x, writeable=True)
-        self.x, self.residual, self.out = x, residual, out
-        self.x3, self.layout = _layout.canonical(x, channel_axis)
+    With ``x_hat = (x - mean) * invstd`` and m values per channel, [1]_: ``dbeta = sum(dy)``,
+    ``dgamma = sum(dy * x_hat)``, ``dx = gamma * invstd * (dy - dbeta / m - x_hat * dgamma / m)``. So the gradient of
+    each sample depends on all others of its batch.
 
-    def __call__(self, coefficients: Coefficients) -> Array:
-        shape, dtype = self.x.shape, self.x3.dtype
-        z3 = None if self.residual is None else self.layout.view(self.residual)
-        y, y3 = _layout.target(self.layout, self.out, shape, *(a for a in (self.x3, z3) if a is not None))
-        if self.residual is not None and (z3 is None or z3.strides != y3.strides or z3.dtype != dtype):
-            y, y3 = _layout.empty_in(self.layout, shape, dtype)
-            z, z3 = _layout.empty_in(self.layout, shape, dtype)
-            z[...] = self.residual
-        _normalize.apply(self.x3, y3, coefficients, residual=z3, relu=self.relu, n_threads=self.n_threads)
-        return _layout.delivered(y, self.out, self.x.dtype)
+    Parameters
+    ----------
+    dy : ndarray of the shape and dtype of `x`
+        Gradient of the result of the forward pass.
+    x : ndarray of shape (N, C) or (N, C, ...), float16, float32 or float64
+        What the forward pass was given.
+    saved : SavedStatistics
+        What the forward pass returned, of shape (C,).
+    gamma : array-like of shape (C,), optional
+        Of the forward pass.
+    beta : array-like of shape (C,), optional
+        Of the forward pass; only ReLU asks for it.
+    channel_axis : int, default=1
+        The axis of length C; -1 is channels-last.
+    sums : BackwardSums, optional
+        Those of a whole batch of which `x` is a part. See `merge`.
+    activation : {None, "relu"}, default=None
+        Of the forward pass. Where ReLU gave 0 the gradient is 0; that is computed again from `x`, nothing is kept.
+        (In float16: where it gave 0 before the result was rounded.)
+    residual : ndarray of the shape and dtype of `x`, optional
+        Of the forward pass.
+    out : ndarray of the shape and dtype of `x`, optional
+        Receives `dx`; may be `dy` or `x`. If it overlaps one of them otherwise, the result is as if that had been
+        copied first.
+    n_threads : int, optional
+        Threads to use at most; by default what OpenMP allows. The result does not depend on it.
+
+    Returns
+    -------
+    dx : ndarray of the shape and dtype of `x`
+        Gradient of `x`: `out` if given, else a new array in the memory order of `x`.
+    dgamma, dbeta : ndarray of shape (C,), float64
+        Gradients of `gamma` and `beta`; of the whole batch if `sums` is given.
+    dresidual : ndarray of the shape and dtype of `x`
+        Gradient of `residual`, a new array; only if that is given.
+
+    Raises
+    ------
+    TypeError
+        If an array has the wrong type or dtype.
+    ValueError
+        If a shape does not fit, or `out` is read-only.
+
+    References
+    ----------
+    .. [1] Ioffe & Szegedy (2015), "Batch Normalization: Accelerating Deep Network Training by Reducing
+       Internal Covariate Shift", section 3.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bncpu import batch_norm_backward, batch_norm_forward
+    >>> x = np.array([[0.0], [1.0], [5.0]])
+    >>> y, saved = batch_norm_forward(x, gamma=[2.0])
+    >>> dx, dgamma, dbeta = batch_norm_backward(np.array([[1.0], [0.0], [0.0]]), x, saved, gamma=[2.0])
+    >>> bool(abs(dx.sum()) < 1e-15), dbeta
+    (True, array([1.]))
+    """
+    return _backward(dy, x, saved, gamma, beta, channel_axis, sums, activation, residual, out, n_threads)
+
+
+def batch_norm_backward_frozen(
+    dy: Array,
+    x: Array,
+    saved: SavedStatistics,
+    gamma: ArrayLike | None = None,
+    *,
+    beta: ArrayLike | None = None,
+    channel_axis: int = 1,
+    activation: Activation = None,
+    residual: Array | None = None,
+    out: Array | None = None,
+    n_threads: int | None = None,
+) -> tuple[Array, ...]:
+    """Compute the gradients of `batch_norm`: statistics are constants, as in fine-tuning with frozen running ones.
+
+    ``dx = gamma * invstd * dy``, ``dgamma = sum(dy * x_hat)``, ``dbeta = sum(dy)`` [1]_. No sample's gradient depends
+    on another.
+
+    Parameters
+    ----------
+    dy : ndarray of the shape and dtype of `x`
+        Gradient of the result of the forward pass.
+    x : ndarray of shape (N, C) or (N, C, ...), float16, float32 or float64
+        What the forward pass was given.
+    saved : SavedStatistics
+        ``SavedStatistics.from_variance(mean, var, eps=eps)`` of the forward pass.
+    gamma : array-like of shape (C,), optional
+        Of the forward pass.
+    beta : array-like of shape (C,), optional
+        Of the forward pass; only ReLU asks for it.
+    channel_axis : int, default=1
+        The axis of length C; -1 is channels-last.
+    activation : {None, "relu"}, default=None
+        Of the forward pass. Where ReLU gave 0 the gradient is 0; that is computed again from `x`, nothing is kept.
+        (In float16: where it gave 0 before the result was rounded.)
+    residual : ndarray of the shape and dtype of `x`, optional
+        Of the forward pass.
+    out : ndarray of the shape and dtype of `x`, optional
+        Receives `dx`; may be `dy` or `x`. If it overlaps one of them otherwise, the result is as if that had been
+        copied first.
+    n_threads : int, optional
+        Threads to use at most; by default what OpenMP allows. The result does not depend on it.
+
+    Returns
+    -------
+    dx : ndarray of the shape and dtype of `x`
+        Gradient of `x`: `out` if given, else a new array in the memory order of `x`.
+    dgamma, dbeta : ndarray of shape (C,), float64
+        Gradients of `gamma` and `beta`.
+    dresidual : ndarray of the shape and dtype of `x`
+        Gradient of `residual`, a new array; only if that is given.
+
+    Raises
+    ------
+    TypeError
+        If an array has the wrong type or dtype.
+    ValueError
+        If a shape does not fit, or `out` is read-only.
+
+    References
+    ----------
+    .. [1] Ioffe & Szegedy (2015), "Batch Normalization: Accelerating Deep Network Training by Reducing
+       Internal Covariate Shift", section 3, with mean and variance constant.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bncpu import SavedStatistics, batch_norm_backward_frozen
+    >>> running = SavedStatistics.from_variance([1.0], [4.0], eps=0)
+    >>> dx, dgamma, dbeta = batch_norm_backward_frozen(np.array([[1.0], [3.0]]), np.array([[5.0], [1.0]]), running)
+    >>> dx
+    array([[0.5],
+           [1.5]])
+    >>> dgamma, dbeta
+    (array([2.]), array([4.]))
+    """
+    return _backward(dy, x, saved, gamma, beta, channel_axis, "frozen", activation, residual, out, n_threads)
+
+
+def _backward(
+    dy: Array,
+    x: Array,
+    saved: SavedStatistics,
+    gamma: ArrayLike | None,
+    beta: ArrayLike | None,
+    channel_axis: int,
+    sums: BackwardSums | Literal["frozen"] | None,
+    activation: Activation,
+    residual: Array | None,
+    out: Array | None,
+    n_threads: int | None,
+) -> tuple[Array, ...]:
+    axis = _validation.data("x", x, channel_axis)
+    n_channels = x.shape[axis]
+    saved = _validation.saved(saved, (n_channels,), "one value per channel")
+    scale = _validation.per_channel("gamma", gamma, n_channels)
+    shift = _validation.per_channel("beta", beta, n_channels)
+    frozen = isinstance(sums, str)
+    given = None if frozen else _validation.sums_of_all("sums", BackwardSums, sums, n_channels)
+    arrays = Pass(x, ((axis,),), **_validation.backward(dy, x, activation, residual, out, n_threads))
+    part = arrays.whole
+    relu = fold(saved.mean, saved.invstd, scale, shift, saved.mean_lo) if part.relu else None
+    total = _sums(part, saved, relu) if given is None else given
+    if not frozen:
+        g = (total.dbeta, total.dgamma) if scale is None else (scale * total.dbeta, scale * total.dgamma)
+        part.backward(fold_backward(saved.mean, saved.invstd, scale, g, total.count, saved.mean_lo), relu)
+    else:
+        factor, none = saved.invstd if scale is None else scale * saved.invstd, np.zeros(n_channels)
+        if relu is None:
+            part.apply(Coefficients(none, factor, none), x=part.dy, last=False)
+        else:
+            part.backward(Gradient(saved.mean, factor, none, none), relu)
+    return arrays.result(), total.dgamma, total.dbeta, *arrays.dresidual()
+
+
+def _sums(part: Part, saved: SavedStatistics, relu: Coefficients | None) -> BackwardSums:
+    total, product = part.sums(saved.mean, relu)
+    count = np.full(len(total), part.x.size / max(1, len(total)))
+    with np.errstate(invalid="ignore", over="ignore"):
+        return BackwardSums(count, (product - saved.mean_lo * total) * saved.invstd, total)
+
+
+def batch_norm_moments(x: Array, *, channel_axis: int = 1, n_threads: int | None = None) -> Moments:
+    """Count, mean and sum of squared deviations of each channel: what `batch_norm_forward` needs of part of a batch.
+
+    Collected from every part, merged by `merge`, and given to `batch_norm_forward` for every part as `moments`, they
+    give the result of the whole batch, in parts: micro-batches that fit memory, or the shares of several processes
+    (synchronized batch normalization). The merge is that of [1]_.
+
+    Parameters
+    ----------
+    x : ndarray of shape (N, C) or (N, C, ...), float16, float32 or float64
+        Not modified. NaN and infinity stay within their channel.
+    channel_axis : int, default=1
+        The axis of length C; -1 is channels-last.
+    n_threads : int, optional
+        Threads to use at most; by default what OpenMP allows. The result does not depend on it.
+
+    Returns
+    -------
+    Moments
+        Four arrays of shape (C,), float64.
+
+    Raises
+    ------
+    TypeError
+        If x has the wrong type or dtype.
+    ValueError
+        If x has fewer than two dimensions, or no such axis.
+
+    References
+    ----------
+    .. [1] Chan, Golub & LeVeque (1983), "Algorithms for computing the sample variance", eq. 2.1,
+       The American Statistician 37(3), 242-247.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bncpu import batch_norm_forward, batch_norm_moments, merge
+    >>> x = np.random.default_rng(0).standard_normal((96, 8, 5, 5))
+    >>> parts = np.array_split(x, 3)
+    >>> whole = merge(*(batch_norm_moments(part) for part in parts))
+    >>> y = np.concatenate([batch_norm_forward(part, moments=whole)[0] for part in parts])
+    >>> bool(np.abs(y - batch_norm_forward(x)[0]).max() < 1e-14)
+    True
+    """
+    axis = _validation.data("x", x, channel_axis)
+    return Pass(x, ((axis,),), n_threads=_validation.threads(n_threads), read_only=True).whole.moments()
+
+
+def batch_norm_backward_sums(
+    dy: Array,
+    x: Array,
+    saved: SavedStatistics,
+    gamma: ArrayLike | None = None,
+    *,
+    beta: ArrayLike | None = None,
+    channel_axis: int = 1,
+    activation: Activation = None,
+    residual: Array | None = None,
+    n_threads: int | None = None,
+) -> BackwardSums:
+    """Compute the sums of the gradient of each channel: what `batch_norm_backward` needs of part of a batch.
+
+    Collected from every part, merged by `merge`, and given to `batch_norm_backward` for every part as `sums`, they
+    give the gradients of the whole batch, by the formulas of [1]_.
+
+    Parameters
+    ----------
+    dy : ndarray of the shape and dtype of `x`
+        Gradient of the result of the forward pass.
+    x : ndarray of shape (N, C) or (N, C, ...), float16, float32 or float64
+        What the forward pass was given.
+    saved : SavedStatistics
+        What the forward pass returned, of shape (C,): the statistics of the whole batch.
+    gamma, beta : array-like of shape (C,), optional
+        Of the forward pass; only ReLU asks for them here.
+    channel_axis : int, default=1
+        The axis of length C; -1 is channels-last.
+    activation : {None, "relu"}, default=None
+        Of the forward pass.
+    residual : ndarray of the shape and dtype of `x`, optional
+        Of the forward pass.
+    n_threads : int, optional
+        Threads to use at most; by default what OpenMP allows. The result does not depend on it.
+
+    Returns
+    -------
+    BackwardSums
+        Three arrays of shape (C,), float64.
+
+    Raises
+    ------
+    TypeError
+        If an array has the wrong type or dtype.
+    ValueError
+        If a shape does not fit.
+
+    References
+    ----------
+    .. [1] Ioffe & Szegedy (2015), "Batch Normalization: Accelerating Deep Network Training by Reducing
+       Internal Covariate Shift", section 3.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bncpu import batch_norm_backward, batch_norm_backward_sums, batch_norm_forward, merge
+    >>> x, dy = np.random.default_rng(0).standard_normal((2, 96, 8))
+    >>> y, saved = batch_norm_forward(x)
+    >>> parts = list(zip(np.array_split(dy, 3), np.array_split(x, 3)))
+    >>> whole = merge(*(batch_norm_backward_sums(*part, saved) for part in parts))
+    >>> dx = np.concatenate([batch_norm_backward(*part, saved, sums=whole)[0] for part in parts])
+    >>> bool(np.abs(dx - batch_norm_backward(dy, x, saved)[0]).max() < 1e-14)
+    True
+    """
+    axis = _validation.data("x", x, channel_axis)
+    n_channels = x.shape[axis]
+    saved = _validation.saved(saved, (n_channels,), "one value per channel")
+    scale = _validation.per_channel("gamma", gamma, n_channels)
+    shift = _validation.per_channel("beta", beta, n_channels)
+    checked = _validation.backward(dy, x, activation, residual, None, n_threads)
+    part = Pass(x, ((axis,),), **checked, read_only=True).whole
+    relu = fold(saved.mean, saved.invstd, scale, shift, saved.mean_lo) if part.relu else None
+    return _sums(part, saved, relu)
+
+
+def merge(*parts: Sums) -> Sums:
+    """Merge what was collected from the parts of a batch into what would have been collected from all of it.
+
+    Parameters
+    ----------
+    *parts : Moments or BackwardSums
+        Of `batch_norm_moments` or of `batch_norm_backward_sums`, all of one kind. What processes exchange is these few
+        arrays per channel: ``Moments(*arrays)`` makes them what they were.
+
+    Returns
+    -------
+    Moments or BackwardSums
+        Of the union, merged pairwise; by [1]_ for moments, by addition for sums.
+
+    Raises
+    ------
+    TypeError
+        If there are no parts, or parts of different kinds.
+    ValueError
+        If they have different numbers of channels.
+
+    References
+    ----------
+    .. [1] Chan, Golub & LeVeque (1983), "Algorithms for computing the sample variance", eq. 2.1,
+       The American Statistician 37(3), 242-247.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bncpu import batch_norm_moments, merge
+    >>> whole = merge(batch_norm_moments(np.array([[1.0], [2.0]])), batch_norm_moments(np.array([[6.0]])))
+    >>> whole.mean, whole.m2
+    (array([3.]), array([14.]))
+    """
+    kind = _validation.mergeable_sums(parts)
+    stacked = kind(*(np.stack(arrays) for arrays in zip(*parts, strict=True)))
+    whole: Any = merge_blocks(stacked) if kind is Moments else kind(*(sums.sum(axis=0) for sums in stacked))
+    return whole

@@ -18,7 +18,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Float64 = NDArray[np.float64]
 Floats = NDArray[Any]  # float64, or float32 where the data is
@@ -35,6 +35,14 @@ class Moments(NamedTuple):
         The mean is the exact sum of the two: a plain float64 mean loses digits in a long stream.
     m2 : ndarray of shape (..., C), float64
         Weighted sum of squared deviations from the mean.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bncpu import batch_norm_moments
+    >>> m = batch_norm_moments(np.array([[1.0], [2.0], [6.0]]))
+    >>> m.count, m.mean, m.m2
+    (array([3.]), array([3.]), array([14.]))
     """
 
     count: Float64  # type: ignore[assignment]  # hides tuple.count, which nothing here needs
@@ -46,6 +54,89 @@ class Moments(NamedTuple):
     def empty(cls, n_channels: int) -> Moments:
         """Moments of no data."""
         return cls(*np.zeros((4, n_channels)))
+
+
+class BackwardSums(NamedTuple):
+    """What a backward pass needs to know of a whole batch.
+
+    Attributes
+    ----------
+    count : ndarray of shape (C,), float64
+        Number of values.
+    dgamma, dbeta : ndarray of shape (C,), float64
+        Sums of ``dy * x_hat`` and of dy: the gradients of gamma and beta.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bncpu import batch_norm_backward_sums, batch_norm_forward
+    >>> x = np.array([[0.0], [4.0]])
+    >>> y, saved = batch_norm_forward(x, eps=0)
+    >>> batch_norm_backward_sums(np.array([[1.0], [2.0]]), x, saved)
+    BackwardSums(count=array([2.]), dgamma=array([1.]), dbeta=array([3.]))
+    """
+
+    count: Float64  # type: ignore[assignment]  # as above
+    dgamma: Float64
+    dbeta: Float64
+
+
+class _Saved(NamedTuple):
+    mean: Any
+    invstd: Any
+
+
+class SavedStatistics(_Saved):
+    """What a forward pass leaves for its backward pass: a pair, and `mean_lo` beside it.
+
+    Attributes
+    ----------
+    mean : ndarray, float64, or None
+        Mean of the values normalized together. Of shape (C,) for batch normalization, (N, C) for instance,
+        (N, n_groups) for group normalization; for layer normalization that of x with 1 for the axes normalized over.
+        None for `rms_norm`.
+    invstd : ndarray of the same shape, float64
+        ``1 / sqrt(var + eps)`` with the biased variance; 0 where that would divide by 0.
+    mean_lo : ndarray of the same shape, float64, or 0.0
+        What rounding took from the mean. 0.0 in statistics not made by a forward pass.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bncpu import SavedStatistics, batch_norm_forward
+    >>> _, saved = batch_norm_forward(np.array([[0.0], [4.0]]), eps=0)
+    >>> saved.mean, saved.invstd
+    (array([2.]), array([0.5]))
+    >>> SavedStatistics(mean=np.array([2.0]), invstd=np.array([0.5])) == saved
+    True
+    """
+
+    mean_lo: Any = 0.0
+
+    @classmethod
+    def from_variance(cls, mean: ArrayLike, var: ArrayLike, *, eps: float = 1e-5) -> SavedStatistics:
+        """Statistics that were not saved by a forward pass: running ones, for example.
+
+        Parameters
+        ----------
+        mean, var : array-like
+            Of the shape of `mean` above.
+        eps : float, default=1e-5
+            Added to `var`.
+
+        Returns
+        -------
+        SavedStatistics
+            With ``invstd = 1 / sqrt(var + eps)``; NaN where that has no root.
+
+        Examples
+        --------
+        >>> from bncpu import SavedStatistics
+        >>> SavedStatistics.from_variance([1.0], [4.0], eps=0)
+        SavedStatistics(mean=array([1.]), invstd=array([0.5]))
+        """
+        with np.errstate(invalid="ignore"):
+            return cls(np.array(mean, np.float64), inverse_std(np.asarray(var, np.float64), eps))
 
 
 def two_sum(a: Float64, b: Float64) -> tuple[Float64, Float64]:
@@ -177,6 +268,19 @@ def inverse_std(var: Float64, eps: float) -> Float64:
     return np.divide(1.0, std, out=np.zeros_like(std), where=std != 0)
 
 
+def saved_statistics(m: Moments, eps: float) -> SavedStatistics:
+    """The statistics of what `m` are the moments of."""
+    saved = SavedStatistics(m.mean, inverse_std(variance(m), eps))
+    saved.mean_lo = m.mean_lo
+    return saved
+
+
+def rms_statistics(m: Moments, eps: float) -> SavedStatistics:
+    """As `saved_statistics`, about 0 instead of the mean: the mean square is the variance plus the mean squared."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return SavedStatistics(None, inverse_std(variance(m) + m.mean**2, eps))
+
+
 def near_constant(mean: Float64, var: Float64, count: Float64 | float) -> NDArray[np.bool_]:
     """Channels whose variance may be rounding alone, by scikit-learn's error bound.
 
@@ -219,6 +323,53 @@ def fold_inverse(forward: Coefficients, beta: Float64 | None) -> Coefficients:
         return Coefficients(beta, scale, forward.mean + (beta - forward.shift) * scale)
 
 
+class Gradient(NamedTuple):
+    """What the kernels apply backward: ``dx = dy_scale * dy + x_scale * (x - mean) + offset``, per channel."""
+
+    mean: Floats
+    dy_scale: Floats
+    x_scale: Floats
+    offset: Floats
+
+
+def fold_backward(
+    mean: Float64,
+    invstd: Float64,
+    gamma: Float64 | None,
+    sums: tuple[Float64, Float64],
+    count: Float64 | float,
+    mean_lo: Float64 | float = 0.0,
+) -> Gradient:
+    """Coefficients of the gradient through normalization.
+
+    With ``g = gamma * dy`` and ``x_hat = (x - mean) * invstd``, both with `count` values that share mean and invstd,
+
+    ``dx = invstd * (g - sum(g) / count - x_hat * sum(g * x_hat) / count)``, the last formula of [1]_, section 3, with
+    the derivatives of mean and variance put in.
+
+    Parameters
+    ----------
+    mean, invstd : ndarray of shape (C,)
+        What the values were normalized with; the mean less `mean_lo`.
+    gamma : ndarray of shape (C,), or None
+    sums : tuple of two ndarray of shape (C,)
+        ``sum(g)`` and ``sum(g * x_hat)``.
+    count : float or ndarray of shape (C,)
+        Infinity for statistics that do not depend on x.
+    mean_lo : float or ndarray of shape (C,)
+
+    References
+    ----------
+    .. [1] Ioffe & Szegedy (2015), "Batch Normalization: Accelerating Deep Network Training by Reducing
+       Internal Covariate Shift".
+    """
+    dy_scale = invstd if gamma is None else invstd * gamma
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        offset, along = (-invstd * (s / count) for s in sums)
+        x_scale = along * invstd
+        return Gradient(mean, dy_scale, x_scale, offset - mean_lo * x_scale)
+
+
 def rounded(c: Coefficients, dtype: np.dtype[Any]) -> Coefficients | None:
     """The coefficients in `dtype`, or None if float32 arithmetic would overflow or lose them.
 
@@ -226,12 +377,27 @@ def rounded(c: Coefficients, dtype: np.dtype[Any]) -> Coefficients | None:
     """
     if dtype == np.float64:
         return c
-    # Any float32 minus a mean of 1e30 stays finite; a scale outside the normal range has lost digits.
+    # Any float32 minus a mean of 1e30 stays finite.
     with np.errstate(over="ignore", invalid="ignore"):
         mean = c.mean.astype(dtype)
         shift = c.shift - (c.mean - mean.astype(np.float64)) * c.scale
-        size = np.abs(c.scale)
-        fits = (np.abs(c.mean) <= 1e30) & (((size >= 1e-37) & (size <= 1e37)) | (size == 0)) & (np.abs(shift) <= 1e37)
+        fits = (np.abs(c.mean) <= 1e30) & _is_normal(c.scale) & (np.abs(shift) <= 1e37)
         if not np.all(fits | np.isnan(c.mean + c.scale + c.shift)):
             return None
         return Coefficients(mean, c.scale.astype(dtype), shift.astype(dtype))
+
+
+def rounded_gradient(k: Gradient, dtype: np.dtype[Any]) -> Gradient | None:
+    """As `rounded`."""
+    if dtype == np.float64:
+        return k
+    c = rounded(Coefficients(k.mean, k.x_scale, k.offset), dtype)
+    if c is None or not np.all(_is_normal(k.dy_scale) | np.isnan(k.dy_scale)):
+        return None
+    return Gradient(c.mean, k.dy_scale.astype(dtype), c.scale, c.shift)
+
+
+def _is_normal(scale: Float64) -> NDArray[np.bool_]:
+    """Where a factor has all its digits in float32: outside the normal range it has lost some."""
+    size = np.abs(scale)
+    return (size == 0) | ((size >= 1e-37) & (size <= 1e37))

@@ -64,12 +64,15 @@ def test_every_module_has_a_place_in_the_layers_or_at_the_edge():
 
 def test_the_loops_over_data_are_those_that_the_design_lists():
     template = (ROOT / "bncpu" / "src" / "leaves_template.h").read_text()
-    functions = re.findall(r"^\w[\w *]* NAME\((\w+)\)\(const T \*.*?^}$", template, flags=re.DOTALL | re.MULTILINE)
-    bodies = re.findall(r"^\w[\w *]* NAME\(\w+\)\(const T \*.*?^}$", template, flags=re.DOTALL | re.MULTILINE)
+    functions = re.findall(
+        r"^\w[\w ]* (?:NAME\(\w+\) )?NAME\((\w+)\)\(.*?^}$", template, flags=re.DOTALL | re.MULTILINE
+    )
+    bodies = re.findall(r"^\w[\w ]* (?:NAME\(\w+\) )?NAME\(\w+\)\(.*?^}$", template, flags=re.DOTALL | re.MULTILINE)
     looping = {name for name, body in zip(functions, bodies, strict=True) if "for (" in body}
-    # A step is the inside of its loop; a part walks the runs that the loops are called for.
     listed = {"rows_sums", "plane_sums", "rows_apply", "plane_apply", "choose_shift"}
-    assert looping == listed | {"rows_sums_step", "rows_apply_step", "part_sums", "part_apply"}
+    insides = {"rows_sums_step", "rows_sums_at", "rows_apply_step", "rows_apply_at"}
+    # A part walks the runs that the loops are called for; the others go over channels.
+    assert looping == listed | insides | {"part_sums", "part_apply"} | {"recentre", "moments"}
     kernels = (ROOT / "bncpu" / "_kernels.pyx").read_text()
     loops = re.findall(r"^def (\w+)\((?:(?!^def ).)*?^        for i in range", kernels, flags=re.DOTALL | re.MULTILINE)
     assert loops == ["sparse_sums"]
@@ -81,5 +84,5 @@ def test_every_source_has_its_test_file():
     sources = {path.stem.strip("_") for path in (ROOT / "bncpu").glob("*.py*") if path.stem.strip("_") != "init"}
     tests = {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
     assert sources - {"main"} | {"gpu"} <= tests  # __main__ calls cli
-    across = {"documents", "nist", "processes", "reproducibility", "scikit_learn"}
+    across = {"documents", "nist", "peers", "problem_sizes", "processes", "reproducibility", "scikit_learn"}
     assert tests - sources - {"gpu"} == across

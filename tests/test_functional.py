@@ -1,15 +1,29 @@
-"""batch_norm and batch_norm_forward, against the reference and golden values from PyTorch."""
+"""Batch normalization forward and backward, whole and in two phases, against the reference."""
 
+import copy
 import inspect
-import json
-from pathlib import Path
+import pickle
 
 import numpy as np
 import pytest
 from arrays import DTYPES, LAYOUTS, normal, same_bits
+from hypothesis import given
+from hypothesis import strategies as st
 
 import bncpu
-from bncpu import _reference, batch_norm, batch_norm_forward
+from bncpu import (
+    BackwardSums,
+    Moments,
+    SavedStatistics,
+    _reference,
+    batch_norm,
+    batch_norm_backward,
+    batch_norm_backward_frozen,
+    batch_norm_backward_sums,
+    batch_norm_forward,
+    batch_norm_moments,
+    merge,
+)
 
 # The rounding of y: subtract, scale, shift, each within half a unit of terms of at most this size.
 TOLERANCE = {"float16": 2e-3, "float32": 4e-6, "float64": 4e-14}
@@ -230,31 +244,351 @@ def test_empty_input_to_inference_is_empty():
     assert batch_norm(np.zeros((2, 3, 0), np.float32), [0] * 3, [1] * 3).dtype == np.float32
 
 
-GOLDEN = json.loads((Path(__file__).parent / "data" / "torch_batch_norm.json").read_text())
+# ---- backward ----
+
+FUSED = {
+    "plain": {},
+    "relu": {"activation": "relu"},
+    "residual": {"residual": True},
+    "both": {"activation": "relu", "residual": True},
+}
 
 
-@pytest.mark.parametrize("case", GOLDEN["cases"], ids=lambda c: c["name"])
-def test_equals_pytorch(case):
-    """Golden values of PyTorch's batch_norm in float64; its momentum is 1 minus ours and its ddof is 1."""
-    x = np.array(case["x"])
-    running_mean, running_var = np.array(case["running_mean"]), np.array(case["running_var"])
-    gamma, beta = case["weight"], case["bias"]
-    inference = batch_norm(x, running_mean, running_var, gamma, beta, eps=case["eps"])
-    np.testing.assert_allclose(inference, case["inference"], rtol=1e-12, atol=1e-13)
-    y, _saved = batch_norm_forward(
-        x, gamma, beta, running_mean=running_mean, running_var=running_var,
-        momentum=1 - case["momentum"], ddof=1, eps=case["eps"],
-    )  # fmt: skip
-    np.testing.assert_allclose(y, case["training"], rtol=1e-12, atol=1e-13)
-    np.testing.assert_allclose(running_mean, case["running_mean_after"], rtol=1e-13, atol=1e-15)
-    np.testing.assert_allclose(running_var, case["running_var_after"], rtol=1e-13)
+def case(shape, dtype, fused, mean=0.5):
+    x, dy, z = normal(30, shape, mean, dtype=dtype), normal(31, shape, dtype=dtype), normal(32, shape, dtype=dtype)
+    options = dict(FUSED[fused])
+    if "residual" in options:
+        options["residual"] = z
+    return x, dy, options
 
 
-def test_both_functions_share_their_arguments():
-    inference = inspect.signature(batch_norm).parameters
-    training = inspect.signature(batch_norm_forward).parameters
-    shared = ["x", "gamma", "beta", "eps", "channel_axis", "activation", "residual", "out", "n_threads"]
-    for name in shared:
-        assert inference[name].default == training[name].default
-        assert inference[name].annotation == training[name].annotation
-    assert set(bncpu.__all__) >= {"batch_norm", "batch_norm_forward", "SavedStatistics"}
+def check_gradients(got, expected, dtype, scale=1.0):
+    tolerance = TOLERANCE[np.dtype(dtype).name] * scale
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * max(1.0, np.abs(b).max(initial=0)))
+
+
+@pytest.mark.parametrize("fused", FUSED)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_gradients_equal_the_reference(shape, dtype, layout, fused):
+    x, dy, options = case(shape, dtype, fused)
+    gamma, beta = parameters(shape[1])
+    y, saved = batch_norm_forward(x, gamma, beta, **options)
+    mine, theirs = LAYOUTS[layout](x), LAYOUTS[layout](dy)
+    before = mine.copy(), theirs.copy()
+    got = batch_norm_backward(theirs, mine, saved, gamma, beta=beta, **options)
+    expected = _reference.batch_norm_backward(dy, x, saved, gamma, beta=beta, **options)
+    assert [a.dtype for a in got] == [x.dtype, np.float64, np.float64, *[x.dtype] * (len(got) - 3)]
+    check_gradients(got, expected, dtype, 8)
+    np.testing.assert_array_equal(mine, before[0])
+    np.testing.assert_array_equal(theirs, before[1])
+    frozen = batch_norm_backward_frozen(theirs, mine, saved, gamma, beta=beta, **options)
+    check_gradients(
+        frozen, _reference.batch_norm_backward(dy, x, saved, gamma, beta=beta, frozen=True, **options), dtype, 8
+    )
+    if "activation" in options and dtype != "float16":  # whose y is rounded once more
+        g = np.where(y > 0, dy, 0)
+        np.testing.assert_allclose(got[2], np.moveaxis(g, 1, 0).reshape(shape[1], -1).sum(1, dtype=float), atol=1e-12)
+        assert "residual" not in options or np.all(got[3] == g)
+        assert np.all(frozen[0][y <= 0] == 0)
+
+
+@pytest.mark.parametrize("other", LAYOUTS)
+@pytest.mark.parametrize("layout", ["C order", "channels last", "every second row"])
+def test_every_array_may_have_its_own_layout(layout, other):
+    for shape in ((40, 4), (5, 4, 6, 3)):
+        x, dy, options = case(shape, "float64", "both")
+        _, saved = batch_norm_forward(x, **options)
+        expected = batch_norm_backward(dy, x, saved, **options)
+        out = LAYOUTS["every second row" if other == "read-only" else other](np.zeros(shape))
+        options["residual"] = LAYOUTS[other](options["residual"])
+        dx, dgamma, dbeta, dz = batch_norm_backward(LAYOUTS[other](dy), LAYOUTS[layout](x), saved, out=out, **options)
+        assert dx is out
+        np.testing.assert_allclose(dx, expected[0], rtol=0, atol=1e-14)
+        np.testing.assert_allclose([dgamma, dbeta], expected[1:3], rtol=0, atol=1e-13)
+        np.testing.assert_array_equal(dz, expected[3])
+
+
+@pytest.mark.parametrize("channel_axis", [0, 2, -1])
+def test_gradients_along_any_channel_axis(channel_axis):
+    x, dy = normal(33, (3, 4, 5)), normal(34, (3, 4, 5))
+    gamma, beta = parameters(x.shape[channel_axis])
+    _, saved = batch_norm_forward(x, gamma, beta, channel_axis=channel_axis, activation="relu")
+    options = dict(beta=beta, channel_axis=channel_axis, activation="relu")
+    got = batch_norm_backward(dy, x, saved, gamma, **options)
+    check_gradients(got, _reference.batch_norm_backward(dy, x, saved, gamma, **options), "float64")
+
+
+@pytest.mark.parametrize("fused", FUSED)
+@pytest.mark.parametrize("shape", [(40, 4), (12, 4, 3)], ids=str)
+def test_overlapping_out_of_a_gradient_is_as_if_everything_had_been_copied(shape, fused):
+    x, dy, options = case(shape, "float64", fused)
+    _, saved = batch_norm_forward(x, **options)
+    expected = batch_norm_backward(dy, x, saved, **options)
+    names = ("dy", "x", *(["residual"] if "residual" in options else []))
+    for name in names:
+        for shift in (0, 1):
+            both = np.concatenate([np.zeros((1, *shape[1:])), {"dy": dy, "x": x, **options}[name]])
+            a, out = both[1:], both[1 - shift : len(both) - shift]
+            arrays = {"dy": dy, "x": x, **options, name: a}
+            got = batch_norm_backward(arrays.pop("dy"), arrays.pop("x"), saved, out=out, **arrays)
+            assert got[0] is out
+            for mine, theirs in zip(got, expected, strict=True):
+                np.testing.assert_array_equal(mine, theirs)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_gradients_beyond_the_range_of_float32_coefficients(scale, dtype):
+    x, dy = normal(35, (500, 3), std=scale, dtype=dtype), normal(36, (500, 3), dtype=dtype)
+    gamma = np.array([1.0, 2.0, 3.0])
+    y, saved = batch_norm_forward(x, gamma, eps=0, activation="relu")
+    dx, dgamma, dbeta = batch_norm_backward(dy, x, saved, gamma, activation="relu")
+    expected = _reference.batch_norm_backward(np.where(y > 0, dy, 0), x, saved, gamma)
+    check_gradients((dx * scale, dgamma, dbeta), (expected[0] * scale, *expected[1:]), dtype)
+
+
+@pytest.mark.parametrize("data_mean", [-1e4, 1e6])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gradients_of_a_shifted_batch_are_exact_to_rounding(dtype, data_mean):
+    x, dy = normal(37, (16, 5, 30), mean=data_mean, dtype=dtype), normal(38, (16, 5, 30), dtype=dtype)
+    _, saved = batch_norm_forward(x)
+    # The reference, too, knows what rounding took from the mean.
+    check_gradients(batch_norm_backward(dy, x, saved), _reference.batch_norm_backward(dy, x, saved), dtype)
+
+
+def test_relu_stops_exactly_where_the_result_is_not_positive():
+    # The middle value is the mean as float64 rounds it: its result is what that rounding took.
+    for x in (np.array([[0.1], [0.2], [0.3]]), np.arange(12.0).reshape(6, 2) * 0.1, normal(39, (4000, 3), mean=1e9)):
+        y, saved = batch_norm_forward(x, activation="relu")
+        dx = batch_norm_backward_frozen(np.ones_like(x), x, saved, activation="relu")[0]
+        np.testing.assert_array_equal(dx > 0, y > 0)
+
+
+def test_the_gradient_of_relu_passes_nan_and_stops_at_zero():
+    x = np.array([[1.0, np.nan], [-1.0, 1.0], [0.0, 2.0]])
+    saved = SavedStatistics(np.zeros(2), np.ones(2))
+    dx, _, dbeta = batch_norm_backward_frozen(np.ones_like(x), x, saved, activation="relu")
+    np.testing.assert_array_equal(dx[:, 0], [1, 0, 0])
+    assert dbeta[0] == 1
+
+
+def test_a_constant_channel_has_no_gradient_with_eps_0():
+    x, dy = np.full((50, 2), 7.1), normal(40, (50, 2))
+    _, saved = batch_norm_forward(x, eps=0)
+    dx, dgamma, dbeta = batch_norm_backward(dy, x, saved)
+    assert not dx.any()
+    assert not dgamma.any()
+    np.testing.assert_allclose(dbeta, dy.sum(0))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_bad_values_of_a_gradient_stay_in_their_channel(bad):
+    x, dy = normal(41, (40, 3, 5)), normal(42, (40, 3, 5))
+    _, saved = batch_norm_forward(x)
+    clean = batch_norm_backward(dy, x, saved)
+    dy[3, 1, 2] = bad
+    dx, dgamma, dbeta = batch_norm_backward(dy, x, saved)
+    assert not np.isfinite(dbeta[1])
+    np.testing.assert_array_equal(dx[:, [0, 2]], clean[0][:, [0, 2]])
+    np.testing.assert_array_equal(dgamma[[0, 2]], clean[1][[0, 2]])
+
+
+def test_a_sample_changes_the_gradient_of_another_but_not_with_frozen_statistics():
+    x, dy = normal(43, (6, 3)), np.zeros((6, 3))
+    dy[0] = 1
+    _, saved = batch_norm_forward(x)
+    assert np.all(batch_norm_backward(dy, x, saved)[0][1:] != 0)
+    assert not np.any(batch_norm_backward_frozen(dy, x, saved)[0][1:])
+
+
+@given(st.integers(0, 10**6), st.integers(2, 40), st.booleans())
+def test_gradients_are_orthogonal_to_shifts_and_scalings_of_the_batch(seed, n, planes):
+    """y does not change with x + c, nor (eps=0) with c * x: so dx sums to 0, and with x to 0, in each channel."""
+    shape = (n, 3, 4) if planes else (n, 3)
+    x, dy = normal(seed, shape, mean=2.0), normal(seed + 1, shape)
+    _, saved = batch_norm_forward(x, eps=0)
+    dx = batch_norm_backward(dy, x, saved)[0]
+    others = (0, 2) if planes else 0
+    # Sums of rounding errors of terms of at most this size.
+    bound = 1e-14 * np.sum(np.abs(dx) + saved.invstd[:, None] if planes else np.abs(dx) + saved.invstd)
+    assert np.all(np.abs(dx.sum(axis=others)) <= bound)
+    assert np.all(np.abs((dx * x).sum(axis=others)) <= bound * np.abs(x).max())
+
+
+# ---- two phases ----
+
+
+@given(st.integers(0, 10**6), st.lists(st.integers(1, 30), min_size=1, max_size=6), st.booleans())
+def test_parts_of_a_batch_give_the_results_of_the_whole(seed, sizes, planes):
+    shape = (sum(sizes) + 1, 3, 5) if planes else (sum(sizes) + 1, 3)
+    x, dy, z = normal(seed, (3, *shape), mean=3.0)
+    gamma, beta = parameters(3, seed)
+    options = dict(activation="relu", residual=z)
+    y, saved = batch_norm_forward(x, gamma, beta, **options)
+    expected = batch_norm_backward(dy, x, saved, gamma, beta=beta, **options)
+
+    cuts = np.cumsum(sizes)
+    parts = list(zip(*(np.split(a, cuts) for a in (x, dy, z)), strict=True))
+    moments = merge(*(batch_norm_moments(part) for part, *_ in parts))
+    results = [batch_norm_forward(x, gamma, beta, moments=moments, activation="relu", residual=z) for x, _, z in parts]
+    np.testing.assert_allclose(np.concatenate([y for y, _ in results]), y, rtol=0, atol=1e-13)
+    whole = results[0][1]
+    np.testing.assert_allclose(whole.mean, saved.mean, rtol=1e-14)
+    np.testing.assert_allclose(whole.invstd, saved.invstd, rtol=1e-13)
+
+    common = dict(beta=beta, activation="relu")
+    sums = merge(*(batch_norm_backward_sums(dy, x, saved, gamma, residual=z, **common) for x, dy, z in parts))
+    some = [batch_norm_backward(dy, x, saved, gamma, sums=sums, residual=z, **common) for x, dy, z in parts]
+    dx, _, _, dz = map(np.concatenate, zip(*some, strict=True))
+    np.testing.assert_allclose(dx, expected[0], rtol=0, atol=1e-12)
+    np.testing.assert_array_equal(dz, expected[3])
+    for _, dgamma, dbeta, _ in some:
+        np.testing.assert_allclose(dgamma, expected[1], rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(dbeta, expected[2], rtol=1e-12, atol=1e-12)
+
+
+def test_running_statistics_move_towards_those_of_the_whole_batch():
+    x = normal(44, (30, 3), mean=5.0)
+    running, alone = [np.zeros(3), np.ones(3)], [np.zeros(3), np.ones(3)]
+    batch_norm_forward(x, running_mean=alone[0], running_var=alone[1], ddof=1)
+    moments = merge(*(batch_norm_moments(part) for part in np.array_split(x, 4)))
+    batch_norm_forward(x[:1], running_mean=running[0], running_var=running[1], ddof=1, moments=moments)
+    np.testing.assert_allclose(running, alone, rtol=1e-14)
+
+
+def test_one_value_is_enough_for_a_part_but_not_for_the_whole():
+    x = normal(45, (2, 3))
+    moments = merge(batch_norm_moments(x[:1]), batch_norm_moments(x[1:]))
+    y = np.concatenate([batch_norm_forward(row[None], moments=moments)[0] for row in x])
+    np.testing.assert_allclose(y, batch_norm_forward(x)[0], rtol=1e-13)
+    with pytest.raises(ValueError, match="at least 2 values per channel, got 1"):
+        batch_norm_forward(x[:1], moments=batch_norm_moments(x[:1]))
+
+
+def test_collecting_changes_and_allocates_nothing_of_the_size_of_the_data():
+    x, dy = normal(46, (1000, 4)), normal(47, (1000, 4))
+    before = x.copy(), dy.copy()
+    moments = batch_norm_moments(x)
+    _, saved = batch_norm_forward(x)
+    sums = batch_norm_backward_sums(dy, x, saved, residual=x)
+    assert all(a.shape == (4,) and a.dtype == np.float64 for a in (*moments, *sums))
+    np.testing.assert_array_equal(x, before[0])
+    np.testing.assert_array_equal(dy, before[1])
+
+
+def test_merge_refuses_what_does_not_belong_together():
+    a, b = batch_norm_moments(normal(48, (5, 3))), batch_norm_moments(normal(49, (5, 2)))
+    sums = BackwardSums(*np.zeros((3, 3)))
+    for parts, message in (
+        ((), "got nothing"),
+        ((a, sums), "BackwardSums, Moments"),
+        ((a, tuple(a)), "Moments, tuple"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            merge(*parts)
+    with pytest.raises(ValueError, match="same number of channels"):
+        merge(a, b)
+    x = normal(50, (5, 3))
+    with pytest.raises(TypeError, match="moments must be Moments, got BackwardSums"):
+        batch_norm_forward(x, moments=sums)
+    with pytest.raises(ValueError, match=r"moments.count must have shape \(3,\)"):
+        batch_norm_forward(x, moments=b)
+    with pytest.raises(TypeError, match="sums must be BackwardSums, got Moments"):
+        batch_norm_backward(x, x, SavedStatistics(np.zeros(3), np.ones(3)), sums=a)
+
+
+# ---- what a forward pass saves ----
+
+
+def test_saved_statistics_are_a_pair_that_survives_pickling_and_copying():
+    _, saved = batch_norm_forward(normal(51, (7, 3), mean=1e9))
+    mean, invstd = saved
+    assert mean is saved.mean
+    assert invstd is saved.invstd
+    for other in (pickle.loads(pickle.dumps(saved)), copy.deepcopy(saved)):
+        assert isinstance(other, SavedStatistics)
+        np.testing.assert_array_equal([*other, other.mean_lo], [*saved, saved.mean_lo])
+    assert np.any(saved.mean_lo)
+    assert SavedStatistics([0.0], [1.0]).mean_lo == 0
+
+
+def test_statistics_from_a_variance_give_the_gradient_of_inference():
+    x, dy = normal(52, (9, 2)), normal(53, (9, 2))
+    saved = SavedStatistics.from_variance([1.0, 2.0], [4.0, 0.0], eps=0)
+    np.testing.assert_array_equal(saved.invstd, [0.5, 0.0])
+    y = batch_norm(x, [1.0, 2.0], [4.0, 0.0], eps=0, activation="relu", beta=[0.1, 0.1])
+    dx, _, _ = batch_norm_backward_frozen(dy, x, saved, beta=[0.1, 0.1], activation="relu")
+    np.testing.assert_array_equal(dx, np.where(y > 0, dy, 0) * [0.5, 0.0])
+
+
+SAVED = SavedStatistics(np.zeros(3), np.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (dict(dy=np.zeros((5, 2))), ValueError, r"dy must have the shape of the input, \(5, 3\); got \(5, 2\)"),
+        (dict(dy=np.zeros((5, 3), "f4")), TypeError, "dy must be float64 like the input, got float32"),
+        (dict(dy=[[0.0] * 3] * 5), TypeError, "dy must be a NumPy array, got list"),
+        (
+            dict(saved=(np.zeros(3), np.ones(3))),
+            TypeError,
+            "saved must be the SavedStatistics of a forward pass, got tuple",
+        ),
+        (
+            dict(saved=SavedStatistics(np.zeros(2), np.ones(2))),
+            ValueError,
+            r"saved.mean must have shape \(3,\), one value",
+        ),
+        (dict(saved=SavedStatistics(None, np.ones(3))), ValueError, "saved.mean must be the mean of the forward pass"),
+        (dict(saved=SavedStatistics(np.zeros(3), None)), ValueError, "saved.invstd must be that of the forward pass"),
+        (dict(gamma=np.ones(2)), ValueError, r"gamma must have shape \(3,\)"),
+        (dict(beta="abc"), TypeError, "beta must hold real numbers"),
+        (dict(activation="gelu"), ValueError, "activation must be None or 'relu'"),
+        (dict(residual=np.zeros((5, 3, 1))), ValueError, "residual must have the shape"),
+        (dict(out=np.zeros((5, 3), "f4")), TypeError, "out must be float64"),
+        (dict(channel_axis=2), ValueError, "channel_axis must name an axis"),
+        (dict(n_threads=0), ValueError, "n_threads == 0, must be >= 1"),
+    ],
+)
+def test_a_backward_pass_names_the_argument_it_refuses(arguments, error, message):
+    given = {"dy": np.zeros((5, 3)), "x": normal(54, (5, 3)), "saved": SAVED, **arguments}
+    out = np.zeros((5, 3)) if "out" not in arguments else None
+    for function in (batch_norm_backward, batch_norm_backward_frozen):
+        with pytest.raises(error, match=message):
+            function(
+                given["dy"],
+                given["x"],
+                given["saved"],
+                **{"out": out, **{k: v for k, v in given.items() if k not in ("dy", "x", "saved")}},
+            )
+    assert out is None or not out.any()
+
+
+def test_empty_input_has_an_empty_gradient():
+    for shape in ((0, 3), (5, 0), (2, 3, 0)):
+        x = np.zeros(shape)
+        saved = SavedStatistics(np.zeros(shape[1]), np.ones(shape[1]))
+        dx, dgamma, dbeta = batch_norm_backward(x, x, saved)
+        assert dx.shape == shape
+        assert not dgamma.any()
+        assert not dbeta.any()
+    assert not merge(batch_norm_moments(np.zeros((0, 3))), Moments(*np.zeros((4, 3)))).count.any()
+
+
+def test_functions_of_one_pass_share_their_arguments():
+    """Names, defaults and types of what means the same."""
+    for functions in (
+        (batch_norm, batch_norm_forward),
+        (batch_norm_backward, batch_norm_backward_frozen, batch_norm_backward_sums),
+    ):
+        first, *others = (inspect.signature(f).parameters for f in functions)
+        for other in others:
+            for name in first.keys() & other.keys():
+                assert first[name] == other[name]
+    assert list(inspect.signature(batch_norm_backward).parameters)[:4] == ["dy", "x", "saved", "gamma"]
+    names = {name for name in dir(bncpu) if "_norm" in name and not name.startswith("_")}
+    assert set(bncpu.__all__) >= names | {"Moments", "BackwardSums", "SavedStatistics", "merge"}

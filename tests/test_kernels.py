@@ -7,7 +7,7 @@ import pytest
 from arrays import DTYPES, exact_moments, hostile_columns, normal, same_bits
 
 from bncpu import _kernels, _normalize, _reference
-from bncpu.moments import Coefficients, variance
+from bncpu.moments import Coefficients, Gradient, variance
 
 U = {np.dtype(dtype): np.finfo(dtype).eps for dtype in DTYPES}
 
@@ -20,7 +20,12 @@ SHAPES = [
 
 
 def moments(x3, weights=None, *, skip_missing=False, n_threads=1):
-    return _normalize.moments(x3, weights, skip_missing=skip_missing, n_threads=n_threads)[0]
+    return _normalize.moments(x3[None], weights, skip_missing=skip_missing, n_threads=n_threads)[0]
+
+
+def apply(x3, y3, c, *, residual=None, **options):
+    residual = None if residual is None else residual[None]
+    return _normalize.apply(x3[None], y3[None], c, residual=residual, **options)
 
 
 @pytest.mark.parametrize("mean", [0.0, -1e4, 1e6])
@@ -99,7 +104,7 @@ def test_missing_values_are_left_out_per_channel(dtype, order, weighted, isa):
     x[:, 1] = np.nan  # never observed
     w = rng.integers(0, 4, len(x)).astype(float) if weighted else None
     x3 = x[:, :, None] if order == "rows" else np.ascontiguousarray(x.T)[None]
-    got, missing = _normalize.moments(x3, w, skip_missing=True, n_threads=1)
+    got, missing = _normalize.moments(x3[None], w, skip_missing=True, n_threads=1)
     count, mean, m2 = _reference.moments(x3, w, skip_missing=True)
     assert missing
     np.testing.assert_array_equal(got.count, count)
@@ -169,7 +174,7 @@ def test_apply_equals_the_reference(shape, dtype, added, relu, mean, isa):
     z = normal(10, shape, dtype=dtype) if added else None
     c = coefficients(shape[1], mean)
     y = np.empty_like(x)
-    assert not _normalize.apply(x, y, c, residual=z, relu=relu, n_threads=1)
+    assert not apply(x, y, c, residual=z, relu=relu, n_threads=1)
     expected = _reference.apply(x, *c, z, relu)
     # Four roundings (subtract, scale, shift, residual) of terms no larger than these.
     scale, shift = c.scale[:, None], c.shift[:, None]
@@ -182,7 +187,7 @@ def test_apply_in_float32_at_mean_1e6_is_exact_to_rounding(isa):
     m = moments(x)
     std = np.sqrt(variance(m))
     y = np.empty_like(x)
-    _normalize.apply(x, y, Coefficients(m.mean, 1 / std, np.zeros(8)))
+    apply(x, y, Coefficients(m.mean, 1 / std, np.zeros(8)))
     np.testing.assert_allclose(y, _reference.apply(x, m.mean, 1 / std, np.zeros(8)), rtol=0, atol=1e-6)
 
 
@@ -192,14 +197,14 @@ def test_apply_reports_infinity_and_not_nan(shape, dtype, isa):
     x = np.zeros(shape, dtype)
     y, c = np.empty_like(x), Coefficients(*np.zeros((3, shape[1])))
     x.reshape(-1)[:: max(1, x.size // 100)] = np.nan
-    assert not _normalize.apply(x, y, c)
+    assert not apply(x, y, c)
     for at in (0, x.size // 2, x.size - 1):
         for bad in (np.inf, -np.inf):
             before = x.flat[at]
             x.flat[at] = bad
-            assert _normalize.apply(x, y, c)
+            assert apply(x, y, c)
             x.flat[at] = before
-    assert not _normalize.apply(x, y, c)
+    assert not apply(x, y, c)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -209,7 +214,7 @@ def test_relu_keeps_nan_and_comes_after_the_residual(dtype, isa):
     for shape in ((36, 1, 1), (1, 1, 36), (1, 36, 1)):
         y = np.empty(shape, dtype)
         c = Coefficients(np.zeros(shape[1]), np.ones(shape[1]), np.zeros(shape[1]))
-        _normalize.apply(x.reshape(shape), y, c, residual=z.reshape(shape), relu=True)
+        apply(x.reshape(shape), y, c, residual=z.reshape(shape), relu=True)
         np.testing.assert_array_equal(y.reshape(-1, 4), [[1, 0, np.nan, 0]] * 9)
 
 
@@ -230,8 +235,8 @@ def test_same_bits_for_any_thread_count_and_variant(shape, dtype):
             _kernels.use_isa(isa)
             for n_threads in (1, 2, 3, 7):
                 y = np.empty_like(x)
-                _normalize.apply(x, y, c, n_threads=n_threads)
-                m, _ = _normalize.moments(x, None, skip_missing=True, n_threads=n_threads)
+                apply(x, y, c, n_threads=n_threads)
+                m, _ = _normalize.moments(x[None], None, skip_missing=True, n_threads=n_threads)
                 seen.add((y.tobytes(), *(a.tobytes() for a in m)))
     finally:
         _kernels.use_isa(before)
@@ -245,20 +250,156 @@ def test_a_row_has_the_same_bits_alone_in_any_batch_streamed_or_in_place(dtype, 
     c = coefficients(channels)
     y = np.empty_like(x)
     assert y.nbytes >= _normalize.STREAM_BYTES
-    _normalize.apply(x, y, c)
+    apply(x, y, c)
     for rows in (slice(0, 1), slice(5, 6), slice(-1, None), slice(3, 1000), slice(77, 100_000)):
         part = np.empty_like(x[rows])
-        _normalize.apply(x[rows], part, c)
+        apply(x[rows], part, c)
         assert same_bits(part, y[rows])
     shifted = np.empty(y.size + 3, dtype)[3:].reshape(y.shape)  # another alignment
-    _normalize.apply(x, shifted, c)
+    apply(x, shifted, c)
     assert same_bits(shifted, y)
     planes = np.ascontiguousarray(x[..., 0].T)[None]
     as_planes = np.empty_like(planes)
-    _normalize.apply(planes, as_planes, c)
+    apply(planes, as_planes, c)
     assert same_bits(np.ascontiguousarray(as_planes[0].T)[..., None], y)
-    _normalize.apply(x, x, c)
+    apply(x, x, c)
     assert same_bits(x, y)
+
+
+# ---- backward ----
+
+
+def gradients(shape, dtype, mean=0.0):
+    """x, dy and a residual, the coefficients of a forward pass, and where that gives more than 0."""
+    x, dy, z = normal(14, shape, mean, dtype=dtype), normal(15, shape, dtype=dtype), normal(16, shape, dtype=dtype)
+    return x, dy, z, coefficients(shape[1], mean)
+
+
+def passed(x, z, c):
+    y = np.empty_like(x)
+    apply(x, y, c, residual=z)
+    return y > 0
+
+
+def gradient_of(n_channels, mean):
+    return Gradient(mean, *np.random.default_rng(17).standard_normal((3, n_channels)))
+
+
+HOW = {"plain": (False, False), "relu": (True, False), "relu after a residual": (True, True)}
+
+
+@pytest.mark.parametrize("mean", [0.0, 1e4])
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_sums_of_the_gradient_equal_the_definition(shape, dtype, how, mean, isa):
+    relu, added = HOW[how]
+    x, dy, z, c = gradients(shape, dtype, mean)
+    z4 = z[None] if added else None
+    got = _normalize.backward_sums(dy[None], x[None], c.mean, relu=c if relu else None, residual=z4, n_threads=1)
+    g = dy.astype(np.float64) * (passed(x, z if added else None, c) if relu else True)
+    products = g * (x - c.mean[:, None])
+    for sums, terms in zip(got, (g, products), strict=True):
+        # Sums of n terms in float64, in another order than here.
+        bound = 1e-15 * np.abs(terms).sum(axis=(0, 2)) + 1e-30
+        assert np.all(np.abs(sums - terms.sum(axis=(0, 2))) <= 4 * bound)
+
+
+@pytest.mark.parametrize("mean", [0.0, -1e4])
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_gradient_equals_the_definition(shape, dtype, how, mean, isa):
+    relu, added = HOW[how]
+    x, dy, z, c = gradients(shape, dtype, mean)
+    k = gradient_of(shape[1], c.mean)
+    dx, dz = np.empty_like(x), np.empty_like(x)
+    _normalize.backward_apply(
+        dy[None], x[None], dx[None], k, relu=c if relu else None,
+        residual=z[None] if added else None, dresidual=dz[None] if added else None, n_threads=1,
+    )  # fmt: skip
+    g = dy * (passed(x, z if added else None, c) if relu else True)
+    if added:
+        np.testing.assert_array_equal(dz, g)
+    along = k.x_scale[:, None] * (x - c.mean[:, None])
+    expected = k.dy_scale[:, None] * g + along + k.offset[:, None]
+    # Five roundings of terms no larger than these; x - mean is exact or rounded once.
+    terms = np.abs(k.dy_scale[:, None] * g) + np.abs(along) + np.abs(k.offset[:, None]) + np.abs(k.x_scale[:, None])
+    assert np.all(np.abs(dx - expected) <= 4 * U[x.dtype] * terms)
+
+
+def test_groups_have_sums_and_coefficients_of_their_own(isa):
+    for shape in ((5, 40, 7, 1), (4, 3, 6, 50), (3, 700, 2, 1), (6, 1, 5, 300)):
+        groups, _, channels, _ = shape
+        x, dy = normal(18, shape), normal(19, shape)
+        c = coefficients(groups * channels)
+        k = gradient_of(groups * channels, c.mean)
+        y, dx = np.empty_like(x), np.empty_like(x)
+        _normalize.apply(x, y, c, n_threads=2)
+        _normalize.backward_apply(dy, x, dx, k, relu=c, n_threads=2)
+        m, _ = _normalize.moments(x, None, skip_missing=False, n_threads=2)
+        sums = _normalize.backward_sums(dy, x, c.mean, relu=c, n_threads=2)
+        for g in range(groups):
+            own, at = slice(g * channels, (g + 1) * channels), slice(g, g + 1)
+            some, part = Coefficients(*(p[own] for p in c)), np.empty_like(x[at])
+            _normalize.apply(x[at], part, some)
+            assert same_bits(part, y[at])
+            _normalize.backward_apply(dy[at], x[at], part, Gradient(*(p[own] for p in k)), relu=some)
+            assert same_bits(part, dx[at])
+            alone, _ = _normalize.moments(x[at], None, skip_missing=False, n_threads=1)
+            np.testing.assert_array_equal(np.array(m)[:, own], np.array(alone))
+            np.testing.assert_array_equal(sums[:, own], _normalize.backward_sums(dy[at], x[at], some.mean, relu=some))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", BIG_SHAPES, ids=str)
+def test_gradients_have_the_same_bits_for_any_thread_count_and_variant(shape, dtype):
+    x, dy, z, c = gradients(shape, dtype)
+    k, seen = gradient_of(shape[1], c.mean), set()
+    before = _kernels.isa()
+    try:
+        for isa in _kernels.isa_variants():
+            _kernels.use_isa(isa)
+            for n_threads in (1, 2, 3):
+                dx, dz = np.empty((2, *x.shape), dtype)
+                four = (a[None] for a in (dy, x, dx))
+                _normalize.backward_apply(*four, k, relu=c, residual=z[None], dresidual=dz[None], n_threads=n_threads)
+                sums = _normalize.backward_sums(
+                    dy[None], x[None], c.mean, relu=c, residual=z[None], n_threads=n_threads
+                )
+                seen.add((dx.tobytes(), dz.tobytes(), sums.tobytes()))
+    finally:
+        _kernels.use_isa(before)
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_streamed_and_written_in_place_a_gradient_has_the_same_bits(dtype, isa):
+    for shape in ((_normalize.STREAM_BYTES // 24 // np.dtype(dtype).itemsize + 100, 24, 1), (30, 7, 20_011)):
+        x, dy, _, c = gradients(shape, dtype)
+        k, dx = gradient_of(shape[1], c.mean), np.empty_like(x)
+        assert _normalize.streams(dx, x, dy)
+        _normalize.backward_apply(dy[None], x[None], dx[None], k, relu=c)
+        for rows in (slice(0, 1), slice(3, 9)):
+            part = np.empty_like(x[rows])
+            _normalize.backward_apply(dy[rows][None], x[rows][None], part[None], k, relu=c)
+            assert same_bits(part, dx[rows])
+        _normalize.backward_apply(dy[None], x[None], dy[None], k, relu=c)
+        assert same_bits(dy, dx)
+
+
+def test_arrays_of_one_form_may_have_different_strides(isa):
+    for shape in ((40, 6, 1), (5, 6, 30)):
+        x, dy, z, c = gradients(shape, np.float32)
+        k, expected = gradient_of(6, c.mean), np.empty_like(x)
+        _normalize.backward_apply(dy[None], x[None], expected[None], k, relu=c)
+        wider = [np.concatenate([a, a], axis=0 if at else 1)[:, :6][: len(x)] for at, a in enumerate((dy, x))]
+        result = np.zeros((len(x), 12, shape[2]), np.float32)[:, 3:9]
+        _normalize.backward_apply(wider[0][None], wider[1][None], result[None], k, relu=c)
+        np.testing.assert_array_equal(result, expected)
+        apply(x, expected, c, residual=z)
+        apply(wider[1], result, c, residual=np.concatenate([z, z], axis=1)[:, :6])
+        np.testing.assert_array_equal(result, expected)
 
 
 def test_an_unknown_variant_is_refused():

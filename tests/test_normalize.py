@@ -34,11 +34,12 @@ def test_wide_rows_cover_every_value_once_with_its_own_parameters(channels, offs
     y = memory[offset:].reshape(n, channels, 1)
     x = np.arange(n * channels, dtype=np.float32).reshape(n, channels, 1)
     c = Coefficients(*(np.arange(channels, dtype=np.float32) + k for k in range(3)))
-    for part, to, _, p in _normalize._wide_rows(x, y, None, c, stream):
+    for (part, nothing, to), p in _normalize._wide_rows((x[None], None, y[None]), c, stream):
         assert part.shape == to.shape
         to += 1
-        np.testing.assert_array_equal(p.mean[None, :, None] + np.zeros_like(part), part % channels)
-        np.testing.assert_array_equal(p.shift - p.mean, 2)
+        assert nothing is None
+        np.testing.assert_array_equal(p[0][:, None] + np.zeros_like(part), part % channels)
+        np.testing.assert_array_equal(p[2] - p[0], 2)
     np.testing.assert_array_equal(y, 1)
 
 
@@ -47,17 +48,17 @@ def test_widening_changes_no_bit(dtype, monkeypatch):
     x = normal(0, (4000, 24, 1), mean=1.0, dtype=dtype)
     c = Coefficients(*normal(1, (3, 24)))
     wide, narrow = np.empty_like(x), np.empty_like(x)
-    _normalize.apply(x, wide, c)
-    monkeypatch.setattr(_normalize, "_wide_rows", lambda x3, y3, z3, c, _: [(x3, y3, z3, c)])
-    _normalize.apply(x, narrow, c)
+    _normalize.apply(x[None], wide[None], c)
+    monkeypatch.setattr(_normalize, "_wide_rows", lambda arrays, c, _: [(arrays, c)])
+    _normalize.apply(x[None], narrow[None], c)
     assert same_bits(wide, narrow)
 
 
 def test_moments_of_nothing_are_empty():
     for shape in ((0, 3, 1), (0, 3, 5), (4, 3, 0)):
-        got, missing = _normalize.moments(np.zeros(shape), None, skip_missing=True, n_threads=1)
+        got, missing = _normalize.moments(np.zeros((2, *shape)), None, skip_missing=True, n_threads=1)
         assert not missing
-        np.testing.assert_array_equal(got, np.zeros((4, 3)))
+        np.testing.assert_array_equal(got, np.zeros((4, 6)))
 
 
 @pytest.mark.parametrize("relu", [False, True])
@@ -67,7 +68,7 @@ def test_coefficients_beyond_float32_take_the_long_way_in_pieces(added, relu):
     z = normal(3, x.shape, dtype=np.float32) if added else None
     c = Coefficients(np.zeros(2), np.array([1e38, 1e30]), np.zeros(2))
     y = np.empty_like(x)
-    assert not _normalize.apply(x, y, c, residual=z, relu=relu)
+    assert not _normalize.apply(x[None], y[None], c, residual=None if z is None else z[None], relu=relu)
     expected = _reference.apply(x, *c, z, relu)
     np.testing.assert_allclose(y, expected, rtol=1e-6, atol=1e-6)
 
@@ -76,5 +77,5 @@ def test_float32_coefficients_that_overflow_are_computed_in_float64():
     x = np.array([[1e-40, 3e38], [2e-40, -3e38]], np.float32)[:, :, None]
     c = Coefficients(np.array([1.5e-40, 2e38]), np.array([1e40, 1e-38]), np.zeros(2))
     y = np.empty_like(x)
-    _normalize.apply(x, y, c)
+    _normalize.apply(x[None], y[None], c)
     np.testing.assert_allclose(y, _reference.apply(x, *c), rtol=1e-6)

@@ -86,7 +86,7 @@ def test_a_long_kernel_can_be_interrupted_and_changes_nothing():
     signal.setitimer(signal.ITIMER_REAL, 0.05)
     start = time.perf_counter()
     try:
-        _normalize.moments(x, None, skip_missing=True, n_threads=1)
+        _normalize.moments(x[None], None, skip_missing=True, n_threads=1)
         print("not interrupted")
     except KeyboardInterrupt:
         print("interrupted" if time.perf_counter() - start < 5 else "late")

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from arrays import uniform_bits
 
-from bncpu import BatchNormTransformer, batch_norm, batch_norm_forward
+import bncpu
+from bncpu import BatchNormTransformer, batch_norm, batch_norm_backward, batch_norm_forward
 
 SUMS = {
     ("fit", "float32"): "13303475c7ae2615",
@@ -23,6 +24,10 @@ SUMS = {
     ("missing and weights", "float64"): "13ef9d8f418c0241",
     ("forward", "float32"): "fa1f7075022b593e",
     ("forward", "float64"): "6e74a4996f3e6b95",
+    ("backward", "float32"): "54535a000f94b0c7",
+    ("backward", "float64"): "f9301db3a42bc5e4",
+    ("variants", "float32"): "a1355bac08875c00",
+    ("variants", "float64"): "298c9bc2a4822c09",
     ("big and streamed", "float32"): "314152f1ffdd60ed",
     ("big and streamed", "float64"): "7a93be9e5cd3ed53",
 }
@@ -59,12 +64,41 @@ def forward(dtype):
     return [y, *saved, *running, batch_norm(images(dtype), *running, gamma, beta)]
 
 
+def backward(dtype):
+    gamma, beta = uniform_bits(5, 5), uniform_bits(6, 5)
+    x, dy, z = (
+        images(dtype),
+        uniform_bits(8, (6, 5, 13, 11), dtype) - dtype(0.5),
+        uniform_bits(7, (6, 5, 13, 11), dtype),
+    )
+    results = []
+    for axis, arrays in ((1, (x, dy, z)), (-1, [np.ascontiguousarray(np.moveaxis(a, 1, -1)) for a in (x, dy, z)])):
+        x, dy, z = arrays
+        options = dict(activation="relu", residual=z - dtype(1), channel_axis=axis)
+        _, saved = batch_norm_forward(x, gamma, beta, **options)
+        results += batch_norm_backward(dy, x, saved, gamma, beta=beta, **options)
+    return results
+
+
+def variants(dtype):
+    x, dy = images(dtype), uniform_bits(8, (6, 5, 13, 11), dtype) - dtype(0.5)
+    results = []
+    for name, argument, n in (("layer", [11], 11), ("rms", [11], 11), ("instance", [], 5), ("group", [1], 5)):
+        forward, gradient = getattr(bncpu, f"{name}_norm_forward"), getattr(bncpu, f"{name}_norm_backward")
+        gamma = uniform_bits(9, n)
+        y, saved = forward(x, *argument, gamma)
+        results += [y, saved.invstd, *gradient(dy, x, saved, gamma)]
+    return results
+
+
 CASES = {
     "fit": lambda dtype: stream(dtype),
     "fit, F order": lambda dtype: [BatchNormTransformer().fit_transform(np.asfortranarray(rows(dtype)))],
     "momentum": lambda dtype: stream(dtype, momentum=0.9, eps=1e-5, ddof=1),
     "missing and weights": with_gaps,
     "forward": forward,
+    "backward": backward,
+    "variants": variants,
     "big and streamed": lambda dtype: [BatchNormTransformer().fit_transform(rows(dtype, 120_000, 41))],
 }
 

@@ -1,46 +1,70 @@
 /* What a kernel variant offers: the same leaves, compiled once per instruction set.
  *
- * An array reaches a leaf as a part: `outer` x `channels` runs of `inner` contiguous values.
+ * Arrays reach a leaf as a part: `outer` x `channels` runs of `inner` contiguous values.
  *
- *   rows    inner == 1, channel_stride == 1: (N, C), NHWC; channels lie side by side.
+ *   rows    inner == 1, channels adjacent: (N, C), NHWC; channels lie side by side.
  *   planes  any other: NCHW, F-ordered (N, C); every (outer, channel) is one contiguous run.
  *
- * Leaves trust their arguments. They neither allocate nor start threads, and give the same bits in
- * every variant: no fused multiply-add, and sums in an order that no register width changes.
+ * All arrays of a call come in the same form, each with strides of its own. Leaves trust their arguments.
+ * They neither allocate nor start threads, and give the same bits in every variant: no fused multiply-add,
+ * and sums in an order that no register width changes.
  */
 #ifndef BNCPU_LEAVES_H
 #define BNCPU_LEAVES_H
 
 #include <stddef.h>
 
-/* The most channels a part may have when its moments are taken: the accumulators stay in L1. */
+/* The most channels a part may have when sums are taken: the accumulators stay in L1. */
 #define BN_TILE 512
 
 typedef struct {
-    ptrdiff_t outer, channels, inner;       /* extents */
-    ptrdiff_t outer_stride, channel_stride; /* in elements */
+    ptrdiff_t outer, channels, inner;
 } bn_part;
+
+/* Where an array of the part begins, and its strides in elements; data is NULL for none. */
+typedef struct {
+    char *data;
+    ptrdiff_t outer, channel;
+} bn_array;
+
+/* One value per channel each, in the type of x. The last three are for backward passes only, and
+ * scale and shift are not read in those without relu. */
+typedef struct {
+    const char *mean, *scale, *shift;
+    const char *dy_scale, *x_scale, *offset;
+} bn_coefficients;
 
 /* Count, mean (mean + mean_lo) and sum of squared deviations of each channel of the part.
  * weights: NULL, or one per (outer, inner) position, weight_stride apart in outer.
  * skip_missing: leave NaN out, per channel; otherwise it propagates.
  * Returns 1 if values were left out, or the first sums were not finite. Infinity always shows as a non-finite m2. */
-typedef int (*bn_moments_fn)(const void *x, bn_part part, const double *weights,
+typedef int (*bn_moments_fn)(bn_part part, bn_array x, const double *weights,
                              ptrdiff_t weight_stride, int skip_missing, double *count,
                              double *mean, double *mean_lo, double *m2);
 
-/* y = (x - mean) * scale + shift, then + residual (unless NULL), then max(., 0) if relu.
- * mean, scale, shift: one per channel, in the type of x. y and residual share y's strides.
+/* y = (x - mean) * scale + shift, then + residual (if any), then max(., 0) if relu.
  * stream: store past the cache; only if y is not x. Returns 1 if x holds an infinity. */
-typedef int (*bn_apply_fn)(const void *x, void *y, const void *residual, bn_part x_part,
-                           ptrdiff_t y_outer_stride, ptrdiff_t y_channel_stride, const void *mean,
-                           const void *scale, const void *shift, int relu, int stream);
+typedef int (*bn_apply_fn)(bn_part part, bn_array x, bn_array residual, bn_array y,
+                           bn_coefficients c, int relu, int stream);
+
+/* Sums of g and of g * (x - center) per channel, where g is dy; with relu only where apply gave more than 0
+ * for the same x, residual and coefficients. */
+typedef void (*bn_backward_sums_fn)(bn_part part, bn_array x, bn_array residual, bn_array dy,
+                                    const double *center, bn_coefficients c, int relu,
+                                    double *sum, double *product);
+
+/* dx = dy_scale * g + x_scale * (x - mean) + offset; dresidual = g, if there is a residual, which needs relu. */
+typedef void (*bn_backward_apply_fn)(bn_part part, bn_array x, bn_array residual, bn_array dy,
+                                     bn_array dx, bn_array dresidual, bn_coefficients c, int relu,
+                                     int stream);
 
 typedef struct {
     const char *name;
     /* [0] float32, [1] float64 */
     bn_moments_fn moments[2];
     bn_apply_fn apply[2];
+    bn_backward_sums_fn backward_sums[2];
+    bn_backward_apply_fn backward_apply[2];
 } bn_leaves;
 
 extern const bn_leaves bn_leaves_c;

@@ -1,207 +1,322 @@
 /* The leaves for one element type T of one variant. Included by leaves_unit.h, never alone.
  *
- * Four loops touch the data: rows_sums, plane_sums, rows_apply, plane_apply. The flags they take
- * (weighted, masked, ...) are constants at every call, so each combination is compiled apart.
+ * Four loops touch the data: rows_sums, plane_sums, rows_apply, plane_apply, each forward and backward.
+ * `how` is a constant at every call, so each combination of its flags is compiled apart.
  */
 
-/* ---- a register of T, and one of float64 loaded from T ---- */
+/* ---- a register of T (VT), and LANES values of T, which widen to one of float64 (HT) ---- */
 
-#if LANES == 1
 #define VT NAME(vt)
+#define HT NAME(ht)
 #define VBITS NAME(vbits)
+#if LANES == 1
 #define T_LANES 1
 typedef T VT;
+typedef T HT;
 typedef T_BITS VBITS;
-INLINE VT NAME(load)(const T *p) { return *p; }
-INLINE void NAME(store)(T *p, VT v, const int stream) { (void)stream; *p = v; }
+INLINE VT NAME(load)(const T *p, const ptrdiff_t n) { (void)n; return *p; }
+INLINE HT NAME(load_ht)(const T *p, const ptrdiff_t n) { (void)n; return *p; }
+INLINE void NAME(store)(T *p, VT v, const ptrdiff_t n, const int stream) { (void)n; (void)stream; *p = v; }
 INLINE VBITS NAME(infinite)(VT v) { return isinf(v) != 0; }
 INLINE VT NAME(relu)(VT v) { return v < 0 ? (T)0 : v; }
-INLINE vdouble NAME(widen)(const T *p) { return (double)*p; }
+INLINE VT NAME(where_above_0)(VT y, VT v) { return y <= 0 ? (T)0 : v; }
+INLINE HT NAME(where_above_0_ht)(HT y, HT v) { return y <= 0 ? (T)0 : v; }
+INLINE vdouble NAME(widen)(HT v) { return (double)v; }
 #else
-#define VT NAME(vt)
 #define VT_UNALIGNED NAME(vt_unaligned)
-#define VBITS NAME(vbits)
+#define HT_UNALIGNED NAME(ht_unaligned)
+#define HBITS NAME(hbits)
 #define T_LANES ((ptrdiff_t)(LANES * 8 / sizeof(T)))
 typedef T VT __attribute__((vector_size(LANES * 8)));
 typedef T VT_UNALIGNED __attribute__((vector_size(LANES * 8), aligned(sizeof(T)), may_alias));
+typedef T HT __attribute__((vector_size(LANES * sizeof(T))));
+typedef T HT_UNALIGNED __attribute__((vector_size(LANES * sizeof(T)), aligned(sizeof(T)), may_alias));
 typedef T_BITS VBITS __attribute__((vector_size(LANES * 8)));
+typedef T_BITS HBITS __attribute__((vector_size(LANES * sizeof(T))));
 
-INLINE VT NAME(load)(const T *p) { return *(const VT_UNALIGNED *)p; }
+/* The first n values, 0 in the other lanes. */
+INLINE VT NAME(load)(const T *p, const ptrdiff_t n) {
+    if (n == T_LANES)
+        return *(const VT_UNALIGNED *)p;
+#if LANES == 8
+    return sizeof(T) == 8 ? (VT)_mm512_maskz_loadu_pd(FIRST(n), p)
+                          : (VT)_mm512_maskz_loadu_ps(FIRST(n), p);
+#else
+    return sizeof(T) == 8 ? (VT)_mm256_maskload_pd((const double *)p, FIRST_64(n))
+                          : (VT)_mm256_maskload_ps((const float *)p, FIRST_32(n));
+#endif
+}
 
-INLINE void NAME(store)(T *p, VT v, const int stream) {
-    if (!stream)
+INLINE HT NAME(load_ht)(const T *p, const ptrdiff_t n) {
+    if (n == LANES)
+        return *(const HT_UNALIGNED *)p;
+    return T_LOAD_HT_PART(p, n);
+}
+
+INLINE void NAME(store)(T *p, VT v, const ptrdiff_t n, const int stream) {
+    if (n == T_LANES && !stream)
         *(VT_UNALIGNED *)p = v;
 #if LANES == 8
-    else
+    else if (n == T_LANES)
         _mm512_stream_si512((void *)p, (__m512i)v);
-#else
+    else if (sizeof(T) == 8)
+        _mm512_mask_storeu_pd(p, FIRST(n), (__m512d)v);
     else
+        _mm512_mask_storeu_ps(p, FIRST(n), (__m512)v);
+#else
+    else if (n == T_LANES)
         _mm256_stream_si256((void *)p, (__m256i)v);
+    else if (sizeof(T) == 8)
+        _mm256_maskstore_pd((double *)p, FIRST_64(n), (__m256d)v);
+    else
+        _mm256_maskstore_ps((float *)p, FIRST_32(n), (__m256)v);
 #endif
 }
 
 /* Integer compares: unlike x - x, they tell infinity from NaN. */
 INLINE VBITS NAME(infinite)(VT v) { return ((VBITS)v & T_ABS) == T_INFINITY; }
 
-INLINE VT NAME(relu)(VT v) { return (VT)((VBITS)v & ~(v < 0)); /* keeps NaN */ }
+/* Both keep NaN. */
+INLINE VT NAME(relu)(VT v) { return (VT)((VBITS)v & ~(v < 0)); }
+INLINE VT NAME(where_above_0)(VT y, VT v) { return (VT)((VBITS)v & ~(y <= 0)); }
+INLINE HT NAME(where_above_0_ht)(HT y, HT v) { return (HT)((HBITS)v & ~(y <= 0)); }
 
 /* __builtin_convertvector from float is twice as slow on AVX2 as the conversion instruction. */
-INLINE vdouble NAME(widen)(const T *p) {
-    if (sizeof(T) == 8)
-        return vdouble_load((const double *)p);
-#if LANES == 8
-    return (vdouble)_mm512_cvtps_pd(_mm256_loadu_ps((const float *)p));
-#else
-    return (vdouble)_mm256_cvtps_pd(_mm_loadu_ps((const float *)p));
+INLINE vdouble NAME(widen)(HT v) { return T_WIDEN(v); }
 #endif
+
+/* Subtracting 0 keeps -0.0, which adding to 0 would not. */
+INLINE VT NAME(all)(T value) { return value - (VT){0}; }
+INLINE HT NAME(all_ht)(T value) { return value - (HT){0}; }
+
+/* ---- the arrays of a part ---- */
+
+/* Where the same run begins in every array; `how` says which of them there are. y is dx in a backward pass. */
+typedef struct {
+    const T *x, *z, *dy;
+    T *y, *dz;
+} NAME(runs);
+
+typedef struct {
+    bn_array x, z, dy, y, dz;
+} NAME(arrays);
+
+INLINE NAME(runs) NAME(run)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t c, const int how) {
+    NAME(runs) r = {(const T *)a.x.data + o * a.x.outer + c * a.x.channel, NULL, NULL, NULL, NULL};
+    if (how & ADDED)
+        r.z = (const T *)a.z.data + o * a.z.outer + c * a.z.channel;
+    if (how & BACKWARD)
+        r.dy = (const T *)a.dy.data + o * a.dy.outer + c * a.dy.channel;
+    if (a.y.data)
+        r.y = (T *)a.y.data + o * a.y.outer + c * a.y.channel;
+    if (a.dz.data)
+        r.dz = (T *)a.dz.data + o * a.dz.outer + c * a.dz.channel;
+    return r;
 }
-#endif
 
-/* ---- sums: s += w*d, q += w*d*d, n += w with d = x - shift, everything in float64 ----
- * n is left alone where it is plain counting: neither weighted nor masked. */
+INLINE int NAME(is_rows)(bn_part p, bn_array x) { return p.inner == 1 && x.channel == 1; }
 
-INLINE void NAME(accumulate)(vdouble d, vdouble w, vdouble *n, vdouble *s, vdouble *q,
-                             const int weighted, const int masked) {
-    vdouble wd;
-    if (masked) {
+/* ---- sums: s += w*g, q += w*g*d, n += w with d = x - shift, everything in float64 ----
+ * g is d itself in moments, and dy in a backward pass. n is left alone where it is plain counting. */
+
+typedef struct {
+    HT mean, scale, shift;
+} NAME(affine_ht);
+
+INLINE void NAME(accumulate)(NAME(runs) r, ptrdiff_t i, const ptrdiff_t lanes, vdouble shift,
+                             vdouble w, NAME(affine_ht) f, vdouble *n, vdouble *s, vdouble *q,
+                             const int how) {
+    HT x = NAME(load_ht)(r.x + i, lanes);
+    vdouble d = NAME(widen)(x) - shift, g;
+    if (lanes < LANES) {
+        d = first_of(d, lanes);
+        w = first_of(w, lanes);
+    }
+    if (how & MASKED) {
         w = observed(d, w);
         d = observed(d, d);
     }
-    wd = weighted ? w * d : d;
-    *s += wd;
-    *q += wd * d;
-    if (weighted || masked)
+    g = d;
+    if (how & BACKWARD) {
+        HT dy = NAME(load_ht)(r.dy + i, lanes);
+        if (how & RELU) {
+            HT y = (x - f.mean) * f.scale + f.shift;
+            if (how & ADDED)
+                y = y + NAME(load_ht)(r.z + i, lanes);
+            dy = NAME(where_above_0_ht)(y, dy);
+        }
+        g = NAME(widen)(dy);
+    }
+    if (how & WEIGHTED)
+        g = w * g;
+    *s += g;
+    *q += g * d;
+    if (how & (WEIGHTED | MASKED))
         *n += w;
 }
 
-/* `step` rows of all columns; a column's values are added top to bottom whatever the step.
- * The next rows are fetched meanwhile: the processor's own prefetch stops at the end of each row. */
-INLINE void NAME(rows_sums_step)(const T *x, ptrdiff_t stride, ptrdiff_t width,
-                                 const double *shift, const double *weights, double *n, double *s,
-                                 double *q, const int step, const int weighted, const int masked) {
-    ptrdiff_t j = 0;
+/* What is summed about, and the coefficients that the result is computed again with: BN_TILE values each. */
+typedef struct {
+    double *center;
+    T *mean, *scale, *shift;
+} NAME(about);
+
+typedef struct {
+    double *n, *s, *q;
+} NAME(sums);
+
+INLINE void NAME(rows_sums_at)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t j, const ptrdiff_t lanes,
+                               NAME(about) k, const double *weights, NAME(sums) to, const int step,
+                               const int how) {
+    vdouble center = vdouble_load(k.center + j), n = vdouble_load(to.n + j);
+    vdouble s = vdouble_load(to.s + j), q = vdouble_load(to.q + j);
+    NAME(affine_ht) f = {0};
     int u;
-    for (; j + LANES <= width; j += LANES) {
-        vdouble k = vdouble_load(shift + j), nj = vdouble_load(n + j);
-        vdouble sj = vdouble_load(s + j), qj = vdouble_load(q + j);
-        UNROLL
-        for (u = 0; u < step; u++) {
-            if (step > 1 && j % (64 / sizeof(T)) == 0)
-                PREFETCH(x + (u + step) * stride + j);
-            NAME(accumulate)(NAME(widen)(x + u * stride + j) - k,
-                             vdouble_all(weighted ? weights[u] : 1.0), &nj, &sj, &qj, weighted,
-                             masked);
-        }
-        if (weighted || masked)
-            vdouble_store(n + j, nj);
-        vdouble_store(s + j, sj);
-        vdouble_store(q + j, qj);
+    if (how & RELU) {
+        f.mean = NAME(load_ht)(k.mean + j, LANES);
+        f.scale = NAME(load_ht)(k.scale + j, LANES);
+        f.shift = NAME(load_ht)(k.shift + j, LANES);
     }
-    for (; j < width; j++)
-        for (u = 0; u < step; u++) {
-            double d = (double)x[u * stride + j] - shift[j], w = weighted ? weights[u] : 1.0;
-            if (masked && d != d)
-                continue;
-            n[j] += w;
-            s[j] += weighted ? w * d : d;
-            q[j] += weighted ? w * d * d : d * d;
+    UNROLL
+    for (u = 0; u < step; u++) {
+        NAME(runs) r = NAME(run)(a, o + u, 0, how);
+        /* The next rows are fetched meanwhile: the processor's own prefetch stops at the end of each row. */
+        if (step > 1 && j % (64 / sizeof(T)) == 0) {
+            PREFETCH(r.x + step * a.x.outer + j);
+            if (how & BACKWARD)
+                PREFETCH(r.dy + step * a.dy.outer + j);
+            if (how & ADDED)
+                PREFETCH(r.z + step * a.z.outer + j);
         }
+        NAME(accumulate)(r, j, lanes, center, vdouble_all(how & WEIGHTED ? weights[o + u] : 1.0), f,
+                         &n, &s, &q, how);
+    }
+    if (how & (WEIGHTED | MASKED))
+        vdouble_store(to.n + j, n);
+    vdouble_store(to.s + j, s);
+    vdouble_store(to.q + j, q);
 }
 
-INLINE void NAME(rows_sums)(const T *x, ptrdiff_t rows, ptrdiff_t stride, ptrdiff_t width,
-                            const double *shift, const double *weights, double *n, double *s,
-                            double *q, const int weighted, const int masked) {
-    ptrdiff_t r = 0;
-    for (; r + 8 <= rows; r += 8)
-        NAME(rows_sums_step)(x + r * stride, stride, width, shift, weighted ? weights + r : NULL,
-                             n, s, q, 8, weighted, masked);
-    for (; r < rows; r++)
-        NAME(rows_sums_step)(x + r * stride, stride, width, shift, weighted ? weights + r : NULL,
-                             n, s, q, 1, weighted, masked);
+/* `step` rows of all columns; a column's values are added top to bottom whatever the step. */
+INLINE void NAME(rows_sums_step)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t width, NAME(about) k,
+                                 const double *weights, NAME(sums) to, const int step,
+                                 const int how) {
+    ptrdiff_t j = 0;
+    for (; j + LANES <= width; j += LANES)
+        NAME(rows_sums_at)(a, o, j, LANES, k, weights, to, step, how);
+    if (j < width)
+        NAME(rows_sums_at)(a, o, j, width - j, k, weights, to, step, how);
+}
+
+INLINE void NAME(rows_sums)(NAME(arrays) a, ptrdiff_t rows, ptrdiff_t width, NAME(about) k,
+                            const double *weights, NAME(sums) to, const int how) {
+    ptrdiff_t o = 0;
+    for (; o + 8 <= rows; o += 8)
+        NAME(rows_sums_step)(a, o, width, k, weights, to, 8, how);
+    for (; o < rows; o++)
+        NAME(rows_sums_step)(a, o, width, k, weights, to, 1, how);
 }
 
 /* Element i goes to lane i % SUM_LANES; the lanes are added pairwise at the end. */
-INLINE void NAME(plane_sums)(const T *x, ptrdiff_t inner, double shift, const double *weights,
-                             double *n, double *s, double *q, const int weighted,
-                             const int masked) {
-    vdouble nv[SUM_REGISTERS], sv[SUM_REGISTERS], qv[SUM_REGISTERS], k = vdouble_all(shift);
+INLINE void NAME(plane_sums)(NAME(runs) r, ptrdiff_t inner, NAME(about) k, const double *weights,
+                             NAME(sums) to, const int how) {
+    vdouble n[SUM_REGISTERS], s[SUM_REGISTERS], q[SUM_REGISTERS], center = vdouble_all(*k.center);
+    NAME(affine_ht) f = {0};
     double lanes[3][SUM_LANES];
     ptrdiff_t i = 0;
-    int r, half;
-    for (r = 0; r < SUM_REGISTERS; r++)
-        nv[r] = sv[r] = qv[r] = vdouble_all(0.0);
+    int u, half;
+    if (how & RELU) {
+        f.mean = NAME(all_ht)(*k.mean);
+        f.scale = NAME(all_ht)(*k.scale);
+        f.shift = NAME(all_ht)(*k.shift);
+    }
+    for (u = 0; u < SUM_REGISTERS; u++)
+        n[u] = s[u] = q[u] = vdouble_all(0.0);
     for (; i + SUM_LANES <= inner; i += SUM_LANES) {
         UNROLL
-        for (r = 0; r < SUM_REGISTERS; r++)
-            NAME(accumulate)(NAME(widen)(x + i + r * LANES) - k,
-                             weighted ? vdouble_load(weights + i + r * LANES) : vdouble_all(1.0),
-                             &nv[r], &sv[r], &qv[r], weighted, masked);
+        for (u = 0; u < SUM_REGISTERS; u++)
+            NAME(accumulate)(r, i + u * LANES, LANES, center,
+                             how & WEIGHTED ? vdouble_load(weights + i + u * LANES) : vdouble_all(1.0),
+                             f, &n[u], &s[u], &q[u], how);
     }
-    for (r = 0; r < SUM_REGISTERS; r++) {
-        vdouble_store(lanes[0] + r * LANES, nv[r]);
-        vdouble_store(lanes[1] + r * LANES, sv[r]);
-        vdouble_store(lanes[2] + r * LANES, qv[r]);
+    UNROLL
+    for (u = 0; u < SUM_REGISTERS; u++) {
+        ptrdiff_t left = inner - i - u * LANES;
+        if (left > 0)
+            NAME(accumulate)(r, i + u * LANES, left < LANES ? left : LANES, center,
+                             how & WEIGHTED ? vdouble_load_first(weights + i + u * LANES, left)
+                                            : vdouble_all(1.0),
+                             f, &n[u], &s[u], &q[u], how);
     }
-    for (r = 0; i < inner; i++, r++) {
-        double d = (double)x[i] - shift, w = weighted ? weights[i] : 1.0;
-        if (masked && d != d)
-            continue;
-        lanes[0][r] += w;
-        lanes[1][r] += weighted ? w * d : d;
-        lanes[2][r] += weighted ? w * d * d : d * d;
+    for (u = 0; u < SUM_REGISTERS; u++) {
+        vdouble_store(lanes[0] + u * LANES, n[u]);
+        vdouble_store(lanes[1] + u * LANES, s[u]);
+        vdouble_store(lanes[2] + u * LANES, q[u]);
     }
     for (half = SUM_LANES / 2; half; half /= 2)
-        for (r = 0; r < half; r++) {
-            lanes[0][r] += lanes[0][r + half];
-            lanes[1][r] += lanes[1][r + half];
-            lanes[2][r] += lanes[2][r + half];
+        for (u = 0; u < half; u++) {
+            lanes[0][u] += lanes[0][u + half];
+            lanes[1][u] += lanes[1][u + half];
+            lanes[2][u] += lanes[2][u + half];
         }
-    *n += lanes[0][0];
-    *s += lanes[1][0];
-    *q += lanes[2][0];
+    *to.n += lanes[0][0];
+    *to.s += lanes[1][0];
+    *to.q += lanes[2][0];
+}
+
+/* The sums of every channel. Rows narrower than the tile are folded: several rows are summed as one wide
+ * row, whose pieces share their channel's center and are added at the end. */
+INLINE void NAME(part_sums)(bn_part p, NAME(arrays) a, const double *weights,
+                            ptrdiff_t weight_stride, NAME(about) k, NAME(sums) to, const int how) {
+    ptrdiff_t o, c, fold = 1, rows;
+    int is_rows = NAME(is_rows)(p, a.x);
+    if (is_rows && !(how & WEIGHTED) && p.outer > 1 && a.x.outer == p.channels &&
+        (!(how & BACKWARD) || a.dy.outer == p.channels) &&
+        (!(how & ADDED) || a.z.outer == p.channels))
+        fold = BN_TILE / p.channels < p.outer ? BN_TILE / p.channels : p.outer;
+    for (c = p.channels; c < fold * p.channels; c++) {
+        k.center[c] = k.center[c - p.channels];
+        if (how & RELU) {
+            k.mean[c] = k.mean[c - p.channels];
+            k.scale[c] = k.scale[c - p.channels];
+            k.shift[c] = k.shift[c - p.channels];
+        }
+    }
+    memset(to.n, 0, fold * p.channels * sizeof(double));
+    memset(to.s, 0, fold * p.channels * sizeof(double));
+    memset(to.q, 0, fold * p.channels * sizeof(double));
+    if (!is_rows) {
+        for (o = 0; o < p.outer; o++)
+            for (c = 0; c < p.channels; c++) {
+                NAME(about) at = {k.center + c, NULL, NULL, NULL};
+                NAME(sums) sums = {to.n + c, to.s + c, to.q + c};
+                if (how & RELU)
+                    at.mean = k.mean + c, at.scale = k.scale + c, at.shift = k.shift + c;
+                NAME(plane_sums)(NAME(run)(a, o, c, how), p.inner, at,
+                                 how & WEIGHTED ? weights + o * weight_stride : NULL, sums, how);
+            }
+        return;
+    }
+    rows = p.outer / fold;
+    if (fold > 1) {
+        NAME(arrays) wide = a;
+        wide.x.outer = wide.dy.outer = wide.z.outer = fold * p.channels;
+        NAME(rows_sums)(wide, rows, fold * p.channels, k, weights, to, how);
+        NAME(rows_sums_step)(wide, rows, (p.outer - rows * fold) * p.channels, k, weights, to, 1, how);
+        for (c = p.channels; c < fold * p.channels; c++) {
+            to.n[c % p.channels] += to.n[c];
+            to.s[c % p.channels] += to.s[c];
+            to.q[c % p.channels] += to.q[c];
+        }
+    } else
+        NAME(rows_sums)(a, rows, p.channels, k, weights, to, how);
 }
 
 /* ---- moments of a part: shift, sums, and once more where the shift was far off ---- */
 
-/* The sums of every channel about `shift`. Rows narrower than the tile are folded: several rows
- * are summed as one wide row, whose pieces share their channel's shift and are added at the end. */
-INLINE void NAME(part_sums)(const T *x, bn_part p, const double *weights, ptrdiff_t weight_stride,
-                            double *shift, double *n, double *s, double *q, const int weighted,
-                            const int masked) {
-    ptrdiff_t o, c, fold = 1, rows;
-    if (p.inner == 1 && p.channel_stride == 1) {
-        if (!weighted && p.outer_stride == p.channels && p.outer > 1)
-            fold = BN_TILE / p.channels < p.outer ? BN_TILE / p.channels : p.outer;
-        rows = p.outer / fold;
-        for (c = p.channels; c < fold * p.channels; c++)
-            shift[c] = shift[c - p.channels];
-        memset(n, 0, fold * p.channels * sizeof(double));
-        memset(s, 0, fold * p.channels * sizeof(double));
-        memset(q, 0, fold * p.channels * sizeof(double));
-        NAME(rows_sums)(x, rows, fold * p.outer_stride, fold * p.channels, shift, weights, n, s, q,
-                        weighted, masked);
-        NAME(rows_sums)(x + rows * fold * p.outer_stride, 1, 0,
-                        (p.outer - rows * fold) * p.channels, shift, NULL, n, s, q, 0, masked);
-        for (c = p.channels; c < fold * p.channels; c++) {
-            n[c % p.channels] += n[c];
-            s[c % p.channels] += s[c];
-            q[c % p.channels] += q[c];
-        }
-    } else {
-        memset(n, 0, p.channels * sizeof(double));
-        memset(s, 0, p.channels * sizeof(double));
-        memset(q, 0, p.channels * sizeof(double));
-        for (o = 0; o < p.outer; o++)
-            for (c = 0; c < p.channels; c++)
-                NAME(plane_sums)(x + o * p.outer_stride + c * p.channel_stride, p.inner, shift[c],
-                                 weighted ? weights + o * weight_stride : NULL, n + c, s + c,
-                                 q + c, weighted, masked);
-    }
-}
-
 /* The value a channel is shifted by: the one of largest weight (the first, unweighted), so that
  * |mean - shift| <= sqrt(count) * std and one correction is always enough. Masked: of the numbers. */
-static void NAME(choose_shift)(const T *x, bn_part p, const double *weights,
+static void NAME(choose_shift)(const T *x, bn_part p, bn_array strides, const double *weights,
                                ptrdiff_t weight_stride, int masked, double *shift) {
     ptrdiff_t o, i, c, best_o = 0, best_i = 0;
     if (!masked) {
@@ -211,7 +326,7 @@ static void NAME(choose_shift)(const T *x, bn_part p, const double *weights,
                     if (weights[o * weight_stride + i] > weights[best_o * weight_stride + best_i])
                         best_o = o, best_i = i;
         for (c = 0; c < p.channels; c++)
-            shift[c] = (double)x[best_o * p.outer_stride + c * p.channel_stride + best_i];
+            shift[c] = (double)x[best_o * strides.outer + c * strides.channel + best_i];
         return;
     }
     for (c = 0; c < p.channels; c++) {
@@ -219,7 +334,7 @@ static void NAME(choose_shift)(const T *x, bn_part p, const double *weights,
         shift[c] = 0.0;
         for (o = 0; o < p.outer && (weights || best < 0); o++)
             for (i = 0; i < p.inner && (weights || best < 0); i++) {
-                double value = (double)x[o * p.outer_stride + c * p.channel_stride + i];
+                double value = (double)x[o * strides.outer + c * strides.channel + i];
                 double w = weights ? weights[o * weight_stride + i] : 1.0;
                 if (value == value && w > best) {
                     best = w;
@@ -245,42 +360,44 @@ static int NAME(recentre)(ptrdiff_t channels, const double *n, const double *s, 
     return moved;
 }
 
-INLINE void NAME(part_sums_of)(const T *x, bn_part p, const double *weights,
-                               ptrdiff_t weight_stride, int masked, double *shift, double *n,
-                               double *s, double *q) {
+static void NAME(sums_about)(bn_part p, bn_array x, const double *weights, ptrdiff_t weight_stride,
+                             int masked, double *shift, double *n, double *s, double *q) {
+    NAME(arrays) a = {x, {0}, {0}, {0}, {0}};
+    NAME(about) k = {shift, NULL, NULL, NULL};
+    NAME(sums) to = {n, s, q};
     if (weights && masked)
-        NAME(part_sums)(x, p, weights, weight_stride, shift, n, s, q, 1, 1);
+        NAME(part_sums)(p, a, weights, weight_stride, k, to, WEIGHTED | MASKED);
     else if (weights)
-        NAME(part_sums)(x, p, weights, weight_stride, shift, n, s, q, 1, 0);
+        NAME(part_sums)(p, a, weights, weight_stride, k, to, WEIGHTED);
     else if (masked)
-        NAME(part_sums)(x, p, NULL, 0, shift, n, s, q, 0, 1);
+        NAME(part_sums)(p, a, NULL, 0, k, to, MASKED);
     else
-        NAME(part_sums)(x, p, NULL, 0, shift, n, s, q, 0, 0);
+        NAME(part_sums)(p, a, NULL, 0, k, to, 0);
 }
 
-static int NAME(moments)(const void *data, bn_part p, const double *weights,
-                         ptrdiff_t weight_stride, int skip_missing, double *count, double *mean,
-                         double *mean_lo, double *m2) {
-    const T *x = (const T *)data;
+static int NAME(moments)(bn_part p, bn_array x, const double *weights, ptrdiff_t weight_stride,
+                         int skip_missing, double *count, double *mean, double *mean_lo,
+                         double *m2) {
+    const T *data = (const T *)x.data;
     double shift[BN_TILE], n[BN_TILE], s[BN_TILE], q[BN_TILE];
     ptrdiff_t c;
     int masked = 0;
 
-    NAME(choose_shift)(x, p, weights, weight_stride, 0, shift);
-    NAME(part_sums_of)(x, p, weights, weight_stride, 0, shift, n, s, q);
+    NAME(choose_shift)(data, p, x, weights, weight_stride, 0, shift);
+    NAME(sums_about)(p, x, weights, weight_stride, 0, shift, n, s, q);
     if (skip_missing)
         for (c = 0; c < p.channels; c++)
             masked |= !isfinite(q[c]);
     if (masked) {
-        NAME(choose_shift)(x, p, weights, weight_stride, 1, shift);
-        NAME(part_sums_of)(x, p, weights, weight_stride, 1, shift, n, s, q);
+        NAME(choose_shift)(data, p, x, weights, weight_stride, 1, shift);
+        NAME(sums_about)(p, x, weights, weight_stride, 1, shift, n, s, q);
     } else if (!weights) {
         for (c = 0; c < p.channels; c++)
             n[c] = (double)p.outer * (double)p.inner;
     }
     memcpy(count, n, p.channels * sizeof(double));
     if (NAME(recentre)(p.channels, count, s, q, shift))
-        NAME(part_sums_of)(x, p, weights, weight_stride, masked, shift, n, s, q);
+        NAME(sums_about)(p, x, weights, weight_stride, masked, shift, n, s, q);
 
     for (c = 0; c < p.channels; c++) {
         double offset = count[c] > 0 ? s[c] / count[c] : 0.0, spread = q[c] - s[c] * offset;
@@ -292,127 +409,167 @@ static int NAME(moments)(const void *data, bn_part p, const double *weights,
     return masked;
 }
 
-/* ---- apply ---- */
-
-INLINE VT NAME(affine)(VT v, VT mean, VT scale, VT shift, VT residual, const int added,
-                       const int relu) {
-    v = (v - mean) * scale + shift;
-    if (added)
-        v = v + residual;
-    return relu ? NAME(relu)(v) : v;
+static void NAME(backward_sums)(bn_part p, bn_array x, bn_array z, bn_array dy,
+                                const double *center_, bn_coefficients c, int relu, double *sum,
+                                double *product) {
+    double center[BN_TILE], n[BN_TILE], s[BN_TILE], q[BN_TILE];
+    T mean[BN_TILE], scale[BN_TILE], shift[BN_TILE];
+    NAME(arrays) a = {x, z, dy, {0}, {0}};
+    NAME(about) k = {center, mean, scale, shift};
+    NAME(sums) to = {n, s, q};
+    memcpy(center, center_, p.channels * sizeof(double));
+    if (relu) {
+        memcpy(mean, c.mean, p.channels * sizeof(T));
+        memcpy(scale, c.scale, p.channels * sizeof(T));
+        memcpy(shift, c.shift, p.channels * sizeof(T));
+    }
+    if (relu && z.data)
+        NAME(part_sums)(p, a, NULL, 0, k, to, BACKWARD | RELU | ADDED);
+    else if (relu)
+        NAME(part_sums)(p, a, NULL, 0, k, to, BACKWARD | RELU);
+    else
+        NAME(part_sums)(p, a, NULL, 0, k, to, BACKWARD);
+    memcpy(sum, s, p.channels * sizeof(double));
+    memcpy(product, q, p.channels * sizeof(double));
 }
 
-INLINE T NAME(affine_one)(T v, T mean, T scale, T shift, T residual, const int added,
-                          const int relu, VBITS *infinite) {
-    int bad = isinf(v) != 0;
-    v = (v - mean) * scale + shift;
-    if (added)
-        v = v + residual;
-#if LANES == 1
-    *infinite |= bad;
-#else
-    (*infinite)[0] |= -(T_BITS)bad;
-#endif
-    return relu && v < 0 ? (T)0 : v;
+/* ---- apply ---- */
+
+typedef struct {
+    const T *mean, *scale, *shift, *dy_scale, *x_scale, *offset;
+} NAME(coefficients);
+
+typedef struct {
+    VT mean, scale, shift, dy_scale, x_scale, offset;
+} NAME(registers);
+
+/* n values of the result at i: of the forward pass, or of dx. Returns where x is infinite. */
+INLINE VBITS NAME(result)(NAME(runs) r, ptrdiff_t i, const ptrdiff_t n, NAME(registers) k, VT *y,
+                          const int how) {
+    VT x = NAME(load)(r.x + i, n), centred = x - k.mean, v;
+    if (!(how & BACKWARD) || how & RELU) {
+        v = centred * k.scale + k.shift;
+        if (how & ADDED)
+            v = v + NAME(load)(r.z + i, n);
+    }
+    if (!(how & BACKWARD)) {
+        *y = how & RELU ? NAME(relu)(v) : v;
+        return NAME(infinite)(x);
+    }
+    VT dy = NAME(load)(r.dy + i, n);
+    if (how & RELU)
+        dy = NAME(where_above_0)(v, dy);
+    if (how & ADDED)
+        NAME(store)(r.dz + i, dy, n, 0);
+    *y = (centred * k.x_scale + k.offset) + dy * k.dy_scale;
+    return (VBITS){0};
 }
 
 /* Elements up to the next register boundary of y, where streaming stores may begin. */
-INLINE ptrdiff_t NAME(peel)(const T *y, ptrdiff_t n) {
-    ptrdiff_t head = (ptrdiff_t)(-(uintptr_t)y % (LANES * 8)) / (ptrdiff_t)sizeof(T);
+INLINE ptrdiff_t NAME(peel)(const T *y, ptrdiff_t n, const int how) {
+    ptrdiff_t bytes = T_LANES * sizeof(T);
+    ptrdiff_t head = how & STREAM ? (ptrdiff_t)(-(uintptr_t)y % bytes) / (ptrdiff_t)sizeof(T) : 0;
     return head < n ? head : n;
 }
 
 /* `step` rows share each load of the parameters. Streaming needs aligned rows unless step == 1.
  * Four rows at a time: eight are more lines than the processor can combine streaming stores in. */
-INLINE VBITS NAME(rows_apply_step)(const T *x, T *y, const T *z, ptrdiff_t width,
-                                   ptrdiff_t x_stride, ptrdiff_t y_stride, const T *mean,
-                                   const T *scale, const T *shift, const int step,
-                                   const int added, const int relu, const int stream) {
+INLINE VBITS NAME(rows_apply_at)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t j, const ptrdiff_t n,
+                                 NAME(coefficients) c, const int step, const int how) {
     VBITS infinite = (VBITS){0};
-    ptrdiff_t j = 0, head = stream && step == 1 ? NAME(peel)(y, width) : 0;
+    NAME(registers) k = {0};
+    VT v[4];
     int u;
-    for (; j < head; j++)
-        y[j] = NAME(affine_one)(x[j], mean[j], scale[j], shift[j], added ? z[j] : 0, added, relu,
-                                &infinite);
-    for (; j + T_LANES <= width; j += T_LANES) {
-        VT m = NAME(load)(mean + j), a = NAME(load)(scale + j), b = NAME(load)(shift + j);
-        VT v[4];
-        UNROLL
-        for (u = 0; u < step; u++) {
-            v[u] = NAME(load)(x + u * x_stride + j);
-            infinite |= NAME(infinite)(v[u]);
-            v[u] = NAME(affine)(v[u], m, a, b, added ? NAME(load)(z + u * y_stride + j) : v[u], added,
-                                relu);
-        }
-        UNROLL
-        for (u = 0; u < step; u++)
-            NAME(store)(y + u * y_stride + j, v[u], stream);
+    k.mean = NAME(load)(c.mean + j, n);
+    if (!(how & BACKWARD) || how & RELU) {
+        k.scale = NAME(load)(c.scale + j, n);
+        k.shift = NAME(load)(c.shift + j, n);
     }
-    for (; j < width; j++)
-        for (u = 0; u < step; u++)
-            y[u * y_stride + j] = NAME(affine_one)(x[u * x_stride + j], mean[j], scale[j],
-                                                   shift[j], added ? z[u * y_stride + j] : 0,
-                                                   added, relu, &infinite);
+    if (how & BACKWARD) {
+        k.dy_scale = NAME(load)(c.dy_scale + j, n);
+        k.x_scale = NAME(load)(c.x_scale + j, n);
+        k.offset = NAME(load)(c.offset + j, n);
+    }
+    UNROLL
+    for (u = 0; u < step; u++)
+        infinite |= NAME(result)(NAME(run)(a, o + u, 0, how), j, n, k, &v[u], how);
+    UNROLL
+    for (u = 0; u < step; u++)
+        NAME(store)(NAME(run)(a, o + u, 0, how).y + j, v[u], n, n == T_LANES && how & STREAM);
     return infinite;
 }
 
-INLINE VBITS NAME(rows_apply)(const T *x, T *y, const T *z, bn_part p, ptrdiff_t y_stride,
-                              const T *mean, const T *scale, const T *shift, const int added,
-                              const int relu, const int stream) {
+INLINE VBITS NAME(rows_apply_step)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t width,
+                                   NAME(coefficients) c, const int step, const int how) {
     VBITS infinite = (VBITS){0};
-    ptrdiff_t r = 0;
-    int together = !stream || (((uintptr_t)y | (uintptr_t)(y_stride * (ptrdiff_t)sizeof(T))) &
-                               (LANES * 8 - 1)) == 0;
-    for (; together && r + 4 <= p.outer; r += 4)
-        infinite |= NAME(rows_apply_step)(x + r * p.outer_stride, y + r * y_stride,
-                                          added ? z + r * y_stride : NULL, p.channels,
-                                          p.outer_stride, y_stride, mean, scale, shift, 4, added,
-                                          relu, stream);
-    for (; r < p.outer; r++)
-        infinite |= NAME(rows_apply_step)(x + r * p.outer_stride, y + r * y_stride,
-                                          added ? z + r * y_stride : NULL, p.channels, 0, 0, mean,
-                                          scale, shift, 1, added, relu, stream);
+    ptrdiff_t j = step == 1 ? NAME(peel)(NAME(run)(a, o, 0, how).y, width, how) : 0;
+    if (j)
+        infinite |= NAME(rows_apply_at)(a, o, 0, j, c, step, how);
+    for (; j + T_LANES <= width; j += T_LANES)
+        infinite |= NAME(rows_apply_at)(a, o, j, T_LANES, c, step, how);
+    if (j < width)
+        infinite |= NAME(rows_apply_at)(a, o, j, width - j, c, step, how);
     return infinite;
 }
 
-INLINE VBITS NAME(plane_apply)(const T *x, T *y, const T *z, ptrdiff_t inner, T mean, T scale,
-                               T shift, const int added, const int relu, const int stream) {
+INLINE VBITS NAME(rows_apply)(NAME(arrays) a, ptrdiff_t rows, ptrdiff_t width,
+                              NAME(coefficients) c, const int how) {
     VBITS infinite = (VBITS){0};
-    VT m = mean - (VT){0}, a = scale - (VT){0}, b = shift - (VT){0}; /* keeps -0.0 */
-    ptrdiff_t i = 0, head = stream ? NAME(peel)(y, inner) : 0;
-    for (; i < head; i++)
-        y[i] = NAME(affine_one)(x[i], mean, scale, shift, added ? z[i] : 0, added, relu, &infinite);
+    ptrdiff_t o = 0;
+    uintptr_t ends = (uintptr_t)a.y.data | (uintptr_t)(a.y.outer * (ptrdiff_t)sizeof(T));
+    int together = !(how & STREAM) || ends % (T_LANES * sizeof(T)) == 0;
+    for (; together && o + 4 <= rows; o += 4)
+        infinite |= NAME(rows_apply_step)(a, o, width, c, 4, how);
+    for (; o < rows; o++)
+        infinite |= NAME(rows_apply_step)(a, o, width, c, 1, how);
+    return infinite;
+}
+
+INLINE VBITS NAME(plane_apply)(NAME(runs) r, ptrdiff_t inner, NAME(coefficients) c, ptrdiff_t channel,
+                               const int how) {
+    VBITS infinite = (VBITS){0};
+    NAME(registers) k = {0};
+    ptrdiff_t i = NAME(peel)(r.y, inner, how);
+    VT v;
+    k.mean = NAME(all)(c.mean[channel]);
+    if (!(how & BACKWARD) || how & RELU) {
+        k.scale = NAME(all)(c.scale[channel]);
+        k.shift = NAME(all)(c.shift[channel]);
+    }
+    if (how & BACKWARD) {
+        k.dy_scale = NAME(all)(c.dy_scale[channel]);
+        k.x_scale = NAME(all)(c.x_scale[channel]);
+        k.offset = NAME(all)(c.offset[channel]);
+    }
+    if (i) {
+        infinite |= NAME(result)(r, 0, i, k, &v, how);
+        NAME(store)(r.y, v, i, 0);
+    }
     UNROLL4
     for (; i + T_LANES <= inner; i += T_LANES) {
-        VT v = NAME(load)(x + i);
-        infinite |= NAME(infinite)(v);
-        v = NAME(affine)(v, m, a, b, added ? NAME(load)(z + i) : v, added, relu);
-        NAME(store)(y + i, v, stream);
+        infinite |= NAME(result)(r, i, T_LANES, k, &v, how);
+        NAME(store)(r.y + i, v, T_LANES, how & STREAM);
     }
-    for (; i < inner; i++)
-        y[i] = NAME(affine_one)(x[i], mean, scale, shift, added ? z[i] : 0, added, relu, &infinite);
+    if (i < inner) {
+        infinite |= NAME(result)(r, i, inner - i, k, &v, how);
+        NAME(store)(r.y + i, v, inner - i, 0);
+    }
     return infinite;
 }
 
-INLINE int NAME(part_apply)(const T *x, T *y, const T *z, bn_part p, ptrdiff_t y_outer,
-                            ptrdiff_t y_channel, const T *mean, const T *scale, const T *shift,
-                            const int added, const int relu, const int stream) {
+INLINE int NAME(part_apply)(bn_part p, NAME(arrays) a, NAME(coefficients) k, const int how) {
     VBITS infinite = (VBITS){0};
     ptrdiff_t o, c;
     size_t byte;
     int any = 0;
-    if (p.inner == 1 && p.channel_stride == 1)
-        infinite = NAME(rows_apply)(x, y, z, p, y_outer, mean, scale, shift, added, relu, stream);
+    if (NAME(is_rows)(p, a.x))
+        infinite = NAME(rows_apply)(a, p.outer, p.channels, k, how);
     else
         for (o = 0; o < p.outer; o++)
-            for (c = 0; c < p.channels; c++) {
-                ptrdiff_t at = o * y_outer + c * y_channel;
-                infinite |= NAME(plane_apply)(x + o * p.outer_stride + c * p.channel_stride, y + at,
-                                              added ? z + at : NULL, p.inner, mean[c], scale[c],
-                                              shift[c], added, relu, stream);
-            }
+            for (c = 0; c < p.channels; c++)
+                infinite |= NAME(plane_apply)(NAME(run)(a, o, c, how), p.inner, k, c, how);
 #if LANES > 1
-    if (stream)
+    if (how & STREAM)
         _mm_sfence();
 #endif
     for (byte = 0; byte < sizeof(infinite); byte++)
@@ -420,25 +577,46 @@ INLINE int NAME(part_apply)(const T *x, T *y, const T *z, bn_part p, ptrdiff_t y
     return any != 0;
 }
 
-static int NAME(apply)(const void *x_, void *y_, const void *z_, bn_part p, ptrdiff_t y_outer,
-                       ptrdiff_t y_channel, const void *mean_, const void *scale_,
-                       const void *shift_, int relu, int stream) {
-    const T *x = (const T *)x_, *z = (const T *)z_;
-    const T *mean = (const T *)mean_, *scale = (const T *)scale_, *shift = (const T *)shift_;
-    T *y = (T *)y_;
-#define APPLY(added, relu, stream)                                                                \
-    NAME(part_apply)(x, y, z, p, y_outer, y_channel, mean, scale, shift, added, relu, stream)
-    if (z && relu)
-        return stream ? APPLY(1, 1, 1) : APPLY(1, 1, 0);
-    if (z)
-        return stream ? APPLY(1, 0, 1) : APPLY(1, 0, 0);
-    if (relu)
-        return stream ? APPLY(0, 1, 1) : APPLY(0, 1, 0);
-    return stream ? APPLY(0, 0, 1) : APPLY(0, 0, 0);
-#undef APPLY
+static int NAME(any_apply)(bn_part p, NAME(arrays) a, bn_coefficients c, int how) {
+    NAME(coefficients) k = {(const T *)c.mean,     (const T *)c.scale,   (const T *)c.shift,
+                            (const T *)c.dy_scale, (const T *)c.x_scale, (const T *)c.offset};
+    switch (how) {
+#define CASE(flags)                                                                               \
+    case flags:                                                                                   \
+        return NAME(part_apply)(p, a, k, flags);                                                  \
+    case (flags) | STREAM:                                                                        \
+        return NAME(part_apply)(p, a, k, (flags) | STREAM);
+        CASE(RELU | ADDED)
+        CASE(ADDED)
+        CASE(RELU)
+        CASE(BACKWARD | RELU | ADDED)
+        CASE(BACKWARD | RELU)
+        CASE(BACKWARD)
+    case STREAM:
+        return NAME(part_apply)(p, a, k, STREAM);
+    default:
+        return NAME(part_apply)(p, a, k, 0);
+#undef CASE
+    }
+}
+
+static int NAME(apply)(bn_part p, bn_array x, bn_array z, bn_array y, bn_coefficients c, int relu,
+                       int stream) {
+    NAME(arrays) a = {x, z, {0}, y, {0}};
+    return NAME(any_apply)(p, a, c, (z.data ? ADDED : 0) | (relu ? RELU : 0) | (stream ? STREAM : 0));
+}
+
+static void NAME(backward_apply)(bn_part p, bn_array x, bn_array z, bn_array dy, bn_array dx,
+                                 bn_array dz, bn_coefficients c, int relu, int stream) {
+    NAME(arrays) a = {x, z, dy, dx, dz};
+    NAME(any_apply)(p, a, c,
+                    BACKWARD | (z.data ? ADDED : 0) | (relu ? RELU : 0) | (stream ? STREAM : 0));
 }
 
 #undef VT
+#undef HT
 #undef VT_UNALIGNED
+#undef HT_UNALIGNED
 #undef VBITS
+#undef HBITS
 #undef T_LANES

@@ -40,30 +40,76 @@ INLINE vdouble observed(vdouble d, vdouble value) { return (vdouble)((vmask)valu
 /* Subtracting 0 keeps -0.0, which adding to 0 would not. */
 INLINE vdouble vdouble_all(double value) { return value - (vdouble){0}; }
 
+/* The first n lanes of a register, for the ends of runs. */
+#if LANES == 1
+INLINE vdouble first_of(vdouble v, ptrdiff_t n) { (void)n; return v; }
+#elif LANES == 8
+#define FIRST(n) ((1u << (n)) - 1)
+INLINE vdouble first_of(vdouble v, ptrdiff_t n) { return (vdouble)_mm512_maskz_mov_pd(FIRST(n), (__m512d)v); }
+#else
+static const int64_t first_64[8] = {-1, -1, -1, -1, 0, 0, 0, 0};
+static const int32_t first_32[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
+#define FIRST_64(n) _mm256_loadu_si256((const __m256i *)(first_64 + 4 - (n)))
+#define FIRST_32(n) _mm256_loadu_si256((const __m256i *)(first_32 + 8 - (n)))
+#define FIRST_32_HALF(n) _mm_loadu_si128((const __m128i *)(first_32 + 8 - (n)))
+INLINE vdouble first_of(vdouble v, ptrdiff_t n) { return (vdouble)_mm256_and_pd((__m256d)v, (__m256d)FIRST_64(n)); }
+#endif
+
 #if LANES == 1
 INLINE vdouble vdouble_load(const double *p) { return *p; }
+INLINE vdouble vdouble_load_first(const double *p, ptrdiff_t n) { (void)n; return *p; }
 INLINE void vdouble_store(double *p, vdouble v) { *p = v; }
 #else
 INLINE vdouble vdouble_load(const double *p) { return *(const vdouble_unaligned *)p; }
 INLINE void vdouble_store(double *p, vdouble v) { *(vdouble_unaligned *)p = v; }
+INLINE vdouble vdouble_load_first(const double *p, ptrdiff_t n) {
+    if (n >= LANES)
+        return vdouble_load(p);
+#if LANES == 8
+    return (vdouble)_mm512_maskz_loadu_pd(FIRST(n), p);
+#else
+    return (vdouble)_mm256_maskload_pd(p, FIRST_64(n));
 #endif
+}
+#endif
+
+/* What a loop does beside its plain form; every combination in use is compiled apart. */
+enum {
+    WEIGHTED = 1,
+    MASKED = 2,   /* NaN is left out */
+    BACKWARD = 4, /* dy comes with x */
+    RELU = 8,
+    ADDED = 16, /* a residual */
+    STREAM = 32 /* stores past the cache */
+};
 
 #define T float
 #define T_BITS int32_t
 #define T_INFINITY 0x7f800000
 #define T_ABS 0x7fffffff
+#if LANES == 8
+#define T_WIDEN(v) ((vdouble)_mm512_cvtps_pd((__m256)(v)))
+#define T_LOAD_HT_PART(p, n) ((HT)_mm256_maskz_loadu_ps(FIRST(n), p))
+#elif LANES == 4
+#define T_WIDEN(v) ((vdouble)_mm256_cvtps_pd((__m128)(v)))
+#define T_LOAD_HT_PART(p, n) ((HT)_mm_maskload_ps(p, FIRST_32_HALF(n)))
+#endif
 #define NAME(x) PASTE(x, f32)
 #include "leaves_template.h"
 #undef T
 #undef T_BITS
 #undef T_INFINITY
 #undef T_ABS
+#undef T_WIDEN
+#undef T_LOAD_HT_PART
 #undef NAME
 
 #define T double
 #define T_BITS int64_t
 #define T_INFINITY 0x7ff0000000000000
 #define T_ABS 0x7fffffffffffffff
+#define T_WIDEN(v) (v)
+#define T_LOAD_HT_PART(p, n) vdouble_load_first(p, n)
 #define NAME(x) PASTE(x, f64)
 #include "leaves_template.h"
 
@@ -71,4 +117,6 @@ const bn_leaves PASTE(bn_leaves, VARIANT) = {
     STRING(VARIANT),
     {moments_f32, moments_f64},
     {apply_f32, apply_f64},
+    {backward_sums_f32, backward_sums_f64},
+    {backward_apply_f32, backward_apply_f64},
 };

@@ -1,0 +1,204 @@
+"""The arrays of a forward or backward pass brought into form, and what the kernels make of parts of them.
+
+Statistics, sums and coefficients have the shape of the kept axes here, or what broadcasts to it. Samples are on axis 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bncpu import _layout, _normalize
+from bncpu.moments import Coefficients, Gradient, Moments
+
+Array = NDArray[np.floating[Any]]
+Float64 = NDArray[np.float64]
+Activation = Literal["relu"] | None
+
+# Values of a part where a second step should find in the cache what the first has written.
+PART = 1 << 20
+
+
+@dataclass
+class Part:
+    """Samples that a pass deals with together, in a form for each of its steps: first statistics, then parameters.
+
+    Attributes
+    ----------
+    at : slice
+        Where the samples are.
+    layouts : sequence of Layout
+        One for each step.
+    x, result : ndarray
+        The data, and y or dx.
+    dy, residual, dresidual : ndarray or None
+        The gradient of the result; what is added before the activation, and its gradient.
+    relu, stream : bool
+        Whether ReLU is applied, and whether the result is stored past the cache.
+    n_threads : int or None
+    """
+
+    at: slice
+    layouts: Sequence[_layout.Layout]
+    x: Array
+    result: Array
+    dy: Array | None
+    residual: Array | None
+    dresidual: Array | None
+    relu: bool
+    stream: bool
+    n_threads: int | None
+
+    def _flat(self, values: Any, step: int) -> Any:
+        if isinstance(values, tuple):
+            return type(values)(*(self._flat(v, step) for v in values))
+        return None if values is None else self.layouts[step].flat(values, self.x.shape)
+
+    def _unflat(self, values: Any, step: int) -> Any:
+        return [self.layouts[step].unflat(v, self.x.shape) for v in values]
+
+    def _form(self, a: Array | None, step: int) -> Any:
+        return None if a is None else self.layouts[step].form(a)
+
+    def moments(self, layout: _layout.Layout | None = None) -> Moments:
+        """Moments along the kept axes of the first step, or of `layout`, which must fit."""
+        layout = layout or self.layouts[0]
+        flat, _ = _normalize.moments(layout.form(self.x), None, skip_missing=False, n_threads=self.n_threads)
+        return Moments(*(layout.unflat(m, self.x.shape) for m in flat))
+
+    def apply(
+        self, c: Coefficients, *, step: int = 0, last: bool = True, x: Array | None = None, y: Array | None = None
+    ) -> None:
+        """Write ``(x - mean) * scale + shift`` to the result; in the last step with residual and activation."""
+        _normalize.apply(
+            self._form(self.x if x is None else x, step),
+            self._form(self.result if y is None else y, step),
+            self._flat(c, step),
+            residual=self._form(self.residual if last else None, step),
+            relu=self.relu and last,
+            stream=self.stream and y is None,
+            n_threads=self.n_threads,
+        )
+
+    def sums(
+        self,
+        center: Float64 | float,
+        relu: Coefficients | None,
+        *,
+        step: int = 0,
+        x: Array | None = None,
+        dy: Array | None = None,
+    ) -> tuple[Float64, Float64]:
+        """Sums of g and of ``g * (x - center)`` along the kept axes; g is what ReLU, if any, lets through of dy."""
+        total, product = _normalize.backward_sums(
+            self._form(self.dy if dy is None else dy, step),
+            self._form(self.x if x is None else x, step),
+            self._flat(center, step),
+            relu=self._flat(relu, step),
+            residual=None if relu is None else self._form(self.residual, step),
+            n_threads=self.n_threads,
+        )
+        return tuple(self._unflat((total, product), step))
+
+    def backward(
+        self,
+        k: Gradient,
+        relu: Coefficients | None,
+        *,
+        step: int = 0,
+        x: Array | None = None,
+        dy: Array | None = None,
+        dx: Array | None = None,
+    ) -> None:
+        """Write ``dy_scale * g + x_scale * (x - mean) + offset`` to the result; with `relu`, g to `dresidual`."""
+        _normalize.backward_apply(
+            self._form(self.dy if dy is None else dy, step),
+            self._form(self.x if x is None else x, step),
+            self._form(self.result if dx is None else dx, step),
+            self._flat(k, step),
+            relu=self._flat(relu, step),
+            residual=None if relu is None else self._form(self.residual, step),
+            dresidual=None if relu is None else self._form(self.dresidual, step),
+            stream=self.stream and dx is None,
+            n_threads=self.n_threads,
+        )
+
+
+class Pass:
+    """The arrays of a call, all in a dtype and memory order that have a form for each of `kept`.
+
+    Parameters
+    ----------
+    x : ndarray
+        Checked, like everything else.
+    kept : tuple of tuple of int
+        The axes along which statistics are kept apart, and those along which parameters are, if they are others.
+    dy, residual, out : ndarray of the shape and dtype of `x`, or None
+    relu : bool
+    n_threads : int or None
+    read_only : bool
+        Sums only: there will be no result.
+    """
+
+    def __init__(
+        self,
+        x: Array,
+        kept: tuple[tuple[int, ...], ...],
+        *,
+        dy: Array | None = None,
+        residual: Array | None = None,
+        out: Array | None = None,
+        relu: bool = False,
+        n_threads: int | None = None,
+        read_only: bool = False,
+    ) -> None:
+        # Without ReLU the gradient of the residual is dy, which `out` may overwrite, and the others do not need it.
+        self._dy = None
+        if dy is not None and residual is not None and not relu:
+            self._dy, residual = None if read_only else dy.copy(order="K"), None
+        self._out, self._dtype = out, x.dtype
+        x, *layouts = _layout.ready(x, *kept)
+        dy, residual = (None if a is None else _layout.like(layouts, a, x) for a in (dy, residual))
+        result = x if read_only else _layout.target(layouts, out, x, dy, residual)
+        stream = _normalize.streams(result, x, dy, residual)
+        self.whole = Part(slice(None), layouts, x, result, dy, residual, None, relu, stream, n_threads)
+        if dy is not None and residual is not None and not read_only:
+            self.whole.dresidual = _layout.empty_in(layouts[0], x.shape, x.dtype)
+
+    def parts(self, values: int | None = None) -> Iterator[Part]:
+        """Samples with so many values together, one at least; all of them, if they do not lie one after the other."""
+        whole = self.whole
+        shape, order = whole.x.shape, whole.layouts[0].order
+        outermost = next((axis for axis in order if shape[axis] > 1), 0)
+        step = max(1, (values or PART) * shape[0] // max(1, whole.x.size))
+        if step >= shape[0] or outermost or 0 not in whole.layouts[0].kept:
+            yield whole
+            return
+        for start in range(0, shape[0], step):
+            at = slice(start, start + step)
+            x, result = whole.x[at], whole.result[at]
+            dy, z, dz = (None if a is None else a[at] for a in (whole.dy, whole.residual, whole.dresidual))
+            yield replace(whole, at=at, x=x, result=result, dy=dy, residual=z, dresidual=dz)
+
+    def scratch(self, n: int, values: int | None = None) -> Iterator[Sequence[Array]]:
+        """For each of `parts`, `n` arrays like its `x`: the same memory again, while it is in the cache."""
+        arrays: list[Array] = []
+        for part in self.parts(values):
+            layout, x = part.layouts[0], part.x
+            arrays = arrays or [_layout.empty_in(layout, x.shape, x.dtype) for _ in range(n)]
+            yield arrays if len(x) == len(arrays[0]) else [a[: len(x)] for a in arrays]
+
+    def result(self) -> Array:
+        """The result as the caller wants it."""
+        return _layout.delivered(self.whole.result, self._out, self._dtype)
+
+    def dresidual(self) -> tuple[Array, ...]:
+        """The gradient of the residual, if there was one."""
+        if self._dy is not None:
+            return (self._dy,)
+        dz = self.whole.dresidual
+        return () if dz is None else (_layout.delivered(dz, None, self._dtype),)

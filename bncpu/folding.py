@@ -1,0 +1,213 @@
+"""A batch norm at inference folded into the linear layer or convolution before it: one layer left, the same values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from bncpu import _validation
+from bncpu.moments import fold, inverse_std
+
+Array = NDArray[np.floating[Any]]
+
+# What channel_axis=None looks at, and whose weights are laid out so.
+LINEAR: dict[tuple[int, ...], str] = {(0,): "0 (PyTorch, scikit-learn)", (-1,): "-1 (Keras)"}
+CONV: dict[tuple[int, ...], str] = {(0,): "0 (PyTorch)", (-1,): "-1 (Keras)", (-2, -1): "(-2, -1) (Keras, depthwise)"}
+
+
+def fold_linear(
+    weight: Array,
+    bias: ArrayLike | None,
+    mean: ArrayLike,
+    var: ArrayLike,
+    gamma: ArrayLike | None = None,
+    beta: ArrayLike | None = None,
+    *,
+    eps: float = 1e-5,
+    channel_axis: int | None = None,
+) -> tuple[Array, NDArray[Any]]:
+    """The weights of one linear layer that does what a linear layer and the batch norm behind it do.
+
+    With ``s = gamma / sqrt(var + eps)`` per output channel, ``weight * s`` and ``(bias - mean) * s + beta``: the
+    batch norm of ``weight @ x + bias`` [1]_ with the linear functions multiplied out.
+
+    Parameters
+    ----------
+    weight : ndarray of shape (C, n_inputs) or (n_inputs, C), float16, float32 or float64
+        Of the linear layer. Not modified.
+    bias : array-like of shape (C,) or None
+        Of the linear layer; None means 0.
+    mean, var : array-like of shape (C,)
+        Running statistics of the batch norm. `var` is not negative.
+    gamma, beta : array-like of shape (C,), optional
+        Scale and shift of the batch norm; 1 and 0 if not given.
+    eps : float, default=1e-5
+        That of the batch norm, added to `var`. Not negative; with ``eps=0`` a channel of variance 0 becomes `beta`.
+    channel_axis : int, optional
+        The axis of `weight` that holds the output channels: 0 for PyTorch's layers and scikit-learn's ``coef_``,
+        -1 for Keras kernels. By default the one of the two that has the length of `mean`.
+
+    Returns
+    -------
+    weight : ndarray of the shape, dtype and memory order of `weight`
+        A new array, computed in float64. What overflows the dtype is infinity.
+    bias : ndarray of shape (C,) and the dtype of `weight`
+        A new array, even if `bias` is None.
+
+    Raises
+    ------
+    TypeError
+        If an array has the wrong type or dtype.
+    ValueError
+        If a shape does not fit, or fits both axes and `channel_axis` does not say which; if `var` or `eps` is
+        negative.
+
+    See Also
+    --------
+    fold_conv : The same for convolutions.
+
+    References
+    ----------
+    .. [1] Ioffe & Szegedy (2015), "Batch Normalization: Accelerating Deep Network Training by Reducing
+       Internal Covariate Shift", algorithm 2, step 11.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bncpu import batch_norm, fold_linear
+    >>> weight, bias = np.array([[1.0, 2.0, 0.0], [0.0, 1.0, 1.0]]), np.array([1.0, 0.0])
+    >>> mean, var = [3.0, 1.0], [4.0, 1.0]
+    >>> folded, shift = fold_linear(weight, bias, mean, var, eps=0)
+    >>> folded, shift
+    (array([[0.5, 1. , 0. ],
+           [0. , 1. , 1. ]]), array([-1., -1.]))
+    >>> x = np.array([[1.0, 2.0, 3.0]])
+    >>> x @ folded.T + shift
+    array([[1.5, 4. ]])
+    >>> batch_norm(x @ weight.T + bias, mean, var, eps=0)
+    array([[1.5, 4. ]])
+    """
+    _validation.layer_weight(weight, "linear layer", 2)
+    axes = _validation.output_channels(weight, mean, channel_axis, LINEAR)
+    return _folded(weight, bias, axes, mean, var, gamma, beta, eps)
+
+
+def fold_conv(
+    weight: Array,
+    bias: ArrayLike | None,
+    mean: ArrayLike,
+    var: ArrayLike,
+    gamma: ArrayLike | None = None,
+    beta: ArrayLike | None = None,
+    *,
+    eps: float = 1e-5,
+    channel_axis: int | tuple[int, int] | None = None,
+) -> tuple[Array, NDArray[Any]]:
+    """The weights of one convolution that does what a convolution and the batch norm behind it do.
+
+    With ``s = gamma / sqrt(var + eps)`` per output channel, ``weight * s`` and ``(bias - mean) * s + beta``: the
+    batch norm of ``conv(x, weight) + bias`` [1]_ with the linear functions multiplied out. Stride, padding with
+    zeros and dilation do not matter, nor do groups, as a group has output channels of its own.
+
+    Parameters
+    ----------
+    weight : ndarray of 3 to 5 dimensions, float16, float32 or float64
+        Of a convolution over 1 to 3 dimensions. Not modified. Grouped and depthwise convolutions are included.
+    bias : array-like of shape (C,) or None
+        Of the convolution; None means 0.
+    mean, var : array-like of shape (C,)
+        Running statistics of the batch norm. `var` is not negative.
+    gamma, beta : array-like of shape (C,), optional
+        Scale and shift of the batch norm; 1 and 0 if not given.
+    eps : float, default=1e-5
+        That of the batch norm, added to `var`. Not negative; with ``eps=0`` a channel of variance 0 becomes `beta`.
+    channel_axis : int or tuple of two ints, optional
+        The axis of `weight` that holds the output channels, or the two adjacent axes whose product they are; see
+        Notes. By default 0, -1 or (-2, -1), if one of them alone has the length of `mean`. The kernels of
+        transposed convolutions are never guessed.
+
+    Returns
+    -------
+    weight : ndarray of the shape, dtype and memory order of `weight`
+        A new array, computed in float64. What overflows the dtype is infinity.
+    bias : ndarray of shape (C,) and the dtype of `weight`
+        A new array, even if `bias` is None.
+
+    Raises
+    ------
+    TypeError
+        If an array or `channel_axis` has the wrong type or dtype.
+    ValueError
+        If a shape does not fit, or fits more than one reading and `channel_axis` does not say which; if `var` or
+        `eps` is negative.
+
+    See Also
+    --------
+    fold_linear : The same for linear layers.
+
+    Notes
+    -----
+    The values of `channel_axis`, for two dimensions:
+
+    =====================================  ==================================  ============
+    layer                                  shape of weight                     channel_axis
+    =====================================  ==================================  ============
+    PyTorch, grouped and depthwise too     (C, in / groups, height, width)     0
+    Keras, grouped too                     (height, width, in / groups, C)     -1
+    Keras, depthwise; C = in * multiplier  (height, width, in, multiplier)     (-2, -1)
+    PyTorch, transposed, one group         (in, C, height, width)              1
+    Keras, transposed                      (height, width, C, in)              -2
+    =====================================  ==================================  ============
+
+    PyTorch's transposed convolution with several groups has a weight of shape (in, C / groups, ...), whose values
+    belong to output channels by group: it is refused, as no axis has the length C. Cut it into its groups.
+
+    References
+    ----------
+    .. [1] Ioffe & Szegedy (2015), "Batch Normalization: Accelerating Deep Network Training by Reducing
+       Internal Covariate Shift", section 3.2 and algorithm 2, step 11.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bncpu import fold_conv
+    >>> weight = np.ones((2, 1, 1, 3), np.float32)
+    >>> folded, bias = fold_conv(weight, None, mean=[3.0, 1.0], var=[4.0, 1.0], gamma=[1.0, 5.0], eps=0)
+    >>> folded[:, 0, 0]
+    array([[0.5, 0.5, 0.5],
+           [5. , 5. , 5. ]], dtype=float32)
+    >>> bias
+    array([-1.5, -5. ], dtype=float32)
+    """
+    _validation.layer_weight(weight, "convolution", 3, 4, 5)
+    axes = _validation.output_channels(weight, mean, channel_axis, CONV)
+    return _folded(weight, bias, axes, mean, var, gamma, beta, eps)
+
+
+def _folded(
+    weight: Array,
+    bias: ArrayLike | None,
+    axes: tuple[int, ...],
+    mean: ArrayLike,
+    var: ArrayLike,
+    gamma: ArrayLike | None,
+    beta: ArrayLike | None,
+    eps: float,
+) -> tuple[Array, NDArray[Any]]:
+    """The new weight and bias, where `axes` of `weight`, counted from 0, hold the output channels."""
+    n_channels = int(np.prod([weight.shape[axis] for axis in axes]))
+    center = _validation.required("mean", mean, n_channels)
+    spread = _validation.variances("var", var, n_channels)
+    scale, shift, old = (
+        _validation.per_channel(name, a, n_channels) for name, a in (("gamma", gamma), ("beta", beta), ("bias", bias))
+    )
+    eps = _validation.real("eps", eps, low=0)
+
+    with np.errstate(over="ignore", invalid="ignore"):
+        c = fold(center, inverse_std(spread, eps), scale, shift)
+        per_channel = c.scale.reshape([n if axis in axes else 1 for axis, n in enumerate(weight.shape)])
+        new_weight = (weight * per_channel).astype(weight.dtype)
+        new_bias = ((0.0 if old is None else old) - c.mean) * c.scale + c.shift
+        return new_weight, new_bias.astype(weight.dtype)

@@ -1,0 +1,1188 @@
+"""Layer, RMS, instance and group normalization: each sample on its own, no statistics of a batch.
+
+Instance normalization is group normalization with a group for each channel. Where statistics and parameters belong to
+the same axes there is one step; layer and RMS normalization take two, the second in the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from bncpu import _layout, _validation
+from bncpu._passes import Activation, Part, Pass
+from bncpu.moments import (
+    Coefficients,
+    Gradient,
+    Moments,
+    SavedStatistics,
+    fold,
+    fold_backward,
+    merge_blocks,
+    moved,
+    rms_statistics,
+    saved_statistics,
+    variance,
+)
+
+Array = NDArray[np.floating[Any]]
+Float64 = NDArray[np.float64]
+
+
+def layer_norm(
+    x: Array,
+    normalized_shape: int | tuple[int, ...],
+    gamma: ArrayLike | None = None,
+    beta: ArrayLike | None = None,
+    *,
+    eps: float = 1e-5,
+    channel_axis: int | None = None,
+    activation: Activation = None,
+    residual: Array | None = None,
+    out: Array | None = None,
+    n_threads: int | None = None,
+) -> Array:
+    """Normalize each sample over its last axes: layer normalization.
+
+    ``y = gamma * (x - mean) / sqrt(var + eps) + beta`` [1]_ with mean and biased variance over the
+    last axes, and gamma and beta for each position in them; then ``+ residual``, then the activation.
+
+    Parameters
+    ----------
+    x : ndarray of shape (..., *normalized_shape), float16, float32 or float64
+        Not modified, unless it is `out`.
+    normalized_shape : int or tuple of int
+        The shape of the last axes, over which each position of the others is normalized. With `channel_axis`, the
+        length of that axis.
+    gamma, beta : array-like of shape `normalized_shape`, optional
+        Scale and shift; 1 and 0 if not given.
+    eps : float, default=1e-5
+        Added to the variance. Not negative; with ``eps=0`` equal values give `beta`.
+    channel_axis : int, optional
+        Normalize over this axis instead, at each position of the others: 1 for the channels of (N, C, H, W).
+    activation : {None, "relu"}, default=None
+        Applied last.
+    residual : ndarray of the shape and dtype of `x`, optional
+        Added before the activation.
+    out : ndarray of the shape and dtype of `x`, optional
+        Receives the result; may be `x`. If it overlaps `x` otherwise, the result is as if `x` had been
+        copied first.
+    n_threads : int, optional
+        Threads to use at most; by default what OpenMP allows. The result does not depend on it.
+
+    Returns
+    -------
+    ndarray of the shape and dtype of `x`
+        `out` if given, else a new array in the memory order of `x`.
+
+    Raises
+    ------
+    TypeError
+        If an array has the wrong type or dtype.
+    ValueError
+        If a shape does not fit, `eps` is negative, or `out` is read-only.
+
+    References
+    ----------
+    .. [1] Ba, Kiros & Hinton (2016), "Layer Normalization", eq. 4.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bncpu import layer_norm
+    >>> layer_norm(np.array([[1.0, 3.0], [10.0, 30.0]]), 2, eps=0)
+    array([[-1.,  1.],
+           [-1.,  1.]])
+    """
+    y, _ = layer_norm_forward(
+        x,
+        normalized_shape,
+        gamma,
+        beta,
+        eps=eps,
+        channel_axis=channel_axis,
+        activation=activation,
+        residual=residual,
+        out=out,
+        n_threads=n_threads,
+    )
+    return y
+
+
+def layer_norm_forward(
+    x: Array,
+    normalized_shape: int | tuple[int, ...],
+    gamma: ArrayLike | None = None,
+    beta: ArrayLike | None = None,
+    *,
+    eps: float = 1e-5,
+    channel_axis: int | None = None,
+    activation: Activation = None,
+    residual: Array | None = None,
+    out: Array | None = None,
+    n_threads: int | None = None,
+) -> tuple[Array, SavedStatistics]:
+    """Normalize as `layer_norm` does, and return what `layer_norm_backward` needs.
+
+    ``y = gamma * (x - mean) / sqrt(var + eps) + beta`` [1]_ with mean and biased variance over the
+    last axes, and gamma and beta for each position in them; then ``+ residual``, then the activation.
+
+    Parameters
+    ----------
+    x : ndarray of shape (..., *normalized_shape), float16, float32 or float64
+        Not modified, unless it is `out`.
+    normalized_shape : int or tuple of int
+        The shape of the last axes, over which each position of the others is normalized. With `channel_axis`, the
+        length of that axis.
+    gamma, beta : array-like of shape `normalized_shape`, optional
+        Scale and shift; 1 and 0 if not given.
+    eps : float, default=1e-5
+        Added to the variance. Not negative; with ``eps=0`` equal values give `beta`.
+    channel_axis : int, optional
+        Normalize over this axis instead, at each position of the others: 1 for the channels of (N, C, H, W).
+    activation : {None, "relu"}, default=None
+        Applied last.
+    residual : ndarray of the shape and dtype of `x`, optional
+        Added before the activation.
+    out : ndarray of the shape and dtype of `x`, optional
+        Receives the result; may be `x`. If it overlaps `x` otherwise, the result is as if `x` had been
+        copied first.
+    n_threads : int, optional
+        Threads to use at most; by default what OpenMP allows. The result does not depend on it.
+
+    Returns
+    -------
+    y : ndarray of the shape and dtype of `x`
+        `out` if given, else a new array in the memory order of `x`.
+    saved : SavedStatistics
+        Of the shape of x with 1 for the axes normalized over; float64.
+
+    Raises
+    ------
+    TypeError
+        If an array has the wrong type or dtype.
+    ValueError
+        If a shape does not fit, `eps` is negative, or `out` is read-only.
+
+    References
+    ----------
+    .. [1] Ba, Kiros & Hinton (2016), "Layer Normalization", eq. 4.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bncpu import layer_norm_forward
+    >>> y, saved = layer_norm_forward(np.array([[1.0, 3.0], [10.0, 30.0]]), 2, eps=0)
+    >>> saved.mean
+    array([[ 2.],
+           [20.]])
+    """
+    return _layer_forward(x, normalized_shape, gamma, beta, eps, channel_axis, activation, residual, out, n_threads)
+
+
+def layer_norm_backward(
+    dy: Array,
+    x: Array,
+    saved: SavedStatistics,
+    gamma: ArrayLike | None = None,
+    *,
+    beta: ArrayLike | None = None,
+    channel_axis: int | None = None,
+    activation: Activation = None,
+    residual: Array | None = None,
+    out: Array | None = None,
+    n_threads: int | None = None,
+) -> tuple[Array, ...]:
+    """Compute the gradients of `layer_norm_forward`.
+
+    With ``x_hat = (x - mean) * invstd``, ``g = gamma * dy`` and means over the values normalized together, [1]_:
+    ``dx = invstd * (g - mean(g) - x_hat * mean(g * x_hat))``; ``dgamma`` and ``dbeta`` are sums of ``dy * x_hat``
+    and of dy.
+
+    Parameters
+    ----------
+    dy : ndarray of the shape and dtype of `x`
+        Gradient of the result of the forward pass.
+    x : ndarray of shape (..., *normalized_shape), float16, float32 or float64
+        What the forward pass was given.
+    saved : SavedStatistics
+        What the forward pass returned, of the shape of x with 1 for the axes normalized over.
+    gamma : array-like of shape `normalized_shape`, optional
+        Of the forward pass.
+    beta : array-like of shape `normalized_shape`, optional
+        Of the forward pass; only ReLU asks for it.
+    channel_axis : int, optional
+        Of the forward pass.
+    activation : {None, "relu"}, default=None
+        Of the forward pass. Where ReLU gave 0 the gradient is 0; that is computed again from `x`, nothing is kept.
+        (In float16: where it gave 0 before the result was rounded.)
+    residual : ndarray of the shape and dtype of `x`, optional
+        Of the forward pass.
+    out : ndarray of the shape and dtype of `x`, optional
+        Receives `dx`; may be `dy` or `x`. If it overlaps one of them otherwise, the result is as if that had been
+        copied first.
+    n_threads : int, optional
+        Threads to use at most; by default what OpenMP allows. The result does not depend on it.
+
+    Returns
+    -------
+    dx : ndarray of the shape and dtype of `x`
+        Gradient of `x`: `out` if given, else a new array in the memory order of `x`.
+    dgamma, dbeta : ndarray of shape `normalized_shape`, float64
+        Gradients of `gamma` and `beta`.
+    dresidual : ndarray of the shape and dtype of `x`
+        Gradient of `residual`, a new array; only if that is given.
+
+    Raises
+    ------
+    TypeError
+        If an array has the wrong type or dtype.
+    ValueError
+        If a shape does not fit, or `out` is read-only.
+
+    References
+    ----------
+    .. [1] Ba, Kiros & Hinton (2016), "Layer Normalization", eq. 4.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bncpu import layer_norm_backward, layer_norm_forward
+    >>> x = np.array([[0.0, 1.0, 5.0]])
+    >>> y, saved = layer_norm_forward(x, 3)
+    >>> dx, dgamma, dbeta = layer_norm_backward(np.array([[1.0, 0.0, 0.0]]), x, saved)
+    >>> bool(abs(dx.sum()) < 1e-15)
+    True
+    """
+    return _layer_backward(dy, x, saved, gamma, beta, channel_axis, activation, residual, out, n_threads, centred=True)
+
+
+def rms_norm(
+    x: Array,
+    normalized_shape: int | tuple[int, ...],
+    gamma: ArrayLike | None = None,
+    *,
+    eps: float = 1e-5,
+    channel_axis: int | None = None,
+    activation: Activation = None,
+    residual: Array | None = None,
+    out: Array | None = None,
+    n_threads: int | None = None,
+) -> Array:
+    """Divide each sample by the root mean square over its last axes: RMS normalization.
+
+    ``y = gamma * x / sqrt(mean(x**2) + eps)`` [1]_ with the mean over the last axes, and gamma for each position
+    in them; then ``+ residual``, then the activation.
+
+    Parameters
+    ----------
+    x : ndarray of shape (..., *normalized_shape), float16, float32 or float64
+        Not modified, unless it is `out`.
+    normalized_shape : int or tuple of int
+        The shape of the last axes, over which each position of the others is normalized. With `channel_axis`, the
+        length of that axis.
+    gamma : array-like of shape `normalized_shape`, optional
+        Scale; 1 if not given.
+    eps : float, default=1e-5
+        Added to the mean square. Not negative; with ``eps=0`` zeros give 0.
+    channel_axis : int, optional
+        Normalize over this axis instead, at each position of the others: 1 for the channels of (N, C, H, W).
+    activation : {None, "relu"}, default=None
+        Applied last.
+    residual : ndarray of the shape and dtype of `x`, optional
+        Added before the activation.
+    out : ndarray of the shape and dtype of `x`, optional
+        Receives the result; may be `x`. If it overlaps `x` otherwise, the result is as if `x` had been
+        copied first.
+    n_threads : int, optional
+        Threads to use at most; by default what OpenMP allows. The result does not depend on it.
+
+    Returns
+    -------
+    ndarray of the shape and dtype of `x`
+        `out` if given, else a new array in the memory order of `x`.
+
+    Raises
+    ------
+    TypeError
+        If an array has the wrong type or dtype.
+    ValueError
+        If a shape does not fit, `eps` is negative, or `out` is read-only.
+
+    References
+    ----------
+    .. [1] Zhang & Sennrich (2019), "Root Mean Square Layer Normalization", eq. 4; eps under the root, as PyTorch and
+       ONNX have it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bncpu import rms_norm
+    >>> rms_norm(np.array([[3.0, 4.0, 0.0, 0.0]]), 4, eps=0)
+    array([[1.2, 1.6, 0. , 0. ]])
+    """
+    y, _ = rms_norm_forward(
+        x,
+        normalized_shape,
+        gamma,
+        eps=eps,
+        channel_axis=channel_axis,
+        activation=activation,
+        residual=residual,
+        out=out,
+        n_threads=n_threads,
+    )
+    return y
+
+
+def rms_norm_forward(
+    x: Array,
+    normalized_shape: int | tuple[int, ...],
+    gamma: ArrayLike | None = None,
+    *,
+    eps: float = 1e-5,
+    channel_axis: int | None = None,
+    activation: Activation = None,
+    residual: Array | None = None,
+    out: Array | None = None,
+    n_threads: int | None = None,
+) -> tuple[Array, SavedStatistics]:
+    """Normalize as `rms_norm` does, and return what `rms_norm_backward` needs.
+
+    ``y = gamma * x / sqrt(mean(x**2) + eps)`` [1]_ with the mean over the last axes, and gamma for each position
+    in them; then ``+ residual``, then the activation.
+
+    Parameters
+    ----------
+    x : ndarray of shape (..., *normalized_shape), float16, float32 or float64
+        Not modified, unless it is `out`.
+    normalized_shape : int or tuple of int
+        The shape of the last axes, over which each position of the others is normalized. With `channel_axis`, the
+        length of that axis.
+    gamma : array-like of shape `normalized_shape`, optional
+        Scale; 1 if not given.
+    eps : float, default=1e-5
+        Added to the mean square. Not negative; with ``eps=0`` zeros give 0.
+    channel_axis : int, optional
+        Normalize over this axis instead, at each position of the others: 1 for the channels of (N, C, H, W).
+    activation : {None, "relu"}, default=None
+        Applied last.
+    residual : ndarray of the shape and dtype of `x`, optional
+        Added before the activation.
+    out : ndarray of the shape and dtype of `x`, optional
+        Receives the result; may be `x`. If it overlaps `x` otherwise, the result is as if `x` had been
+        copied first.
+    n_threads : int, optional
+        Threads to use at most; by default what OpenMP allows. The result does not depend on it.
+
+    Returns
+    -------
+    y : ndarray of the shape and dtype of `x`
+        `out` if given, else a new array in the memory order of `x`.
+    saved : SavedStatistics
+        Of the shape of x with 1 for the axes normalized over; ``mean`` is None; float64.
+
+    Raises
+    ------
+    TypeError
+        If an array has the wrong type or dtype.
+    ValueError
+        If a shape does not fit, `eps` is negative, or `out` is read-only.
+
+    References
+    ----------
+    .. [1] Zhang & Sennrich (2019), "Root Mean Square Layer Normalization", eq. 4; eps under the root, as PyTorch and
+       ONNX have it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bncpu import rms_norm_forward
+    >>> y, saved = rms_norm_forward(np.array([[3.0, 4.0, 0.0, 0.0]]), 4, eps=0)
+    >>> saved.invstd
+    array([[0.4]])
+    """
+    return _layer_forward(
+        x, normalized_shape, gamma, None, eps, channel_axis, activation, residual, out, n_threads, centred=False
+    )
+
+
+def rms_norm_backward(
+    dy: Array,
+    x: Array,
+    saved: SavedStatistics,
+    gamma: ArrayLike | None = None,
+    *,
+    channel_axis: int | None = None,
+    activation: Activation = None,
+    residual: Array | None = None,
+    out: Array | None = None,
+    n_threads: int | None = None,
+) -> tuple[Array, ...]:
+    """Compute the gradients of `rms_norm_forward`.
+
+    With ``x_hat = x * invstd``, ``g = gamma * dy`` and means over the values normalized together, [1]_:
+    ``dx = invstd * (g - x_hat * mean(g * x_hat))``; ``dgamma`` is the sum of ``dy * x_hat`` over the samples.
+
+    Parameters
+    ----------
+    dy : ndarray of the shape and dtype of `x`
+        Gradient of the result of the forward pass.
+    x : ndarray of shape (..., *normalized_shape), float16, float32 or float64
+        What the forward pass was given.
+    saved : SavedStatistics
+        What the forward pass returned, of the shape of x with 1 for the axes normalized over; ``mean`` is None.
+    gamma : array-like of shape `normalized_shape`, optional
+        Of the forward pass.
+    channel_axis : int, optional
+        Of the forward pass.
+    activation : {None, "relu"}, default=None
+        Of the forward pass. Where ReLU gave 0 the gradient is 0; that is computed again from `x`, nothing is kept.
+        (In float16: where it gave 0 before the result was rounded.)
+    residual : ndarray of the shape and dtype of `x`, optional
+        Of the forward pass.
+    out : ndarray of the shape and dtype of `x`, optional
+        Receives `dx`; may be `dy` or `x`. If it overlaps one of them otherwise, the result is as if that had been
+        copied first.
+    n_threads : int, optional
+        Threads to use at most; by default what OpenMP allows. The result does not depend on it.
+
+    Returns
+    -------
+    dx : ndarray of the shape and dtype of `x`
+        Gradient of `x`: `out` if given, else a new array in the memory order of `x`.
+    dgamma : ndarray of shape `normalized_shape`, float64
+        Gradient of `gamma`.
+    dresidual : ndarray of the shape and dtype of `x`
+        Gradient of `residual`, a new array; only if that is given.
+
+    Raises
+    ------
+    TypeError
+        If an array has the wrong type or dtype.
+    ValueError
+        If a shape does not fit, or `out` is read-only.
+
+    References
+    ----------
+    .. [1] Zhang & Sennrich (2019), "Root Mean Square Layer Normalization", eq. 4; eps under the root, as PyTorch and
+       ONNX have it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bncpu import rms_norm_backward, rms_norm_forward
+    >>> x = np.array([[3.0, 4.0, 0.0, 0.0]])
+    >>> y, saved = rms_norm_forward(x, 4)
+    >>> dx, dgamma = rms_norm_backward(np.array([[1.0, 0.0, 0.0, 0.0]]), x, saved)
+    >>> dx.shape
+    (1, 4)
+    """
+    dx, dgamma, _, *dresidual = _layer_backward(
+        dy, x, saved, gamma, None, channel_axis, activation, residual, out, n_threads, centred=False
+    )
+    return dx, dgamma, *dresidual
+
+
+def instance_norm(
+    x: Array,
+    gamma: ArrayLike | None = None,
+    beta: ArrayLike | None = None,
+    *,
+    running_mean: Array | None = None,
+    running_var: Array | None = None,
+    momentum: float = 0.9,
+    ddof: float = 0,
+    eps: float = 1e-5,
+    channel_axis: int = 1,
+    activation: Activation = None,
+    residual: Array | None = None,
+    out: Array | None = None,
+    n_threads: int | None = None,
+) -> Array:
+    """Normalize each channel of each sample: instance normalization.
+
+    ``y = gamma * (x - mean) / sqrt(var + eps) + beta`` [1]_ with mean and biased variance over the
+    channel's values in the sample, and gamma and beta for each channel; then ``+ residual``, then the activation.
+
+    Parameters
+    ----------
+    x : ndarray of shape (N, C, ...), float16, float32 or float64
+        Not modified, unless it is `out`.
+    gamma, beta : array-like of shape (C,), optional
+        Scale and shift; 1 and 0 if not given.
+    running_mean, running_var : ndarray of shape (C,), floating point, optional
+        Updated in place: ``momentum * running + (1 - momentum) * batch``, where batch is the mean over the samples of
+        their statistics. Both or neither.
+    momentum : float in [0, 1], default=0.9
+        Weight of the OLD value. PyTorch's momentum is 1 minus this one.
+    ddof : float, default=0
+        ``running_var`` receives ``m / (m - ddof)`` times the biased variances of m values; PyTorch's is 1.
+        Normalization always divides by m.
+    eps : float, default=1e-5
+        Added to the variance. Not negative; with ``eps=0`` equal values give `beta`.
+    channel_axis : int, default=1
+        The axis of length C; -1 is channels-last. Samples are on the first other axis.
+    activation : {None, "relu"}, default=None
+        Applied last.
+    residual : ndarray of the shape and dtype of `x`, optional
+        Added before the activation.
+    out : ndarray of the shape and dtype of `x`, optional
+        Receives the result; may be `x`. If it overlaps `x` otherwise, the result is as if `x` had been
+        copied first.
+    n_threads : int, optional
+        Threads to use at most; by default what OpenMP allows. The result does not depend on it.
+
+    Returns
+    -------
+    ndarray of the shape and dtype of `x`
+        `out` if given, else a new array in the memory order of `x`.
+
+    Raises
+    ------
+    TypeError
+        If an array has the wrong type or dtype.
+    ValueError
+        If a shape does not fit, a channel of a sample holds fewer than two values, a number is out of range, or an
+        array to be written is read-only. Nothing has been changed then.
+
+    References
+    ----------
+    .. [1] Ulyanov, Vedaldi & Lempitsky (2016), "Instance Normalization: The Missing Ingredient for Fast Stylization",
+       eq. 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bncpu import instance_norm
+    >>> instance_norm(np.array([[[1.0, 3.0], [10.0, 30.0]]]), eps=0)
+    array([[[-1.,  1.],
+            [-1.,  1.]]])
+    """
+    y, _ = instance_norm_forward(
+        x,
+        gamma,
+        beta,
+        running_mean=running_mean,
+        running_var=running_var,
+        momentum=momentum,
+        ddof=ddof,
+        eps=eps,
+        channel_axis=channel_axis,
+        activation=activation,
+        residual=residual,
+        out=out,
+        n_threads=n_threads,
+    )
+    return y
+
+
+def instance_norm_forward(
+    x: Array,
+    gamma: ArrayLike | None = None,
+    beta: ArrayLike | None = None,
+    *,
+    running_mean: Array | None = None,
+    running_var: Array | None = None,
+    momentum: float = 0.9,
+    ddof: float = 0,
+    eps: float = 1e-5,
+    channel_axis: int = 1,
+    activation: Activation = None,
+    residual: Array | None = None,
+    out: Array | None = None,
+    n_threads: int | None = None,
+) -> tuple[Array, SavedStatistics]:
+    """Normalize as `instance_norm` does, and return what `instance_norm_backward` needs.
+
+    ``y = gamma * (x - mean) / sqrt(var + eps) + beta`` [1]_ with mean and biased variance over the
+    channel's values in the sample, and gamma and beta for each channel; then ``+ residual``, then the activation.
+
+    Parameters
+    ----------
+    x : ndarray of shape (N, C, ...), float16, float32 or float64
+        Not modified, unless it is `out`.
+    gamma, beta : array-like of shape (C,), optional
+        Scale and shift; 1 and 0 if not given.
+    running_mean, running_var : ndarray of shape (C,), floating point, optional
+        Updated in place: ``momentum * running + (1 - momentum) * batch``, where batch is the mean over the samples of
+        their statistics. Both or neither.
+    momentum : float in [0, 1], default=0.9
+        Weight of the OLD value. PyTorch's momentum is 1 minus this one.
+    ddof : float, default=0
+        ``running_var`` receives ``m / (m - ddof)`` times the biased variances of m values; PyTorch's is 1.
+        Normalization always divides by m.
+    eps : float, default=1e-5
+        Added to the variance. Not negative; with ``eps=0`` equal values give `beta`.
+    channel_axis : int, default=1
+        The axis of length C; -1 is channels-last. Samples are on the first other axis.
+    activation : {None, "relu"}, default=None
+        Applied last.
+    residual : ndarray of the shape and dtype of `x`, optional
+        Added before the activation.
+    out : ndarray of the shape and dtype of `x`, optional
+        Receives the result; may be `x`. If it overlaps `x` otherwise, the result is as if `x` had been
+        copied first.
+    n_threads : int, optional
+        Threads to use at most; by default what OpenMP allows. The result does not depend on it.
+
+    Returns
+    -------
+    y : ndarray of the shape and dtype of `x`
+        `out` if given, else a new array in the memory order of `x`.
+    saved : SavedStatistics
+        Of shape (N, C); float64.
+
+    Raises
+    ------
+    TypeError
+        If an array has the wrong type or dtype.
+    ValueError
+        If a shape does not fit, a channel of a sample holds fewer than two values, a number is out of range, or an
+        array to be written is read-only. Nothing has been changed then.
+
+    References
+    ----------
+    .. [1] Ulyanov, Vedaldi & Lempitsky (2016), "Instance Normalization: The Missing Ingredient for Fast Stylization",
+       eq. 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bncpu import instance_norm_forward
+    >>> y, saved = instance_norm_forward(np.array([[[1.0, 3.0], [10.0, 30.0]]]), eps=0)
+    >>> saved.mean
+    array([[ 2., 20.]])
+    """
+    axis = _validation.data("x", x, channel_axis)
+    n_channels = x.shape[axis]
+    _validation.running_pair(running_mean, running_var, n_channels, x, out)
+    momentum = _validation.momentum(momentum)
+    ddof = _validation.real("ddof", ddof, low=0)
+    n_samples = x.shape[0 if axis else 1]
+    if n_samples and n_channels:
+        _validation.values_per_channel("instance_norm", x.size // (n_samples * n_channels), ddof)
+    y, saved, moments = _group_forward(x, n_channels, gamma, beta, eps, axis, activation, residual, out, n_threads)
+    if running_mean is not None and running_var is not None and n_samples:
+        running_mean[...] = moved(running_mean, moments.mean.mean(axis=0), momentum)
+        running_var[...] = moved(running_var, variance(moments, ddof).mean(axis=0), momentum)
+    return y, saved
+
+
+def instance_norm_backward(
+    dy: Array,
+    x: Array,
+    saved: SavedStatistics,
+    gamma: ArrayLike | None = None,
+    *,
+    beta: ArrayLike | None = None,
+    channel_axis: int = 1,
+    activation: Activation = None,
+    residual: Array | None = None,
+    out: Array | None = None,
+    n_threads: int | None = None,
+) -> tuple[Array, ...]:
+    """Compute the gradients of `instance_norm_forward`.
+
+    With ``x_hat = (x - mean) * invstd``, ``g = gamma * dy`` and means over the values normalized together, [1]_:
+    ``dx = invstd * (g - mean(g) - x_hat * mean(g * x_hat))``; ``dgamma`` and ``dbeta`` are sums of ``dy * x_hat``
+    and of dy.
+
+    Parameters
+    ----------
+    dy : ndarray of the shape and dtype of `x`
+        Gradient of the result of the forward pass.
+    x : ndarray of shape (N, C, ...), float16, float32 or float64
+        What the forward pass was given.
+    saved : SavedStatistics
+        What the forward pass returned, of shape (N, C).
+    gamma : array-like of shape (C,), optional
+        Of the forward pass.
+    beta : array-like of shape (C,), optional
+        Of the forward pass; only ReLU asks for it.
+    channel_axis : int, default=1
+        The axis of length C; -1 is channels-last. Samples are on the first other axis.
+    activation : {None, "relu"}, default=None
+        Of the forward pass. Where ReLU gave 0 the gradient is 0; that is computed again from `x`, nothing is kept.
+        (In float16: where it gave 0 before the result was rounded.)
+    residual : ndarray of the shape and dtype of `x`, optional
+        Of the forward pass.
+    out : ndarray of the shape and dtype of `x`, optional
+        Receives `dx`; may be `dy` or `x`. If it overlaps one of them otherwise, the result is as if that had been
+        copied first.
+    n_threads : int, optional
+        Threads to use at most; by default what OpenMP allows. The result does not depend on it.
+
+    Returns
+    -------
+    dx : ndarray of the shape and dtype of `x`
+        Gradient of `x`: `out` if given, else a new array in the memory order of `x`.
+    dgamma, dbeta : ndarray of shape (C,), float64
+        Gradients of `gamma` and `beta`.
+    dresidual : ndarray of the shape and dtype of `x`
+        Gradient of `residual`, a new array; only if that is given.
+
+    Raises
+    ------
+    TypeError
+        If an array has the wrong type or dtype.
+    ValueError
+        If a shape does not fit, or `out` is read-only.
+
+    References
+    ----------
+    .. [1] Ulyanov, Vedaldi & Lempitsky (2016), "Instance Normalization: The Missing Ingredient for Fast Stylization",
+       eq. 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bncpu import instance_norm_backward, instance_norm_forward
+    >>> x = np.array([[[0.0, 1.0, 5.0]]])
+    >>> y, saved = instance_norm_forward(x)
+    >>> dx, dgamma, dbeta = instance_norm_backward(np.array([[[1.0, 0.0, 0.0]]]), x, saved)
+    >>> bool(abs(dx.sum()) < 1e-15)
+    True
+    """
+    axis = _validation.data("x", x, channel_axis)
+    return _group_backward(dy, x, saved, x.shape[axis], gamma, beta, axis, activation, residual, out, n_threads)
+
+
+def group_norm(
+    x: Array,
+    n_groups: int,
+    gamma: ArrayLike | None = None,
+    beta: ArrayLike | None = None,
+    *,
+    eps: float = 1e-5,
+    channel_axis: int = 1,
+    activation: Activation = None,
+    residual: Array | None = None,
+    out: Array | None = None,
+    n_threads: int | None = None,
+) -> Array:
+    """Normalize groups of channels of each sample: group normalization.
+
+    ``y = gamma * (x - mean) / sqrt(var + eps) + beta`` [1]_ with mean and biased variance over all
+    values of a group of channels in the sample, and gamma and beta for each channel; then ``+ residual``, then the
+    activation.
+
+    Parameters
+    ----------
+    x : ndarray of shape (N, C, ...), float16, float32 or float64
+        Not modified, unless it is `out`.
+    n_groups : int
+        A divisor of C: channels ``g * C/n_groups`` to ``(g + 1) * C/n_groups - 1`` are normalized together.
+    gamma, beta : array-like of shape (C,), optional
+        Scale and shift; 1 and 0 if not given.
+    eps : float, default=1e-5
+        Added to the variance. Not negative; with ``eps=0`` equal values give `beta`.
+    channel_axis : int, default=1
+        The axis of length C; -1 is channels-last. Samples are on the first other axis.
+    activation : {None, "relu"}, default=None
+        Applied last.
+    residual : ndarray of the shape and dtype of `x`, optional
+        Added before the activation.
+    out : ndarray of the shape and dtype of `x`, optional
+        Receives the result; may be `x`. If it overlaps `x` otherwise, the result is as if `x` had been
+        copied first.
+    n_threads : int, optional
+        Threads to use at most; by default what OpenMP allows. The result does not depend on it.
+
+    Returns
+    -------
+    ndarray of the shape and dtype of `x`
+        `out` if given, else a new array in the memory order of `x`.
+
+    Raises
+    ------
+    TypeError
+        If an array has the wrong type or dtype.
+    ValueError
+        If a shape does not fit, `n_groups` does not divide C, `eps` is negative, or `out` is read-only.
+
+    References
+    ----------
+    .. [1] Wu & He (2018), "Group Normalization", eq. 1, 2 and 7.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bncpu import group_norm
+    >>> group_norm(np.array([[1.0, 3.0, 10.0, 30.0]]), 2, eps=0)
+    array([[-1.,  1., -1.,  1.]])
+    """
+    y, _ = group_norm_forward(
+        x,
+        n_groups,
+        gamma,
+        beta,
+        eps=eps,
+        channel_axis=channel_axis,
+        activation=activation,
+        residual=residual,
+        out=out,
+        n_threads=n_threads,
+    )
+    return y
+
+
+def group_norm_forward(
+    x: Array,
+    n_groups: int,
+    gamma: ArrayLike | None = None,
+    beta: ArrayLike | None = None,
+    *,
+    eps: float = 1e-5,
+    channel_axis: int = 1,
+    activation: Activation = None,
+    residual: Array | None = None,
+    out: Array | None = None,
+    n_threads: int | None = None,
+) -> tuple[Array, SavedStatistics]:
+    """Normalize as `group_norm` does, and return what `group_norm_backward` needs.
+
+    ``y = gamma * (x - mean) / sqrt(var + eps) + beta`` [1]_ with mean and biased variance over all
+    values of a group of channels in the sample, and gamma and beta for each channel; then ``+ residual``, then the
+    activation.
+
+    Parameters
+    ----------
+    x : ndarray of shape (N, C, ...), float16, float32 or float64
+        Not modified, unless it is `out`.
+    n_groups : int
+        A divisor of C: channels ``g * C/n_groups`` to ``(g + 1) * C/n_groups - 1`` are normalized together.
+    gamma, beta : array-like of shape (C,), optional
+        Scale and shift; 1 and 0 if not given.
+    eps : float, default=1e-5
+        Added to the variance. Not negative; with ``eps=0`` equal values give `beta`.
+    channel_axis : int, default=1
+        The axis of length C; -1 is channels-last. Samples are on the first other axis.
+    activation : {None, "relu"}, default=None
+        Applied last.
+    residual : ndarray of the shape and dtype of `x`, optional
+        Added before the activation.
+    out : ndarray of the shape and dtype of `x`, optional
+        Receives the result; may be `x`. If it overlaps `x` otherwise, the result is as if `x` had been
+        copied first.
+    n_threads : int, optional
+        Threads to use at most; by default what OpenMP allows. The result does not depend on it.
+
+    Returns
+    -------
+    y : ndarray of the shape and dtype of `x`
+        `out` if given, else a new array in the memory order of `x`.
+    saved : SavedStatistics
+        Of shape (N, n_groups); float64.
+
+    Raises
+    ------
+    TypeError
+        If an array has the wrong type or dtype.
+    ValueError
+        If a shape does not fit, `n_groups` does not divide C, `eps` is negative, or `out` is read-only.
+
+    References
+    ----------
+    .. [1] Wu & He (2018), "Group Normalization", eq. 1, 2 and 7.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bncpu import group_norm_forward
+    >>> y, saved = group_norm_forward(np.array([[1.0, 3.0, 10.0, 30.0]]), 2, eps=0)
+    >>> saved.mean
+    array([[ 2., 20.]])
+    """
+    axis = _validation.data("x", x, channel_axis)
+    n_groups = _validation.groups(n_groups, x.shape[axis])
+    y, saved, _ = _group_forward(x, n_groups, gamma, beta, eps, axis, activation, residual, out, n_threads)
+    return y, saved
+
+
+def group_norm_backward(
+    dy: Array,
+    x: Array,
+    saved: SavedStatistics,
+    gamma: ArrayLike | None = None,
+    *,
+    beta: ArrayLike | None = None,
+    channel_axis: int = 1,
+    activation: Activation = None,
+    residual: Array | None = None,
+    out: Array | None = None,
+    n_threads: int | None = None,
+) -> tuple[Array, ...]:
+    """Compute the gradients of `group_norm_forward`.
+
+    With ``x_hat = (x - mean) * invstd``, ``g = gamma * dy`` and means over the values normalized together, [1]_:
+    ``dx = invstd * (g - mean(g) - x_hat * mean(g * x_hat))``; ``dgamma`` and ``dbeta`` are sums of ``dy * x_hat``
+    and of dy.
+
+    Parameters
+    ----------
+    dy : ndarray of the shape and dtype of `x`
+        Gradient of the result of the forward pass.
+    x : ndarray of shape (N, C, ...), float16, float32 or float64
+        What the forward pass was given.
+    saved : SavedStatistics
+        What the forward pass returned, of shape (N, n_groups).
+    gamma : array-like of shape (C,), optional
+        Of the forward pass.
+    beta : array-like of shape (C,), optional
+        Of the forward pass; only ReLU asks for it.
+    channel_axis : int, default=1
+        The axis of length C; -1 is channels-last. Samples are on the first other axis.
+    activation : {None, "relu"}, default=None
+        Of the forward pass. Where ReLU gave 0 the gradient is 0; that is computed again from `x`, nothing is kept.
+        (In float16: where it gave 0 before the result was rounded.)
+    residual : ndarray of the shape and dtype of `x`, optional
+        Of the forward pass.
+    out : ndarray of the shape and dtype of `x`, optional
+        Receives `dx`; may be `dy` or `x`. If it overlaps one of them otherwise, the result is as if that had been
+        copied first.
+    n_threads : int, optional
+        Threads to use at most; by default what OpenMP allows. The result does not depend on it.
+
+    Returns
+    -------
+    dx : ndarray of the shape and dtype of `x`
+        Gradient of `x`: `out` if given, else a new array in the memory order of `x`.
+    dgamma, dbeta : ndarray of shape (C,), float64
+        Gradients of `gamma` and `beta`.
+    dresidual : ndarray of the shape and dtype of `x`
+        Gradient of `residual`, a new array; only if that is given.
+
+    Raises
+    ------
+    TypeError
+        If an array has the wrong type or dtype.
+    ValueError
+        If a shape does not fit, or `out` is read-only.
+
+    References
+    ----------
+    .. [1] Wu & He (2018), "Group Normalization", eq. 1, 2 and 7.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bncpu import group_norm_backward, group_norm_forward
+    >>> x = np.array([[0.0, 1.0, 5.0, 6.0]])
+    >>> y, saved = group_norm_forward(x, 2)
+    >>> dx, dgamma, dbeta = group_norm_backward(np.array([[1.0, 0.0, 0.0, 0.0]]), x, saved)
+    >>> bool(abs(dx.sum()) < 1e-15)
+    True
+    """
+    axis = _validation.data("x", x, channel_axis)
+    n_groups = _validation.groups_of(saved, x.shape[axis])
+    return _group_backward(dy, x, saved, n_groups, gamma, beta, axis, activation, residual, out, n_threads)
+
+
+# ---- layer and RMS: statistics belong to the first axes, parameters to the last ----
+
+
+def _layer_forward(
+    x: Array,
+    normalized_shape: Any,
+    gamma: ArrayLike | None,
+    beta: ArrayLike | None,
+    eps: float,
+    channel_axis: int | None,
+    activation: Activation,
+    residual: Array | None,
+    out: Array | None,
+    n_threads: int | None,
+    *,
+    centred: bool = True,
+) -> tuple[Array, SavedStatistics]:
+    shape = _validation.normalized(x, normalized_shape, channel_axis)
+    scale, shift = (_validation.parameter(name, a, shape) for name, a in (("gamma", gamma), ("beta", beta)))
+    eps = _validation.real("eps", eps, low=0)
+    checked = _validation.forward(x, activation, residual, out, n_threads)
+    arrays = _layer_pass(x, shape, channel_axis, checked)
+    saved, affine = [], scale is not None or shift is not None
+    for part, (x_hat,) in zip(arrays.parts(), arrays.scratch(1), strict=True):
+        moments = part.moments()
+        saved.append(saved_statistics(moments, eps) if centred else rms_statistics(moments, eps))
+        if affine:
+            part.apply(_normalizing(saved[-1]), last=False, y=x_hat)
+            part.apply(_affine(scale, shift), step=1, x=x_hat)
+        else:
+            part.apply(_normalizing(saved[-1]))
+    axis, ones = -1 if channel_axis is None else channel_axis, (1,) * len(shape)
+    y = np.moveaxis(arrays.result(), -1, axis)
+    everything = _joined(saved, lambda a: np.moveaxis(a.reshape(a.shape + ones), -1, axis))
+    return y if out is None else out, everything
+
+
+def _layer_backward(
+    dy: Array,
+    x: Array,
+    saved: SavedStatistics,
+    gamma: ArrayLike | None,
+    beta: ArrayLike | None,
+    channel_axis: int | None,
+    activation: Activation,
+    residual: Array | None,
+    out: Array | None,
+    n_threads: int | None,
+    *,
+    centred: bool,
+) -> tuple[Array, ...]:
+    shape, saved = _validation.normalized_as(x, saved, gamma, channel_axis, centred=centred)
+    scale, shift = (_validation.parameter(name, a, shape) for name, a in (("gamma", gamma), ("beta", beta)))
+    arrays = _layer_pass(x, shape, channel_axis, _validation.backward(dy, x, activation, residual, out, n_threads))
+    axis, lead = -1 if channel_axis is None else channel_axis, arrays.whole.x.shape[: -len(shape)]
+    saved = _joined([saved], lambda a: np.moveaxis(a, axis, -1).reshape(lead))
+    dgamma, dbeta = np.zeros(shape), np.zeros(shape)
+    for part, (x_hat, g) in zip(arrays.parts(), arrays.scratch(2), strict=True):
+        some = _of(part, saved)
+        mean: Float64 = np.zeros_like(some.invstd) if some.mean is None else some.mean
+        # The forward pass's first step again; its second decides what ReLU lets through.
+        part.apply(_normalizing(some), last=False, y=x_hat)
+        relu = _affine(scale, shift) if part.relu else None
+        total, product = part.sums(0.0, relu, step=1, x=x_hat)
+        dbeta += total
+        dgamma += product
+        part.backward(Gradient(_ZERO, _ONE if scale is None else scale, _ZERO, _ZERO), relu, step=1, x=x_hat, dx=g)
+        total, product = part.sums(mean, None, dy=g)
+        along = (product - some.mean_lo * total) * some.invstd
+        sums = (total if centred else np.zeros_like(total), along)
+        part.backward(fold_backward(mean, some.invstd, None, sums, prod(shape), some.mean_lo), None, dy=g)
+    dx, *dz = (np.moveaxis(a, -1, axis) for a in (arrays.result(), *arrays.dresidual()))
+    return dx if out is None else out, dgamma, dbeta, *dz
+
+
+_ZERO, _ONE = np.zeros(()), np.ones(())
+
+
+def _layer_pass(x: Array, shape: tuple[int, ...], channel_axis: int | None, checked: dict[str, Any]) -> Pass:
+    arrays = {"x": x, **checked}
+    if channel_axis is not None:
+        arrays = {k: np.moveaxis(a, channel_axis, -1) if isinstance(a, np.ndarray) else a for k, a in arrays.items()}
+    first = x.ndim - len(shape)
+    return Pass(kept=(tuple(range(first)), tuple(range(first, x.ndim))), **arrays)
+
+
+def _normalizing(saved: SavedStatistics) -> Coefficients:
+    mean = _ZERO if saved.mean is None else saved.mean
+    return fold(mean, saved.invstd, None, None, saved.mean_lo)
+
+
+def _affine(scale: Float64 | None, shift: Float64 | None) -> Coefficients:
+    return Coefficients(_ZERO, _ONE if scale is None else scale, _ZERO if shift is None else shift)
+
+
+# ---- group and instance: both belong to channels ----
+
+# Values of a part: there are about ten float64 numbers for each channel of each of its samples.
+GROUPED = 1 << 22
+
+
+def _group_forward(
+    x: Array,
+    n_groups: int,
+    gamma: ArrayLike | None,
+    beta: ArrayLike | None,
+    eps: float,
+    axis: int,
+    activation: Activation,
+    residual: Array | None,
+    out: Array | None,
+    n_threads: int | None,
+) -> tuple[Array, SavedStatistics, Moments]:
+    scale, shift = (_grouped(name, a, x.shape[axis], n_groups) for name, a in (("gamma", gamma), ("beta", beta)))
+    eps = _validation.real("eps", eps, low=0)
+    checked = _validation.forward(x, activation, residual, out, n_threads)
+    arrays = _group_pass(x, n_groups, axis, checked)
+    moments = []
+    for part in arrays.parts(GROUPED):
+        moments.append(_group_moments(part))
+        part.apply(_of_channels(saved_statistics(moments[-1], eps), scale, shift))
+    everything = Moments(*map(np.concatenate, zip(*moments, strict=True)))
+    y = _layout.channels_joined(arrays.result(), axis)
+    return y if out is None else out, saved_statistics(everything, eps), everything
+
+
+def _group_backward(
+    dy: Array,
+    x: Array,
+    saved: SavedStatistics,
+    n_groups: int,
+    gamma: ArrayLike | None,
+    beta: ArrayLike | None,
+    axis: int,
+    activation: Activation,
+    residual: Array | None,
+    out: Array | None,
+    n_threads: int | None,
+) -> tuple[Array, ...]:
+    n_channels, n_samples = x.shape[axis], x.shape[0 if axis else 1]
+    saved = _validation.saved(saved, (n_samples, n_groups), "one value per sample and group of channels")
+    scale, shift = (_grouped(name, a, n_channels, n_groups) for name, a in (("gamma", gamma), ("beta", beta)))
+    arrays = _group_pass(x, n_groups, axis, _validation.backward(dy, x, activation, residual, out, n_threads))
+    dgamma, dbeta = np.zeros((2, n_groups, n_channels // n_groups))
+    count = x.size / max(1, n_samples * n_groups)
+    for part in arrays.parts(GROUPED):
+        some = _joined([_of(part, saved)], lambda a: a[..., None])
+        relu = _of_channels(some, scale, shift) if part.relu else None
+        total, product = part.sums(some.mean, relu)
+        along = (product - some.mean_lo * total) * some.invstd
+        dbeta += total.sum(axis=0)
+        dgamma += along.sum(axis=0)
+        sums = ((s if scale is None else scale * s).sum(axis=-1, keepdims=True) for s in (total, along))
+        part.backward(fold_backward(some.mean, some.invstd, scale, tuple(sums), count, some.mean_lo), relu)
+    dx, *dz = (_layout.channels_joined(a, axis) for a in (arrays.result(), *arrays.dresidual()))
+    return dx if out is None else out, dgamma.reshape(-1), dbeta.reshape(-1), *dz
+
+
+def _group_pass(x: Array, n_groups: int, axis: int, checked: dict[str, Any]) -> Pass:
+    arrays: dict[str, Any] = {
+        k: _layout.channels_split(a, axis, n_groups) if isinstance(a, np.ndarray) else a
+        for k, a in {"x": x, **checked}.items()
+    }
+    return Pass(kept=((0, 1, 2),), **arrays)
+
+
+def _group_moments(part: Part) -> Moments:
+    """Moments of each group: at once where its values are adjacent, else merged from those of its channels."""
+    layout = _layout.layout_of(part.x, (0, 1))
+    form = layout.view(part.x)
+    if form is not None and form.shape[3] >= 16:
+        return part.moments(layout)
+    return merge_blocks(Moments(*(np.moveaxis(m, -1, 0) for m in part.moments())))
+
+
+def _grouped(name: str, a: ArrayLike | None, n_channels: int, n_groups: int) -> Float64 | None:
+    values = _validation.per_channel(name, a, n_channels)
+    return None if values is None else values.reshape(n_groups, n_channels // n_groups)
+
+
+def _of_channels(saved: SavedStatistics, scale: Float64 | None, shift: Float64 | None) -> Coefficients:
+    if saved.mean.ndim == 2:
+        saved = _joined([saved], lambda a: a[..., None])
+    return fold(saved.mean, saved.invstd, scale, shift, saved.mean_lo)
+
+
+# ---- statistics of parts ----
+
+
+def _joined(parts: list[SavedStatistics], change: Callable[[Float64], Float64]) -> SavedStatistics:
+    """The statistics of all samples from those of the parts, each array changed."""
+    mean, invstd, mean_lo = (
+        change(a[0] if len(a) == 1 else np.concatenate(a)) if isinstance(a[0], np.ndarray) else a[0]
+        for a in ([p.mean for p in parts], [p.invstd for p in parts], [p.mean_lo for p in parts])
+    )
+    saved = SavedStatistics(mean, invstd)
+    saved.mean_lo = mean_lo
+    return saved
+
+
+def _of(part: Part, saved: SavedStatistics) -> SavedStatistics:
+    """The statistics of the samples of a part."""
+    return _joined([saved], lambda a: a[part.at] if a.ndim else a)
