@@ -1,7 +1,7 @@
 """Layer, RMS, instance and group normalization: each sample on its own, no statistics of a batch.
 
-Instance normalization is group normalization with a group for each channel. Where statistics and parameters belong to
-the same axes there is one step; layer and RMS normalization take two, the second in the cache.
+Instance normalization is group normalization with a group for each channel: one step, with coefficients for each
+channel of each sample. Layer and RMS normalization, and groups of single values, take two, the second in the cache.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from bncpu.moments import (
 
 Array = NDArray[np.floating[Any]]
 Float64 = NDArray[np.float64]
+Statistics = Callable[[Moments, float], SavedStatistics]
 
 
 def layer_norm(
@@ -407,7 +408,17 @@ def rms_norm_forward(
     array([[0.4]])
     """
     return _layer_forward(
-        x, normalized_shape, gamma, None, eps, channel_axis, activation, residual, out, n_threads, centred=False
+        x,
+        normalized_shape,
+        gamma,
+        None,
+        eps,
+        channel_axis,
+        activation,
+        residual,
+        out,
+        n_threads,
+        statistics=rms_statistics,
     )
 
 
@@ -983,7 +994,7 @@ def group_norm_backward(
     return _group_backward(dy, x, saved, n_groups, gamma, beta, axis, activation, residual, out, n_threads)
 
 
-# ---- layer and RMS: statistics belong to the first axes, parameters to the last ----
+# ---- layer and RMS: the first axes have statistics, the last have parameters ----
 
 
 def _layer_forward(
@@ -998,26 +1009,16 @@ def _layer_forward(
     out: Array | None,
     n_threads: int | None,
     *,
-    centred: bool = True,
+    statistics: Statistics = saved_statistics,
 ) -> tuple[Array, SavedStatistics]:
     shape = _validation.normalized(x, normalized_shape, channel_axis)
     scale, shift = (_validation.parameter(name, a, shape) for name, a in (("gamma", gamma), ("beta", beta)))
     eps = _validation.real("eps", eps, low=0)
-    checked = _validation.forward(x, activation, residual, out, n_threads)
-    arrays = _layer_pass(x, shape, channel_axis, checked)
-    saved, affine = [], scale is not None or shift is not None
-    for part, (x_hat,) in zip(arrays.parts(), arrays.scratch(1), strict=True):
-        moments = part.moments()
-        saved.append(saved_statistics(moments, eps) if centred else rms_statistics(moments, eps))
-        if affine:
-            part.apply(_normalizing(saved[-1]), last=False, y=x_hat)
-            part.apply(_affine(scale, shift), step=1, x=x_hat)
-        else:
-            part.apply(_normalizing(saved[-1]))
+    arrays = _layer_pass(x, shape, channel_axis, _validation.forward(x, activation, residual, out, n_threads))
+    saved = statistics(_forward_in_two_steps(arrays, scale, shift, eps, statistics), eps)
     axis, ones = -1 if channel_axis is None else channel_axis, (1,) * len(shape)
     y = np.moveaxis(arrays.result(), -1, axis)
-    everything = _joined(saved, lambda a: np.moveaxis(a.reshape(a.shape + ones), -1, axis))
-    return y if out is None else out, everything
+    return y if out is None else out, _changed(saved, lambda a: np.moveaxis(a.reshape(a.shape + ones), -1, axis))
 
 
 def _layer_backward(
@@ -1038,27 +1039,10 @@ def _layer_backward(
     scale, shift = (_validation.parameter(name, a, shape) for name, a in (("gamma", gamma), ("beta", beta)))
     arrays = _layer_pass(x, shape, channel_axis, _validation.backward(dy, x, activation, residual, out, n_threads))
     axis, lead = -1 if channel_axis is None else channel_axis, arrays.whole.x.shape[: -len(shape)]
-    saved = _joined([saved], lambda a: np.moveaxis(a, axis, -1).reshape(lead))
-    dgamma, dbeta = np.zeros(shape), np.zeros(shape)
-    for part, (x_hat, g) in zip(arrays.parts(), arrays.scratch(2), strict=True):
-        some = _of(part, saved)
-        mean: Float64 = np.zeros_like(some.invstd) if some.mean is None else some.mean
-        # The forward pass's first step again; its second decides what ReLU lets through.
-        part.apply(_normalizing(some), last=False, y=x_hat)
-        relu = _affine(scale, shift) if part.relu else None
-        total, product = part.sums(0.0, relu, step=1, x=x_hat)
-        dbeta += total
-        dgamma += product
-        part.backward(Gradient(_ZERO, _ONE if scale is None else scale, _ZERO, _ZERO), relu, step=1, x=x_hat, dx=g)
-        total, product = part.sums(mean, None, dy=g)
-        along = (product - some.mean_lo * total) * some.invstd
-        sums = (total if centred else np.zeros_like(total), along)
-        part.backward(fold_backward(mean, some.invstd, None, sums, prod(shape), some.mean_lo), None, dy=g)
+    saved = _changed(saved, lambda a: np.moveaxis(a, axis, -1).reshape(lead))
+    dgamma, dbeta = _backward_in_two_steps(arrays, saved, scale, shift, shape, prod(shape))
     dx, *dz = (np.moveaxis(a, -1, axis) for a in (arrays.result(), *arrays.dresidual()))
     return dx if out is None else out, dgamma, dbeta, *dz
-
-
-_ZERO, _ONE = np.zeros(()), np.ones(())
 
 
 def _layer_pass(x: Array, shape: tuple[int, ...], channel_axis: int | None, checked: dict[str, Any]) -> Pass:
@@ -1069,19 +1053,7 @@ def _layer_pass(x: Array, shape: tuple[int, ...], channel_axis: int | None, chec
     return Pass(kept=(tuple(range(first)), tuple(range(first, x.ndim))), **arrays)
 
 
-def _normalizing(saved: SavedStatistics) -> Coefficients:
-    mean = _ZERO if saved.mean is None else saved.mean
-    return fold(mean, saved.invstd, None, None, saved.mean_lo)
-
-
-def _affine(scale: Float64 | None, shift: Float64 | None) -> Coefficients:
-    return Coefficients(_ZERO, _ONE if scale is None else scale, _ZERO if shift is None else shift)
-
-
-# ---- group and instance: both belong to channels ----
-
-# Values of a part: there are about ten float64 numbers for each channel of each of its samples.
-GROUPED = 1 << 22
+# ---- group and instance: groups of channels have statistics, channels have parameters ----
 
 
 def _group_forward(
@@ -1098,15 +1070,13 @@ def _group_forward(
 ) -> tuple[Array, SavedStatistics, Moments]:
     scale, shift = (_grouped(name, a, x.shape[axis], n_groups) for name, a in (("gamma", gamma), ("beta", beta)))
     eps = _validation.real("eps", eps, low=0)
-    checked = _validation.forward(x, activation, residual, out, n_threads)
-    arrays = _group_pass(x, n_groups, axis, checked)
-    moments = []
-    for part in arrays.parts(GROUPED):
-        moments.append(_group_moments(part))
-        part.apply(_of_channels(saved_statistics(moments[-1], eps), scale, shift))
-    everything = Moments(*map(np.concatenate, zip(*moments, strict=True)))
+    arrays = _group_pass(x, n_groups, axis, _validation.forward(x, activation, residual, out, n_threads))
+    if len(arrays.whole.layouts) > 1:
+        moments = _forward_in_two_steps(arrays, scale, shift, eps, saved_statistics)
+    else:
+        moments = _forward_in_one_step(arrays, scale, shift, eps)
     y = _layout.channels_joined(arrays.result(), axis)
-    return y if out is None else out, saved_statistics(everything, eps), everything
+    return y if out is None else out, saved_statistics(moments, eps), moments
 
 
 def _group_backward(
@@ -1126,17 +1096,9 @@ def _group_backward(
     saved = _validation.saved(saved, (n_samples, n_groups), "one value per sample and group of channels")
     scale, shift = (_grouped(name, a, n_channels, n_groups) for name, a in (("gamma", gamma), ("beta", beta)))
     arrays = _group_pass(x, n_groups, axis, _validation.backward(dy, x, activation, residual, out, n_threads))
-    dgamma, dbeta = np.zeros((2, n_groups, n_channels // n_groups))
+    back = _backward_in_two_steps if len(arrays.whole.layouts) > 1 else _backward_in_one_step
     count = x.size / max(1, n_samples * n_groups)
-    for part in arrays.parts(GROUPED):
-        some = _joined([_of(part, saved)], lambda a: a[..., None])
-        relu = _of_channels(some, scale, shift) if part.relu else None
-        total, product = part.sums(some.mean, relu)
-        along = (product - some.mean_lo * total) * some.invstd
-        dbeta += total.sum(axis=0)
-        dgamma += along.sum(axis=0)
-        sums = ((s if scale is None else scale * s).sum(axis=-1, keepdims=True) for s in (total, along))
-        part.backward(fold_backward(some.mean, some.invstd, scale, tuple(sums), count, some.mean_lo), relu)
+    dgamma, dbeta = back(arrays, saved, scale, shift, (n_groups, n_channels // n_groups), count)
     dx, *dz = (_layout.channels_joined(a, axis) for a in (arrays.result(), *arrays.dresidual()))
     return dx if out is None else out, dgamma.reshape(-1), dbeta.reshape(-1), *dz
 
@@ -1146,7 +1108,48 @@ def _group_pass(x: Array, n_groups: int, axis: int, checked: dict[str, Any]) -> 
         k: _layout.channels_split(a, axis, n_groups) if isinstance(a, np.ndarray) else a
         for k, a in {"x": x, **checked}.items()
     }
-    return Pass(kept=((0, 1, 2),), **arrays)
+    # One step needs some float64 numbers for each channel of each sample: not worth it for single values.
+    single = x.size == prod(arrays["x"].shape[:3])
+    return Pass(kept=((0, 1), (1, 2)) if single else ((0, 1, 2),), **arrays)
+
+
+def _grouped(name: str, a: ArrayLike | None, n_channels: int, n_groups: int) -> Float64 | None:
+    values = _validation.per_channel(name, a, n_channels)
+    return None if values is None else values.reshape(n_groups, n_channels // n_groups)
+
+
+# ---- one step: statistics, spread over the channels of their group, are folded with the parameters ----
+
+# Values of a part: there are about ten float64 numbers for each channel of each of its samples.
+GROUPED = 1 << 22
+
+
+def _forward_in_one_step(arrays: Pass, scale: Float64 | None, shift: Float64 | None, eps: float) -> Moments:
+    moments = []
+    for part in arrays.parts(GROUPED):
+        moments.append(_group_moments(part))
+        part.apply(_of_channels(saved_statistics(moments[-1], eps), scale, shift))
+    return _joined(moments)
+
+
+def _backward_in_one_step(
+    arrays: Pass,
+    saved: SavedStatistics,
+    scale: Float64 | None,
+    shift: Float64 | None,
+    shape: tuple[int, ...],
+    count: float,
+) -> Float64:
+    gradients = np.zeros((2, *shape))
+    for part in arrays.parts(GROUPED):
+        some = _changed(_of(part, saved), lambda a: a[..., None])
+        relu = _of_channels(_of(part, saved), scale, shift) if part.relu else None
+        total, product = part.sums(some.mean, relu)
+        along = (product - some.mean_lo * total) * some.invstd
+        gradients += along.sum(axis=0), total.sum(axis=0)
+        sums = ((s if scale is None else scale * s).sum(axis=-1, keepdims=True) for s in (total, along))
+        part.backward(fold_backward(some.mean, some.invstd, scale, tuple(sums), count, some.mean_lo), relu)
+    return gradients
 
 
 def _group_moments(part: Part) -> Moments:
@@ -1158,31 +1161,82 @@ def _group_moments(part: Part) -> Moments:
     return merge_blocks(Moments(*(np.moveaxis(m, -1, 0) for m in part.moments())))
 
 
-def _grouped(name: str, a: ArrayLike | None, n_channels: int, n_groups: int) -> Float64 | None:
-    values = _validation.per_channel(name, a, n_channels)
-    return None if values is None else values.reshape(n_groups, n_channels // n_groups)
-
-
 def _of_channels(saved: SavedStatistics, scale: Float64 | None, shift: Float64 | None) -> Coefficients:
-    if saved.mean.ndim == 2:
-        saved = _joined([saved], lambda a: a[..., None])
+    saved = _changed(saved, lambda a: a[..., None])
     return fold(saved.mean, saved.invstd, scale, shift, saved.mean_lo)
+
+
+# ---- two steps: normalized values are made first, in the cache, and the parameters applied to them ----
+
+
+def _forward_in_two_steps(
+    arrays: Pass, scale: Float64 | None, shift: Float64 | None, eps: float, statistics: Statistics
+) -> Moments:
+    moments, affine = [], scale is not None or shift is not None
+    for part, (x_hat,) in zip(arrays.parts(), arrays.scratch(1), strict=True):
+        moments.append(part.moments())
+        normalizing = _normalizing(statistics(moments[-1], eps))
+        if affine:
+            part.apply(normalizing, last=False, y=x_hat)
+            part.apply(_affine(scale, shift), step=1, x=x_hat)
+        else:
+            part.apply(normalizing)
+    return _joined(moments)
+
+
+def _backward_in_two_steps(
+    arrays: Pass,
+    saved: SavedStatistics,
+    scale: Float64 | None,
+    shift: Float64 | None,
+    shape: tuple[int, ...],
+    count: float,
+) -> Float64:
+    gradients = np.zeros((2, *shape))
+    for part, (x_hat, g) in zip(arrays.parts(), arrays.scratch(2), strict=True):
+        some = _of(part, saved)
+        mean = np.zeros_like(some.invstd) if some.mean is None else some.mean
+        # The forward pass's first step again; its second decides what ReLU lets through.
+        part.apply(_normalizing(some), last=False, y=x_hat)
+        relu = _affine(scale, shift) if part.relu else None
+        total, product = part.sums(0.0, relu, step=1, x=x_hat)
+        gradients += product, total
+        part.backward(Gradient(_ZERO, _ONE if scale is None else scale, _ZERO, _ZERO), relu, step=1, x=x_hat, dx=g)
+        total, product = part.sums(mean, None, dy=g)
+        along = (product - some.mean_lo * total) * some.invstd
+        sums = (np.zeros_like(total) if some.mean is None else total, along)
+        part.backward(fold_backward(mean, some.invstd, None, sums, count, some.mean_lo), None, dy=g)
+    return gradients
+
+
+_ZERO, _ONE = np.zeros(()), np.ones(())
+
+
+def _normalizing(saved: SavedStatistics) -> Coefficients:
+    return fold(_ZERO if saved.mean is None else saved.mean, saved.invstd, None, None, saved.mean_lo)
+
+
+def _affine(scale: Float64 | None, shift: Float64 | None) -> Coefficients:
+    return Coefficients(_ZERO, _ONE if scale is None else scale, _ZERO if shift is None else shift)
 
 
 # ---- statistics of parts ----
 
 
-def _joined(parts: list[SavedStatistics], change: Callable[[Float64], Float64]) -> SavedStatistics:
-    """The statistics of all samples from those of the parts, each array changed."""
-    mean, invstd, mean_lo = (
-        change(a[0] if len(a) == 1 else np.concatenate(a)) if isinstance(a[0], np.ndarray) else a[0]
-        for a in ([p.mean for p in parts], [p.invstd for p in parts], [p.mean_lo for p in parts])
-    )
-    saved = SavedStatistics(mean, invstd)
-    saved.mean_lo = mean_lo
-    return saved
+def _joined(parts: list[Moments]) -> Moments:
+    """Moments of all samples from those of the parts."""
+    return parts[0] if len(parts) == 1 else Moments(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 def _of(part: Part, saved: SavedStatistics) -> SavedStatistics:
     """The statistics of the samples of a part."""
-    return _joined([saved], lambda a: a[part.at] if a.ndim else a)
+    return _changed(saved, lambda a: a[part.at] if a.ndim else a)
+
+
+def _changed(saved: SavedStatistics, change: Callable[[Float64], Float64]) -> SavedStatistics:
+    """Each array of `saved` changed; a mean of None, and a low part of 0.0, stay."""
+    arrays = (saved.mean, saved.invstd, saved.mean_lo)
+    mean, invstd, mean_lo = (change(a) if isinstance(a, np.ndarray) else a for a in arrays)
+    changed = SavedStatistics(mean, invstd)
+    changed.mean_lo = mean_lo
+    return changed

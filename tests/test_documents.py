@@ -23,7 +23,7 @@ def test_the_readme_prints_what_it_says(tmp_path, monkeypatch):
         with contextlib.redirect_stdout(io.StringIO()) as out:
             exec(body, names)
         printed = out.getvalue()
-    assert compared == 3
+    assert compared == 4
 
 
 def test_the_readme_has_the_two_commands():
@@ -84,5 +84,5 @@ def test_every_source_has_its_test_file():
     sources = {path.stem.strip("_") for path in (ROOT / "bncpu").glob("*.py*") if path.stem.strip("_") != "init"}
     tests = {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
     assert sources - {"main"} | {"gpu"} <= tests  # __main__ calls cli
-    across = {"documents", "nist", "peers", "problem_sizes", "processes", "reproducibility", "scikit_learn"}
+    across = {"documents", "examples", "nist", "peers", "problem_sizes", "processes", "reproducibility", "scikit_learn"}
     assert tests - sources - {"gpu"} == across
