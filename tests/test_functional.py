@@ -87,6 +87,13 @@ def test_output_of_a_shifted_batch_is_exact_to_rounding(dtype, data_mean):
     np.testing.assert_allclose(y, expected, rtol=0, atol=16 * np.finfo(dtype).eps + own)
 
 
+@pytest.mark.parametrize("shape", [(100_000, 4), (16, 4, 40, 40)], ids=str)
+def test_float32_keeps_its_digits_a_million_standard_deviations_from_zero(shape):
+    x = normal(20, shape, mean=1e6, dtype=np.float32)
+    y, _ = batch_norm_forward(x)
+    assert np.abs(y - _reference.batch_norm_forward(x)[0]).max() <= 1e-6
+
+
 @pytest.mark.parametrize("ddof", [0, 1])
 @pytest.mark.parametrize("momentum", [0.0, 0.1, 0.9, 1.0])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
