@@ -1,4 +1,4 @@
-"""Batch normalization for NumPy people: exact, fast statistics and transforms with a scikit-learn API."""
+"""Batch normalization for NumPy people: a scikit-learn transformer that learns from batches, and functions of arrays."""
 
 from importlib.metadata import version
 

@@ -70,11 +70,15 @@ class Layout(NamedTuple):
     def flat(self, values: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
         """Values for the kept axes of an array of `shape`, or what broadcasts to them, in the order of its view."""
         kept = tuple(shape[axis] for axis in self.kept)
+        if len(kept) == 1 and values.shape == kept:
+            return np.ascontiguousarray(values)
         in_order = sorted(range(len(kept)), key=lambda i: self.order.index(self.kept[i]))
         return np.ascontiguousarray(np.broadcast_to(values, kept).transpose(in_order)).reshape(-1)
 
     def unflat(self, values: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
         """Undo `flat`."""
+        if len(self.kept) == 1:
+            return values
         in_order = sorted(self.kept, key=self.order.index)
         return values.reshape([shape[axis] for axis in in_order]).transpose(np.argsort(in_order))
 

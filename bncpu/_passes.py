@@ -56,7 +56,7 @@ class Part:
     def _flat(self, values: Any, step: int) -> Any:
         if isinstance(values, tuple):
             return type(values)(*(self._flat(v, step) for v in values))
-        return None if values is None else self.layouts[step].flat(values, self.x.shape)
+        return None if values is None else self.layouts[step].flat(np.asarray(values), self.x.shape)
 
     def _unflat(self, values: Any, step: int) -> Any:
         return [self.layouts[step].unflat(v, self.x.shape) for v in values]

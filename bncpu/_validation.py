@@ -17,7 +17,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from bncpu import _batches, _layout
 from bncpu._compat import foreign_namespace
-from bncpu.moments import BackwardSums, Moments, SavedStatistics
+from bncpu.moments import BackwardSums, Call, Moments, SavedStatistics
 
 Array = NDArray[np.floating[Any]]
 
@@ -95,7 +95,8 @@ def like(name: str, a: Any, x: Array, dtype: np.dtype[Any] | None = None, *, wri
     """Check an array that must match `x` in shape, and in dtype unless that is given."""
     _plain_array(name, a)
     if a.dtype != (dtype or x.dtype):
-        raise TypeError(f"{name} must be {dtype or x.dtype} like the {'result' if dtype else 'input'}, got {a.dtype}")
+        like = f"{dtype or x.dtype} like the {'result' if dtype else 'input'}"
+        raise TypeError(f"{name} must be {like}, got {a.dtype}; convert it first")
     if a.shape != x.shape:
         raise ValueError(f"{name} must have the shape of the input, {x.shape}; got {a.shape}")
     if writeable and not a.flags.writeable:
@@ -188,36 +189,65 @@ def running_pair(mean: Any, var: Any, n_channels: int, x: Array, out: Any) -> No
 
 
 def values_per_channel(name: str, n: float, ddof: float) -> None:
-    """A batch must hold at least two values per channel, and more than `ddof`."""
+    """A batch, or a sample, must hold at least two values per channel, and more than `ddof`."""
     if n < 2 or n <= ddof:
         needed = max(2, math.floor(ddof) + 1)
-        raise ValueError(
-            f"{name} needs at least {needed} values per channel, got {n:g}; "
-            "for single values use batch_norm with running statistics"
-        )
+        each, hint = "channel", "for single values use batch_norm with running statistics"
+        if name == "instance_norm":
+            each, hint = "channel of a sample", "without axes beside samples and channels use layer_norm or batch_norm"
+        raise ValueError(f"{name} needs at least {needed} values per {each}, got {n:g}; {hint}")
 
 
 def saved(s: Any, shape: tuple[int, ...], what: str, *, centred: bool = True) -> SavedStatistics:
     """Statistics of a forward pass, as float64; without a mean if not `centred`."""
     if not isinstance(s, SavedStatistics):
         raise TypeError(f"saved must be the SavedStatistics of a forward pass, got {type(s).__name__}")
-    if centred and s.mean is None:
-        raise ValueError("saved.mean must be the mean of the forward pass, got None")
+    if (s.mean is None) == centred:
+        expected = "the mean of the forward pass" if centred else "None, as rms_norm_forward leaves it"
+        raise ValueError(f"saved.mean must be {expected}; got {'None' if s.mean is None else np.shape(s.mean)}")
     mean = parameter("saved.mean", s.mean, shape, f", {what}") if centred else None
     checked = SavedStatistics(mean, parameter("saved.invstd", s.invstd, shape, f", {what}"))
     if checked.invstd is None:
         raise ValueError("saved.invstd must be that of the forward pass, got None")
-    checked.mean_lo = s.mean_lo if centred else 0.0
+    lo = s.mean_lo if centred else 0.0
+    checked.mean_lo = lo if isinstance(lo, float) else parameter("saved.mean_lo", lo, shape, f", {what}")
     return checked
 
 
-def sums_of_all(name: str, kind: Any, s: Any, n_channels: int) -> Any:
-    """Merged moments or gradient sums, one value per channel each; None stays None."""
+def call(channel_axis: int | None, activation: Any, gamma: Any, beta: Any, residual: Any) -> Call:
+    """What a pass was called with; the channel axis counted from 0."""
+    return Call(channel_axis, activation, gamma is not None, beta is not None, residual is not None)
+
+
+def as_in_forward(s: Any, now: Call) -> None:
+    """Refuse a backward pass that forgets what the forward pass had: its gradients would be wrong."""
+    then: Call | None = getattr(s, "call", None)
+    if then is None:
+        return
+    for name in ("channel_axis", "activation"):
+        if getattr(then, name) != getattr(now, name):
+            expected, got = getattr(then, name), getattr(now, name)
+            raise ValueError(f"{name} must be that of the forward pass that made saved, {expected!r}; got {got!r}")
+    needed = ["gamma", "beta", "residual"] if then.activation else ["gamma"]
+    for name in needed:
+        if getattr(then, name) and not getattr(now, name):
+            raise ValueError(f"{name} must be given, as in the forward pass that made saved; got None")
+
+
+def sums_of_all(name: str, kind: Any, s: Any, x: Array, n_channels: int) -> Any:
+    """Merged moments or gradient sums of a batch of which x is a part, one value per channel each; None stays None."""
     if s is None:
         return None
     if not isinstance(s, kind):
         raise TypeError(f"{name} must be {kind.__name__}, got {type(s).__name__}")
-    return kind(*(required(f"{name}.{field}", a, n_channels) for field, a in zip(kind._fields, s, strict=True)))
+    whole = kind(*(required(f"{name}.{field}", a, n_channels) for field, a in zip(kind._fields, s, strict=True)))
+    n = x.size // max(1, n_channels)
+    if np.any(whole.count < n):
+        raise ValueError(
+            f"{name} must be merged from all parts of the batch: x has {n} values per channel, "
+            f"{name}.count is {np.min(whole.count):g}"
+        )
+    return whole
 
 
 def mergeable_sums(parts: Any) -> Any:
@@ -248,7 +278,8 @@ def normalized(x: Any, normalized_shape: Any, channel_axis: Any) -> tuple[int, .
     if not sizes:
         raise ValueError("normalized_shape must name at least one axis, got ()")
     if not all(isinstance(size, numbers.Integral) and not isinstance(size, bool) for size in sizes):
-        raise TypeError(f"normalized_shape must be an integer or a tuple of integers, got {normalized_shape!r}")
+        got = type(normalized_shape).__name__ if np.ndim(normalized_shape) > 1 else repr(normalized_shape)
+        raise TypeError(f"normalized_shape must be an integer or a tuple of integers, got {got}")
     shape = tuple(int(size) for size in sizes)
     if channel_axis is None:
         expected, where = x.shape[-len(shape) :], "the last axes of x"
@@ -260,13 +291,14 @@ def normalized(x: Any, normalized_shape: Any, channel_axis: Any) -> tuple[int, .
 
 
 def normalized_as(
-    x: Any, s: Any, gamma: Any, channel_axis: Any, *, centred: bool
+    x: Any, s: Any, channel_axis: Any, given: tuple[Any, Any, Any, Any], *, centred: bool
 ) -> tuple[tuple[int, ...], SavedStatistics]:
-    """The shape normalized over in the forward pass that saved `s`, and the statistics."""
+    """The shape normalized over in the forward pass that saved `s`, which had what is `given`; and the statistics."""
     floats("x", x)
-    shape = np.shape(getattr(s, "invstd", ()))
-    if channel_axis is not None:
-        axis = _axis("x", x, channel_axis)
+    axis = None if channel_axis is None else _axis("x", x, channel_axis)
+    as_in_forward(s, call(axis, *given))
+    gamma, shape = given[1], np.shape(getattr(s, "invstd", ()))
+    if axis is not None:
         expected, over = (*x.shape[:axis], 1, *x.shape[axis + 1 :]), (x.shape[axis],)
     else:
         # Axes of length 1 may or may not have been normalized over; gamma knows.

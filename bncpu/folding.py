@@ -125,8 +125,8 @@ def fold_conv(
         That of the batch norm, added to `var`. Not negative; with ``eps=0`` a channel of variance 0 becomes `beta`.
     channel_axis : int or tuple of two ints, optional
         The axis of `weight` that holds the output channels, or the two adjacent axes whose product they are; see
-        Notes. By default 0, -1 or (-2, -1), if one of them alone has the length of `mean`. The kernels of
-        transposed convolutions are never guessed.
+        Notes. By default 0, -1 or (-2, -1), if one of them alone has the length of `mean`. For kernels of
+        transposed convolutions it must be given: with as many input as output channels they look like others.
 
     Returns
     -------
@@ -162,7 +162,7 @@ def fold_conv(
     =====================================  ==================================  ============
 
     PyTorch's transposed convolution with several groups has a weight of shape (in, C / groups, ...), whose values
-    belong to output channels by group: it is refused, as no axis has the length C. Cut it into its groups.
+    belong to output channels by group: no axis is right. Cut it into its groups first.
 
     References
     ----------

@@ -157,8 +157,8 @@ def batch_norm_forward(
     residual : ndarray of the shape and dtype of `x`, optional
         Added before the activation.
     out : ndarray of the shape and dtype of `x`, optional
-        Receives the result; may be `x`. If it overlaps `x` otherwise, the result is as if `x` had been
-        copied first.
+        Receives the result; may be `x`, which a backward pass then misses. If it overlaps `x` otherwise, the result
+        is as if `x` had been copied first.
     n_threads : int, optional
         Threads to use at most; by default what OpenMP allows. The result does not depend on it.
 
@@ -204,7 +204,7 @@ def batch_norm_forward(
     momentum = _validation.momentum(momentum)
     ddof = _validation.real("ddof", ddof, low=0)
     eps = _validation.real("eps", eps, low=0)
-    moments = _validation.sums_of_all("moments", Moments, moments, n_channels)
+    moments = _validation.sums_of_all("moments", Moments, moments, x, n_channels)
     arrays = Pass(x, ((axis,),), **_validation.forward(x, activation, residual, out, n_threads))
     if n_channels:
         count = x.size // n_channels if moments is None else np.min(moments.count)
@@ -213,6 +213,7 @@ def batch_norm_forward(
     if moments is None:
         moments = arrays.whole.moments()
     saved = saved_statistics(moments, eps)
+    saved.call = _validation.call(axis, activation, gamma, beta, residual)
     arrays.whole.apply(fold(saved.mean, saved.invstd, scale, shift, saved.mean_lo))
     y = arrays.result()
     if running_mean is not None and running_var is not None:
@@ -250,9 +251,9 @@ def batch_norm_backward(
     saved : SavedStatistics
         What the forward pass returned, of shape (C,).
     gamma : array-like of shape (C,), optional
-        Of the forward pass.
+        Of the forward pass, if that had one.
     beta : array-like of shape (C,), optional
-        Of the forward pass; only ReLU asks for it.
+        Of the forward pass; needed with ReLU.
     channel_axis : int, default=1
         The axis of length C; -1 is channels-last.
     sums : BackwardSums, optional
@@ -329,9 +330,9 @@ def batch_norm_backward_frozen(
     saved : SavedStatistics
         ``SavedStatistics.from_variance(mean, var, eps=eps)`` of the forward pass.
     gamma : array-like of shape (C,), optional
-        Of the forward pass.
+        Of the forward pass, if that had one.
     beta : array-like of shape (C,), optional
-        Of the forward pass; only ReLU asks for it.
+        Of the forward pass; needed with ReLU.
     channel_axis : int, default=1
         The axis of length C; -1 is channels-last.
     activation : {None, "relu"}, default=None
@@ -396,11 +397,12 @@ def _backward(
 ) -> tuple[Array, ...]:
     axis = _validation.data("x", x, channel_axis)
     n_channels = x.shape[axis]
+    _validation.as_in_forward(saved, _validation.call(axis, activation, gamma, beta, residual))
     saved = _validation.saved(saved, (n_channels,), "one value per channel")
     scale = _validation.per_channel("gamma", gamma, n_channels)
     shift = _validation.per_channel("beta", beta, n_channels)
     frozen = isinstance(sums, str)
-    given = None if frozen else _validation.sums_of_all("sums", BackwardSums, sums, n_channels)
+    given = None if frozen else _validation.sums_of_all("sums", BackwardSums, sums, x, n_channels)
     arrays = Pass(x, ((axis,),), **_validation.backward(dy, x, activation, residual, out, n_threads))
     part = arrays.whole
     relu = fold(saved.mean, saved.invstd, scale, shift, saved.mean_lo) if part.relu else None
@@ -498,7 +500,7 @@ def batch_norm_backward_sums(
     saved : SavedStatistics
         What the forward pass returned, of shape (C,): the statistics of the whole batch.
     gamma, beta : array-like of shape (C,), optional
-        Of the forward pass; only ReLU asks for them here.
+        Of the forward pass; needed with ReLU.
     channel_axis : int, default=1
         The axis of length C; -1 is channels-last.
     activation : {None, "relu"}, default=None
@@ -539,6 +541,8 @@ def batch_norm_backward_sums(
     """
     axis = _validation.data("x", x, channel_axis)
     n_channels = x.shape[axis]
+    given = _validation.call(axis, activation, gamma, beta, residual)
+    _validation.as_in_forward(saved, given if activation else given._replace(gamma=True))  # which needs none
     saved = _validation.saved(saved, (n_channels,), "one value per channel")
     scale = _validation.per_channel("gamma", gamma, n_channels)
     shift = _validation.per_channel("beta", beta, n_channels)

@@ -81,13 +81,23 @@ class BackwardSums(NamedTuple):
     dbeta: Float64
 
 
+class Call(NamedTuple):
+    """How a forward pass was called, as far as its backward pass must be called so, too."""
+
+    channel_axis: int | None
+    activation: str | None
+    gamma: bool
+    beta: bool
+    residual: bool
+
+
 class _Saved(NamedTuple):
     mean: Any
     invstd: Any
 
 
 class SavedStatistics(_Saved):
-    """What a forward pass leaves for its backward pass: a pair, and `mean_lo` beside it.
+    """What a forward pass leaves for its backward pass: a pair, and beside it what the user need not know.
 
     Attributes
     ----------
@@ -99,6 +109,9 @@ class SavedStatistics(_Saved):
         ``1 / sqrt(var + eps)`` with the biased variance; 0 where that would divide by 0.
     mean_lo : ndarray of the same shape, float64, or 0.0
         What rounding took from the mean. 0.0 in statistics not made by a forward pass.
+    call : tuple or None
+        Which arguments the forward pass had, so that a backward pass that forgets one is refused. None in
+        statistics not made by a forward pass: nothing is checked then.
 
     Examples
     --------
@@ -112,6 +125,7 @@ class SavedStatistics(_Saved):
     """
 
     mean_lo: Any = 0.0
+    call: Call | None = None
 
     @classmethod
     def from_variance(cls, mean: ArrayLike, var: ArrayLike, *, eps: float = 1e-5) -> SavedStatistics:

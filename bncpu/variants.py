@@ -150,8 +150,8 @@ def layer_norm_forward(
     residual : ndarray of the shape and dtype of `x`, optional
         Added before the activation.
     out : ndarray of the shape and dtype of `x`, optional
-        Receives the result; may be `x`. If it overlaps `x` otherwise, the result is as if `x` had been
-        copied first.
+        Receives the result; may be `x`, which a backward pass then misses. If it overlaps `x` otherwise, the result
+        is as if `x` had been copied first.
     n_threads : int, optional
         Threads to use at most; by default what OpenMP allows. The result does not depend on it.
 
@@ -213,9 +213,9 @@ def layer_norm_backward(
     saved : SavedStatistics
         What the forward pass returned, of the shape of x with 1 for the axes normalized over.
     gamma : array-like of shape `normalized_shape`, optional
-        Of the forward pass.
+        Of the forward pass, if that had one.
     beta : array-like of shape `normalized_shape`, optional
-        Of the forward pass; only ReLU asks for it.
+        Of the forward pass; needed with ReLU.
     channel_axis : int, optional
         Of the forward pass.
     activation : {None, "relu"}, default=None
@@ -375,8 +375,8 @@ def rms_norm_forward(
     residual : ndarray of the shape and dtype of `x`, optional
         Added before the activation.
     out : ndarray of the shape and dtype of `x`, optional
-        Receives the result; may be `x`. If it overlaps `x` otherwise, the result is as if `x` had been
-        copied first.
+        Receives the result; may be `x`, which a backward pass then misses. If it overlaps `x` otherwise, the result
+        is as if `x` had been copied first.
     n_threads : int, optional
         Threads to use at most; by default what OpenMP allows. The result does not depend on it.
 
@@ -448,7 +448,7 @@ def rms_norm_backward(
     saved : SavedStatistics
         What the forward pass returned, of the shape of x with 1 for the axes normalized over; ``mean`` is None.
     gamma : array-like of shape `normalized_shape`, optional
-        Of the forward pass.
+        Of the forward pass, if that had one.
     channel_axis : int, optional
         Of the forward pass.
     activation : {None, "relu"}, default=None
@@ -636,8 +636,8 @@ def instance_norm_forward(
     residual : ndarray of the shape and dtype of `x`, optional
         Added before the activation.
     out : ndarray of the shape and dtype of `x`, optional
-        Receives the result; may be `x`. If it overlaps `x` otherwise, the result is as if `x` had been
-        copied first.
+        Receives the result; may be `x`, which a backward pass then misses. If it overlaps `x` otherwise, the result
+        is as if `x` had been copied first.
     n_threads : int, optional
         Threads to use at most; by default what OpenMP allows. The result does not depend on it.
 
@@ -712,9 +712,9 @@ def instance_norm_backward(
     saved : SavedStatistics
         What the forward pass returned, of shape (N, C).
     gamma : array-like of shape (C,), optional
-        Of the forward pass.
+        Of the forward pass, if that had one.
     beta : array-like of shape (C,), optional
-        Of the forward pass; only ReLU asks for it.
+        Of the forward pass; needed with ReLU.
     channel_axis : int, default=1
         The axis of length C; -1 is channels-last. Samples are on the first other axis.
     activation : {None, "relu"}, default=None
@@ -878,8 +878,8 @@ def group_norm_forward(
     residual : ndarray of the shape and dtype of `x`, optional
         Added before the activation.
     out : ndarray of the shape and dtype of `x`, optional
-        Receives the result; may be `x`. If it overlaps `x` otherwise, the result is as if `x` had been
-        copied first.
+        Receives the result; may be `x`, which a backward pass then misses. If it overlaps `x` otherwise, the result
+        is as if `x` had been copied first.
     n_threads : int, optional
         Threads to use at most; by default what OpenMP allows. The result does not depend on it.
 
@@ -943,9 +943,9 @@ def group_norm_backward(
     saved : SavedStatistics
         What the forward pass returned, of shape (N, n_groups).
     gamma : array-like of shape (C,), optional
-        Of the forward pass.
+        Of the forward pass, if that had one.
     beta : array-like of shape (C,), optional
-        Of the forward pass; only ReLU asks for it.
+        Of the forward pass; needed with ReLU.
     channel_axis : int, default=1
         The axis of length C; -1 is channels-last. Samples are on the first other axis.
     activation : {None, "relu"}, default=None
@@ -1018,7 +1018,9 @@ def _layer_forward(
     saved = statistics(_forward_in_two_steps(arrays, scale, shift, eps, statistics), eps)
     axis, ones = -1 if channel_axis is None else channel_axis, (1,) * len(shape)
     y = np.moveaxis(arrays.result(), -1, axis)
-    return y if out is None else out, _changed(saved, lambda a: np.moveaxis(a.reshape(a.shape + ones), -1, axis))
+    saved = _changed(saved, lambda a: np.moveaxis(a.reshape(a.shape + ones), -1, axis))
+    saved.call = _validation.call(None if channel_axis is None else axis % x.ndim, activation, gamma, beta, residual)
+    return y if out is None else out, saved
 
 
 def _layer_backward(
@@ -1035,7 +1037,8 @@ def _layer_backward(
     *,
     centred: bool,
 ) -> tuple[Array, ...]:
-    shape, saved = _validation.normalized_as(x, saved, gamma, channel_axis, centred=centred)
+    given = (activation, gamma, beta, residual)
+    shape, saved = _validation.normalized_as(x, saved, channel_axis, given, centred=centred)
     scale, shift = (_validation.parameter(name, a, shape) for name, a in (("gamma", gamma), ("beta", beta)))
     arrays = _layer_pass(x, shape, channel_axis, _validation.backward(dy, x, activation, residual, out, n_threads))
     axis, lead = -1 if channel_axis is None else channel_axis, arrays.whole.x.shape[: -len(shape)]
@@ -1076,7 +1079,9 @@ def _group_forward(
     else:
         moments = _forward_in_one_step(arrays, scale, shift, eps)
     y = _layout.channels_joined(arrays.result(), axis)
-    return y if out is None else out, saved_statistics(moments, eps), moments
+    saved = saved_statistics(moments, eps)
+    saved.call = _validation.call(axis, activation, gamma, beta, residual)
+    return y if out is None else out, saved, moments
 
 
 def _group_backward(
@@ -1093,6 +1098,7 @@ def _group_backward(
     n_threads: int | None,
 ) -> tuple[Array, ...]:
     n_channels, n_samples = x.shape[axis], x.shape[0 if axis else 1]
+    _validation.as_in_forward(saved, _validation.call(axis, activation, gamma, beta, residual))
     saved = _validation.saved(saved, (n_samples, n_groups), "one value per sample and group of channels")
     scale, shift = (_grouped(name, a, n_channels, n_groups) for name, a in (("gamma", gamma), ("beta", beta)))
     arrays = _group_pass(x, n_groups, axis, _validation.backward(dy, x, activation, residual, out, n_threads))

@@ -522,6 +522,46 @@ def test_saved_statistics_are_a_pair_that_survives_pickling_and_copying():
     assert SavedStatistics([0.0], [1.0]).mean_lo == 0
 
 
+@pytest.mark.parametrize("forgotten", ["gamma", "beta", "activation", "residual", "channel_axis"])
+def test_a_backward_pass_that_forgets_an_argument_of_the_forward_pass_is_refused(forgotten):
+    """The gradients would be wrong: without beta even by little, while beta is small."""
+    x = normal(55, (6, 6, 4), dtype=np.float32)
+    backward = dict(gamma=np.ones(6), beta=np.zeros(6), activation="relu", residual=x, channel_axis=0)
+    cases = [(batch_norm_forward, (batch_norm_backward, batch_norm_backward_frozen, batch_norm_backward_sums), ())]
+    cases += [(bncpu.group_norm_forward, (bncpu.group_norm_backward,), (2,))]
+    cases += [(bncpu.layer_norm_forward, (bncpu.layer_norm_backward,), (6,))]
+    for forward, functions, arguments in cases:
+        _, saved = forward(x, *arguments, **backward)
+        rest = {name: value for name, value in backward.items() if name != forgotten}
+        for function in functions:
+            function(x, x, saved, **backward)
+            function(x, x, pickle.loads(pickle.dumps(saved)), **backward)
+            with pytest.raises(ValueError, match=f"^{forgotten} must be .*forward pass that made saved"):
+                function(x, x, saved, **rest)
+            function(x, x, SavedStatistics(*saved), **backward)
+
+
+def test_without_relu_a_backward_pass_needs_only_gamma():
+    x = normal(56, (6, 3))
+    _, saved = batch_norm_forward(x, np.ones(3), np.ones(3), residual=x)
+    batch_norm_backward(x, x, saved, np.ones(3))
+    batch_norm_backward_sums(x, x, saved)
+    with pytest.raises(ValueError, match="gamma must be given"):
+        batch_norm_backward(x, x, saved)
+
+
+@pytest.mark.parametrize("name", ["moments", "sums"])
+def test_moments_and_sums_of_less_than_the_batch_are_refused(name):
+    x = normal(57, (6, 3))
+    _, saved = batch_norm_forward(x)
+    message = f"{name} must be merged from all parts of the batch: x has 6 values per channel, {name}.count is 2"
+    with pytest.raises(ValueError, match=message):
+        if name == "moments":
+            batch_norm_forward(x, moments=batch_norm_moments(x[:2]))
+        else:
+            batch_norm_backward(x, x, saved, sums=batch_norm_backward_sums(x[:2], x[:2], saved))
+
+
 def test_statistics_from_a_variance_give_the_gradient_of_inference():
     x, dy = normal(52, (9, 2)), normal(53, (9, 2))
     saved = SavedStatistics.from_variance([1.0, 2.0], [4.0, 0.0], eps=0)
