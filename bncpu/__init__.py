@@ -1,4 +1,4 @@
-"""Batch normalization for NumPy people: a scikit-learn transformer that learns from batches, and functions of arrays."""
+"""Batch normalization for NumPy people: a scikit-learn transformer that learns from batches, and plain functions."""
 
 from importlib.metadata import version
 
