@@ -159,11 +159,15 @@ def _sparse_apply(X: Any, scale: NDArray[np.float64], out: Any) -> tuple[Any, bo
     """Each stored value times the scale of its column."""
     y = X.copy() if out is None else out
     none = np.zeros_like(scale)
-    c = rounded(Coefficients(none, scale, none), X.dtype)
+    c, fits = rounded(Coefficients(none, scale, none), X.dtype)
     infinite = False
     for part in entries(X):
         values = X.data[part]
         infinite = infinite or bool(np.isinf(values).any())
+        at = columns(X, part)
         with np.errstate(over="ignore", invalid="ignore"):
-            y.data[part] = values * (scale if c is None else c.scale)[columns(X, part)]
+            y.data[part] = values * c.scale[at]
+            if fits is not None:
+                odd = ~fits[at]
+                y.data[part][odd] = values[odd] * scale[at[odd]]
     return y, infinite

@@ -352,7 +352,7 @@ def backward_sums(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray residual, cnp.ndarr
                   cnp.ndarray out, int n_threads):
     """Sums of `dy` and of ``dy * (x - center)`` of each channel in each block.
 
-    With `relu`, only of the values for which ``apply`` gives more than 0, with the same arguments.
+    With `relu`, `dy` counts as 0 where ``apply`` gives 0, with the same arguments.
 
     Parameters
     ----------
@@ -392,7 +392,7 @@ def backward_apply(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray residual, cnp.ndar
                    cnp.ndarray offset, bint relu, bint stream, int n_threads):
     """``dx = dy_scale * g + x_scale * (x - mean) + offset`` and ``dresidual = g``, where g is `dy`.
 
-    With `relu`, g is 0 for values for which ``apply`` does not give more than 0, with the same arguments.
+    With `relu`, g is 0 where ``apply`` gives 0, with the same arguments.
 
     Parameters
     ----------

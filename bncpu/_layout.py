@@ -102,8 +102,9 @@ def layout_of(x: Array, kept: Iterable[int]) -> Layout:
         starts.append(at)
     fits = all(axis in kept for axis in order[first : starts[2]])
     layout = Layout(order, (starts[2], starts[1], starts[0]), kept, fits)
-    if starts[0] == first and layout.view(x) is None:
-        # One statistic for everything: rows of one channel, if not a contiguous plane.
+    if len(kept) < 2 and starts[0] == first and layout.view(x) is None:
+        # One statistic for everything: rows of one channel, if not a contiguous plane. (Of samples on their own it
+        # would be one only where there is a single sample, whose bits must not depend on that.)
         layout = layout._replace(starts=(first, x.ndim, x.ndim))
     return layout
 
@@ -111,7 +112,7 @@ def layout_of(x: Array, kept: Iterable[int]) -> Layout:
 def channels_split(x: Array, channel_axis: int, n_groups: int) -> Array:
     """`x` as (N, n_groups, channels of a group, ...), without a copy."""
     x = channels_second(x, channel_axis)
-    return x.reshape((len(x), n_groups, x.shape[1] // n_groups, *x.shape[2:]), copy=False)
+    return x.reshape((len(x), n_groups, x.shape[1] // n_groups if n_groups else 1, *x.shape[2:]), copy=False)
 
 
 def channels_joined(y: Array, channel_axis: int) -> Array:

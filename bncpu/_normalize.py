@@ -13,7 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bncpu import _dispatch
-from bncpu.moments import Coefficients, Gradient, Moments, merge_blocks, rounded, rounded_gradient
+from bncpu.moments import (
+    Coefficients,
+    Gradient,
+    Moments,
+    merge_blocks,
+    rounded,
+    rounded_gradient,
+    sum_blocks,
+)
 
 Array = NDArray[np.floating[Any]]
 
@@ -29,6 +37,8 @@ WIDE_ROW = 1024
 
 # Values converted at a time where float32 does not suffice.
 PIECE = 1 << 16
+
+NOTHING: Any = Coefficients(*[None] * 3)  # type: ignore[arg-type]
 
 
 def block_shape(outer: int, channels: int, inner: int) -> tuple[int, int]:
@@ -98,21 +108,20 @@ def apply(
         Whether to store past the cache; by default what `streams` says of these arrays.
     n_threads : int or None
     """
-    c = rounded(coefficients, x4.dtype)
-    infinite = False
-    if c is None:  # float32 arithmetic would overflow: the long way round
-        for at, channels in _pieces(x4):
-            wide = _float64(x4[at])
-            z = None if residual is None else _float64(residual[at])
-            some = Coefficients(*(p[channels] for p in coefficients))
-            infinite |= apply(wide, wide, some, residual=z, relu=relu, n_threads=n_threads)
-            with np.errstate(over="ignore"):
-                y4[at] = wide
-        return infinite
+    c, fits = rounded(coefficients, x4.dtype)
     kernels, n = _dispatch.kernels(x4), _dispatch.threads(n_threads, x4.nbytes)
     stream = streams(y4, x4, residual) if stream is None else stream
-    for (x, z, y), p in _wide_rows((x4, residual, y4), c, stream):
-        infinite |= kernels.apply(x, y, z, *p, relu, stream, n)
+    infinite = False
+    for arrays, own, fit in _runs((x4, residual, y4), fits):
+        if fit:
+            for (x, z, y), p in _wide_rows(arrays, _of(c, own), stream):
+                infinite |= kernels.apply(x, y, z, *p, relu, stream, n)
+            continue
+        for (x, z, y), some in _pieces(arrays, _of(coefficients, own)):
+            wide, added = _float64(x), None if z is None else _float64(z)
+            infinite |= apply(wide, wide, some, residual=added, relu=relu, n_threads=n_threads)
+            with np.errstate(over="ignore"):
+                y[...] = wide
     return infinite
 
 
@@ -144,9 +153,8 @@ def backward_sums(
     """
     if x4.size == 0:
         return np.zeros((2, len(center)))
-    c: tuple[Any, ...] | None = (None, None, None) if relu is None else rounded(relu, x4.dtype)
-    if c is None:
-        assert relu is not None
+    c, fits = (NOTHING, None) if relu is None else rounded(relu, x4.dtype)
+    if relu is not None and fits is not None:
         return backward_sums(_passed(dy4, x4, relu, residual), x4, center, n_threads=n_threads)
     outer_block, inner_block, out = _blocks(x4, 2)
     _dispatch.kernels(x4).backward_sums(
@@ -154,7 +162,7 @@ def backward_sums(
         _dispatch.threads(n_threads, x4.nbytes),
     )  # fmt: skip
     with np.errstate(invalid="ignore", over="ignore"):
-        return out.sum(axis=1)
+        return sum_blocks(out.swapaxes(0, 1))
 
 
 def backward_apply(
@@ -185,25 +193,25 @@ def backward_apply(
         As for `apply`.
     n_threads : int or None
     """
-    k = rounded_gradient(gradient, x4.dtype)
-    c: tuple[Any, ...] | None = (None, None, None) if relu is None else rounded(relu, x4.dtype)
-    if k is None or c is None:  # float32 arithmetic would overflow: the long way round
-        for at, channels in _pieces(x4):
-            dy, z = dy4[at], None if residual is None else residual[at]
-            if relu is not None:
-                dy = _passed(dy, x4[at], Coefficients(*(p[channels] for p in relu)), z)
-            if dresidual is not None:
-                dresidual[at] = dy
-            wide, some = _float64(x4[at]), Gradient(*(p[channels] for p in gradient))
-            backward_apply(_float64(dy), wide, wide, some, n_threads=n_threads)
-            with np.errstate(over="ignore"):
-                dx4[at] = wide
-        return
+    k, fits = rounded_gradient(gradient, x4.dtype)
+    c, relu_fits = (NOTHING, None) if relu is None else rounded(relu, x4.dtype)
+    fits = fits if relu_fits is None else relu_fits if fits is None else fits & relu_fits
     kernels, n = _dispatch.kernels(x4), _dispatch.threads(n_threads, x4.nbytes)
     stream = streams(dx4, dy4, x4, residual) if stream is None else stream
-    every = (k.mean, *c[1:], k.dy_scale, k.x_scale, k.offset)
-    for (dy, x, z, dz, dx), p in _wide_rows((dy4, x4, residual, dresidual, dx4), every, stream):
-        kernels.backward_apply(dy, x, z, dx, dz, *p, relu is not None, stream, n)
+    every = (k.mean, c.scale, c.shift, k.dy_scale, k.x_scale, k.offset)
+    for arrays, own, fit in _runs((dy4, x4, residual, dresidual, dx4), fits):
+        if fit:
+            for (dy, x, z, dz, dx), p in _wide_rows(arrays, _of(every, own), stream):
+                kernels.backward_apply(dy, x, z, dx, dz, *p, relu is not None, stream, n)
+            continue
+        for (dy, x, z, dz, dx), (some, forward) in _pieces(arrays, (_of(gradient, own), _of(relu, own))):
+            g = dy if forward is None else _passed(dy, x, forward, z)
+            if dz is not None:
+                dz[...] = g
+            wide = _float64(x)
+            backward_apply(_float64(g), wide, wide, some, n_threads=n_threads)
+            with np.errstate(over="ignore"):
+                dx[...] = wide
 
 
 def streams(y: Array, *others: Array | None) -> bool:
@@ -211,13 +219,60 @@ def streams(y: Array, *others: Array | None) -> bool:
     return y.nbytes >= STREAM_BYTES and not any(a is not None and np.may_share_memory(a, y) for a in others)
 
 
-def _pieces(x4: Array) -> Iterator[tuple[tuple[slice, slice], slice]]:
-    """Where pieces of one group are, some `PIECE` values or one outer position, and where their channels are."""
-    groups, outer, channels, inner = x4.shape
-    step = max(1, PIECE // max(1, channels * inner))
-    for group in range(groups):
-        for start in range(0, outer, step):
-            yield (slice(group, group + 1), slice(start, start + step)), slice(group * channels, (group + 1) * channels)
+def _of(parameters: Any, own: slice) -> Any:
+    """Those of some channels: of a tuple of parameters, or of tuples of them; None stays None."""
+    if parameters is None:
+        return None
+    if isinstance(parameters, np.ndarray):
+        return parameters[own]
+    some = [_of(p, own) for p in parameters]
+    return type(parameters)(*some) if hasattr(parameters, "_fields") else tuple(some)
+
+
+def _runs(
+    arrays: tuple[Array | None, ...], fits: NDArray[np.bool_] | None
+) -> Iterator[tuple[tuple[Any, ...], slice, bool]]:
+    """The arrays, cut where channels that fit float32 meet others; the flat channels of each run, and whether they fit.
+
+    So a channel is computed in the same way whatever its neighbours are.
+    """
+    if fits is None:
+        yield arrays, slice(None), True
+        return
+    x4 = next(a for a in arrays if a is not None)
+    groups, _, channels, _ = x4.shape
+    table = fits.reshape(groups, channels)
+    whole: NDArray[np.bool_] = np.all(table, axis=1)
+
+    def cut(*at: slice) -> tuple[Any, ...]:
+        return tuple(None if a is None else a[at] for a in arrays)
+
+    for first, last in _equal(whole):
+        if whole[first]:
+            yield cut(slice(first, last)), slice(first * channels, last * channels), True
+            continue
+        for group in range(first, last):
+            for start, stop in _equal(table[group]):
+                own = slice(group * channels + start, group * channels + stop)
+                yield cut(slice(group, group + 1), slice(None), slice(start, stop)), own, bool(table[group, start])
+
+
+def _equal(values: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
+    """Where runs of equal values begin and end."""
+    edges = (np.flatnonzero(np.diff(values)) + 1).tolist()
+    yield from zip([0, *edges], [*edges, len(values)], strict=True)
+
+
+def _pieces(arrays: tuple[Array | None, ...], parameters: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """One group cut into pieces of some `PIECE` values, and the parameters of their channels."""
+    x4 = next(a for a in arrays if a is not None)
+    _, outer, channels, inner = x4.shape
+    n, size = (outer, channels * inner) if outer > 1 else (channels, inner)
+    step = max(1, PIECE // max(1, size))
+    for start in range(0, n, step):
+        some = slice(start, start + step)
+        at, own = ((slice(None), some), slice(None)) if outer > 1 else ((slice(None), slice(None), some), some)
+        yield tuple(None if a is None else a[at] for a in arrays), _of(parameters, own)
 
 
 def _float64(a4: Array) -> NDArray[np.float64]:

@@ -159,7 +159,7 @@ class Pass:
         # Without ReLU the gradient of the residual is dy, which `out` may overwrite, and the others do not need it.
         self._dy = None
         if dy is not None and residual is not None and not relu:
-            self._dy, residual = None if read_only else dy.copy(order="K"), None
+            self._dy, residual = None if read_only else np.array(dy, order="K"), None
         self._out, self._dtype = out, x.dtype
         x, *layouts = _layout.ready(x, *kept)
         dy, residual = (None if a is None else _layout.like(layouts, a, x) for a in (dy, residual))

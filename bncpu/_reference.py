@@ -155,7 +155,7 @@ def _backward(dy, x, mean, mean_lo, invstd, gamma, beta, over, *, activation, re
     """
     dy, x_hat = np.asarray(dy, np.float64), (np.asarray(x, np.float64) - mean - mean_lo) * invstd
     if activation == "relu":
-        dy = np.where(gamma * x_hat + beta + (0.0 if residual is None else residual) > 0, dy, 0.0)
+        dy = np.where(gamma * x_hat + beta + (0.0 if residual is None else residual) <= 0, 0.0, dy)
     g = dx = dy * gamma  # term 1
     if center and not frozen:
         dx = dx - _mean(g, over)  # term 2

@@ -79,6 +79,7 @@ def data(name: str, x: Any, channel_axis: Any) -> int:
 
 
 def _axis(name: str, x: Array, channel_axis: Any) -> int:
+    whole("channel_axis", channel_axis)
     check_scalar(channel_axis, "channel_axis", numbers.Integral)
     if not -x.ndim <= channel_axis < x.ndim:
         raise ValueError(f"channel_axis must name an axis of {name} of shape {x.shape}, got {channel_axis}")
@@ -135,6 +136,8 @@ def parameter(name: str, a: ArrayLike | None, shape: tuple[int, ...], what: str 
     """A parameter of a shape, as float64; None stays None."""
     if a is None:
         return None
+    if isinstance(a, np.ma.MaskedArray):  # its mask would be ignored
+        raise TypeError(f"{name} must not be masked, got a MaskedArray")
     try:
         values = np.asarray(a)
     except ValueError as error:
@@ -143,7 +146,8 @@ def parameter(name: str, a: ArrayLike | None, shape: tuple[int, ...], what: str 
         raise TypeError(f"{name} must hold real numbers, got {values.dtype}")
     if values.shape != shape:
         raise ValueError(f"{name} must have shape {shape}{what}; got {values.shape}")
-    return np.array(values, dtype=np.float64)
+    with np.errstate(over="ignore"):
+        return np.array(values, dtype=np.float64)
 
 
 def required(name: str, a: ArrayLike, n_channels: int) -> NDArray[np.float64]:
@@ -164,7 +168,7 @@ def variances(name: str, a: ArrayLike, n_channels: int) -> NDArray[np.float64]:
 
 def running(name: str, a: Any, n_channels: int) -> None:
     """Check running statistics that will be updated in place."""
-    if not isinstance(a, np.ndarray):
+    if not isinstance(a, np.ndarray) or isinstance(a, np.ma.MaskedArray):
         raise TypeError(f"{name} must be a NumPy array, which is updated in place; got {type(a).__name__}")
     if a.dtype.kind != "f":
         raise TypeError(f"{name} must be floating point, got {a.dtype}")
@@ -174,23 +178,25 @@ def running(name: str, a: Any, n_channels: int) -> None:
         raise ValueError(f"{name} must be writeable, as it is updated in place; got a read-only array")
 
 
-def running_pair(mean: Any, var: Any, n_channels: int, x: Array, out: Any) -> None:
-    """Check running_mean and running_var: both or neither, in memory of their own."""
+def running_pair(mean: Any, var: Any, n_channels: int, others: dict[str, Any]) -> None:
+    """Check running_mean and running_var: both or neither, in memory that no other argument shares."""
     if (mean is None) != (var is None):
         raise ValueError("running_mean and running_var must be given together, got only one of them")
     if mean is not None:
         running("running_mean", mean, n_channels)
         running("running_var", var, n_channels)
-        pairs = [("running_mean", mean, "running_var", var)]
-        pairs += [(a, b, c, d) for a, b, *_ in (pairs[0], pairs[0][2:]) for c, d in (("x", x), ("out", out))]
-        for name, a, other, b in pairs:
-            if isinstance(b, np.ndarray) and np.shares_memory(a, b):
-                raise ValueError(f"{name} and {other} must not share memory")
+        for name, a, rest in (
+            ("running_mean", mean, {"running_var": var, **others}),
+            ("running_var", var, others),
+        ):
+            for other, b in rest.items():
+                if isinstance(b, np.ndarray) and np.shares_memory(a, b):
+                    raise ValueError(f"{name} and {other} must not share memory")
 
 
 def values_per_channel(name: str, n: float, ddof: float) -> None:
     """A batch, or a sample, must hold at least two values per channel, and more than `ddof`."""
-    if n < 2 or n <= ddof:
+    if not n >= 2 or n <= ddof:
         needed = max(2, math.floor(ddof) + 1)
         each, hint = "channel", "for single values use batch_norm with running statistics"
         if name == "instance_norm":
@@ -209,14 +215,23 @@ def saved(s: Any, shape: tuple[int, ...], what: str, *, centred: bool = True) ->
     checked = SavedStatistics(mean, parameter("saved.invstd", s.invstd, shape, f", {what}"))
     if checked.invstd is None:
         raise ValueError("saved.invstd must be that of the forward pass, got None")
-    lo = s.mean_lo if centred else 0.0
-    checked.mean_lo = lo if isinstance(lo, float) else parameter("saved.mean_lo", lo, shape, f", {what}")
+    if centred and not isinstance(s.mean_lo, float):
+        checked.mean_lo = parameter("saved.mean_lo", s.mean_lo, shape, f", {what}")
+        if checked.mean_lo is None:
+            raise ValueError("saved.mean_lo must be that of the forward pass or 0.0, got None")
     return checked
 
 
-def call(channel_axis: int | None, activation: Any, gamma: Any, beta: Any, residual: Any) -> Call:
+def call(
+    channel_axis: int | None,
+    activation: Any,
+    gamma: Any,
+    beta: Any,
+    residual: Any,
+    normalized: tuple[int, ...] | None = None,
+) -> Call:
     """What a pass was called with; the channel axis counted from 0."""
-    return Call(channel_axis, activation, gamma is not None, beta is not None, residual is not None)
+    return Call(channel_axis, activation, gamma is not None, beta is not None, residual is not None, normalized)
 
 
 def as_in_forward(s: Any, now: Call) -> None:
@@ -250,16 +265,18 @@ def sums_of_all(name: str, kind: Any, s: Any, x: Array, n_channels: int) -> Any:
     return whole
 
 
-def mergeable_sums(parts: Any) -> Any:
-    """The one kind of what merge is given, all of the same shape."""
+def mergeable_sums(parts: Any) -> list[Any]:
+    """What merge is given, all of one kind and number of channels, in float64."""
     kinds = {type(part) for part in parts}
     if len(kinds) != 1 or not kinds <= {Moments, BackwardSums}:
         got = ", ".join(sorted(kind.__name__ for kind in kinds)) or "nothing"
         raise TypeError(f"merge takes Moments, or BackwardSums, of parts of a batch; got {got}")
-    shapes = {np.shape(a) for part in parts for a in part}
-    if len(shapes) != 1:
-        raise ValueError(f"the parts to merge must have the same number of channels, got shapes {sorted(shapes)}")
-    return kinds.pop()
+    kind = kinds.pop()
+    n_channels = np.size(parts[0].count)
+    return [
+        kind(*(required(f"part {i}'s {field}", a, n_channels) for field, a in zip(kind._fields, part, strict=True)))
+        for i, part in enumerate(parts)
+    ]
 
 
 def groups(n_groups: Any, n_channels: int) -> int:
@@ -297,17 +314,22 @@ def normalized_as(
     floats("x", x)
     axis = None if channel_axis is None else _axis("x", x, channel_axis)
     as_in_forward(s, call(axis, *given))
-    gamma, shape = given[1], np.shape(getattr(s, "invstd", ()))
     if axis is not None:
         expected, over = (*x.shape[:axis], 1, *x.shape[axis + 1 :]), (x.shape[axis],)
     else:
-        # Axes of length 1 may or may not have been normalized over; gamma knows.
-        known = np.ndim(gamma) if gamma is not None else 0
-        fits = (k for k in range(1, x.ndim + 1) if shape == x.shape[:-k] + (1,) * k)
-        k = known or next(fits, 1)
+        # By hand: axes of length 1 may or may not have been normalized over.
+        k = len(s.call.normalized) if getattr(s, "call", None) else _trailing(s, x, *given[1:3])
         expected, over = x.shape[:-k] + (1,) * k, x.shape[-k:]
     what = f"that of x, {x.shape}, with 1 for the axes normalized over"
     return over, saved(s, expected, what, centred=centred)
+
+
+def _trailing(s: Any, x: Array, *parameters: Any) -> int:
+    """How many axes were normalized over, as parameters or the shape of the statistics say."""
+    known = [a.ndim for a in parameters if isinstance(a, np.ndarray) and a.ndim]
+    shape = np.shape(getattr(s, "invstd", ()))
+    fits = (k for k in range(1, x.ndim + 1) if shape == x.shape[:-k] + (1,) * k)
+    return min(known[0], x.ndim) if known else next(fits, 1)
 
 
 def groups_of(s: Any, n_channels: int) -> int:

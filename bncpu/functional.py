@@ -25,6 +25,8 @@ from bncpu.moments import (
     merge_blocks,
     moved,
     saved_statistics,
+    sum_blocks,
+    sums_with_x_hat,
     variance,
 )
 
@@ -200,7 +202,8 @@ def batch_norm_forward(
     n_channels = x.shape[axis]
     scale = _validation.per_channel("gamma", gamma, n_channels)
     shift = _validation.per_channel("beta", beta, n_channels)
-    _validation.running_pair(running_mean, running_var, n_channels, x, out)
+    others = {"x": x, "gamma": gamma, "beta": beta, "residual": residual, "out": out}
+    _validation.running_pair(running_mean, running_var, n_channels, others)
     momentum = _validation.momentum(momentum)
     ddof = _validation.real("ddof", ddof, low=0)
     eps = _validation.real("eps", eps, low=0)
@@ -217,8 +220,9 @@ def batch_norm_forward(
     arrays.whole.apply(fold(saved.mean, saved.invstd, scale, shift, saved.mean_lo))
     y = arrays.result()
     if running_mean is not None and running_var is not None:
-        running_mean[...] = moved(running_mean, moments.mean, momentum)
-        running_var[...] = moved(running_var, variance(moments, ddof), momentum)
+        with np.errstate(over="ignore", invalid="ignore"):
+            running_mean[...] = moved(running_mean, moments.mean, momentum)
+            running_var[...] = moved(running_var, variance(moments, ddof), momentum)
     return y, saved
 
 
@@ -408,7 +412,8 @@ def _backward(
     relu = fold(saved.mean, saved.invstd, scale, shift, saved.mean_lo) if part.relu else None
     total = _sums(part, saved, relu) if given is None else given
     if not frozen:
-        g = (total.dbeta, total.dgamma) if scale is None else (scale * total.dbeta, scale * total.dgamma)
+        with np.errstate(over="ignore", invalid="ignore"):
+            g = (total.dbeta, total.dgamma) if scale is None else (scale * total.dbeta, scale * total.dgamma)
         part.backward(fold_backward(saved.mean, saved.invstd, scale, g, total.count, saved.mean_lo), relu)
     else:
         factor, none = saved.invstd if scale is None else scale * saved.invstd, np.zeros(n_channels)
@@ -422,8 +427,7 @@ def _backward(
 def _sums(part: Part, saved: SavedStatistics, relu: Coefficients | None) -> BackwardSums:
     total, product = part.sums(saved.mean, relu)
     count = np.full(len(total), part.x.size / max(1, len(total)))
-    with np.errstate(invalid="ignore", over="ignore"):
-        return BackwardSums(count, (product - saved.mean_lo * total) * saved.invstd, total)
+    return BackwardSums(count, sums_with_x_hat(total, product, saved), total)
 
 
 def batch_norm_moments(x: Array, *, channel_axis: int = 1, n_threads: int | None = None) -> Moments:
@@ -586,7 +590,8 @@ def merge(*parts: Sums) -> Sums:
     >>> whole.mean, whole.m2
     (array([3.]), array([14.]))
     """
-    kind = _validation.mergeable_sums(parts)
-    stacked = kind(*(np.stack(arrays) for arrays in zip(*parts, strict=True)))
-    whole: Any = merge_blocks(stacked) if kind is Moments else kind(*(sums.sum(axis=0) for sums in stacked))
+    checked = _validation.mergeable_sums(parts)
+    kind: Any = type(checked[0])
+    stacked = kind(*(np.stack(arrays) for arrays in zip(*checked, strict=True)))
+    whole: Any = merge_blocks(stacked) if kind is Moments else kind(*map(sum_blocks, stacked))
     return whole

@@ -89,6 +89,7 @@ class Call(NamedTuple):
     gamma: bool
     beta: bool
     residual: bool
+    normalized: tuple[int, ...] | None = None  # of layer and RMS normalization
 
 
 class _Saved(NamedTuple):
@@ -112,6 +113,10 @@ class SavedStatistics(_Saved):
     call : tuple or None
         Which arguments the forward pass had, so that a backward pass that forgets one is refused. None in
         statistics not made by a forward pass: nothing is checked then.
+
+    Notes
+    -----
+    A pair made anew, ``SavedStatistics(*saved)``, has neither of the last two.
 
     Examples
     --------
@@ -204,6 +209,14 @@ def merge_blocks(blocks: Moments) -> Moments:
         odd = Moments(*(m[2 * half :] for m in blocks))
         blocks = Moments(*map(np.concatenate, zip(merged, odd, strict=True))) if n % 2 else merged
     return Moments(*(m[0] for m in blocks))
+
+
+def sum_blocks(sums: Float64) -> Float64:
+    """Sums along the first axis, in the order of `merge_blocks`: NumPy's depends on the other axes."""
+    while (n := len(sums)) > 1:
+        half = n // 2
+        sums = np.concatenate([sums[:half] + sums[half : 2 * half], sums[2 * half :]])
+    return sums[0]
 
 
 def scaled(m: Moments, factor: Float64 | float) -> Moments:
@@ -320,9 +333,10 @@ def fold(
     mean: Float64, invstd: Float64, gamma: Float64 | None, beta: Float64 | None, mean_lo: Float64 | float = 0.0
 ) -> Coefficients:
     """Coefficients of ``y = gamma * (x - mean) * invstd + beta``."""
-    scale = invstd if gamma is None else invstd * gamma
-    shift = np.zeros_like(scale) if beta is None else beta
-    return Coefficients(mean, scale, shift - mean_lo * scale)
+    with np.errstate(over="ignore", invalid="ignore"):
+        scale = invstd if gamma is None else invstd * gamma
+        shift = np.zeros_like(scale) if beta is None else beta
+        return Coefficients(mean, scale, shift - mean_lo * scale)
 
 
 def fold_inverse(forward: Coefficients, beta: Float64 | None) -> Coefficients:
@@ -344,6 +358,12 @@ class Gradient(NamedTuple):
     dy_scale: Floats
     x_scale: Floats
     offset: Floats
+
+
+def sums_with_x_hat(total: Float64, product: Float64, saved: SavedStatistics) -> Float64:
+    """Sums of ``g * x_hat`` from those of g and of ``g * (x - mean)``, the mean less its low part."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        return (product - saved.mean_lo * total) * saved.invstd
 
 
 def fold_backward(
@@ -377,38 +397,39 @@ def fold_backward(
     .. [1] Ioffe & Szegedy (2015), "Batch Normalization: Accelerating Deep Network Training by Reducing
        Internal Covariate Shift".
     """
-    dy_scale = invstd if gamma is None else invstd * gamma
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        dy_scale = invstd if gamma is None else invstd * gamma
         offset, along = (-invstd * (s / count) for s in sums)
         x_scale = along * invstd
         return Gradient(mean, dy_scale, x_scale, offset - mean_lo * x_scale)
 
 
-def rounded(c: Coefficients, dtype: np.dtype[Any]) -> Coefficients | None:
-    """The coefficients in `dtype`, or None if float32 arithmetic would overflow or lose them.
+def rounded(c: Coefficients, dtype: np.dtype[Any]) -> tuple[Coefficients, NDArray[np.bool_] | None]:
+    """The coefficients in `dtype`, and for which channels float32 arithmetic neither overflows nor loses them.
 
-    The kernels subtract the mean rounded to the data's type; what rounding took from it goes into shift.
+    None says that they are for all. The kernels subtract the mean rounded to the data's type; what rounding took from
+    it goes into shift.
     """
     if dtype == np.float64:
-        return c
+        return c, None
     # Any float32 minus a mean of 1e30 stays finite.
     with np.errstate(over="ignore", invalid="ignore"):
         mean = c.mean.astype(dtype)
         shift = c.shift - (c.mean - mean.astype(np.float64)) * c.scale
         fits = (np.abs(c.mean) <= 1e30) & _is_normal(c.scale) & (np.abs(shift) <= 1e37)
-        if not np.all(fits | np.isnan(c.mean + c.scale + c.shift)):
-            return None
-        return Coefficients(mean, c.scale.astype(dtype), shift.astype(dtype))
+        fits |= np.isnan(c.mean + c.scale + c.shift)
+        return Coefficients(mean, c.scale.astype(dtype), shift.astype(dtype)), None if np.all(fits) else fits
 
 
-def rounded_gradient(k: Gradient, dtype: np.dtype[Any]) -> Gradient | None:
+def rounded_gradient(k: Gradient, dtype: np.dtype[Any]) -> tuple[Gradient, NDArray[np.bool_] | None]:
     """As `rounded`."""
+    c, fits = rounded(Coefficients(k.mean, k.x_scale, k.offset), dtype)
     if dtype == np.float64:
-        return k
-    c = rounded(Coefficients(k.mean, k.x_scale, k.offset), dtype)
-    if c is None or not np.all(_is_normal(k.dy_scale) | np.isnan(k.dy_scale)):
-        return None
-    return Gradient(c.mean, k.dy_scale.astype(dtype), c.scale, c.shift)
+        return k, None
+    with np.errstate(over="ignore", invalid="ignore"):
+        dy_fits = _is_normal(k.dy_scale) | np.isnan(k.dy_scale)
+        rest = Gradient(c.mean, k.dy_scale.astype(dtype), c.scale, c.shift)
+    return rest, fits if np.all(dy_fits) else dy_fits if fits is None else fits & dy_fits
 
 
 def _is_normal(scale: Float64) -> NDArray[np.bool_]:

@@ -6,7 +6,7 @@ channel of each sample. Layer and RMS normalization, and groups of single values
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import prod
 from typing import Any
 
@@ -26,6 +26,7 @@ from bncpu.moments import (
     moved,
     rms_statistics,
     saved_statistics,
+    sums_with_x_hat,
     variance,
 )
 
@@ -671,7 +672,8 @@ def instance_norm_forward(
     """
     axis = _validation.data("x", x, channel_axis)
     n_channels = x.shape[axis]
-    _validation.running_pair(running_mean, running_var, n_channels, x, out)
+    others = {"x": x, "gamma": gamma, "beta": beta, "residual": residual, "out": out}
+    _validation.running_pair(running_mean, running_var, n_channels, others)
     momentum = _validation.momentum(momentum)
     ddof = _validation.real("ddof", ddof, low=0)
     n_samples = x.shape[0 if axis else 1]
@@ -679,8 +681,9 @@ def instance_norm_forward(
         _validation.values_per_channel("instance_norm", x.size // (n_samples * n_channels), ddof)
     y, saved, moments = _group_forward(x, n_channels, gamma, beta, eps, axis, activation, residual, out, n_threads)
     if running_mean is not None and running_var is not None and n_samples:
-        running_mean[...] = moved(running_mean, moments.mean.mean(axis=0), momentum)
-        running_var[...] = moved(running_var, variance(moments, ddof).mean(axis=0), momentum)
+        with np.errstate(over="ignore", invalid="ignore"):
+            running_mean[...] = moved(running_mean, moments.mean.mean(axis=0), momentum)
+            running_var[...] = moved(running_var, variance(moments, ddof).mean(axis=0), momentum)
     return y, saved
 
 
@@ -1019,7 +1022,8 @@ def _layer_forward(
     axis, ones = -1 if channel_axis is None else channel_axis, (1,) * len(shape)
     y = np.moveaxis(arrays.result(), -1, axis)
     saved = _changed(saved, lambda a: np.moveaxis(a.reshape(a.shape + ones), -1, axis))
-    saved.call = _validation.call(None if channel_axis is None else axis % x.ndim, activation, gamma, beta, residual)
+    at = None if channel_axis is None else axis % x.ndim
+    saved.call = _validation.call(at, activation, gamma, beta, residual, shape)
     return y if out is None else out, saved
 
 
@@ -1104,7 +1108,7 @@ def _group_backward(
     arrays = _group_pass(x, n_groups, axis, _validation.backward(dy, x, activation, residual, out, n_threads))
     back = _backward_in_two_steps if len(arrays.whole.layouts) > 1 else _backward_in_one_step
     count = x.size / max(1, n_samples * n_groups)
-    dgamma, dbeta = back(arrays, saved, scale, shift, (n_groups, n_channels // n_groups), count)
+    dgamma, dbeta = back(arrays, saved, scale, shift, (n_groups, arrays.whole.x.shape[2]), count)
     dx, *dz = (_layout.channels_joined(a, axis) for a in (arrays.result(), *arrays.dresidual()))
     return dx if out is None else out, dgamma.reshape(-1), dbeta.reshape(-1), *dz
 
@@ -1121,18 +1125,18 @@ def _group_pass(x: Array, n_groups: int, axis: int, checked: dict[str, Any]) -> 
 
 def _grouped(name: str, a: ArrayLike | None, n_channels: int, n_groups: int) -> Float64 | None:
     values = _validation.per_channel(name, a, n_channels)
-    return None if values is None else values.reshape(n_groups, n_channels // n_groups)
+    return None if values is None else values.reshape(n_groups, n_channels // n_groups if n_groups else 1)
 
 
 # ---- one step: statistics, spread over the channels of their group, are folded with the parameters ----
 
-# Values of a part: there are about ten float64 numbers for each channel of each of its samples.
-GROUPED = 1 << 22
+# Channels of the samples of a part: there are about ten float64 numbers for each.
+CHANNELS = 1 << 18
 
 
 def _forward_in_one_step(arrays: Pass, scale: Float64 | None, shift: Float64 | None, eps: float) -> Moments:
     moments = []
-    for part in arrays.parts(GROUPED):
+    for part in _parts(arrays):
         moments.append(_group_moments(part))
         part.apply(_of_channels(saved_statistics(moments[-1], eps), scale, shift))
     return _joined(moments)
@@ -1147,15 +1151,21 @@ def _backward_in_one_step(
     count: float,
 ) -> Float64:
     gradients = np.zeros((2, *shape))
-    for part in arrays.parts(GROUPED):
+    for part in _parts(arrays) if arrays.whole.x.size else ():
         some = _changed(_of(part, saved), lambda a: a[..., None])
         relu = _of_channels(_of(part, saved), scale, shift) if part.relu else None
         total, product = part.sums(some.mean, relu)
-        along = (product - some.mean_lo * total) * some.invstd
+        along = sums_with_x_hat(total, product, some)
         gradients += along.sum(axis=0), total.sum(axis=0)
-        sums = ((s if scale is None else scale * s).sum(axis=-1, keepdims=True) for s in (total, along))
+        with np.errstate(over="ignore", invalid="ignore"):
+            sums = [(s if scale is None else scale * s).sum(axis=-1, keepdims=True) for s in (total, along)]
         part.backward(fold_backward(some.mean, some.invstd, scale, tuple(sums), count, some.mean_lo), relu)
     return gradients
+
+
+def _parts(arrays: Pass) -> Iterator[Part]:
+    x = arrays.whole.x
+    return arrays.parts(CHANNELS * max(1, prod(x.shape[3:])))
 
 
 def _group_moments(part: Part) -> Moments:
@@ -1209,7 +1219,7 @@ def _backward_in_two_steps(
         gradients += product, total
         part.backward(Gradient(_ZERO, _ONE if scale is None else scale, _ZERO, _ZERO), relu, step=1, x=x_hat, dx=g)
         total, product = part.sums(mean, None, dy=g)
-        along = (product - some.mean_lo * total) * some.invstd
+        along = sums_with_x_hat(total, product, some)
         sums = (np.zeros_like(total) if some.mean is None else total, along)
         part.backward(fold_backward(mean, some.invstd, None, sums, count, some.mean_lo), None, dy=g)
     return gradients

@@ -3,6 +3,7 @@
 import copy
 import inspect
 import pickle
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -476,11 +477,14 @@ def test_one_value_is_enough_for_a_part_but_not_for_the_whole():
 
 
 def test_collecting_changes_and_allocates_nothing_of_the_size_of_the_data():
-    x, dy = normal(46, (1000, 4)), normal(47, (1000, 4))
+    x, dy = normal(46, (200_000, 4)), normal(47, (200_000, 4))
     before = x.copy(), dy.copy()
-    moments = batch_norm_moments(x)
     _, saved = batch_norm_forward(x)
+    tracemalloc.start()
+    moments = batch_norm_moments(x)
     sums = batch_norm_backward_sums(dy, x, saved, residual=x)
+    assert tracemalloc.get_traced_memory()[1] < x.nbytes / 20
+    tracemalloc.stop()
     assert all(a.shape == (4,) and a.dtype == np.float64 for a in (*moments, *sums))
     np.testing.assert_array_equal(x, before[0])
     np.testing.assert_array_equal(dy, before[1])
@@ -496,8 +500,12 @@ def test_merge_refuses_what_does_not_belong_together():
     ):
         with pytest.raises(TypeError, match=message):
             merge(*parts)
-    with pytest.raises(ValueError, match="same number of channels"):
+    with pytest.raises(ValueError, match=r"part 1's count must have shape \(3,\)"):
         merge(a, b)
+    with pytest.raises(TypeError, match="part 0's mean must hold real numbers"):
+        merge(a._replace(mean="abc"))
+    halves = merge(*(Moments(*(np.asarray(m, np.float32) for m in a)) for _ in range(2)))
+    assert all(m.dtype == np.float64 for m in halves)
     x = normal(50, (5, 3))
     with pytest.raises(TypeError, match="moments must be Moments, got BackwardSums"):
         batch_norm_forward(x, moments=sums)
@@ -560,6 +568,65 @@ def test_moments_and_sums_of_less_than_the_batch_are_refused(name):
             batch_norm_forward(x, moments=batch_norm_moments(x[:2]))
         else:
             batch_norm_backward(x, x, saved, sums=batch_norm_backward_sums(x[:2], x[:2], saved))
+
+
+@pytest.mark.parametrize("name", ["gamma", "beta", "x", "residual", "out", "running_var"])
+@pytest.mark.parametrize("function", [batch_norm_forward, bncpu.instance_norm_forward])
+def test_running_arrays_share_memory_with_no_other_argument(function, name):
+    x, running_mean = normal(58, (4, 3, 5)), np.zeros(3)
+    arguments = dict(x=x, gamma=np.ones(3), beta=np.ones(3), residual=x, out=x.copy(), running_mean=running_mean,
+                     running_var=np.ones(3))  # fmt: skip
+    before = pickle.dumps(arguments)
+    function(**pickle.loads(before))
+    shared = arguments[name] if arguments[name].ndim == 1 else arguments[name][0, :, 0]
+    with pytest.raises(ValueError, match=f"running_mean and {'x' if name == 'residual' else name} must not share"):
+        function(**arguments | {"running_mean": shared})
+
+
+@pytest.mark.parametrize("name", ["running_mean", "gamma"])
+def test_masked_arrays_are_refused_wherever_their_mask_would_be_ignored(name):
+    arguments = {
+        "running_mean": np.zeros(3),
+        "running_var": np.ones(3),
+        name: np.ma.masked_array(np.ones(3), [1, 0, 0]),
+    }
+    with pytest.raises(TypeError, match=f"{name} must .*MaskedArray"):
+        batch_norm_forward(normal(59, (4, 3)), **arguments)
+
+
+def test_what_overflows_is_infinity_without_a_warning():
+    running = np.zeros(2, np.float16), np.ones(2, np.float16)
+    x = normal(60, (50, 2, 3), std=1e5)
+    batch_norm_forward(x, running_mean=running[0], running_var=running[1])
+    assert np.all(np.isinf(running[1]))
+    bncpu.instance_norm_forward(x, running_mean=running[0], running_var=running[1])
+    dy = x.copy()
+    dy[0, 0, 0] = np.inf
+    for forward, backward, arguments in (
+        (batch_norm_forward, batch_norm_backward, ()),
+        (bncpu.group_norm_forward, bncpu.group_norm_backward, (2,)),
+        (bncpu.layer_norm_forward, bncpu.layer_norm_backward, (3,)),
+    ):
+        n = 3 if arguments == (3,) else 2
+        for gamma in (np.ones(n), np.full(n, np.inf), np.full(n, 1e300)):
+            _, saved = forward(x, *arguments, gamma)
+            assert not np.isfinite(backward(dy, x, saved, gamma)[0][0, 0]).any()
+
+
+@pytest.mark.parametrize("lo", [None, "abc", np.zeros(5), np.zeros(3) * 1j])
+def test_a_low_part_that_does_not_fit_is_refused_by_name(lo):
+    saved = SavedStatistics(np.zeros(3), np.ones(3))
+    saved.mean_lo = lo
+    with pytest.raises((TypeError, ValueError), match="mean_lo must"):
+        batch_norm_backward(np.zeros((4, 3)), np.zeros((4, 3)), saved)
+
+
+def test_the_sums_of_merged_gradients_do_not_depend_on_the_other_channels():
+    parts = [BackwardSums(*normal(k, (3, 2))) for k in range(100)]
+    whole = merge(*parts)
+    alone = merge(*(BackwardSums(*(a[:1] for a in part)) for part in parts))
+    for a, b in zip(whole, alone, strict=True):
+        assert a[0] == b[0]
 
 
 def test_statistics_from_a_variance_give_the_gradient_of_inference():

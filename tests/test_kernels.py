@@ -388,6 +388,16 @@ def test_streamed_and_written_in_place_a_gradient_has_the_same_bits(dtype, isa):
         assert same_bits(dy, dx)
 
 
+@pytest.mark.parametrize("wide", [0, 1, 2])
+def test_any_one_array_of_narrow_rows_may_lie_in_a_wider_one(wide, isa):
+    x, dy, z, c = gradients((3000, 6, 1), np.float32)
+    expected = _normalize.backward_sums(dy[None], x[None], c.mean, relu=c, residual=z[None])
+    arrays = [np.concatenate([a, a], axis=1)[:, :6] if i == wide else a for i, a in enumerate((dy, x, z))]
+    dy, x, z = (a[None] for a in arrays)
+    # Not folded, so added in another order.
+    np.testing.assert_allclose(_normalize.backward_sums(dy, x, c.mean, relu=c, residual=z), expected, rtol=1e-12)
+
+
 def test_arrays_of_one_form_may_have_different_strides(isa):
     for shape in ((40, 6, 1), (5, 6, 30)):
         x, dy, z, c = gradients(shape, np.float32)

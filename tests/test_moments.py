@@ -134,18 +134,37 @@ def test_variance_needs_more_values_than_ddof():
 )
 def test_float32_coefficients_outside_its_range_are_refused(mean, scale, shift):
     c = moments.Coefficients(*(np.array([1.0, v]) for v in (mean, scale, shift)))
-    assert moments.rounded(c, np.dtype(np.float32)) is None
-    assert moments.rounded(c, np.dtype(np.float64)) is c
+    np.testing.assert_array_equal(moments.rounded(c, np.dtype(np.float32))[1], [True, False])
+    assert moments.rounded(c, np.dtype(np.float64)) == (c, None)
 
 
 def test_channels_without_statistics_stay_in_float32():
     c = moments.Coefficients(*(np.array([1.0, np.nan]) for _ in range(3)))
-    assert moments.rounded(c, np.dtype(np.float32)) is not None
+    assert moments.rounded(c, np.dtype(np.float32))[1] is None
+
+
+def test_a_gradient_fits_float32_where_all_its_coefficients_do():
+    ones = np.ones(5)
+    k = moments.Gradient(mean=ones * [1, 1e31, 1, 1, 1], dy_scale=ones * [1, 1, 1e-40, 1, 1],
+                         x_scale=ones * [1, 1, 1, 1e39, 1], offset=ones)  # fmt: skip
+    np.testing.assert_array_equal(
+        moments.rounded_gradient(k, np.dtype(np.float32))[1], [True, False, False, False, True]
+    )
+    assert moments.rounded_gradient(k, np.dtype(np.float64)) == (k, None)
+
+
+@given(st.integers(1, 70), st.integers(1, 4))
+def test_sums_of_blocks_are_added_in_one_order_whatever_the_other_axes(n, width):
+    sums = normal(n, (n, 2, width))
+    whole = moments.sum_blocks(sums)
+    np.testing.assert_allclose(whole, sums.sum(axis=0), rtol=1e-12, atol=1e-12)
+    assert whole[0, 0] == moments.sum_blocks(sums[:, :1, :1])[0, 0] == moments.sum_blocks(sums[:, 0, 0])
 
 
 def test_rounding_the_mean_to_float32_moves_its_remainder_into_shift():
     mean = np.array([1e6 + 1 / 3])
-    c = moments.rounded(moments.Coefficients(mean, np.array([2.0]), np.array([0.5])), np.dtype(np.float32))
+    c, fits = moments.rounded(moments.Coefficients(mean, np.array([2.0]), np.array([0.5])), np.dtype(np.float32))
+    assert fits is None
     remainder = mean - c.mean.astype(np.float64)
     assert remainder[0] != 0
     np.testing.assert_allclose(c.shift, 0.5 - 2 * remainder, rtol=1e-7)

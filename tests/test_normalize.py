@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bncpu import _normalize, _reference
-from bncpu.moments import Coefficients
+from bncpu.moments import Coefficients, Gradient
 
 sizes = st.integers(1, 1 << 34)
 
@@ -52,6 +52,53 @@ def test_widening_changes_no_bit(dtype, monkeypatch):
     monkeypatch.setattr(_normalize, "_wide_rows", lambda arrays, c, _: [(arrays, c)])
     _normalize.apply(x[None], narrow[None], c)
     assert same_bits(wide, narrow)
+
+
+@pytest.mark.parametrize("shape", [(3, 700, 4, 1), (3, 2, 4, 50)], ids=str)
+def test_channels_beyond_float32_leave_the_bits_of_the_others_alone(shape):
+    x, dy, z = (normal(k, shape, dtype=np.float32) for k in (4, 5, 6))
+    n = shape[0] * shape[2]
+    good = Coefficients(*normal(7, (3, n)))
+    gradient = Gradient(good.mean, *normal(8, (3, n)))
+    odd = [2, 5, 6, 7, 11]
+    rest = [i for i in range(n) if i not in odd]
+
+    def results(c, k, relu):
+        y, dx, dz = np.empty((3, *shape), np.float32)
+        _normalize.apply(x, y, c, residual=z)
+        _normalize.backward_apply(dy, x, dx, k, relu=c if relu else None, residual=z if relu else None,
+                                  dresidual=dz if relu else None)  # fmt: skip
+        return [np.moveaxis(a, 2, 1).reshape(n, -1) for a in ((y, dx, dz) if relu else (y, dx))]
+
+    for relu in (False, True):
+        calm = results(good, gradient, relu)
+        for name, value in (("scale", 1e-40), ("dy_scale", 1e-40), ("x_scale", 1e-42), ("mean", 1e31)):
+            c, k = (type(p)(*(a.copy() for a in p)) for p in (good, gradient))
+            for p in (c, k):
+                if name in p._fields:
+                    getattr(p, name)[odd] *= value
+            for a, b in zip(results(c, k, relu), calm, strict=True):
+                assert same_bits(a[rest], b[rest])
+            if name == "dy_scale" and not relu:
+                d = np.moveaxis(dy, 2, 1).reshape(n, -1)[odd], np.moveaxis(x, 2, 1).reshape(n, -1)[odd]
+                expected = d[0] * k.dy_scale[odd, None] + k.x_scale[odd, None] * (d[1] - k.mean[odd, None])
+                expected += k.offset[odd, None]
+                np.testing.assert_allclose(results(c, k, relu)[1][odd], expected, rtol=0, atol=1e-5)
+
+
+def test_factors_that_float32_would_lose_are_applied_in_float64():
+    dy, x = np.full((1, 9, 1, 1), 1e30, np.float32), np.zeros((1, 9, 1, 1), np.float32)
+    dx, zero = np.empty_like(x), np.zeros(1)
+    _normalize.backward_apply(dy, x, dx, Gradient(zero, np.array([1e-44]), zero, zero))
+    np.testing.assert_allclose(dx, 1e-14, rtol=1e-6)
+
+
+def test_a_result_that_is_read_too_is_never_stored_past_the_cache():
+    x, y = np.empty((2, _normalize.STREAM_BYTES // 8))
+    assert _normalize.streams(y, x, None)
+    for others in ((y,), (x, y), (x, None, y[5:])):
+        assert not _normalize.streams(y, *others)
+    assert not _normalize.streams(y[1:], x)
 
 
 def test_moments_of_nothing_are_empty():

@@ -181,6 +181,7 @@ def assert_gradients(case, got, expected, dy, saved, gamma):
     x_hat = eps_of("float32") if case.takes_two_steps and dx.dtype != "float64" else 0
     for a, b, eps in zip(of_parameters, of_parameters_expected, (x_hat, 0), strict=False):
         assert a.dtype == np.float64
+        b = b.reshape([1] * (a.ndim - b.ndim) + list(b.shape))  # the reference may not know of axes of length 1
         assert a.shape == b.shape
         terms = max(dx.size / max(a.size, 1), 1) * size * 5
         np.testing.assert_allclose(a, b, rtol=0, atol=(eps + SUMS) * terms)
@@ -649,3 +650,68 @@ def test_a_refusal_names_the_argument_and_changes_nothing(case):
     with pytest.raises(error, match=rf"\b{named}\b"):
         call()
     assert all(same_bits(a, b) for a, b in zip((X, OUT, RUNNING), before, strict=True))
+
+
+# ---- one sample's values never change another's bits ----
+
+HOSTILE = {"tiny": 1e-39, "huge": 1e30}
+
+
+@pytest.mark.parametrize("scale", HOSTILE.values(), ids=HOSTILE)
+@one_of_each
+def test_a_sample_beyond_float32_coefficients_changes_no_bit_of_the_others(case, scale):
+    x, dy, z = (float32_normal(k, case.shape, "float32").copy() for k in (33, 34, 35))
+    dy *= np.float32(1e-3)  # or dx of the tiny sample would overflow
+    parameters = case.parameters()
+    options = dict(eps=0, activation="relu", residual=z)
+    calm, saved = case.forward(x, *parameters, **options)
+    gradients = case.backward(dy, x, saved, *parameters, activation="relu", residual=z)
+    x[1] *= np.float32(scale)
+    y, saved = case.forward(x, *parameters, **options)
+    others = [i for i in range(len(x)) if i != 1]
+    assert same_bits(y[others], calm[others])
+    dx, *_, dz = case.backward(dy, x, saved, *parameters, activation="relu", residual=z)
+    assert same_bits(dx[others], gradients[0][others])
+    np.testing.assert_array_equal(dz, np.where(y > 0, dy, 0))
+    expected = case.forward(x, *parameters, eps=0, module=_reference)[0] + z
+    np.testing.assert_allclose(
+        y, np.maximum(expected, 0), rtol=0, atol=16 * np.finfo("f4").eps * np.abs(expected).max()
+    )
+    wanted = case.backward(np.where(y > 0, dy, 0), x, saved, *parameters, module=_reference)
+    size = np.abs(np.float64(wanted[0][1])).max()
+    np.testing.assert_allclose(dx[1] / size, wanted[0][1] / size, rtol=0, atol=1e-5)
+
+
+def test_a_large_sample_has_the_same_gradient_bits_alone():
+    x, dy = normal(36, (2, 1, 1 << 20)), normal(37, (2, 1, 1 << 20), mean=3.0)
+    for norm, arguments in (("instance", ()), ("layer", (1 << 20,))):
+        forward, backward = (getattr(bncpu, f"{norm}_norm_{name}") for name in ("forward", "backward"))
+        _, saved = forward(x, *arguments)
+        _, first = forward(x[:1], *arguments)
+        assert same_bits(backward(dy[:1], x[:1], first)[0], backward(dy, x, saved)[0][:1])
+
+
+def test_beta_alone_tells_which_axes_were_normalized_over():
+    x, beta = normal(38, (4, 1, 3)), np.ones((1, 3))
+    _, saved = bncpu.layer_norm_forward(x, (1, 3), None, beta, activation="relu")
+    for some in (saved, SavedStatistics(*saved)):
+        _, dgamma, dbeta = bncpu.layer_norm_backward(x, x, some, beta=beta, activation="relu")
+        assert dgamma.shape == dbeta.shape == (1, 3)
+
+
+@pytest.mark.parametrize("shape", [(2, 0, 4), (0, 2, 4), (2, 0, 0), (2, 2, 0), (0, 0, 0)], ids=str)
+def test_arrays_without_values_have_results_and_gradients_of_their_shape(shape):
+    x = np.zeros(shape)
+    groups = ("group", (1,), (shape[0], 1))
+    layer = ("layer", (4,), (shape[0], shape[1], 1))
+    for norm, arguments, saved_shape in (("instance", (), shape[:2]), groups, layer):
+        if (norm == "layer" and shape[2] != 4) or (norm == "instance" and 0 not in shape[:2]):
+            continue
+        forward, backward = (getattr(bncpu, f"{norm}_norm_{name}") for name in ("forward", "backward"))
+        y, saved = forward(x, *arguments)
+        assert y.shape == shape
+        assert saved.mean.shape == saved_shape
+        dx, dgamma, _ = backward(x, x, saved)
+        assert dx.shape == shape
+        assert dgamma.shape == ((4,) if norm == "layer" else (shape[1],))
+        assert not dgamma.any()

@@ -47,8 +47,8 @@ typedef int (*bn_moments_fn)(bn_part part, bn_array x, const double *weights,
 typedef int (*bn_apply_fn)(bn_part part, bn_array x, bn_array residual, bn_array y,
                            bn_coefficients c, int relu, int stream);
 
-/* Sums of g and of g * (x - center) per channel, where g is dy; with relu only where apply gave more than 0
- * for the same x, residual and coefficients. */
+/* Sums of g and of g * (x - center) per channel, where g is dy; with relu 0 where apply gives 0, for the same
+ * x, residual and coefficients (NaN, as in apply, is not stopped). */
 typedef void (*bn_backward_sums_fn)(bn_part part, bn_array x, bn_array residual, bn_array dy,
                                     const double *center, bn_coefficients c, int relu,
                                     double *sum, double *product);

@@ -103,7 +103,7 @@ typedef struct {
 
 INLINE NAME(runs) NAME(run)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t c, const int how) {
     NAME(runs) r = {(const T *)a.x.data + o * a.x.outer + c * a.x.channel, NULL, NULL, NULL, NULL};
-    if (how & ADDED)
+    if (how & RESIDUAL)
         r.z = (const T *)a.z.data + o * a.z.outer + c * a.z.channel;
     if (how & BACKWARD)
         r.dy = (const T *)a.dy.data + o * a.dy.outer + c * a.dy.channel;
@@ -141,7 +141,7 @@ INLINE void NAME(accumulate)(NAME(runs) r, ptrdiff_t i, const ptrdiff_t lanes, v
         HT dy = NAME(load_ht)(r.dy + i, lanes);
         if (how & RELU) {
             HT y = (x - f.mean) * f.scale + f.shift;
-            if (how & ADDED)
+            if (how & RESIDUAL)
                 y = y + NAME(load_ht)(r.z + i, lanes);
             dy = NAME(where_above_0_ht)(y, dy);
         }
@@ -185,7 +185,7 @@ INLINE void NAME(rows_sums_at)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t j, const p
             PREFETCH(r.x + step * a.x.outer + j);
             if (how & BACKWARD)
                 PREFETCH(r.dy + step * a.dy.outer + j);
-            if (how & ADDED)
+            if (how & RESIDUAL)
                 PREFETCH(r.z + step * a.z.outer + j);
         }
         NAME(accumulate)(r, j, lanes, center, vdouble_all(how & WEIGHTED ? weights[o + u] : 1.0), f,
@@ -272,7 +272,7 @@ INLINE void NAME(part_sums)(bn_part p, NAME(arrays) a, const double *weights,
     int is_rows = NAME(is_rows)(p, a.x);
     if (is_rows && !(how & WEIGHTED) && p.outer > 1 && a.x.outer == p.channels &&
         (!(how & BACKWARD) || a.dy.outer == p.channels) &&
-        (!(how & ADDED) || a.z.outer == p.channels))
+        (!(how & RESIDUAL) || a.z.outer == p.channels))
         fold = BN_TILE / p.channels < p.outer ? BN_TILE / p.channels : p.outer;
     for (c = p.channels; c < fold * p.channels; c++) {
         k.center[c] = k.center[c - p.channels];
@@ -424,7 +424,7 @@ static void NAME(backward_sums)(bn_part p, bn_array x, bn_array z, bn_array dy,
         memcpy(shift, c.shift, p.channels * sizeof(T));
     }
     if (relu && z.data)
-        NAME(part_sums)(p, a, NULL, 0, k, to, BACKWARD | RELU | ADDED);
+        NAME(part_sums)(p, a, NULL, 0, k, to, BACKWARD | RELU | RESIDUAL);
     else if (relu)
         NAME(part_sums)(p, a, NULL, 0, k, to, BACKWARD | RELU);
     else
@@ -449,7 +449,7 @@ INLINE VBITS NAME(result)(NAME(runs) r, ptrdiff_t i, const ptrdiff_t n, NAME(reg
     VT x = NAME(load)(r.x + i, n), centred = x - k.mean, v;
     if (!(how & BACKWARD) || how & RELU) {
         v = centred * k.scale + k.shift;
-        if (how & ADDED)
+        if (how & RESIDUAL)
             v = v + NAME(load)(r.z + i, n);
     }
     if (!(how & BACKWARD)) {
@@ -459,7 +459,7 @@ INLINE VBITS NAME(result)(NAME(runs) r, ptrdiff_t i, const ptrdiff_t n, NAME(reg
     VT dy = NAME(load)(r.dy + i, n);
     if (how & RELU)
         dy = NAME(where_above_0)(v, dy);
-    if (how & ADDED)
+    if (how & RESIDUAL)
         NAME(store)(r.dz + i, dy, n, 0);
     *y = (centred * k.x_scale + k.offset) + dy * k.dy_scale;
     return (VBITS){0};
@@ -467,8 +467,8 @@ INLINE VBITS NAME(result)(NAME(runs) r, ptrdiff_t i, const ptrdiff_t n, NAME(reg
 
 /* Elements up to the next register boundary of y, where streaming stores may begin. */
 INLINE ptrdiff_t NAME(peel)(const T *y, ptrdiff_t n, const int how) {
-    ptrdiff_t bytes = T_LANES * sizeof(T);
-    ptrdiff_t head = how & STREAM ? (ptrdiff_t)(-(uintptr_t)y % bytes) / (ptrdiff_t)sizeof(T) : 0;
+    uintptr_t bytes = T_LANES * sizeof(T);
+    ptrdiff_t head = how & STREAM ? (ptrdiff_t)(-(uintptr_t)y % bytes / sizeof(T)) : 0;
     return head < n ? head : n;
 }
 
@@ -586,10 +586,10 @@ static int NAME(any_apply)(bn_part p, NAME(arrays) a, bn_coefficients c, int how
         return NAME(part_apply)(p, a, k, flags);                                                  \
     case (flags) | STREAM:                                                                        \
         return NAME(part_apply)(p, a, k, (flags) | STREAM);
-        CASE(RELU | ADDED)
-        CASE(ADDED)
+        CASE(RELU | RESIDUAL)
+        CASE(RESIDUAL)
         CASE(RELU)
-        CASE(BACKWARD | RELU | ADDED)
+        CASE(BACKWARD | RELU | RESIDUAL)
         CASE(BACKWARD | RELU)
         CASE(BACKWARD)
     case STREAM:
@@ -603,14 +603,14 @@ static int NAME(any_apply)(bn_part p, NAME(arrays) a, bn_coefficients c, int how
 static int NAME(apply)(bn_part p, bn_array x, bn_array z, bn_array y, bn_coefficients c, int relu,
                        int stream) {
     NAME(arrays) a = {x, z, {0}, y, {0}};
-    return NAME(any_apply)(p, a, c, (z.data ? ADDED : 0) | (relu ? RELU : 0) | (stream ? STREAM : 0));
+    return NAME(any_apply)(p, a, c, (z.data ? RESIDUAL : 0) | (relu ? RELU : 0) | (stream ? STREAM : 0));
 }
 
 static void NAME(backward_apply)(bn_part p, bn_array x, bn_array z, bn_array dy, bn_array dx,
                                  bn_array dz, bn_coefficients c, int relu, int stream) {
     NAME(arrays) a = {x, z, dy, dx, dz};
     NAME(any_apply)(p, a, c,
-                    BACKWARD | (z.data ? ADDED : 0) | (relu ? RELU : 0) | (stream ? STREAM : 0));
+                    BACKWARD | (z.data ? RESIDUAL : 0) | (relu ? RELU : 0) | (stream ? STREAM : 0));
 }
 
 #undef VT

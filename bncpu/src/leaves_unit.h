@@ -79,7 +79,7 @@ enum {
     MASKED = 2,   /* NaN is left out */
     BACKWARD = 4, /* dy comes with x */
     RELU = 8,
-    ADDED = 16, /* a residual */
+    RESIDUAL = 16,
     STREAM = 32 /* stores past the cache */
 };
 
