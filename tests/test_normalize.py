@@ -93,6 +93,17 @@ def test_factors_that_float32_would_lose_are_applied_in_float64():
     np.testing.assert_allclose(dx, 1e-14, rtol=1e-6)
 
 
+def test_relu_is_recomputed_in_float64_where_the_forward_pass_was():
+    x, dy, zero = np.full((1, 9, 1, 1), -6e8, np.float32), np.ones((1, 9, 1, 1), np.float32), np.zeros(1)
+    c = Coefficients(zero, np.array([1e30]), np.array([5e38]))  # in float32: -inf + inf
+    y, dx = np.empty_like(x), np.empty_like(x)
+    _normalize.apply(x, y, c, relu=True)
+    _normalize.backward_apply(dy, x, dx, Gradient(zero, np.ones(1), zero, zero), relu=c)
+    assert not y.any()
+    assert not dx.any()
+    assert not _normalize.backward_sums(dy, x, zero, relu=c).any()
+
+
 def test_a_result_that_is_read_too_is_never_stored_past_the_cache():
     x, y = np.empty((2, _normalize.STREAM_BYTES // 8))
     assert _normalize.streams(y, x, None)
