@@ -12,7 +12,8 @@ except ImportError:  # a commit from before the package existed
 
 from .transformer import data
 
-SHAPES = {"NCHW": (32, 64, 56, 56), "NHWC": (32, 56, 56, 64), "small planes": (64, 256, 14, 14), "rows": (200_000, 128)}
+LARGE = {"NCHW": (32, 64, 56, 56), "NHWC": (32, 56, 56, 64), "small planes": (64, 256, 14, 14), "rows": (200_000, 128)}
+SHAPES = {**LARGE, "small": (64, 64)}
 NORMS = ("batch", "layer", "rms", "instance", "group")
 
 
@@ -37,11 +38,27 @@ class _Passes:
 class Norms(_Passes):
     """Every norm in every layout."""
 
-    params = (list(NORMS), list(SHAPES))
+    params = (list(NORMS), list(LARGE))
     param_names = ("norm", "shape")
 
     def setup(self, norm, shape):
         self.passes(norm, shape, "float32")
+
+    def time_forward(self, *_):
+        self.forward()
+
+    def time_backward(self, *_):
+        self.backward()
+
+
+class Small(_Passes):
+    """A layer of a small network: what a call costs, not what the data costs."""
+
+    params = (["batch", "layer"],)
+    param_names = ("norm",)
+
+    def setup(self, norm):
+        self.passes(norm, "small", "float32")
 
     def time_forward(self, *_):
         self.forward()
@@ -83,7 +100,7 @@ class Fused(_Passes):
 class Ratio(_Passes):
     """Seconds of ours over seconds of a plain copy of the same array, interleaved: steady between machines and runs."""
 
-    params = (["forward", "backward"], list(SHAPES))
+    params = (["forward", "backward"], list(LARGE))
     param_names = ("direction", "shape")
     unit = "copies"
 
