@@ -157,9 +157,9 @@ class Pass:
         read_only: bool = False,
     ) -> None:
         # Without ReLU the gradient of the residual is dy, which `out` may overwrite, and the others do not need it.
-        self._dy = None
+        self._copy_of_dy = None
         if dy is not None and residual is not None and not relu:
-            self._dy, residual = None if read_only else np.array(dy, order="K"), None
+            self._copy_of_dy, residual = None if read_only else np.array(dy, order="K"), None
         self._out, self._dtype = out, x.dtype
         x, *layouts = _layout.ready(x, *kept)
         dy, residual = (None if a is None else _layout.like(layouts, a, x) for a in (dy, residual))
@@ -198,7 +198,7 @@ class Pass:
 
     def dresidual(self) -> tuple[Array, ...]:
         """The gradient of the residual, if there was one."""
-        if self._dy is not None:
-            return (self._dy,)
+        if self._copy_of_dy is not None:
+            return (self._copy_of_dy,)
         dz = self.whole.dresidual
         return () if dz is None else (_layout.delivered(dz, None, self._dtype),)

@@ -745,9 +745,7 @@ def _is_list(value: Any, length: int) -> bool:
 
 def layer_weight(a: Any, layer: str, *n_dimensions: int) -> None:
     """Check the weight of a linear layer or convolution."""
-    _plain_array("weight", a)
-    if a.dtype.kind != "f" or a.dtype.itemsize > 8:
-        raise TypeError(f"weight must be float16, float32 or float64, got {a.dtype}; convert it first")
+    floats("weight", a)
     if a.ndim not in n_dimensions:
         expected = " or ".join(str(n) for n in n_dimensions)
         raise ValueError(f"weight of a {layer} must have {expected} dimensions, got shape {a.shape}")

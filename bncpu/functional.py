@@ -21,6 +21,7 @@ from bncpu.moments import (
     SavedStatistics,
     fold,
     fold_backward,
+    fold_saved,
     inverse_std,
     merge_blocks,
     moved,
@@ -217,7 +218,7 @@ def batch_norm_forward(
         moments = arrays.whole.moments()
     saved = saved_statistics(moments, eps)
     saved.call = _validation.call(axis, activation, gamma, beta, residual)
-    arrays.whole.apply(fold(saved.mean, saved.invstd, scale, shift, saved.mean_lo))
+    arrays.whole.apply(fold_saved(saved, scale, shift))
     y = arrays.result()
     if running_mean is not None and running_var is not None:
         with np.errstate(over="ignore", invalid="ignore"):
@@ -409,7 +410,7 @@ def _backward(
     given = None if frozen else _validation.sums_of_all("sums", BackwardSums, sums, x, n_channels)
     arrays = Pass(x, ((axis,),), **_validation.backward(dy, x, activation, residual, out, n_threads))
     part = arrays.whole
-    relu = fold(saved.mean, saved.invstd, scale, shift, saved.mean_lo) if part.relu else None
+    relu = fold_saved(saved, scale, shift) if part.relu else None
     total = _sums(part, saved, relu) if given is None else given
     if not frozen:
         with np.errstate(over="ignore", invalid="ignore"):
@@ -552,7 +553,7 @@ def batch_norm_backward_sums(
     shift = _validation.per_channel("beta", beta, n_channels)
     checked = _validation.backward(dy, x, activation, residual, None, n_threads)
     part = Pass(x, ((axis,),), **checked, read_only=True).whole
-    relu = fold(saved.mean, saved.invstd, scale, shift, saved.mean_lo) if part.relu else None
+    relu = fold_saved(saved, scale, shift) if part.relu else None
     return _sums(part, saved, relu)
 
 

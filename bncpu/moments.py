@@ -339,6 +339,12 @@ def fold(
         return Coefficients(mean, scale, shift - mean_lo * scale)
 
 
+def fold_saved(saved: SavedStatistics, gamma: Float64 | None = None, beta: Float64 | None = None) -> Coefficients:
+    """As `fold`, with the statistics of a forward pass; those of `rms_norm` are about 0."""
+    mean = np.zeros(()) if saved.mean is None else saved.mean
+    return fold(mean, saved.invstd, gamma, beta, saved.mean_lo)
+
+
 def fold_inverse(forward: Coefficients, beta: Float64 | None) -> Coefficients:
     """Coefficients of ``x = (y - beta) / scale + mean``, which undo `forward`.
 

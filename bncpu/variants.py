@@ -20,8 +20,8 @@ from bncpu.moments import (
     Gradient,
     Moments,
     SavedStatistics,
-    fold,
     fold_backward,
+    fold_saved,
     merge_blocks,
     moved,
     rms_statistics,
@@ -1138,7 +1138,7 @@ def _forward_in_one_step(arrays: Pass, scale: Float64 | None, shift: Float64 | N
     moments = []
     for part in _parts(arrays):
         moments.append(_group_moments(part))
-        part.apply(_of_channels(saved_statistics(moments[-1], eps), scale, shift))
+        part.apply(fold_saved(_spread(saved_statistics(moments[-1], eps)), scale, shift))
     return _joined(moments)
 
 
@@ -1152,8 +1152,8 @@ def _backward_in_one_step(
 ) -> Float64:
     gradients = np.zeros((2, *shape))
     for part in _parts(arrays) if arrays.whole.x.size else ():
-        some = _changed(_of(part, saved), lambda a: a[..., None])
-        relu = _of_channels(_of(part, saved), scale, shift) if part.relu else None
+        some = _spread(_of(part, saved))
+        relu = fold_saved(some, scale, shift) if part.relu else None
         total, product = part.sums(some.mean, relu)
         along = sums_with_x_hat(total, product, some)
         gradients += along.sum(axis=0), total.sum(axis=0)
@@ -1177,9 +1177,9 @@ def _group_moments(part: Part) -> Moments:
     return merge_blocks(Moments(*(np.moveaxis(m, -1, 0) for m in part.moments())))
 
 
-def _of_channels(saved: SavedStatistics, scale: Float64 | None, shift: Float64 | None) -> Coefficients:
-    saved = _changed(saved, lambda a: a[..., None])
-    return fold(saved.mean, saved.invstd, scale, shift, saved.mean_lo)
+def _spread(saved: SavedStatistics) -> SavedStatistics:
+    """Statistics of groups, to broadcast against their channels."""
+    return _changed(saved, lambda a: a[..., None])
 
 
 # ---- two steps: normalized values are made first, in the cache, and the parameters applied to them ----
@@ -1191,7 +1191,7 @@ def _forward_in_two_steps(
     moments, affine = [], scale is not None or shift is not None
     for part, (x_hat,) in zip(arrays.parts(), arrays.scratch(1), strict=True):
         moments.append(part.moments())
-        normalizing = _normalizing(statistics(moments[-1], eps))
+        normalizing = fold_saved(statistics(moments[-1], eps))
         if affine:
             part.apply(normalizing, last=False, y=x_hat)
             part.apply(_affine(scale, shift), step=1, x=x_hat)
@@ -1213,7 +1213,7 @@ def _backward_in_two_steps(
         some = _of(part, saved)
         mean = np.zeros_like(some.invstd) if some.mean is None else some.mean
         # The forward pass's first step again; its second decides what ReLU lets through.
-        part.apply(_normalizing(some), last=False, y=x_hat)
+        part.apply(fold_saved(some), last=False, y=x_hat)
         relu = _affine(scale, shift) if part.relu else None
         total, product = part.sums(0.0, relu, step=1, x=x_hat)
         gradients += product, total
@@ -1226,10 +1226,6 @@ def _backward_in_two_steps(
 
 
 _ZERO, _ONE = np.zeros(()), np.ones(())
-
-
-def _normalizing(saved: SavedStatistics) -> Coefficients:
-    return fold(_ZERO if saved.mean is None else saved.mean, saved.invstd, None, None, saved.mean_lo)
 
 
 def _affine(scale: Float64 | None, shift: Float64 | None) -> Coefficients:
