@@ -1,5 +1,6 @@
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 def isa_variants() -> tuple[str, ...]: ...
@@ -8,6 +9,16 @@ def use_isa(name: str) -> None: ...
 def openmp_version() -> int: ...
 def max_threads() -> int: ...
 def pause_threads() -> None: ...
+def merge_blocks(blocks: NDArray[Any]) -> None: ...
+def sum_blocks(blocks: NDArray[Any]) -> None: ...
+
+merge: np.ufunc
+inverse_std: np.ufunc
+fold: np.ufunc
+fold_backward: np.ufunc
+rounded: np.ufunc
+rounded_gradient: np.ufunc
+
 def sparse_sums(
     values: NDArray[Any],
     columns: NDArray[Any],

@@ -79,7 +79,7 @@ def moments(
         x4, weights, skip_missing, outer_block, inner_block, out, _dispatch.threads(n_threads, x4.nbytes)
     )
     with np.errstate(invalid="ignore", over="ignore"):
-        return merge_blocks(Moments(*out)), missing
+        return merge_blocks(out), missing
 
 
 def apply(
@@ -162,7 +162,7 @@ def backward_sums(
         _dispatch.threads(n_threads, x4.nbytes),
     )  # fmt: skip
     with np.errstate(invalid="ignore", over="ignore"):
-        return sum_blocks(out.swapaxes(0, 1))
+        return sum_blocks(out)
 
 
 def backward_apply(

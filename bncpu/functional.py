@@ -593,6 +593,5 @@ def merge(*parts: Sums) -> Sums:
     """
     checked = _validation.mergeable_sums(parts)
     kind: Any = type(checked[0])
-    stacked = kind(*(np.stack(arrays) for arrays in zip(*checked, strict=True)))
-    whole: Any = merge_blocks(stacked) if kind is Moments else kind(*map(sum_blocks, stacked))
-    return whole
+    stacked = np.stack([np.stack(part) for part in checked], axis=1)
+    return kind(*(merge_blocks if kind is Moments else sum_blocks)(stacked))

@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from bncpu import _kernels
+
 Float64 = NDArray[np.float64]
 Floats = NDArray[Any]  # float64, or float32 where the data is
 
@@ -186,37 +188,28 @@ def merge(a: Moments, b: Moments, *, between: bool = True) -> Moments:
     .. [1] Chan, Golub & LeVeque (1983), "Algorithms for computing the sample variance", eq. 2.1,
        The American Statistician 37(3), 242-247.
     """
-    count = a.count + b.count
-    heavy = b.count > a.count
-    # The lighter side moves the heavier one's mean, so that a weight of 0 leaves it exactly as it is.
-    light_count = np.where(heavy, a.count, b.count)
-    share = np.divide(light_count, count, out=np.zeros_like(count), where=count > 0)
-    delta = (b.mean - a.mean) + (b.mean_lo - a.mean_lo)
-    step, step_lo = np.where(heavy, -delta, delta) * share, np.where(heavy, b.mean_lo, a.mean_lo)
-    mean, mean_lo = two_sum(np.where(heavy, b.mean, a.mean), step)
-    mean, mean_lo = two_sum(mean, mean_lo + step_lo)
-    m2 = a.m2 + b.m2
-    if between:
-        m2 = m2 + delta * (np.where(heavy, b.count, a.count) * share) * delta
-    return Moments(count, mean, mean_lo, m2)
+    return Moments(*_kernels.merge(*a, *b, between))
 
 
-def merge_blocks(blocks: Moments) -> Moments:
-    """Merge along the first axis, pairwise and in an order that depends on its length only."""
-    while (n := len(blocks.count)) > 1:
-        half = n // 2
-        merged = merge(Moments(*(m[:half] for m in blocks)), Moments(*(m[half : 2 * half] for m in blocks)))
-        odd = Moments(*(m[2 * half :] for m in blocks))
-        blocks = Moments(*map(np.concatenate, zip(merged, odd, strict=True))) if n % 2 else merged
-    return Moments(*(m[0] for m in blocks))
+def merge_blocks(blocks: Float64) -> Moments:
+    """Merge along the second axis, pairwise and in an order that depends on its length only.
+
+    Parameters
+    ----------
+    blocks : ndarray of shape (4, n_blocks, ...), float64, C-contiguous
+        Count, mean, mean_lo and m2 of each. Overwritten.
+    """
+    _kernels.merge_blocks(blocks.reshape(*blocks.shape[:2], -1))
+    return Moments(*np.ascontiguousarray(blocks[:, 0]))
 
 
-def sum_blocks(sums: Float64) -> Float64:
-    """Sums along the first axis, in the order of `merge_blocks`: NumPy's depends on the other axes."""
-    while (n := len(sums)) > 1:
-        half = n // 2
-        sums = np.concatenate([sums[:half] + sums[half : 2 * half], sums[2 * half :]])
-    return sums[0]
+def sum_blocks(blocks: Float64) -> Float64:
+    """Sums along the second axis of a C-contiguous array, which is overwritten, in the order of `merge_blocks`.
+
+    NumPy's order depends on the other axes.
+    """
+    _kernels.sum_blocks(blocks.reshape(*blocks.shape[:2], -1))
+    return np.ascontiguousarray(blocks[:, 0])
 
 
 def scaled(m: Moments, factor: Float64 | float) -> Moments:
@@ -291,8 +284,7 @@ def moved(old: Floats, new: Float64, momentum: float) -> Float64:
 
 def inverse_std(var: Float64, eps: float) -> Float64:
     """``1 / sqrt(var + eps)``, and 0 where that would divide by 0."""
-    std = np.sqrt(var + eps)
-    return np.divide(1.0, std, out=np.zeros_like(std), where=std != 0)
+    return _kernels.inverse_std(var, eps)
 
 
 def saved_statistics(m: Moments, eps: float) -> SavedStatistics:
@@ -334,9 +326,11 @@ def fold(
 ) -> Coefficients:
     """Coefficients of ``y = gamma * (x - mean) * invstd + beta``."""
     with np.errstate(over="ignore", invalid="ignore"):
-        scale = invstd if gamma is None else invstd * gamma
-        shift = np.zeros_like(scale) if beta is None else beta
-        return Coefficients(mean, scale, shift - mean_lo * scale)
+        return Coefficients(mean, *_kernels.fold(invstd, _or(gamma, 1.0), _or(beta, 0.0), mean_lo))
+
+
+def _or(values: Float64 | None, default: float) -> Float64 | float:
+    return default if values is None else values
 
 
 def fold_saved(saved: SavedStatistics, gamma: Float64 | None = None, beta: Float64 | None = None) -> Coefficients:
@@ -404,10 +398,7 @@ def fold_backward(
        Internal Covariate Shift".
     """
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-        dy_scale = invstd if gamma is None else invstd * gamma
-        offset, along = (-invstd * (s / count) for s in sums)
-        x_scale = along * invstd
-        return Gradient(mean, dy_scale, x_scale, offset - mean_lo * x_scale)
+        return Gradient(mean, *_kernels.fold_backward(invstd, _or(gamma, 1.0), *sums, count, mean_lo))
 
 
 def rounded(c: Coefficients, dtype: np.dtype[Any]) -> tuple[Coefficients, NDArray[np.bool_] | None]:
@@ -418,27 +409,19 @@ def rounded(c: Coefficients, dtype: np.dtype[Any]) -> tuple[Coefficients, NDArra
     """
     if dtype == np.float64:
         return c, None
-    # Any float32 minus a mean of 1e30 stays finite.
     with np.errstate(over="ignore", invalid="ignore"):
-        mean = c.mean.astype(dtype)
-        shift = c.shift - (c.mean - mean.astype(np.float64)) * c.scale
-        fits = (np.abs(c.mean) <= 1e30) & _is_normal(c.scale) & (np.abs(shift) <= 1e37)
-        fits |= np.isnan(c.mean + c.scale + c.shift)
-        return Coefficients(mean, c.scale.astype(dtype), shift.astype(dtype)), None if np.all(fits) else fits
+        *values, fits = _kernels.rounded(*c)
+    return Coefficients(*values), _unless_all(fits)
 
 
 def rounded_gradient(k: Gradient, dtype: np.dtype[Any]) -> tuple[Gradient, NDArray[np.bool_] | None]:
     """As `rounded`."""
-    c, fits = rounded(Coefficients(k.mean, k.x_scale, k.offset), dtype)
     if dtype == np.float64:
         return k, None
     with np.errstate(over="ignore", invalid="ignore"):
-        dy_fits = _is_normal(k.dy_scale) | np.isnan(k.dy_scale)
-        rest = Gradient(c.mean, k.dy_scale.astype(dtype), c.scale, c.shift)
-    return rest, fits if np.all(dy_fits) else dy_fits if fits is None else fits & dy_fits
+        *values, fits = _kernels.rounded_gradient(*k)
+    return Gradient(*values), _unless_all(fits)
 
 
-def _is_normal(scale: Float64) -> NDArray[np.bool_]:
-    """Where a factor has all its digits in float32: outside the normal range it has lost some."""
-    size = np.abs(scale)
-    return (size == 0) | ((size >= 1e-37) & (size <= 1e37))
+def _unless_all(fits: NDArray[Any]) -> NDArray[np.bool_] | None:
+    return None if fits.all() else fits.astype(np.bool_)

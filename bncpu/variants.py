@@ -1174,7 +1174,7 @@ def _group_moments(part: Part) -> Moments:
     form = layout.view(part.x)
     if form is not None and form.shape[3] >= 16:
         return part.moments(layout)
-    return merge_blocks(Moments(*(np.moveaxis(m, -1, 0) for m in part.moments())))
+    return merge_blocks(np.stack([np.moveaxis(m, -1, 0) for m in part.moments()]))
 
 
 def _spread(saved: SavedStatistics) -> SavedStatistics:
