@@ -3,6 +3,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+TILE: int
+
 def isa_variants() -> tuple[str, ...]: ...
 def isa() -> str: ...
 def use_isa(name: str) -> None: ...
@@ -75,5 +77,46 @@ def backward_apply(
     offset: NDArray[Any],
     relu: bool,
     stream: bool,
+    n_threads: int,
+) -> None: ...
+def forward(
+    x: NDArray[Any],
+    y: NDArray[Any],
+    residual: NDArray[Any] | None,
+    gamma: NDArray[Any] | None,
+    beta: NDArray[Any] | None,
+    eps: float,
+    relu: bool,
+    stream: bool,
+    outer_block: int,
+    inner_block: int,
+    channels: int,
+    sums: NDArray[Any],
+    invstd: NDArray[Any],
+    folded: NDArray[Any],
+    done: NDArray[Any],
+    n_threads: int,
+) -> None: ...
+def backward(
+    dy: NDArray[Any],
+    x: NDArray[Any],
+    residual: NDArray[Any] | None,
+    dx: NDArray[Any],
+    dresidual: NDArray[Any] | None,
+    center: NDArray[Any],
+    center_lo: NDArray[Any],
+    invstd: NDArray[Any],
+    gamma: NDArray[Any] | None,
+    mean: NDArray[Any] | None,
+    scale: NDArray[Any] | None,
+    shift: NDArray[Any] | None,
+    relu: bool,
+    stream: bool,
+    outer_block: int,
+    inner_block: int,
+    channels: int,
+    sums: NDArray[Any],
+    folded: NDArray[Any],
+    done: NDArray[Any],
     n_threads: int,
 ) -> None: ...

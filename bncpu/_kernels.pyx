@@ -75,6 +75,8 @@ cdef extern from "Python.h":
 
 # ---- the variant in use ----
 
+TILE = BN_TILE
+
 cdef bn_leaves *_variants[4]
 cdef int _n_variants = bn_variants(_variants)
 cdef bn_leaves *_leaves = _variants[0]
@@ -507,5 +509,217 @@ def backward_apply(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray residual, cnp.ndar
             at = _place(g, task)
             leaf(at.part, _part(from_x, at), _part(from_z, at), _part(from_dy, at), _part(to_dx, at),
                  _part(to_dz, at), _of_channels(c, size * _channel(g, at)), relu, stream)
+        start = stop
+        PyErr_CheckSignals()
+
+
+# ---- both steps of a pass over some channels while their values are in the cache: they come from memory once ----
+
+
+ctypedef struct fused_pass:
+    # Parts are blocks of the channels of a task.
+    grid g
+    array4 x, z, dy, y, dz
+    # Rows of one number per channel: `sums` has several for each block, `field` numbers apart.
+    Py_ssize_t n_blocks, width, field
+    double *sums
+    const double *gamma
+    const double *beta
+    const double *mean
+    const double *mean_lo
+    double *invstd
+    double eps
+    # What the folds are rounded to, and the coefficients they are part of.
+    char *folded
+    bn_coefficients c
+    bint is_double, relu, stream
+    unsigned char *done
+    bn_moments_fn moments_of
+    bn_apply_fn apply_to
+    bn_backward_sums_fn backward_sums_of
+    bn_backward_apply_fn backward_apply_to
+
+
+cdef fused_pass _fused(cnp.ndarray x, cnp.ndarray residual, cnp.ndarray gamma, cnp.ndarray invstd, bint relu,
+                       bint stream, Py_ssize_t outer_block, Py_ssize_t inner_block, Py_ssize_t channels,
+                       cnp.ndarray sums, cnp.ndarray folded, cnp.ndarray done, int n_threads) noexcept:
+    cdef fused_pass f
+    f.g = _grid(x, outer_block, channels, inner_block, n_threads)
+    f.g.tasks = f.g.groups * f.g.n.channels
+    f.g.between_signals = 64 * n_threads
+    f.x, f.z = _array(x), _array(residual)
+    f.n_blocks, f.width = f.g.n.outer * f.g.n.inner, f.g.groups * f.g.channels
+    f.field = f.n_blocks * f.width
+    f.sums = <double *> cnp.PyArray_DATA(sums)
+    f.gamma = <const double *> _values(gamma)
+    f.invstd = <double *> cnp.PyArray_DATA(invstd)
+    f.folded = <char *> cnp.PyArray_DATA(folded)
+    f.is_double, f.relu, f.stream = cnp.PyArray_TYPE(x) == cnp.NPY_DOUBLE, relu, stream
+    f.done = <unsigned char *> cnp.PyArray_DATA(done)
+    f.moments_of, f.apply_to = _leaves.moments[f.is_double], _leaves.apply[f.is_double]
+    f.backward_sums_of, f.backward_apply_to = _leaves.backward_sums[f.is_double], _leaves.backward_apply[f.is_double]
+    return f
+
+
+cdef inline const char *_row(fused_pass f, int row) noexcept nogil:
+    return f.folded + row * f.width * f.x.itemsize
+
+
+cdef inline void _fold_to(fused_pass f, int row, Py_ssize_t channel, double value) noexcept nogil:
+    cdef char *at = f.folded + (row * f.width + channel) * f.x.itemsize
+    if f.is_double:
+        (<double *> at)[0] = value
+    else:
+        (<float *> at)[0] = <float> value
+
+
+cdef inline place _block(grid g, Py_ssize_t task, Py_ssize_t block) noexcept nogil:
+    cdef Py_ssize_t channel = task % g.n.channels, outer = task // g.n.channels * g.n.outer + block // g.n.inner
+    return _place(g, (outer * g.n.channels + channel) * g.n.inner + block % g.n.inner)
+
+
+cdef inline place _strip(grid g, Py_ssize_t task, Py_ssize_t i) noexcept nogil:
+    """A part for the second step, the last first: what was read last is nearest. Rows are one strip."""
+    cdef place at = _block(g, task, 0)
+    cdef Py_ssize_t outer = _strip_outer(g)
+    at.outer = (_ceil_div(g.whole.outer, outer) - 1 - i) * outer
+    at.part.outer, at.part.inner = min(outer, g.whole.outer - at.outer), g.whole.inner
+    return at
+
+
+cdef inline Py_ssize_t _strip_outer(grid g) noexcept nogil:
+    return g.whole.outer if g.whole.inner == 1 else max(1, 8192 // (g.part.channels * g.whole.inner))
+
+
+cdef inline void _forward_task(fused_pass f, Py_ssize_t task) noexcept nogil:
+    cdef place at = _block(f.g, task, 0)
+    cdef Py_ssize_t first = _channel(f.g, at), channels = at.part.channels, i, c
+    cdef double *sums
+    cdef bint fits = True
+    cdef bn_moments m
+    cdef bn_affine k
+    for i in range(f.n_blocks):
+        at, sums = _block(f.g, task, i), f.sums + first + i * f.width
+        f.moments_of(at.part, _part(f.x, at), NULL, 0, False, sums, sums + f.field, sums + 2 * f.field,
+                     sums + 3 * f.field)
+    for c in range(first, first + channels):
+        sums = f.sums + c
+        m = bn_merge_blocks(sums, sums + f.field, sums + 2 * f.field, sums + 3 * f.field, f.n_blocks, f.width)
+        f.invstd[c] = bn_inverse_std(m.m2 / m.count, f.eps)
+        k = bn_fold(m.mean, f.invstd[c], 1.0 if f.gamma == NULL else f.gamma[c],
+                    0.0 if f.beta == NULL else f.beta[c], m.mean_lo)
+        fits = (f.is_double or bn_round_affine(&k)) and fits
+        _fold_to(f, 0, c, k.mean)
+        _fold_to(f, 1, c, k.scale)
+        _fold_to(f, 2, c, k.shift)
+    f.done[task] = fits
+    if fits:
+        for i in range(_ceil_div(f.g.whole.outer, _strip_outer(f.g))):
+            at = _strip(f.g, task, i)
+            f.apply_to(at.part, _part(f.x, at), _part(f.z, at), _part(f.y, at),
+                       _of_channels(f.c, f.x.itemsize * first), f.relu, f.stream)
+
+
+cdef inline void _backward_task(fused_pass f, Py_ssize_t task) noexcept nogil:
+    cdef place at = _block(f.g, task, 0)
+    cdef Py_ssize_t first = _channel(f.g, at), channels = at.part.channels, i, c
+    cdef double *sums
+    cdef double gamma, total, g_x_hat, count = <double> f.g.whole.outer * <double> f.g.whole.inner
+    cdef bint fits = True
+    cdef bn_gradient k
+    for i in range(f.n_blocks):
+        at, sums = _block(f.g, task, i), f.sums + first + i * f.width
+        f.backward_sums_of(at.part, _part(f.x, at), _part(f.z, at), _part(f.dy, at), f.mean + first,
+                           _of_channels(f.c, f.x.itemsize * first), f.relu, sums, sums + f.field)
+    for c in range(first, first + channels):
+        total, gamma = bn_sum_blocks(f.sums + c, f.n_blocks, f.width), 1.0 if f.gamma == NULL else f.gamma[c]
+        g_x_hat = (bn_sum_blocks(f.sums + f.field + c, f.n_blocks, f.width) - f.mean_lo[c] * total) * f.invstd[c]
+        f.sums[f.field + c] = g_x_hat
+        k = bn_fold_backward(f.mean[c], f.invstd[c], gamma, gamma * total, gamma * g_x_hat, count, f.mean_lo[c])
+        fits = (f.is_double or bn_round_gradient(&k)) and fits
+        _fold_to(f, 0, c, k.mean)
+        _fold_to(f, 1, c, k.dy_scale)
+        _fold_to(f, 2, c, k.x_scale)
+        _fold_to(f, 3, c, k.offset)
+    f.done[task] = fits
+    if fits:
+        for i in range(_ceil_div(f.g.whole.outer, _strip_outer(f.g))):
+            at = _strip(f.g, task, i)
+            f.backward_apply_to(at.part, _part(f.x, at), _part(f.z, at), _part(f.dy, at), _part(f.y, at),
+                                _part(f.dz, at), _of_channels(f.c, f.x.itemsize * first), f.relu, f.stream)
+
+
+def forward(cnp.ndarray x, cnp.ndarray y, cnp.ndarray residual, cnp.ndarray gamma, cnp.ndarray beta, double eps,
+            bint relu, bint stream, Py_ssize_t outer_block, Py_ssize_t inner_block, Py_ssize_t channels,
+            cnp.ndarray sums, cnp.ndarray invstd, cnp.ndarray folded, cnp.ndarray done, int n_threads):
+    """``moments``, their merge and fold, and ``apply``: `channels` channels at a time.
+
+    Parameters
+    ----------
+    x, y, residual, relu, stream, n_threads
+        As for ``apply``.
+    gamma, beta : C-contiguous ndarray of groups * channels values, float64, or None
+    eps : float
+    outer_block, inner_block, sums
+        As for ``moments``, its `out`. The first block receives the moments of all.
+    channels : int
+        At most ``BN_TILE``. Together they should fit the cache.
+    invstd : C-contiguous ndarray of groups * channels values, float64
+        Written.
+    folded : C-contiguous ndarray of shape (3, groups * channels), dtype of `x`
+        For the coefficients of ``apply``.
+    done : C-contiguous ndarray of shape (groups, ceil(n_channels / channels)), uint8
+        Receives 0 where float32 does not suffice for one of the channels: there `y` is not written.
+    """
+    cdef fused_pass f = _fused(x, residual, gamma, invstd, relu, stream, outer_block, inner_block, channels, sums,
+                               folded, done, n_threads)
+    cdef Py_ssize_t start = 0, stop, task
+    f.y, f.beta, f.eps = _array(y), <const double *> _values(beta), eps
+    f.c = _coefficients(None, None, None)
+    f.c.mean, f.c.scale, f.c.shift = _row(f, 0), _row(f, 1), _row(f, 2)
+    while start < f.g.tasks:
+        stop = min(f.g.tasks, start + f.g.between_signals)
+        for task in prange(start, stop, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1):
+            _forward_task(f, task)
+        start = stop
+        PyErr_CheckSignals()
+
+
+def backward(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray dx, cnp.ndarray dresidual,
+             cnp.ndarray center, cnp.ndarray center_lo, cnp.ndarray invstd, cnp.ndarray gamma, cnp.ndarray mean,
+             cnp.ndarray scale, cnp.ndarray shift, bint relu, bint stream, Py_ssize_t outer_block,
+             Py_ssize_t inner_block, Py_ssize_t channels, cnp.ndarray sums, cnp.ndarray folded, cnp.ndarray done,
+             int n_threads):
+    """``backward_sums``, their fold, and ``backward_apply``: `channels` channels at a time.
+
+    Parameters
+    ----------
+    dy, x, residual, dx, dresidual, relu, mean, scale, shift, stream, n_threads
+        As for ``backward_apply``; the coefficients are those of ReLU only.
+    center, center_lo, invstd : C-contiguous ndarray of groups * channels values, float64
+        What the forward pass saved.
+    gamma : C-contiguous ndarray of groups * channels values, float64, or None
+    outer_block, inner_block, sums
+        As for ``backward_sums``, its `out`. The first block receives the sums of g and of g times x_hat.
+    channels : int
+        As for ``forward``.
+    folded : C-contiguous ndarray of shape (4, groups * channels), dtype of `x`
+        For the coefficients of ``backward_apply``.
+    done : C-contiguous ndarray of shape (groups, ceil(n_channels / channels)), uint8
+        As for ``forward``.
+    """
+    cdef fused_pass f = _fused(x, residual, gamma, invstd, relu, stream, outer_block, inner_block, channels, sums,
+                               folded, done, n_threads)
+    cdef Py_ssize_t start = 0, stop, task
+    f.dy, f.y, f.dz = _array(dy), _array(dx), _array(dresidual)
+    f.mean, f.mean_lo = <const double *> _values(center), <const double *> _values(center_lo)
+    f.c = _coefficients(mean, scale, shift)
+    if mean is None:
+        f.c.mean = _row(f, 0)  # or the same, already there for the sums
+    f.c.dy_scale, f.c.x_scale, f.c.offset = _row(f, 1), _row(f, 2), _row(f, 3)
+    while start < f.g.tasks:
+        stop = min(f.g.tasks, start + f.g.between_signals)
+        for task in prange(start, stop, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1):
+            _backward_task(f, task)
         start = stop
         PyErr_CheckSignals()

@@ -17,10 +17,15 @@ from bncpu.moments import (
     Coefficients,
     Gradient,
     Moments,
+    SavedStatistics,
+    fold_saved,
+    fold_saved_backward,
     merge_blocks,
     rounded,
     rounded_gradient,
+    saved_statistics,
     sum_blocks,
+    sums_with_x_hat,
 )
 
 Array = NDArray[np.floating[Any]]
@@ -31,6 +36,12 @@ MAX_BLOCKS = 128
 
 # From this size on, storing past the cache wins; below it the result would be missed in the cache.
 STREAM_BYTES = 16 << 20
+
+# What of the arrays that are read stays in the second-level cache from one step of a pass to the next.
+RESIDENT_BYTES = 1 << 20
+
+# Then the results of a step are not in the cache before they are written, and streaming pays earlier.
+STREAM_BYTES_FUSED = 4 << 20
 
 # Rows are widened to at least this many values, and parameters repeated to match: 4 KiB of float32.
 WIDE_ROW = 1024
@@ -214,9 +225,139 @@ def backward_apply(
                 dx[...] = wide
 
 
-def streams(y: Array, *others: Array | None) -> bool:
+def forward(
+    x4: Array,
+    y4: Array,
+    gamma: NDArray[np.float64] | None,
+    beta: NDArray[np.float64] | None,
+    eps: float,
+    *,
+    residual: Array | None = None,
+    relu: bool = False,
+    n_threads: int | None = None,
+) -> tuple[Moments, SavedStatistics]:
+    """Normalize with the array's own statistics: `moments`, then `apply` with them.
+
+    Parameters
+    ----------
+    x4, y4, residual, relu, n_threads
+        As for `apply`.
+    gamma, beta : ndarray of groups * channels values, float64, or None
+    eps : float
+    """
+    n = _dispatch.threads(n_threads, x4.nbytes)
+    channels = _resident_channels(n, x4, residual)
+    if not channels:
+        found, _ = moments(x4, None, skip_missing=False, n_threads=n_threads)
+        saved = saved_statistics(found, eps)
+        apply(x4, y4, fold_saved(saved, gamma, beta), residual=residual, relu=relu, n_threads=n_threads)
+        return found, saved
+    outer_block, inner_block, sums = _blocks(x4, 4)
+    width = sums.shape[2]
+    invstd, folded = np.empty(width), np.empty((3, width), x4.dtype)
+    done = np.empty((x4.shape[0], -(-x4.shape[2] // channels)), np.uint8)
+    stream = streams(y4, x4, residual, least=STREAM_BYTES_FUSED)
+    _dispatch.kernels(x4).forward(
+        x4, y4, residual, gamma, beta, eps, relu, stream, outer_block, inner_block, channels, sums, invstd, folded,
+        done, n,
+    )  # fmt: skip
+    found = Moments(*np.ascontiguousarray(sums[:, 0]))
+    saved = SavedStatistics(found.mean, invstd)
+    saved.mean_lo = found.mean_lo
+    if not done.all():
+        c = fold_saved(saved, gamma, beta)
+        for (x, z, y), own in _not_done((x4, residual, y4), done, channels):
+            apply(x, y, _of(c, own), residual=z, relu=relu, n_threads=n_threads)
+    return found, saved
+
+
+def backward(
+    dy4: Array,
+    x4: Array,
+    dx4: Array,
+    saved: SavedStatistics,
+    gamma: NDArray[np.float64] | None,
+    *,
+    relu: Coefficients | None = None,
+    residual: Array | None = None,
+    dresidual: Array | None = None,
+    n_threads: int | None = None,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Gradient of `forward`: `backward_sums`, then `backward_apply` with what follows from them.
+
+    Parameters
+    ----------
+    dy4, x4, dx4, relu, residual, dresidual, n_threads
+        As for `backward_apply`.
+    saved : SavedStatistics
+        Of groups * channels values each.
+    gamma : ndarray of groups * channels values, float64, or None
+
+    Returns
+    -------
+    tuple of two ndarray of groups * channels values, float64
+        Sums of g and of ``g * x_hat``.
+    """
+    n = _dispatch.threads(n_threads, x4.nbytes)
+    channels = _resident_channels(n, x4, dy4, residual)
+    c, fits = (NOTHING, None) if relu is None else rounded(relu, x4.dtype)
+    count = x4.shape[1] * x4.shape[3]
+    if not channels or fits is not None:
+        total, product = backward_sums(dy4, x4, saved.mean, relu=relu, residual=residual, n_threads=n_threads)
+        along = sums_with_x_hat(total, product, saved)
+        k = fold_saved_backward(saved, gamma, total, along, count)
+        backward_apply(dy4, x4, dx4, k, relu=relu, residual=residual, dresidual=dresidual, n_threads=n_threads)
+        return total, along
+    outer_block, inner_block, sums = _blocks(x4, 2)
+    width = sums.shape[2]
+    folded, done = np.empty((4, width), x4.dtype), np.empty((x4.shape[0], -(-x4.shape[2] // channels)), np.uint8)
+    lo = np.ascontiguousarray(np.broadcast_to(saved.mean_lo, width), np.float64)
+    stream = streams(dx4, dy4, x4, residual, least=STREAM_BYTES_FUSED)
+    _dispatch.kernels(x4).backward(
+        dy4, x4, residual, dx4, dresidual, saved.mean, lo, saved.invstd, gamma, *c, relu is not None, stream,
+        outer_block, inner_block, channels, sums, folded, done, n,
+    )  # fmt: skip
+    total, along = np.ascontiguousarray(sums[:, 0])
+    if not done.all():
+        k = fold_saved_backward(saved, gamma, total, along, count)
+        for (dy, x, z, dz, dx), own in _not_done((dy4, x4, residual, dresidual, dx4), done, channels):
+            backward_apply(dy, x, dx, _of(k, own), relu=_of(relu, own), residual=z, dresidual=dz, n_threads=n_threads)
+    return total, along
+
+
+def _resident_channels(n_threads: int, *read: Array | None) -> int:
+    """Channels whose values, of all arrays that are read, stay in the cache from one step to the next; 0 if not one's.
+
+    Rows are read whole, so all of them must.
+    """
+    x4, *others = (a for a in read if a is not None)
+    groups, outer, channels, inner = x4.shape
+    if x4.size == 0:
+        return 0
+    n_bytes, tile = (1 + len(others)) * x4.itemsize * outer * inner, _dispatch.kernels(x4).TILE
+    if inner == 1 and outer > 1:
+        return min(channels, tile) if n_threads == 1 and n_bytes * channels <= RESIDENT_BYTES else 0
+    channels = min(channels, tile, RESIDENT_BYTES // n_bytes)
+    return min(channels, -(-groups * channels // (4 * n_threads))) if n_threads > 1 else channels
+
+
+def _not_done(
+    arrays: tuple[Array | None, ...], done: NDArray[np.uint8], channels: int
+) -> Iterator[tuple[tuple[Any, ...], slice]]:
+    """The arrays' channels of each task that is not done, and where they are among all channels of all groups."""
+    n_channels = next(a for a in arrays if a is not None).shape[2]
+    for group, task in np.argwhere(done == 0).tolist():
+        start, stop = task * channels, min((task + 1) * channels, n_channels)
+        at = slice(group, group + 1), slice(None), slice(start, stop)
+        yield (
+            tuple(None if a is None else a[at] for a in arrays),
+            slice(group * n_channels + start, group * n_channels + stop),
+        )
+
+
+def streams(y: Array, *others: Array | None, least: int = STREAM_BYTES) -> bool:
     """Whether to store `y` past the cache: if it is large, and not read, too."""
-    return y.nbytes >= STREAM_BYTES and not any(a is not None and np.may_share_memory(a, y) for a in others)
+    return y.nbytes >= least and not any(a is not None and np.may_share_memory(a, y) for a in others)
 
 
 def _of(parameters: Any, own: slice) -> Any:

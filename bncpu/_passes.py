@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bncpu import _layout, _normalize
-from bncpu.moments import Coefficients, Gradient, Moments
+from bncpu.moments import Coefficients, Gradient, Moments, SavedStatistics, changed
 
 Array = NDArray[np.floating[Any]]
 Float64 = NDArray[np.float64]
@@ -70,6 +70,20 @@ class Part:
         flat, _ = _normalize.moments(layout.form(self.x), None, skip_missing=False, n_threads=self.n_threads)
         return Moments(*(layout.unflat(m, self.x.shape) for m in flat))
 
+    def forward(self, gamma: Float64 | None, beta: Float64 | None, eps: float) -> tuple[Moments, SavedStatistics]:
+        """Normalize with the moments along the kept axes of the first step; they and their statistics are returned."""
+        moments, saved = _normalize.forward(
+            self._form(self.x, 0),
+            self._form(self.result, 0),
+            self._flat(gamma, 0),
+            self._flat(beta, 0),
+            eps,
+            residual=self._form(self.residual, 0),
+            relu=self.relu,
+            n_threads=self.n_threads,
+        )
+        return Moments(*self._unflat(moments, 0)), changed(saved, lambda a: self._unflat((a,), 0)[0])
+
     def apply(
         self, c: Coefficients, *, step: int = 0, last: bool = True, x: Array | None = None, y: Array | None = None
     ) -> None:
@@ -103,6 +117,23 @@ class Part:
             n_threads=self.n_threads,
         )
         return tuple(self._unflat((total, product), step))
+
+    def both_backward(
+        self, saved: SavedStatistics, gamma: Float64 | None, relu: Coefficients | None
+    ) -> tuple[Float64, Float64]:
+        """Gradient of `forward`; sums of g and of ``g * x_hat`` along the kept axes of the first step are returned."""
+        sums = _normalize.backward(
+            self._form(self.dy, 0),
+            self._form(self.x, 0),
+            self._form(self.result, 0),
+            changed(saved, lambda a: self._flat(a, 0)),
+            self._flat(gamma, 0),
+            relu=self._flat(relu, 0),
+            residual=None if relu is None else self._form(self.residual, 0),
+            dresidual=None if relu is None else self._form(self.dresidual, 0),
+            n_threads=self.n_threads,
+        )
+        return tuple(self._unflat(sums, 0))
 
     def backward(
         self,

@@ -20,8 +20,8 @@ from bncpu.moments import (
     Moments,
     SavedStatistics,
     fold,
-    fold_backward,
     fold_saved,
+    fold_saved_backward,
     inverse_std,
     merge_blocks,
     moved,
@@ -215,10 +215,11 @@ def batch_norm_forward(
         _validation.values_per_channel("batch_norm_forward", count, ddof)
 
     if moments is None:
-        moments = arrays.whole.moments()
-    saved = saved_statistics(moments, eps)
+        moments, saved = arrays.whole.forward(scale, shift, eps)
+    else:
+        saved = saved_statistics(moments, eps)
+        arrays.whole.apply(fold_saved(saved, scale, shift))
     saved.call = _validation.call(axis, activation, gamma, beta, residual)
-    arrays.whole.apply(fold_saved(saved, scale, shift))
     y = arrays.result()
     if running_mean is not None and running_var is not None:
         with np.errstate(over="ignore", invalid="ignore"):
@@ -411,11 +412,12 @@ def _backward(
     arrays = Pass(x, ((axis,),), **_validation.backward(dy, x, activation, residual, out, n_threads))
     part = arrays.whole
     relu = fold_saved(saved, scale, shift) if part.relu else None
+    if sums is None:
+        dbeta, dgamma = part.both_backward(saved, scale, relu)
+        return arrays.result(), dgamma, dbeta, *arrays.dresidual()
     total = _sums(part, saved, relu) if given is None else given
     if not frozen:
-        with np.errstate(over="ignore", invalid="ignore"):
-            g = (total.dbeta, total.dgamma) if scale is None else (scale * total.dbeta, scale * total.dgamma)
-        part.backward(fold_backward(saved.mean, saved.invstd, scale, g, total.count, saved.mean_lo), relu)
+        part.backward(fold_saved_backward(saved, scale, total.dbeta, total.dgamma, total.count), relu)
     else:
         factor, none = saved.invstd if scale is None else scale * saved.invstd, np.zeros(n_channels)
         if relu is None:

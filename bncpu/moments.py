@@ -15,6 +15,7 @@ momentum        times ``momentum``; batch to 1-momentum   without the between-ba
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -160,6 +161,15 @@ class SavedStatistics(_Saved):
             return cls(np.array(mean, np.float64), inverse_std(np.asarray(var, np.float64), eps))
 
 
+def changed(saved: SavedStatistics, change: Callable[[Float64], Float64]) -> SavedStatistics:
+    """Each array of `saved` changed; a mean of None, and a low part of 0.0, stay."""
+    arrays = (saved.mean, saved.invstd, saved.mean_lo)
+    mean, invstd, mean_lo = (change(a) if isinstance(a, np.ndarray) else a for a in arrays)
+    new = SavedStatistics(mean, invstd)
+    new.mean_lo = mean_lo
+    return new
+
+
 def two_sum(a: Float64, b: Float64) -> tuple[Float64, Float64]:
     """Sum and its rounding error: ``hi + lo == a + b`` exactly.
 
@@ -196,18 +206,20 @@ def merge_blocks(blocks: Float64) -> Moments:
 
     Parameters
     ----------
-    blocks : ndarray of shape (4, n_blocks, ...), float64, C-contiguous
+    blocks : ndarray of shape (4, n_blocks, ...), float64
         Count, mean, mean_lo and m2 of each. Overwritten.
     """
+    blocks = np.ascontiguousarray(blocks)
     _kernels.merge_blocks(blocks.reshape(*blocks.shape[:2], -1))
     return Moments(*np.ascontiguousarray(blocks[:, 0]))
 
 
 def sum_blocks(blocks: Float64) -> Float64:
-    """Sums along the second axis of a C-contiguous array, which is overwritten, in the order of `merge_blocks`.
+    """Sums along the second axis of an array, which is overwritten, in the order of `merge_blocks`.
 
     NumPy's order depends on the other axes.
     """
+    blocks = np.ascontiguousarray(blocks)
     _kernels.sum_blocks(blocks.reshape(*blocks.shape[:2], -1))
     return np.ascontiguousarray(blocks[:, 0])
 
@@ -284,7 +296,7 @@ def moved(old: Floats, new: Float64, momentum: float) -> Float64:
 
 def inverse_std(var: Float64, eps: float) -> Float64:
     """``1 / sqrt(var + eps)``, and 0 where that would divide by 0."""
-    return _kernels.inverse_std(var, eps)
+    return np.asarray(_kernels.inverse_std(var, eps))
 
 
 def saved_statistics(m: Moments, eps: float) -> SavedStatistics:
@@ -399,6 +411,15 @@ def fold_backward(
     """
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         return Gradient(mean, *_kernels.fold_backward(invstd, _or(gamma, 1.0), *sums, count, mean_lo))
+
+
+def fold_saved_backward(
+    saved: SavedStatistics, gamma: Float64 | None, total: Float64, along: Float64, count: Float64 | float
+) -> Gradient:
+    """As `fold_backward`, from the sums of dy and of ``dy * x_hat`` before they are multiplied by gamma."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        g = (total, along) if gamma is None else (gamma * total, gamma * along)
+    return fold_backward(saved.mean, saved.invstd, gamma, g, count, saved.mean_lo)
 
 
 def rounded(c: Coefficients, dtype: np.dtype[Any]) -> tuple[Coefficients, NDArray[np.bool_] | None]:

@@ -20,6 +20,7 @@ from bncpu.moments import (
     Gradient,
     Moments,
     SavedStatistics,
+    changed,
     fold_backward,
     fold_saved,
     merge_blocks,
@@ -1021,7 +1022,7 @@ def _layer_forward(
     saved = statistics(_forward_in_two_steps(arrays, scale, shift, eps, statistics), eps)
     axis, ones = -1 if channel_axis is None else channel_axis, (1,) * len(shape)
     y = np.moveaxis(arrays.result(), -1, axis)
-    saved = _changed(saved, lambda a: np.moveaxis(a.reshape(a.shape + ones), -1, axis))
+    saved = changed(saved, lambda a: np.moveaxis(a.reshape(a.shape + ones), -1, axis))
     at = None if channel_axis is None else axis % x.ndim
     saved.call = _validation.call(at, activation, gamma, beta, residual, shape)
     return y if out is None else out, saved
@@ -1046,7 +1047,7 @@ def _layer_backward(
     scale, shift = (_validation.parameter(name, a, shape) for name, a in (("gamma", gamma), ("beta", beta)))
     arrays = _layer_pass(x, shape, channel_axis, _validation.backward(dy, x, activation, residual, out, n_threads))
     axis, lead = -1 if channel_axis is None else channel_axis, arrays.whole.x.shape[: -len(shape)]
-    saved = _changed(saved, lambda a: np.moveaxis(a, axis, -1).reshape(lead))
+    saved = changed(saved, lambda a: np.moveaxis(a, axis, -1).reshape(lead))
     dgamma, dbeta = _backward_in_two_steps(arrays, saved, scale, shift, shape, prod(shape))
     dx, *dz = (np.moveaxis(a, -1, axis) for a in (arrays.result(), *arrays.dresidual()))
     return dx if out is None else out, dgamma, dbeta, *dz
@@ -1179,7 +1180,7 @@ def _group_moments(part: Part) -> Moments:
 
 def _spread(saved: SavedStatistics) -> SavedStatistics:
     """Statistics of groups, to broadcast against their channels."""
-    return _changed(saved, lambda a: a[..., None])
+    return changed(saved, lambda a: a[..., None])
 
 
 # ---- two steps: normalized values are made first, in the cache, and the parameters applied to them ----
@@ -1242,13 +1243,4 @@ def _joined(parts: list[Moments]) -> Moments:
 
 def _of(part: Part, saved: SavedStatistics) -> SavedStatistics:
     """The statistics of the samples of a part."""
-    return _changed(saved, lambda a: a[part.at] if a.ndim else a)
-
-
-def _changed(saved: SavedStatistics, change: Callable[[Float64], Float64]) -> SavedStatistics:
-    """Each array of `saved` changed; a mean of None, and a low part of 0.0, stay."""
-    arrays = (saved.mean, saved.invstd, saved.mean_lo)
-    mean, invstd, mean_lo = (change(a) if isinstance(a, np.ndarray) else a for a in arrays)
-    changed = SavedStatistics(mean, invstd)
-    changed.mean_lo = mean_lo
-    return changed
+    return changed(saved, lambda a: a[part.at] if a.ndim else a)

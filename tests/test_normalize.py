@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bncpu import _normalize, _reference
-from bncpu.moments import Coefficients, Gradient
+from bncpu.moments import Coefficients, Gradient, fold_saved
 
 sizes = st.integers(1, 1 << 34)
 
@@ -52,6 +52,64 @@ def test_widening_changes_no_bit(dtype, monkeypatch):
     monkeypatch.setattr(_normalize, "_wide_rows", lambda arrays, c, _: [(arrays, c)])
     _normalize.apply(x[None], narrow[None], c)
     assert same_bits(wide, narrow)
+
+
+@pytest.mark.parametrize("n_threads", [1, 2])
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+# Rows; small planes, adjacent and not; several blocks of samples and of a plane; more channels than a tile; groups.
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (1, 33, 10, 1),
+        (1, 90, 600, 1),
+        (2, 9, 7, 49),
+        (1, 5, 3, 5),
+        (1, 40, 6, 3136),
+        (1, 1, 2, 90_001),
+        (1, 3, 600, 20),
+    ],
+    ids=str,
+)
+def test_both_steps_over_some_channels_give_the_bits_of_one_step_after_the_other(shape, dtype, relu, n_threads, isa):
+    x, dy, z = normal(7, (3, *shape), mean=1.0, dtype=dtype)
+    if shape == (2, 9, 7, 49):  # planes that are not adjacent
+        x, dy, z = (np.ascontiguousarray(a.swapaxes(1, 2)).swapaxes(1, 2) for a in (x, dy, z))
+    n = shape[0] * shape[2]
+    gamma, beta = normal(8, (2, n))
+    if dtype == np.float32:
+        gamma[n // 2] = 1e39  # which float32 cannot hold: left to the longer way
+    options = dict(residual=z if relu else None, n_threads=n_threads)
+
+    def everything():
+        y, dx, dz = (np.full_like(x, 7) for _ in range(3))
+        moments, saved = _normalize.forward(x, y, gamma, beta, 1e-5, relu=relu, **options)
+        c = fold_saved(saved, gamma, beta) if relu else None
+        sums = _normalize.backward(dy, x, dx, saved, gamma, relu=c, dresidual=dz if relu else None, **options)
+        return [*moments, *saved, saved.mean_lo, y, dx, dz, *sums]
+
+    with pytest.MonkeyPatch.context() as at_once:
+        at_once.setattr(_normalize, "RESIDENT_BYTES", 1 << 24)
+        at_once.setattr(_normalize, "moments", None)
+        at_once.setattr(_normalize, "backward_sums", _normalize.backward_sums if relu and dtype == np.float32 else None)
+        together = everything()
+    with pytest.MonkeyPatch.context() as apart:
+        apart.setattr(_normalize, "RESIDENT_BYTES", 0)
+        one_after_the_other = everything()
+    for a, b in zip(together, one_after_the_other, strict=True):
+        assert same_bits(a, b)
+
+
+def test_what_does_not_fit_the_cache_takes_one_step_after_the_other():
+    channels = _normalize._resident_channels
+    planes = np.empty((1, 32, 64, 3136), np.float32)
+    assert channels(1, planes, None) == 2
+    assert channels(1, planes, planes) == 1
+    assert channels(1, np.empty((1, 128, 3, 50176), np.float32)) == 0
+    assert channels(1, np.empty((1, 10_000, 32, 1), np.float32)) == 0
+    assert channels(1, np.empty((1, 1000, 32, 1), np.float32)) == 32
+    assert channels(2, np.empty((1, 2, 64, 100), np.float32)) == 8
+    assert channels(1, np.empty((1, 0, 3, 4), np.float32)) == 0
 
 
 @pytest.mark.parametrize("shape", [(3, 700, 4, 1), (3, 2, 4, 50)], ids=str)

@@ -1,6 +1,6 @@
 /* The leaves for one element type T of one variant. Included by leaves_unit.h, never alone.
  *
- * Four loops touch the data: rows_sums, plane_sums, rows_apply, plane_apply, each forward and backward.
+ * Four loops touch the data: rows_sums, plane_sums, rows_apply, planes_apply, each forward and backward.
  * `how` is a constant at every call, so each combination of its flags is compiled apart.
  */
 
@@ -17,6 +17,7 @@ typedef T_BITS VBITS;
 INLINE VT NAME(load)(const T *p, const ptrdiff_t n) { (void)n; return *p; }
 INLINE HT NAME(load_ht)(const T *p, const ptrdiff_t n) { (void)n; return *p; }
 INLINE void NAME(store)(T *p, VT v, const ptrdiff_t n, const int stream) { (void)n; (void)stream; *p = v; }
+INLINE VT NAME(blend)(VT a, VT b, const ptrdiff_t n) { (void)b; (void)n; return a; }
 INLINE VBITS NAME(infinite)(VT v) { return isinf(v) != 0; }
 INLINE VT NAME(relu)(VT v) { return v < 0 ? (T)0 : v; }
 INLINE VT NAME(where_above_0)(VT y, VT v) { return y <= 0 ? (T)0 : v; }
@@ -70,6 +71,17 @@ INLINE void NAME(store)(T *p, VT v, const ptrdiff_t n, const int stream) {
         _mm256_maskstore_pd((double *)p, FIRST_64(n), (__m256d)v);
     else
         _mm256_maskstore_ps((float *)p, FIRST_32(n), (__m256)v);
+#endif
+}
+
+/* The first n values of a, then those of b. */
+INLINE VT NAME(blend)(VT a, VT b, const ptrdiff_t n) {
+#if LANES == 8
+    return sizeof(T) == 8 ? (VT)_mm512_mask_mov_pd((__m512d)b, FIRST(n), (__m512d)a)
+                          : (VT)_mm512_mask_mov_ps((__m512)b, FIRST(n), (__m512)a);
+#else
+    return sizeof(T) == 8 ? (VT)_mm256_blendv_pd((__m256d)b, (__m256d)a, (__m256d)FIRST_64(n))
+                          : (VT)_mm256_blendv_ps((__m256)b, (__m256)a, (__m256)FIRST_32(n));
 #endif
 }
 
@@ -222,9 +234,8 @@ INLINE void NAME(plane_sums)(NAME(runs) r, ptrdiff_t inner, NAME(about) k, const
                              NAME(sums) to, const int how) {
     vdouble n[SUM_REGISTERS], s[SUM_REGISTERS], q[SUM_REGISTERS], center = vdouble_all(*k.center);
     NAME(affine_ht) f = {0};
-    double lanes[3][SUM_LANES];
     ptrdiff_t i = 0;
-    int u, half;
+    int u;
     if (how & RELU) {
         f.mean = NAME(all_ht)(*k.mean);
         f.scale = NAME(all_ht)(*k.scale);
@@ -233,6 +244,9 @@ INLINE void NAME(plane_sums)(NAME(runs) r, ptrdiff_t inner, NAME(about) k, const
     for (u = 0; u < SUM_REGISTERS; u++)
         n[u] = s[u] = q[u] = vdouble_all(0.0);
     for (; i + SUM_LANES <= inner; i += SUM_LANES) {
+        PREFETCH(r.x + i + 2048 / sizeof(T));
+        if (how & BACKWARD)
+            PREFETCH(r.dy + i + 2048 / sizeof(T));
         UNROLL
         for (u = 0; u < SUM_REGISTERS; u++)
             NAME(accumulate)(r, i + u * LANES, LANES, center,
@@ -248,20 +262,10 @@ INLINE void NAME(plane_sums)(NAME(runs) r, ptrdiff_t inner, NAME(about) k, const
                                             : vdouble_all(1.0),
                              f, &n[u], &s[u], &q[u], how);
     }
-    for (u = 0; u < SUM_REGISTERS; u++) {
-        vdouble_store(lanes[0] + u * LANES, n[u]);
-        vdouble_store(lanes[1] + u * LANES, s[u]);
-        vdouble_store(lanes[2] + u * LANES, q[u]);
-    }
-    for (half = SUM_LANES / 2; half; half /= 2)
-        for (u = 0; u < half; u++) {
-            lanes[0][u] += lanes[0][u + half];
-            lanes[1][u] += lanes[1][u + half];
-            lanes[2][u] += lanes[2][u + half];
-        }
-    *to.n += lanes[0][0];
-    *to.s += lanes[1][0];
-    *to.q += lanes[2][0];
+    if (how & (WEIGHTED | MASKED))
+        *to.n += sum_of_lanes(n);
+    *to.s += sum_of_lanes(s);
+    *to.q += sum_of_lanes(q);
 }
 
 /* The sums of every channel. Rows narrower than the tile are folded: several rows are summed as one wide
@@ -525,12 +529,8 @@ INLINE VBITS NAME(rows_apply)(NAME(arrays) a, ptrdiff_t rows, ptrdiff_t width,
     return infinite;
 }
 
-INLINE VBITS NAME(plane_apply)(NAME(runs) r, ptrdiff_t inner, NAME(coefficients) c, ptrdiff_t channel,
-                               const int how) {
-    VBITS infinite = (VBITS){0};
+INLINE NAME(registers) NAME(of_plane)(NAME(coefficients) c, ptrdiff_t channel, const int how) {
     NAME(registers) k = {0};
-    ptrdiff_t i = NAME(peel)(r.y, inner, how);
-    VT v;
     k.mean = NAME(all)(c.mean[channel]);
     if (!(how & BACKWARD) || how & RELU) {
         k.scale = NAME(all)(c.scale[channel]);
@@ -541,33 +541,77 @@ INLINE VBITS NAME(plane_apply)(NAME(runs) r, ptrdiff_t inner, NAME(coefficients)
         k.x_scale = NAME(all)(c.x_scale[channel]);
         k.offset = NAME(all)(c.offset[channel]);
     }
+    return k;
+}
+
+/* The first n lanes of a, then those of b. */
+INLINE NAME(registers) NAME(joined)(NAME(registers) a, NAME(registers) b, const ptrdiff_t n, const int how) {
+    a.mean = NAME(blend)(a.mean, b.mean, n);
+    if (!(how & BACKWARD) || how & RELU) {
+        a.scale = NAME(blend)(a.scale, b.scale, n);
+        a.shift = NAME(blend)(a.shift, b.shift, n);
+    }
+    if (how & BACKWARD) {
+        a.dy_scale = NAME(blend)(a.dy_scale, b.dy_scale, n);
+        a.x_scale = NAME(blend)(a.x_scale, b.x_scale, n);
+        a.offset = NAME(blend)(a.offset, b.offset, n);
+    }
+    return a;
+}
+
+/* Adjacent planes of at least a register each: only the first and the last register of all are not full, since one
+ * that crosses from a plane into the next takes its parameters from both. */
+INLINE VBITS NAME(planes_apply)(NAME(runs) r, ptrdiff_t planes, ptrdiff_t inner, NAME(coefficients) c,
+                                ptrdiff_t channel, const int how) {
+    VBITS infinite = (VBITS){0};
+    NAME(registers) k = NAME(of_plane)(c, channel, how), next;
+    ptrdiff_t i = NAME(peel)(r.y, inner, how), end = inner;
+    VT v;
     if (i) {
         infinite |= NAME(result)(r, 0, i, k, &v, how);
         NAME(store)(r.y, v, i, 0);
     }
-    UNROLL4
-    for (; i + T_LANES <= inner; i += T_LANES) {
-        infinite |= NAME(result)(r, i, T_LANES, k, &v, how);
-        NAME(store)(r.y + i, v, T_LANES, how & STREAM);
+    for (;; end += inner, k = next) {
+        UNROLL4
+        for (; i + T_LANES <= end; i += T_LANES) {
+            infinite |= NAME(result)(r, i, T_LANES, k, &v, how);
+            NAME(store)(r.y + i, v, T_LANES, how & STREAM);
+        }
+        if (--planes == 0)
+            break;
+        next = NAME(of_plane)(c, ++channel, how);
+        if (i < end) {
+            infinite |= NAME(result)(r, i, T_LANES, NAME(joined)(k, next, end - i, how), &v, how);
+            NAME(store)(r.y + i, v, T_LANES, how & STREAM);
+            i += T_LANES;
+        }
     }
-    if (i < inner) {
-        infinite |= NAME(result)(r, i, inner - i, k, &v, how);
-        NAME(store)(r.y + i, v, inner - i, 0);
+    if (i < end) {
+        infinite |= NAME(result)(r, i, end - i, k, &v, how);
+        NAME(store)(r.y + i, v, end - i, 0);
     }
     return infinite;
 }
 
+/* Whether the channels of an array lie one after the other; one that is not there does not matter. */
+INLINE int NAME(are_adjacent)(bn_part p, bn_array a) {
+    return !a.data || a.channel == p.inner;
+}
+
 INLINE int NAME(part_apply)(bn_part p, NAME(arrays) a, NAME(coefficients) k, const int how) {
     VBITS infinite = (VBITS){0};
-    ptrdiff_t o, c;
+    ptrdiff_t o, c, planes = 1;
     size_t byte;
     int any = 0;
+    if (p.inner >= T_LANES && NAME(are_adjacent)(p, a.x) && NAME(are_adjacent)(p, a.z) && NAME(are_adjacent)(p, a.dy) &&
+        NAME(are_adjacent)(p, a.y) && NAME(are_adjacent)(p, a.dz))
+        planes = p.channels;
     if (NAME(is_rows)(p, a.x))
         infinite = NAME(rows_apply)(a, p.outer, p.channels, k, how);
     else
         for (o = 0; o < p.outer; o++)
-            for (c = 0; c < p.channels; c++)
-                infinite |= NAME(plane_apply)(NAME(run)(a, o, c, how), p.inner, k, c, how);
+            for (c = 0; c < p.channels; c += planes)
+                infinite |= NAME(planes_apply)(NAME(run)(a, o, c, how), planes, p.inner, k, c, how);
 #if LANES > 1
     if (how & STREAM)
         _mm_sfence();

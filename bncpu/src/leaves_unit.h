@@ -73,6 +73,27 @@ INLINE vdouble vdouble_load_first(const double *p, ptrdiff_t n) {
 }
 #endif
 
+/* SUM_LANES lanes added pairwise: each to the one half of them further on. Overwrites the registers. */
+INLINE double sum_of_lanes(vdouble *v) {
+    int u, half;
+    for (half = SUM_REGISTERS / 2; half; half /= 2) {
+        UNROLL
+        for (u = 0; u < half; u++)
+            v[u] = v[u] + v[u + half];
+    }
+#if LANES == 1
+    return *v;
+#else
+#if LANES == 8
+    __m256d four = _mm256_add_pd(_mm512_castpd512_pd256((__m512d)*v), _mm512_extractf64x4_pd((__m512d)*v, 1));
+#else
+    __m256d four = (__m256d)*v;
+#endif
+    __m128d two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
+#endif
+}
+
 /* What a loop does beside its plain form; every combination in use is compiled apart. */
 enum {
     WEIGHTED = 1,
