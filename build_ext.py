@@ -37,6 +37,7 @@ class BuildExt(build_ext):
         for extension in self.extensions:
             extension.include_dirs.append(numpy.get_include())
             extension.define_macros.append(("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"))
+            extension.define_macros.append(("NPY_TARGET_VERSION", "NPY_2_1_API_VERSION"))  # the oldest supported
             extension.extra_compile_args += compile_args
             extension.extra_link_args += link_args
         super().build_extensions()

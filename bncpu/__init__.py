@@ -4,6 +4,7 @@ from importlib.metadata import version
 
 from bncpu import _dispatch, gpu  # noqa: F401  (_dispatch first: it says so if there is no compiled kernel)
 from bncpu._versions import show_versions
+from bncpu.buffers import release_buffers, set_buffer_limit
 from bncpu.folding import fold_conv, fold_linear
 from bncpu.functional import (
     batch_norm,
@@ -58,8 +59,10 @@ __all__ = [
     "layer_norm_backward",
     "layer_norm_forward",
     "merge",
+    "release_buffers",
     "rms_norm",
     "rms_norm_backward",
     "rms_norm_forward",
+    "set_buffer_limit",
     "show_versions",
 ]

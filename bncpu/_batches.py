@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import issparse
 
-from bncpu import _dispatch, _layout, _normalize
+from bncpu import _buffers, _dispatch, _layout, _normalize
 from bncpu.moments import Coefficients, Moments, merge, rounded, two_sum
 
 # Values converted at a time: 8 MiB of float64.
@@ -75,7 +75,7 @@ def apply(X: Any, coefficients: Coefficients, *, out: Any = None, n_threads: int
         return _layout.delivered(y, out, X.dtype), infinite
     dtype, infinite = _layout.result_dtype(X.dtype), False
     apart = out is not None and not _layout.overlap(X, out)
-    y = out if apart else np.empty_like(X, dtype, order="K", subok=False)
+    y = out if apart else _buffers.empty_like(X, dtype)
     for part in pieces(X):
         x, layout = _layout.ready(X[part], (1,))
         piece = _layout.target((layout,), y[part], x)

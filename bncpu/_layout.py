@@ -1,9 +1,9 @@
 """The two forms: any array as a 4-D view (groups, outer, channels, inner), or one copy where no view exists.
 
-This is the only place that reshapes or copies. Some axes are kept: every position along them has statistics of its
-own. For batch normalization that is the channel axis. Axes are taken in the order of their strides, and neighbours of
-the same kind are joined: from the innermost outwards, `inner` is not kept, `channels` is, `outer` is not, `groups` is.
-So NCHW, channels-last and Fortran order all become a view.
+This is the only place that reshapes or copies, and large results get their memory from here. Some axes are kept: every
+position along them has statistics of its own. For batch normalization that is the channel axis. Axes are taken in the
+order of their strides, and neighbours of the same kind are joined: from the innermost outwards, `inner` is not kept,
+`channels` is, `outer` is not, `groups` is. So NCHW, channels-last and Fortran order all become a view.
 
 =======  =========================================  ============================
 form     view                                       arrays, channels kept
@@ -17,10 +17,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from bncpu import _buffers
 
 Array = NDArray[np.floating[Any]]
 
@@ -137,11 +139,12 @@ def canonical(x: Array, kept: Iterable[int]) -> tuple[Array, Layout]:
 
 def ready(x: Array, *kept: Iterable[int]) -> tuple[Any, ...]:
     """`x`, or a copy, in a dtype and memory order that have a view for each of `kept`; and the layout of each."""
-    for order in ("K", "C"):
+    orders: tuple[Literal["K", "C"], ...] = ("K", "C")
+    for order in orders:
         layouts = [layout_of(x, some) for some in kept]
         if x.dtype == kernel_dtype(x.dtype) and all(layout.view(x) is not None for layout in layouts):
             break
-        x = x.astype(kernel_dtype(x.dtype), order=order, copy=True)
+        x = converted(x, kernel_dtype(x.dtype), order)
     else:
         layouts = [layout_of(x, some) for some in kept]
     return x, *layouts
@@ -168,9 +171,16 @@ def result_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 
 def empty_in(layout: Layout, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """A fresh array of `shape` in the memory order of `layout`."""
-    ordered = np.empty([shape[axis] for axis in layout.order], dtype=dtype)
+    """A fresh array of `shape` in the memory order of `layout`; large ones in memory that earlier ones have left."""
+    ordered = _buffers.empty([shape[axis] for axis in layout.order], dtype)
     return ordered.transpose(np.argsort(layout.order))
+
+
+def converted(a: Array, dtype: np.dtype[Any], order: Literal["K", "C"] = "K") -> Array:
+    """A copy of `a` in `dtype`, in its own memory order or in C order."""
+    fresh = _buffers.empty_like(a, dtype, order)
+    fresh[...] = a
+    return fresh
 
 
 def like(layouts: Sequence[Layout], a: Array, x: Array) -> Array:
@@ -198,7 +208,7 @@ def delivered(y: Array, out: Array | None, dtype: np.dtype[Any]) -> Array:
     """The result in `out` if given, else in `dtype`; float16 overflows to infinity, as float32 does."""
     with np.errstate(over="ignore"):
         if out is None:
-            return y if y.dtype == dtype else y.astype(dtype)
+            return y if y.dtype == dtype else converted(y, dtype)
         if y is not out:
             out[...] = y
         return out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -53,6 +54,21 @@ def whole(name: str, value: Any, *, low: int | None = None) -> int | None:
 def threads(n_threads: Any) -> int | None:
     """`n_threads`, None or a positive integer."""
     return whole("n_threads", n_threads, low=1)
+
+
+def n_bytes(value: Any) -> int:
+    """`n_bytes`, an integer from 0."""
+    number = whole("n_bytes", value, low=0)
+    if number is None:
+        raise TypeError("n_bytes must be an integer, got None; 0 keeps nothing")
+    return min(int(number), sys.maxsize)
+
+
+def n_bytes_of_environment(name: str, text: str) -> int:
+    """The bytes that an environment variable says, digits only."""
+    if not (text.isascii() and text.isdecimal()):
+        raise ValueError(f"{name} must be a number of bytes, such as 268435456; got {text!r}")
+    return n_bytes(int(text))
 
 
 def momentum(value: Any) -> float:

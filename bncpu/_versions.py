@@ -6,11 +6,11 @@ import importlib.metadata
 import os
 import platform
 
-from bncpu import _kernels, gpu
+from bncpu import _buffers, _kernels, gpu
 
 
 def show_versions() -> None:
-    """Print versions, instruction set, OpenMP, threads and CUDA as one block to paste into a report.
+    """Print versions, instruction set, OpenMP, threads, buffers and CUDA as one block to paste into a report.
 
     Examples
     --------
@@ -28,6 +28,7 @@ def show_versions() -> None:
         "OpenMP": openmp or "no",
         "threads": f"{_kernels.max_threads()} allowed, {os.cpu_count()} processors",
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "not set"),
+        "buffers": f"{_buffers.waiting()} bytes waiting, {_buffers.limit()} at most",
         "CUDA": gpu.why_unavailable() or "available",
     }
     for name, value in lines.items():

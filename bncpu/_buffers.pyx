@@ -1,0 +1,129 @@
+# cython: language_level=3, autotestdict=False, freethreading_compatible=True
+"""Arrays for large results, in memory that earlier results have left: a memory handler for NumPy.
+
+NumPy lets an array bring its own allocator (NEP 49). These arrays own their data like any other. When the last
+reference to one dies, a view's included, its block joins the list of ``src/blocks.h``, where the next result finds it.
+"""
+
+import os
+
+from cpython.object cimport PyObject
+from cpython.pycapsule cimport PyCapsule_New
+from libc.string cimport strcpy
+cimport numpy as cnp
+
+import numpy as np
+
+cnp.import_array()
+
+
+cdef extern from "numpy/arrayobject.h":
+    PyObject *PyDataMem_DefaultHandler
+
+cdef extern from "blocks.h":
+    size_t bn_pool_waiting() noexcept
+    size_t bn_pool_release() noexcept
+    size_t bn_pool_limit() noexcept
+    size_t bn_pool_set_limit(size_t limit) noexcept
+    size_t bn_pool_set_least(size_t least) noexcept
+    bint bn_pool_pays(size_t size) noexcept
+    void bn_pool_before_fork() noexcept
+    void bn_pool_after_fork_in_parent() noexcept
+    void bn_pool_after_fork_in_child() noexcept
+    void *bn_block_new(void *context, size_t size) noexcept
+    void *bn_block_new_zeroed(void *context, size_t n, size_t size) noexcept
+    void *bn_block_resize(void *context, void *data, size_t size) noexcept
+    void bn_block_free(void *context, void *data, size_t size) noexcept
+
+
+# ---- the memory handler ----
+
+cdef cnp.PyDataMem_Handler _handler
+strcpy(_handler.name, b"bncpu")
+_handler.version = 1
+_handler.allocator.ctx = NULL
+_handler.allocator.malloc = bn_block_new
+_handler.allocator.calloc = bn_block_new_zeroed
+_handler.allocator.realloc = bn_block_resize
+_handler.allocator.free = bn_block_free
+cdef object _capsule = PyCapsule_New(&_handler, b"mem_handler", NULL)
+
+
+def empty(shape, dtype):
+    """As ``numpy.empty``, in reused memory if that is large and NumPy's own allocator is the one in use."""
+    cdef double n_bytes = dtype.itemsize  # a shape may be absurd: NumPy refuses it
+    cdef Py_ssize_t length
+    for length in shape:
+        n_bytes *= length
+    if not _reusable(n_bytes):
+        return np.empty(shape, dtype)
+    before = cnp.PyDataMem_SetHandler(_capsule)
+    try:
+        return np.empty(shape, dtype)
+    finally:
+        cnp.PyDataMem_SetHandler(before)
+
+
+def empty_like(prototype, dtype, order="K"):
+    """As ``numpy.empty_like``, in reused memory likewise; always a plain array."""
+    if not _reusable(<double>prototype.size * dtype.itemsize):
+        return np.empty_like(prototype, dtype, order, subok=False)
+    before = cnp.PyDataMem_SetHandler(_capsule)
+    try:
+        return np.empty_like(prototype, dtype, order, subok=False)
+    finally:
+        cnp.PyDataMem_SetHandler(before)
+
+
+cdef bint _reusable(double n_bytes):
+    if n_bytes > 1e18 or not bn_pool_pays(<size_t>n_bytes):
+        return False
+    in_use = cnp.PyDataMem_GetHandler()
+    return <PyObject *>in_use == PyDataMem_DefaultHandler
+
+
+# ---- what waits ----
+
+def waiting():
+    """Bytes that wait for reuse."""
+    return bn_pool_waiting()
+
+
+def release():
+    """Free what waits; how many bytes that was."""
+    return bn_pool_release()
+
+
+def set_limit(size_t n_bytes):
+    """Let at most `n_bytes` wait; the limit before."""
+    return bn_pool_set_limit(n_bytes)
+
+
+def limit():
+    """How many bytes may wait."""
+    return bn_pool_limit()
+
+
+def set_least(size_t n_bytes):
+    """Reuse memory from `n_bytes` on, for tests; the bound before."""
+    return bn_pool_set_least(n_bytes)
+
+
+# ---- forks ----
+
+def _before_fork():
+    bn_pool_before_fork()
+
+
+def _after_fork_in_parent():
+    bn_pool_after_fork_in_parent()
+
+
+def _after_fork_in_child():
+    bn_pool_after_fork_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
+    )
