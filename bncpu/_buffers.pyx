@@ -18,6 +18,19 @@ cnp.import_array()
 
 
 cdef extern from "numpy/arrayobject.h":
+    # Cython's own declarations of these came after NumPy 2.1.
+    ctypedef struct PyDataMemAllocator:
+        void *ctx
+        void *(*malloc)(void *ctx, size_t size) noexcept
+        void *(*calloc)(void *ctx, size_t n, size_t size) noexcept
+        void *(*realloc)(void *ctx, void *data, size_t size) noexcept
+        void (*free)(void *ctx, void *data, size_t size) noexcept
+    ctypedef struct PyDataMem_Handler:
+        char *name
+        unsigned char version
+        PyDataMemAllocator allocator
+    object PyDataMem_SetHandler(object handler)
+    object PyDataMem_GetHandler()
     PyObject *PyDataMem_DefaultHandler
 
 cdef extern from "blocks.h":
@@ -38,7 +51,7 @@ cdef extern from "blocks.h":
 
 # ---- the memory handler ----
 
-cdef cnp.PyDataMem_Handler _handler
+cdef PyDataMem_Handler _handler
 strcpy(_handler.name, b"bncpu")
 _handler.version = 1
 _handler.allocator.ctx = NULL
@@ -57,28 +70,28 @@ def empty(shape, dtype):
         n_bytes *= length
     if not _reusable(n_bytes):
         return np.empty(shape, dtype)
-    before = cnp.PyDataMem_SetHandler(_capsule)
+    before = PyDataMem_SetHandler(_capsule)
     try:
         return np.empty(shape, dtype)
     finally:
-        cnp.PyDataMem_SetHandler(before)
+        PyDataMem_SetHandler(before)
 
 
 def empty_like(prototype, dtype, order="K"):
     """As ``numpy.empty_like``, in reused memory likewise; always a plain array."""
     if not _reusable(<double>prototype.size * dtype.itemsize):
         return np.empty_like(prototype, dtype, order, subok=False)
-    before = cnp.PyDataMem_SetHandler(_capsule)
+    before = PyDataMem_SetHandler(_capsule)
     try:
         return np.empty_like(prototype, dtype, order, subok=False)
     finally:
-        cnp.PyDataMem_SetHandler(before)
+        PyDataMem_SetHandler(before)
 
 
 cdef bint _reusable(double n_bytes):
     if n_bytes > 1e18 or not bn_pool_pays(<size_t>n_bytes):
         return False
-    in_use = cnp.PyDataMem_GetHandler()
+    in_use = PyDataMem_GetHandler()
     return <PyObject *>in_use == PyDataMem_DefaultHandler
 
 

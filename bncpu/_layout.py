@@ -172,6 +172,8 @@ def result_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 def empty_in(layout: Layout, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     """A fresh array of `shape` in the memory order of `layout`; large ones in memory that earlier ones have left."""
+    if layout.order == tuple(range(len(shape))):
+        return _buffers.empty(shape, dtype)
     ordered = _buffers.empty([shape[axis] for axis in layout.order], dtype)
     return ordered.transpose(np.argsort(layout.order))
 

@@ -389,6 +389,15 @@ def test_an_out_of_band_pickle_keeps_the_memory(small):
     np.testing.assert_array_equal(again, np.arange(2048))
 
 
+@pytest.mark.parametrize("n_rows", [100, 2000])
+def test_results_in_c_order_own_their_data(small, n_rows):
+    X = np.ones((n_rows, 4))
+    bn = BatchNormTransformer().fit(X)
+    for y in (bn.transform(X), bn.inverse_transform(X), bncpu.batch_norm_forward(X)[0]):
+        assert y.flags.owndata and y.base is None
+        assert (handler(y) == "bncpu") == (n_rows == 2000)
+
+
 @pytest.mark.parametrize("n_values", [1, 1900, 2000, 2048, 2049, 20_000])
 def test_a_result_can_be_resized(small, n_values):
     y = leased(8192)
