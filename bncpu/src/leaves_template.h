@@ -11,13 +11,14 @@
 #define VBITS NAME(vbits)
 #if LANES == 1
 #define T_LANES 1
+#define LINE_REGISTERS 1
 typedef T VT;
 typedef T HT;
 typedef T_BITS VBITS;
 INLINE VT NAME(load)(const T *p, const ptrdiff_t n) { (void)n; return *p; }
 INLINE HT NAME(load_ht)(const T *p, const ptrdiff_t n) { (void)n; return *p; }
 INLINE void NAME(store)(T *p, VT v, const ptrdiff_t n, const int stream) { (void)n; (void)stream; *p = v; }
-INLINE VT NAME(blend)(VT a, VT b, const ptrdiff_t n) { (void)b; (void)n; return a; }
+INLINE VT NAME(blend)(VT a, VT b, const ptrdiff_t n) { return n ? a : b; }
 INLINE VBITS NAME(infinite)(VT v) { return isinf(v) != 0; }
 INLINE VT NAME(relu)(VT v) { return v < 0 ? (T)0 : v; }
 INLINE VT NAME(where_above_0)(VT y, VT v) { return y <= 0 ? (T)0 : v; }
@@ -28,6 +29,7 @@ INLINE vdouble NAME(widen)(HT v) { return (double)v; }
 #define HT_UNALIGNED NAME(ht_unaligned)
 #define HBITS NAME(hbits)
 #define T_LANES ((ptrdiff_t)(LANES * 8 / sizeof(T)))
+#define LINE_REGISTERS (8 / LANES)
 typedef T VT __attribute__((vector_size(LANES * 8)));
 typedef T VT_UNALIGNED __attribute__((vector_size(LANES * 8), aligned(sizeof(T)), may_alias));
 typedef T HT __attribute__((vector_size(LANES * sizeof(T))));
@@ -469,21 +471,8 @@ INLINE VBITS NAME(result)(NAME(runs) r, ptrdiff_t i, const ptrdiff_t n, NAME(reg
     return (VBITS){0};
 }
 
-/* Elements up to the next register boundary of y, where streaming stores may begin. */
-INLINE ptrdiff_t NAME(peel)(const T *y, ptrdiff_t n, const int how) {
-    uintptr_t bytes = T_LANES * sizeof(T);
-    ptrdiff_t head = how & STREAM ? (ptrdiff_t)(-(uintptr_t)y % bytes / sizeof(T)) : 0;
-    return head < n ? head : n;
-}
-
-/* `step` rows share each load of the parameters. Streaming needs aligned rows unless step == 1.
- * Four rows at a time: eight are more lines than the processor can combine streaming stores in. */
-INLINE VBITS NAME(rows_apply_at)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t j, const ptrdiff_t n,
-                                 NAME(coefficients) c, const int step, const int how) {
-    VBITS infinite = (VBITS){0};
+INLINE NAME(registers) NAME(of_columns)(NAME(coefficients) c, ptrdiff_t j, const ptrdiff_t n, const int how) {
     NAME(registers) k = {0};
-    VT v[4];
-    int u;
     k.mean = NAME(load)(c.mean + j, n);
     if (!(how & BACKWARD) || how & RELU) {
         k.scale = NAME(load)(c.scale + j, n);
@@ -494,39 +483,7 @@ INLINE VBITS NAME(rows_apply_at)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t j, const
         k.x_scale = NAME(load)(c.x_scale + j, n);
         k.offset = NAME(load)(c.offset + j, n);
     }
-    UNROLL
-    for (u = 0; u < step; u++)
-        infinite |= NAME(result)(NAME(run)(a, o + u, 0, how), j, n, k, &v[u], how);
-    UNROLL
-    for (u = 0; u < step; u++)
-        NAME(store)(NAME(run)(a, o + u, 0, how).y + j, v[u], n, n == T_LANES && how & STREAM);
-    return infinite;
-}
-
-INLINE VBITS NAME(rows_apply_step)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t width,
-                                   NAME(coefficients) c, const int step, const int how) {
-    VBITS infinite = (VBITS){0};
-    ptrdiff_t j = step == 1 ? NAME(peel)(NAME(run)(a, o, 0, how).y, width, how) : 0;
-    if (j)
-        infinite |= NAME(rows_apply_at)(a, o, 0, j, c, step, how);
-    for (; j + T_LANES <= width; j += T_LANES)
-        infinite |= NAME(rows_apply_at)(a, o, j, T_LANES, c, step, how);
-    if (j < width)
-        infinite |= NAME(rows_apply_at)(a, o, j, width - j, c, step, how);
-    return infinite;
-}
-
-INLINE VBITS NAME(rows_apply)(NAME(arrays) a, ptrdiff_t rows, ptrdiff_t width,
-                              NAME(coefficients) c, const int how) {
-    VBITS infinite = (VBITS){0};
-    ptrdiff_t o = 0;
-    uintptr_t ends = (uintptr_t)a.y.data | (uintptr_t)(a.y.outer * (ptrdiff_t)sizeof(T));
-    int together = !(how & STREAM) || ends % (T_LANES * sizeof(T)) == 0;
-    for (; together && o + 4 <= rows; o += 4)
-        infinite |= NAME(rows_apply_step)(a, o, width, c, 4, how);
-    for (; o < rows; o++)
-        infinite |= NAME(rows_apply_step)(a, o, width, c, 1, how);
-    return infinite;
+    return k;
 }
 
 INLINE NAME(registers) NAME(of_plane)(NAME(coefficients) c, ptrdiff_t channel, const int how) {
@@ -544,8 +501,9 @@ INLINE NAME(registers) NAME(of_plane)(NAME(coefficients) c, ptrdiff_t channel, c
     return k;
 }
 
-/* The first n lanes of a, then those of b. */
-INLINE NAME(registers) NAME(joined)(NAME(registers) a, NAME(registers) b, const ptrdiff_t n, const int how) {
+/* The first n lanes of a, then those of b; n may lie on either side of the register. */
+INLINE NAME(registers) NAME(joined)(NAME(registers) a, NAME(registers) b, ptrdiff_t n, const int how) {
+    n = n < 0 ? 0 : n < T_LANES ? n : T_LANES;
     a.mean = NAME(blend)(a.mean, b.mean, n);
     if (!(how & BACKWARD) || how & RELU) {
         a.scale = NAME(blend)(a.scale, b.scale, n);
@@ -559,37 +517,105 @@ INLINE NAME(registers) NAME(joined)(NAME(registers) a, NAME(registers) b, const 
     return a;
 }
 
-/* Adjacent planes of at least a register each: only the first and the last register of all are not full, since one
- * that crosses from a plane into the next takes its parameters from both. */
-INLINE VBITS NAME(planes_apply)(NAME(runs) r, ptrdiff_t planes, ptrdiff_t inner, NAME(coefficients) c,
-                                ptrdiff_t channel, const int how) {
+/* How many of the first n values of a line are in its register h. */
+INLINE ptrdiff_t NAME(in_register)(const ptrdiff_t n, const int h) {
+    return n - h * T_LANES < T_LANES ? n - h * T_LANES : T_LANES;
+}
+
+/* The runs of `step` outer positions share each load of the parameters: four streams, a page apart in wide rows, are
+ * written faster than one; eight are more lines than the processor can combine streaming stores in. A line of the cache
+ * is written at once, whatever the width of a register. n is LINE, or less at the ends; k has a register's parameters
+ * for each register of the line. */
+INLINE VBITS NAME(apply_line)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t c, ptrdiff_t i, const ptrdiff_t n,
+                              const NAME(registers) *k, const int step, const int how) {
     VBITS infinite = (VBITS){0};
-    NAME(registers) k = NAME(of_plane)(c, channel, how), next;
-    ptrdiff_t i = NAME(peel)(r.y, inner, how), end = inner;
-    VT v;
-    if (i) {
-        infinite |= NAME(result)(r, 0, i, k, &v, how);
-        NAME(store)(r.y, v, i, 0);
-    }
-    for (;; end += inner, k = next) {
-        UNROLL4
-        for (; i + T_LANES <= end; i += T_LANES) {
-            infinite |= NAME(result)(r, i, T_LANES, k, &v, how);
-            NAME(store)(r.y + i, v, T_LANES, how & STREAM);
-        }
-        if (--planes == 0)
+    VT v[4][LINE_REGISTERS];
+    int u, h;
+    UNROLL
+    for (u = 0; u < step; u++)
+        UNROLL
+        for (h = 0; h < LINE_REGISTERS; h++)
+            if (n > h * T_LANES)
+                infinite |= NAME(result)(NAME(run)(a, o + u, c, how), i + h * T_LANES, NAME(in_register)(n, h), k[h],
+                                         &v[u][h], how);
+    UNROLL
+    for (u = 0; u < step; u++)
+        UNROLL
+        for (h = 0; h < LINE_REGISTERS; h++)
+            if (n > h * T_LANES)
+                NAME(store)(NAME(run)(a, o + u, c, how).y + i + h * T_LANES, v[u][h], NAME(in_register)(n, h),
+                            n == LINE && how & STREAM);
+    return infinite;
+}
+
+/* Elements up to the next line of the cache, where streaming stores may begin. */
+INLINE ptrdiff_t NAME(peel)(const T *y, ptrdiff_t n, const int how) {
+    ptrdiff_t head = how & STREAM && LANES > 1 ? (ptrdiff_t)(-(uintptr_t)y % 64 / sizeof(T)) : 0;
+    return head < n ? head : n;
+}
+
+/* How many outer positions can be taken together from o on: streaming needs lines that begin together. */
+INLINE int NAME(together)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t outer, const int how) {
+    return o + 4 <= outer && (!(how & STREAM) || a.y.outer * (ptrdiff_t)sizeof(T) % 64 == 0);
+}
+
+INLINE VBITS NAME(rows_apply_line)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t j, const ptrdiff_t n, NAME(coefficients) c,
+                                   const int step, const int how) {
+    NAME(registers) k[LINE_REGISTERS];
+    int h;
+    UNROLL
+    for (h = 0; h < LINE_REGISTERS; h++)
+        if (n > h * T_LANES)
+            k[h] = NAME(of_columns)(c, j + h * T_LANES, NAME(in_register)(n, h), how);
+    return NAME(apply_line)(a, o, 0, j, n, k, step, how);
+}
+
+INLINE VBITS NAME(rows_apply)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t width, NAME(coefficients) c, const int step,
+                              const int how) {
+    VBITS infinite = (VBITS){0};
+    ptrdiff_t j = NAME(peel)(NAME(run)(a, o, 0, how).y, width, how);
+    if (j)
+        infinite |= NAME(rows_apply_line)(a, o, 0, j, c, step, how);
+    for (; j + LINE <= width; j += LINE)
+        infinite |= NAME(rows_apply_line)(a, o, j, LINE, c, step, how);
+    if (j < width)
+        infinite |= NAME(rows_apply_line)(a, o, j, width - j, c, step, how);
+    return infinite;
+}
+
+/* Adjacent planes of at least a line each are one run: a line that crosses from a plane into the next takes its
+ * parameters from both. */
+INLINE VBITS NAME(planes_apply)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t channel, ptrdiff_t planes, ptrdiff_t inner,
+                                NAME(coefficients) c, const int step, const int how) {
+    VBITS infinite = (VBITS){0};
+    NAME(registers) k[LINE_REGISTERS], next;
+    ptrdiff_t i = NAME(peel)(NAME(run)(a, o, channel, how).y, inner, how), end = inner, plane = channel;
+    int h;
+    next = NAME(of_plane)(c, plane, how);
+    UNROLL
+    for (h = 0; h < LINE_REGISTERS; h++)
+        k[h] = next;
+    if (i)
+        infinite |= NAME(apply_line)(a, o, channel, 0, i, k, step, how);
+    for (;; end += inner) {
+        for (; i + LINE <= end; i += LINE)
+            infinite |= NAME(apply_line)(a, o, channel, i, LINE, k, step, how);
+        if (++plane == channel + planes)
             break;
-        next = NAME(of_plane)(c, ++channel, how);
+        next = NAME(of_plane)(c, plane, how);
         if (i < end) {
-            infinite |= NAME(result)(r, i, T_LANES, NAME(joined)(k, next, end - i, how), &v, how);
-            NAME(store)(r.y + i, v, T_LANES, how & STREAM);
-            i += T_LANES;
+            UNROLL
+            for (h = 0; h < LINE_REGISTERS; h++)
+                k[h] = NAME(joined)(k[h], next, end - i - h * T_LANES, how);
+            infinite |= NAME(apply_line)(a, o, channel, i, LINE, k, step, how);
+            i += LINE;
         }
+        UNROLL
+        for (h = 0; h < LINE_REGISTERS; h++)
+            k[h] = next;
     }
-    if (i < end) {
-        infinite |= NAME(result)(r, i, end - i, k, &v, how);
-        NAME(store)(r.y + i, v, end - i, 0);
-    }
+    if (i < end)
+        infinite |= NAME(apply_line)(a, o, channel, i, end - i, k, step, how);
     return infinite;
 }
 
@@ -598,20 +624,31 @@ INLINE int NAME(are_adjacent)(bn_part p, bn_array a) {
     return !a.data || a.channel == p.inner;
 }
 
+INLINE VBITS NAME(outer_apply)(bn_part p, NAME(arrays) a, ptrdiff_t o, ptrdiff_t planes, NAME(coefficients) k,
+                               const int step, const int how) {
+    VBITS infinite = (VBITS){0};
+    ptrdiff_t c;
+    if (!planes)
+        return NAME(rows_apply)(a, o, p.channels, k, step, how);
+    for (c = 0; c < p.channels; c += planes)
+        infinite |= NAME(planes_apply)(a, o, c, planes, p.inner, k, step, how);
+    return infinite;
+}
+
 INLINE int NAME(part_apply)(bn_part p, NAME(arrays) a, NAME(coefficients) k, const int how) {
     VBITS infinite = (VBITS){0};
-    ptrdiff_t o, c, planes = 1;
+    ptrdiff_t o = 0, planes = NAME(is_rows)(p, a.x) ? 0 : 1;
     size_t byte;
     int any = 0;
-    if (p.inner >= T_LANES && NAME(are_adjacent)(p, a.x) && NAME(are_adjacent)(p, a.z) && NAME(are_adjacent)(p, a.dy) &&
-        NAME(are_adjacent)(p, a.y) && NAME(are_adjacent)(p, a.dz))
+    if (planes && p.inner >= LINE && NAME(are_adjacent)(p, a.x) && NAME(are_adjacent)(p, a.z) &&
+        NAME(are_adjacent)(p, a.dy) && NAME(are_adjacent)(p, a.y) && NAME(are_adjacent)(p, a.dz))
         planes = p.channels;
-    if (NAME(is_rows)(p, a.x))
-        infinite = NAME(rows_apply)(a, p.outer, p.channels, k, how);
-    else
-        for (o = 0; o < p.outer; o++)
-            for (c = 0; c < p.channels; c += planes)
-                infinite |= NAME(planes_apply)(NAME(run)(a, o, c, how), planes, p.inner, k, c, how);
+    while (o < p.outer)
+        if (NAME(together)(a, o, p.outer, how)) {
+            infinite |= NAME(outer_apply)(p, a, o, planes, k, 4, how);
+            o += 4;
+        } else
+            infinite |= NAME(outer_apply)(p, a, o++, planes, k, 1, how);
 #if LANES > 1
     if (how & STREAM)
         _mm_sfence();
@@ -664,3 +701,4 @@ static void NAME(backward_apply)(bn_part p, bn_array x, bn_array z, bn_array dy,
 #undef VBITS
 #undef HBITS
 #undef T_LANES
+#undef LINE_REGISTERS

@@ -94,6 +94,9 @@ INLINE double sum_of_lanes(vdouble *v) {
 #endif
 }
 
+/* Values of a line of the cache, or of a register if that is a single value. */
+#define LINE (LINE_REGISTERS * T_LANES)
+
 /* What a loop does beside its plain form; every combination in use is compiled apart. */
 enum {
     WEIGHTED = 1,
