@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bncpu import __version__, show_versions
+from bncpu import __version__, bench, show_versions
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,11 +38,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     demo.add_argument(
         "--rows", type=int, default=None, help="use only the first so many rows of FILE, or of each photograph"
     )
+    benchmark = commands.add_parser(
+        "bench",
+        help="how fast it is on this machine, beside copies and other libraries",
+        description="Time our functions on this machine, in turn with plain copies of the same arrays and with every "
+        "library that is installed and can do the same. Takes about half a minute; mind what else keeps the processors "
+        "busy.",
+        epilog="examples: bncpu bench; bncpu bench --threads 2 --json here.json --picture here.png",
+    )
+    bench.add_arguments(benchmark)
     commands.add_parser("versions", help="print versions and what the kernels use, for bug reports")
     options = parser.parse_args(arguments)
     if options.command == "versions":
         show_versions()
         return 0
+    if options.command == "bench":
+        return _bench(parser, options)
     if options.rows is not None and options.rows < 1:
         parser.error(f"--rows must be at least 1, got {options.rows}")
     if not options.picture.parent.is_dir():
@@ -55,3 +66,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"bncpu: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _bench(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    if options.threads < 1:
+        parser.error(f"--threads must be at least 1, got {options.threads}")
+    for name in ("json", "picture"):
+        path = getattr(options, name)
+        if path is not None and not path.parent.is_dir():
+            parser.error(f"--{name} must be in an existing folder, got {path}")
+    try:
+        return bench.run(options)
+    except (ImportError, OSError, ValueError) as error:
+        print(f"bncpu: {error}", file=sys.stderr)
+        return 1

@@ -1,0 +1,500 @@
+"""``bncpu bench``: how fast we are on this machine, beside plain copies and whatever other libraries are installed.
+
+Separate runs differ by 10 % and more, so nothing here compares two of them. All candidates take turns in one process,
+in a new random order every round; a figure is the median over the rounds of a candidate's time divided by that of a
+copy of the same array in the same round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import gc
+import json
+import os
+import platform
+import shlex
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+import bncpu
+from bncpu import _contenders, _kernels
+from bncpu._contenders import COPIES, OURS, PEERS, SLOW_TO_PREPARE, Case, Data
+
+LEAST_ROUNDS = 3
+SECONDS_PER_TURN = 1e-3  # of calls too short for the clock, many make a turn
+
+# What `bncpu bench` shows: arrays from memory, then what a call costs.
+CASES = (
+    Case("transform", (1_000_000, 32)),
+    Case("transform", (1_000_000, 32), fresh=True),
+    Case("fit", (1_000_000, 32)),
+    Case("partial_fit", (1_000_000, 32)),
+    Case("batch_norm", (32, 64, 56, 56), "NCHW"),
+    Case("batch_norm_forward", (1_000_000, 32)),
+    Case("batch_norm_forward", (32, 64, 56, 56), "NCHW"),
+    Case("batch_norm_forward", (32, 56, 56, 64), "NHWC"),
+    Case("batch_norm_backward", (32, 64, 56, 56), "NCHW"),
+    Case("transform", (32, 10), dtype="float64"),
+    Case("partial_fit", (32, 10), dtype="float64"),
+    Case("batch_norm_forward", (32, 10), dtype="float64"),
+)
+
+COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")  # Okabe and Ito's
+MARKS = "Dosv^<>PX*hp"
+
+
+class Figure(NamedTuple):
+    """The middle of what the rounds showed, its quartiles, and how many rounds there were."""
+
+    median: float
+    low: float
+    high: float
+    rounds: int
+
+    @classmethod
+    def of(cls, values: NDArray[np.float64]) -> Figure:
+        """Summarize one value per round, NaN where a candidate sat out."""
+        present = values[np.isfinite(values)]
+        low, median, high = np.quantile(present, [0.25, 0.5, 0.75]).tolist()
+        return cls(median, low, high, len(present))
+
+
+class Row(NamedTuple):
+    """What one case showed.
+
+    Attributes
+    ----------
+    case : Case
+    copy : str
+        The copy with the least median time.
+    copy_seconds : float
+        That time.
+    figures : dict of str to Figure
+        By name, ours first: copies, or microseconds, as ``case.unit`` says.
+    shares : dict of str to Figure
+        Our time over that of each peer, in pairs: above 1 the peer is faster.
+    missing : dict of str to str
+        Why a peer has no figure.
+    """
+
+    case: Case
+    copy: str
+    copy_seconds: float
+    figures: dict[str, Figure]
+    shares: dict[str, Figure]
+    missing: dict[str, str]
+
+    @property
+    def losses(self) -> dict[str, Figure]:
+        """The peers that took less time than we did."""
+        return {name: share for name, share in self.shares.items() if share.median > 1}
+
+
+def interleaved(
+    candidates: Mapping[str, Callable[[], object]],
+    seconds: float,
+    *,
+    least_rounds: int = LEAST_ROUNDS,
+    short: bool = False,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, NDArray[np.float64]]:
+    """Let all candidates take turns.
+
+    Parameters
+    ----------
+    candidates : mapping of str to callable
+        Called without arguments, and not for the first time: that is for warming up.
+    seconds : float
+        Rounds go on for so long. A candidate that has used up more than 1.5 times its equal share of the time so far
+        sits a round out, so that the slow do not leave the fast with few rounds.
+    least_rounds : int, default=3
+        Rounds of each candidate, however long they take.
+    short : bool, default=False
+        Repeat each call until a turn takes a millisecond.
+    clock : callable, default=time.perf_counter
+        In seconds.
+
+    Returns
+    -------
+    dict of str to ndarray of shape (n_rounds,), float64
+        Seconds per call, NaN where a candidate sat out.
+    """
+    names = list(candidates)
+    repeats = dict.fromkeys(names, 1)
+    if short:
+        for name in names:
+            repeats[name] = max(1, int(SECONDS_PER_TURN / max(_turn(candidates[name], 10, clock), 1e-9)))
+    rng = np.random.default_rng(0)
+    rounds: list[dict[str, float]] = []
+    spent, turns = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0)
+    start = clock()
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        while (used := clock() - start) < seconds or min(turns.values()) < least_rounds:
+            results = {}
+            for k in rng.permutation(len(names)):
+                name = names[k]
+                if turns[name] >= least_rounds and (spent[name] > 1.5 * used / len(names) or used >= seconds):
+                    continue
+                results[name] = _turn(candidates[name], repeats[name], clock)
+                spent[name] += results[name] * repeats[name]
+                turns[name] += 1
+            rounds.append(results)
+    finally:
+        if collecting:
+            gc.enable()
+    return {name: np.array([results.get(name, np.nan) for results in rounds]) for name in names}
+
+
+def _turn(call: Callable[[], object], repeats: int, clock: Callable[[], float]) -> float:
+    """Seconds per call."""
+    start = clock()
+    for _ in range(repeats):
+        call()
+    return (clock() - start) / repeats
+
+
+def measure(
+    case: Case,
+    seconds: float = 2.0,
+    *,
+    n_threads: int | None = 1,
+    peers: Iterable[str] = PEERS,
+    least_rounds: int = LEAST_ROUNDS,
+) -> Row:
+    """Measure one case: copies, ours and `peers`.
+
+    Parameters
+    ----------
+    case : Case
+    seconds : float, default=2.0
+        Time for the rounds; preparing, and the first call of each, come before them.
+    n_threads : int or None, default=1
+        For everybody; None is what each does by itself.
+    peers : iterable of str, optional
+        Keys of ``PEERS``.
+    least_rounds : int, default=3
+        Rounds of each candidate at least.
+
+    Returns
+    -------
+    Row
+    """
+    data = Data(case, n_threads)
+    ours = _contenders.ours(data)
+    assert ours is not None
+    # A copy is as fast as the threads allow, however small the array: it is what ours is held against.
+    candidates: dict[str, Callable[[], object]] = {OURS: ours}
+    candidates |= {name: call for name, make in COPIES.items() if (call := make(data)) is not None}
+    copies = [name for name in candidates if name != OURS]
+    missing: dict[str, str] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the peers'
+        for name in peers:
+            try:
+                call = PEERS[name](data)
+                if call is not None:
+                    _contenders.limit_threads(n_threads)
+                    with threadpool_limits(n_threads):
+                        call()
+            except ImportError:
+                missing[name] = "not installed"
+            except Exception as error:  # a peer's trouble is no reason not to measure the others
+                missing[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+            else:
+                if call is None:
+                    missing[name] = "cannot do it"
+                else:
+                    candidates[name] = call
+        with threadpool_limits(n_threads):
+            for name in (OURS, *copies):
+                candidates[name]()
+            times = interleaved(candidates, seconds, least_rounds=least_rounds, short=case.unit == "us")
+    best = min(copies, key=lambda name: float(np.nanmedian(times[name])))
+    units = times[best] if case.unit == "copies" else np.full(len(times[best]), 1e-6)
+    entrants = [name for name in candidates if name not in copies]
+    return Row(
+        case,
+        best,
+        float(np.nanmedian(times[best])),
+        {name: Figure.of(times[name] / units) for name in entrants},
+        {name: Figure.of(times[OURS] / times[name]) for name in entrants if name != OURS},
+        missing,
+    )
+
+
+def smallest() -> bool:
+    """Whether the environment asks for one round of everything at its smallest size: to see that it runs."""
+    return os.environ.get("BNCPU_BENCH_SMALLEST", "") not in ("", "0")
+
+
+def machine(n_threads: int | None) -> dict[str, str | int | None]:
+    """Describe where and when this runs."""
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "processor": _processor(),
+        "system": platform.platform(terse=True),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "bncpu": bncpu.__version__,
+        "instruction set": _kernels.isa(),
+        "processors": os.cpu_count(),
+        "threads": n_threads,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
+
+
+def peer_versions(names: Iterable[str]) -> dict[str, str]:
+    """Say which version of each of these peers is installed."""
+    versions = {}
+    for name in names:
+        package = _contenders.PACKAGES.get(name)
+        if package is not None:
+            try:
+                versions[name] = version(package)
+            except PackageNotFoundError:
+                versions[name] = "?"
+    return versions
+
+
+def as_json(rows: Sequence[Row], command: str, n_threads: int | None) -> dict[str, Any]:
+    """Everything, for programs.
+
+    Parameters
+    ----------
+    rows : sequence of Row
+    command : str
+        That made them.
+    n_threads : int or None
+
+    Returns
+    -------
+    dict
+        Of what JSON can hold.
+    """
+    return {
+        "version": 1,
+        "command": command,
+        "machine": machine(n_threads),
+        "peers": peer_versions(_entrants(rows)),
+        "rows": [
+            {
+                **row.case._asdict(),
+                "label": row.case.label,
+                "unit": row.case.unit,
+                "copy": row.copy,
+                "copy_seconds": row.copy_seconds,
+                "figures": {name: figure._asdict() for name, figure in row.figures.items()},
+                "our_time_over_theirs": {name: figure._asdict() for name, figure in row.shares.items()},
+                "missing": row.missing,
+            }
+            for row in rows
+        ],
+        "losses": losses(rows),
+    }
+
+
+def _entrants(rows: Sequence[Row]) -> list[str]:
+    """Everyone with a figure somewhere, in one order."""
+    return [name for name in (OURS, *PEERS) if any(name in row.figures for row in rows)]
+
+
+def table(rows: Sequence[Row]) -> list[list[str]]:
+    """Lines of cells, the first being the heads; the fastest of a line has a star."""
+    names = _entrants(rows)
+    lines = [["", "unit", *names]]
+    mixed = len({row.case.dtype for row in rows}) > 1
+    for row in rows:
+        cells = [row.case.label + (f" {row.case.dtype}" if mixed else ""), row.case.unit]
+        fastest = min(row.figures, key=lambda name: row.figures[name].median)
+        for name in names:
+            figure = row.figures.get(name)
+            star = "*" if name == fastest else ""
+            spread = f" ({number(figure.low)}-{number(figure.high)})" if figure and name == OURS else ""
+            cells.append("n/a" if figure is None else f"{number(figure.median)}{star}{spread}")
+        lines.append(cells)
+    return lines
+
+
+def number(value: float) -> str:
+    """Two decimals, fewer where they say nothing."""
+    return f"{value:.2f}" if value < 9.995 else f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
+
+
+def plain(lines: Sequence[Sequence[str]]) -> str:
+    """Align columns with spaces."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    aligned = (
+        [
+            cell.rjust(width) if k else cell.ljust(width)
+            for k, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        for line in lines
+    )
+    return "\n".join("  ".join(line).rstrip() for line in aligned)
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """Write a table as in a README."""
+    head, *rest = (f"| {' | '.join(cell.replace('*', chr(92) + '*') for cell in line)} |" for line in lines)
+    rule = "|" + "|".join(["---", *["--:"] * (len(lines[0]) - 1)]) + "|"
+    return "\n".join([head, rule, *rest])
+
+
+def losses(rows: Sequence[Row]) -> list[str]:
+    """Name, for every row where someone was faster than we were, who, and how much of our time each took."""
+    return [
+        f"{row.case.label} {row.case.dtype}: "
+        + ", ".join(f"{name} {number(1 / share.median)}" for name, share in row.losses.items())
+        for row in rows
+        if row.losses
+    ]
+
+
+def notes(rows: Sequence[Row], command: str, n_threads: int | None, peers: Iterable[str] = PEERS) -> list[str]:
+    """Say what the figures are and where they come from."""
+    here = machine(n_threads)
+    copies = sorted({row.copy for row in rows if row.case.unit == "copies"})
+    by = f" ({', '.join(copies)})" if copies else ""
+    absent = [name for name in peers if all(row.missing.get(name) == "not installed" for row in rows)]
+    broken = {name: why for row in rows for name, why in row.missing.items() if ":" in why}
+    kinds = " and ".join(sorted({row.case.dtype for row in rows}))
+    threads = {1: "1 thread", None: "as many threads as each takes"}.get(n_threads, f"{n_threads} threads")
+    lines = [
+        f"copies: time over that of the fastest copy of the same array{by}; us: microseconds a call; "
+        "medians of calls in turn, our quartiles in brackets, * the fastest.",
+        f"`{command}`, {here['date']}, {here['processor']}, {here['instruction set']}, {threads}, "
+        f"Python {here['python']}, NumPy {here['numpy']}, {kinds}.",
+    ]
+    found = peer_versions(_entrants(rows))
+    if found:
+        lines.append("Peers: " + ", ".join(f"{name} {number}" for name, number in found.items()) + ".")
+    if absent:
+        lines.append(f"Not installed: {', '.join(absent)}.")
+    return lines + [f"{name} failed: {why}." for name, why in broken.items()]
+
+
+def save_picture(rows: Sequence[Row], path: Path, caption: str) -> None:
+    """Draw every figure on a logarithmic axis: one panel for large arrays, one for small calls."""
+    try:
+        import matplotlib.figure
+    except ImportError as error:
+        raise ImportError(f"--picture needs {error.name}: pip install 'bncpu[bench]'") from None
+    names = _entrants(rows)
+    panels = [(unit, [row for row in rows if row.case.unit == unit]) for unit in ("copies", "us")]
+    panels = [(unit, chosen) for unit, chosen in panels if chosen]
+    figure = matplotlib.figure.Figure(figsize=(9, 1.6 + 0.36 * len(rows)), layout="constrained")
+    all_axes = figure.subplots(len(panels), 1, height_ratios=[len(chosen) + 0.5 for _, chosen in panels], squeeze=False)
+    for axes, (unit, chosen) in zip(all_axes[:, 0], panels, strict=True):
+        for k, name in enumerate(names):
+            places = [y for y, row in enumerate(chosen) if name in row.figures]
+            found = [chosen[y].figures[name] for y in places]
+            middle = [f.median for f in found]
+            spread = [[f.median - f.low for f in found], [f.high - f.median for f in found]]
+            axes.errorbar(
+                middle,
+                places,
+                xerr=spread if found else None,
+                fmt=MARKS[k % len(MARKS)],
+                color="black" if name == OURS else COLOURS[k % len(COLOURS)],
+                markeredgecolor="black",
+                markeredgewidth=0.4,
+                markersize=9 if name == OURS else 6,
+                zorder=3 if name == OURS else 2,
+                linestyle="none",
+                label=name,
+            )
+        if unit == "copies":
+            axes.axvline(1, color="grey", linewidth=1, zorder=1)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set_yticks(range(len(chosen)), [row.case.label for row in chosen])
+        axes.set_ylim(len(chosen) - 0.5, -0.5)
+        axes.set_xlabel("time in copies of the same array" if unit == "copies" else "microseconds a call")
+        axes.grid(alpha=0.3, axis="x", which="both")
+        axes.grid(alpha=0.2, axis="y")
+    figure.legend(*all_axes[0, 0].get_legend_handles_labels(), loc="outside right upper")
+    figure.suptitle("Less is better", fontsize="medium")
+    figure.supxlabel(caption, fontsize="x-small")
+    figure.savefig(path, dpi=110)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``bncpu bench``."""
+    parser.add_argument("--json", type=Path, metavar="FILE", help="save every figure with its spread")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw them (needs matplotlib)")
+    parser.add_argument("--markdown", action="store_true", help="print the table as the README has it")
+    parser.add_argument("--threads", type=int, default=1, help="for everybody (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of measuring for each row (%(default)s)")
+    parser.add_argument("--compile", action="store_true", help="torch.compile, too: a minute or more of compiling")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure, print, save; returns 0, however the comparison ends."""
+    command = _command(options)
+    peers = [name for name in PEERS if options.compile or name not in SLOW_TO_PREPARE]
+    rows = []
+    for row in measured(CASES, options.seconds, options.threads, peers):
+        rows.append(row)
+        if not options.markdown:
+            ours = row.figures[OURS]
+            print(f"{row.case.label}: {number(ours.median)} {row.case.unit}", flush=True)
+    said = notes(rows, command, options.threads, peers)
+    print("\n".join(report(rows, said, as_markdown=options.markdown)))
+    if options.json is not None:
+        options.json.write_text(json.dumps(as_json(rows, command, options.threads), indent=1) + "\n", encoding="utf-8")
+    if options.picture is not None:
+        save_picture(rows, options.picture, said[1].replace("`", ""))
+    return 0
+
+
+def report(rows: Sequence[Row], said: Sequence[str], *, as_markdown: bool = False) -> list[str]:
+    """Lines of the table, of what is said about it, and of the losses."""
+    lost = losses(rows)
+    heading = ["Faster than we are, as parts of our time:"] if lost else ["No peer is faster anywhere."]
+    if as_markdown:
+        return [
+            markdown(table(rows)),
+            "",
+            "\n".join(said),
+            "",
+            *heading,
+            *(["", *(f"- {line}" for line in lost)] * bool(lost)),
+        ]
+    return ["", plain(table(rows)), "", *said, "", *heading, *(f"  {line}" for line in lost)]
+
+
+def measured(cases: Sequence[Case], seconds: float, n_threads: int | None, peers: Sequence[str]) -> Iterator[Row]:
+    """Measure one case after the other; once each and small, where `smallest` says so."""
+    for case in cases:
+        if smallest():
+            yield measure(case.smallest(), 0.0, n_threads=n_threads, peers=peers, least_rounds=1)
+        else:
+            yield measure(case, seconds, n_threads=n_threads, peers=peers)
+
+
+def _command(options: argparse.Namespace) -> str:
+    """What to type for this, without the files."""
+    words = ["bncpu", "bench"]
+    words += ["--threads", str(options.threads)] if options.threads != 1 else []
+    words += ["--seconds", f"{options.seconds:g}"] if options.seconds != 2 else []
+    words += ["--compile"] if options.compile else []
+    return shlex.join(words)
