@@ -1,23 +1,9 @@
-"""The estimator's methods beside StandardScaler's, on arrays larger than cache and on single small batches."""
-
-import time
-from statistics import median
+"""The estimator's methods, on arrays larger than cache and on the kinds of data that must be converted."""
 
 import numpy as np
 from scipy import sparse
-from sklearn.preprocessing import StandardScaler
 
-try:
-    from bncpu import BatchNormTransformer
-except ImportError:  # a commit from before the package existed
-    BatchNormTransformer = None
-
-ESTIMATORS = {"bncpu": BatchNormTransformer, "StandardScaler": StandardScaler}
-
-
-def data(shape, dtype):
-    """Standard normal numbers; their values do not change what anything costs."""
-    return np.random.default_rng(0).standard_normal(shape, dtype=dtype)
+from .common import DTYPES, SMALLEST, bncpu, chosen, data
 
 
 class _Methods:
@@ -36,71 +22,47 @@ class _Methods:
 class Large(_Methods):
     """A data set read from memory: 128 MB as float32."""
 
-    params = (list(ESTIMATORS), ["float32", "float64"], [(1_000_000, 32), (125_000, 256)])
-    param_names = ("estimator", "dtype", "shape")
+    params = (chosen(DTYPES), ["rows", "wide rows"])
+    param_names = ("dtype", "shape")
 
-    def setup(self, estimator, dtype, shape):
+    def setup(self, dtype, shape):
         self.X = data(shape, dtype)
-        self.scaler = ESTIMATORS[estimator]().fit(self.X)
+        self.scaler = bncpu.BatchNormTransformer().fit(self.X)
 
 
-class Small:
-    """One request of a service: what a call costs, not what the data costs."""
+class Modes:
+    """A stream in batches of 16 MB, in each way of forgetting, with and without missing values and weights."""
 
-    params = (list(ESTIMATORS), [(1, 10), (32, 10)])
-    param_names = ("estimator", "shape")
+    params = (["cumulative", "momentum", "halflife"], ["plain", "missing values", "weights"])
+    param_names = ("mode", "data")
 
-    def setup(self, estimator, shape):
-        self.X = data(shape, "float64")
-        self.scaler = ESTIMATORS[estimator]().fit(data((32, 10), "float64"))
+    def setup(self, mode, kind):
+        self.X = data((125_000, 32))
+        self.weights = np.ones(len(self.X)) if kind == "weights" else None
+        if kind == "missing values":
+            self.X[::10, ::3] = np.nan
+        forgetting = {"cumulative": {}, "momentum": {"momentum": 0.9}, "halflife": {"halflife": 1e5}}[mode]
+        self.scaler = bncpu.BatchNormTransformer(**forgetting).partial_fit(self.X)
 
     def time_partial_fit(self, *_):
-        self.scaler.partial_fit(self.X)
-
-    def time_transform(self, *_):
-        self.scaler.transform(self.X)
+        self.scaler.partial_fit(self.X, sample_weight=self.weights)
 
 
 class Inputs(_Methods):
     """Data as it often comes: sparse counts, sensor integers, halves, images."""
 
-    params = (list(ESTIMATORS), ["csr", "csc", "int16", "float16", "images"])
-    param_names = ("estimator", "kind")
+    params = (["csr", "csc", "int16", "float16", "images"],)
+    param_names = ("kind",)
 
-    def setup(self, estimator, kind):
+    def setup(self, kind):
         parameters = {}
         if kind in ("csr", "csc"):
-            self.X = sparse.random_array((200_000, 500), density=0.05, format=kind, rng=np.random.default_rng(0))
+            shape = (50, 20) if SMALLEST else (200_000, 500)
+            self.X = sparse.random_array(shape, density=0.05, format=kind, rng=np.random.default_rng(0))
             parameters = {"with_mean": False}
         elif kind == "images":
-            self.X = data((64, 32, 64, 64), "float32")
-            if estimator == "StandardScaler":
-                raise NotImplementedError("it takes two dimensions")
+            self.X = data((64, 32, 64, 64))
             parameters = {"channel_axis": 1}
         else:
-            self.X = (100 * data((1_000_000, 32), "float32")).astype(kind)
-        self.scaler = ESTIMATORS[estimator](**parameters).fit(self.X)
-
-
-class Ratio:
-    """Seconds of ours over seconds of a plain copy of the same array, interleaved: steady between machines and runs."""
-
-    params = (["fit", "transform"], ["float32", "float64"])
-    param_names = ("method", "dtype")
-    unit = "copies"
-
-    def setup(self, method, dtype):
-        self.X = data((1_000_000, 32), dtype)
-        self.out = np.empty_like(self.X)
-        scaler = BatchNormTransformer().fit(self.X)
-        self.ours = scaler.fit if method == "fit" else lambda X: scaler.transform(X, out=self.out)
-
-    def track_ratio_to_copy(self, *_):
-        ratios = []
-        for _ in range(9):
-            start = time.perf_counter()
-            np.copyto(self.out, self.X)
-            between = time.perf_counter()
-            self.ours(self.X)
-            ratios.append((time.perf_counter() - between) / (between - start))
-        return median(ratios)
+            self.X = (100 * data("rows")).astype(kind)
+        self.scaler = bncpu.BatchNormTransformer(**parameters).fit(self.X)

@@ -1,0 +1,115 @@
+"""Our code alone. A regression gate may use these figures, and of them the ratios first.
+
+Two runs on one machine differ by 10 % and more in seconds; a ratio to a copy that took turns with ours does not.
+"""
+
+import numpy as np
+
+from .common import DTYPES, SMALLEST, Case, bncpu, chosen, data, measured, peak_bytes
+
+if Case is None:
+    LARGE = CALLS = {}
+else:
+    LARGE = {
+        case.label: case
+        for case in (
+            Case("transform", (1_000_000, 32)),
+            Case("transform", (1_000_000, 32), fresh=True),
+            Case("fit", (1_000_000, 32)),
+            Case("partial_fit", (1_000_000, 32)),
+            Case("batch_norm", (32, 64, 56, 56), "NCHW"),
+            Case("batch_norm_forward", (1_000_000, 32)),
+            Case("batch_norm_forward", (32, 64, 56, 56), "NCHW"),
+            Case("batch_norm_forward", (64, 256, 14, 14), "NCHW"),
+            Case("batch_norm_forward", (32, 56, 56, 64), "NHWC"),
+            Case("batch_norm_backward", (1_000_000, 32)),
+            Case("batch_norm_backward", (32, 64, 56, 56), "NCHW"),
+        )
+    }
+    CALLS = {
+        case.label: case
+        for case in (
+            Case("transform", (1, 10)),
+            Case("transform", (32, 10)),
+            Case("partial_fit", (1, 10)),
+            Case("partial_fit", (32, 10)),
+            Case("batch_norm", (32, 10)),
+            Case("batch_norm_forward", (32, 10)),
+            Case("batch_norm_backward", (32, 10)),
+        )
+    }
+
+
+class Large:
+    """Arrays larger than cache: what a pass over memory costs, in copies of the array that took turns with it."""
+
+    params = (list(LARGE), chosen(DTYPES))
+    param_names = ("case", "dtype")
+    unit = "copies"
+    timeout = 120
+
+    def setup(self, case, dtype):
+        self.case = LARGE[case]._replace(dtype=dtype)
+
+    def track_ratio_to_copy(self, *_):
+        row = measured(self.case)
+        return row.figures["bncpu"].median * (1 if row.case.unit == "copies" else 1e-6 / row.copy_seconds)
+
+
+class Calls:
+    """One request of a service, one step of a small network: what a call costs, in calls of a copy of its array."""
+
+    params = (list(CALLS),)
+    param_names = ("case",)
+    unit = "copies"
+
+    def setup(self, case):
+        self.case = CALLS[case]
+
+    def track_ratio_to_copy(self, *_):
+        row = measured(self.case)
+        return row.figures["bncpu"].median * 1e-6 / row.copy_seconds
+
+
+class Call:
+    """The same requests in seconds, on the estimator: for reading, as seconds depend on the day."""
+
+    params = ([(1, 10), (32, 10)],)
+    param_names = ("shape",)
+
+    def setup(self, shape):
+        self.X = data(shape, "float64")
+        self.scaler = bncpu.BatchNormTransformer(n_threads=1).fit(data((32, 10), "float64"))
+
+    def time_transform(self, *_):
+        self.scaler.transform(self.X)
+
+    def time_partial_fit(self, *_):
+        self.scaler.partial_fit(self.X)
+
+
+class Memory:
+    """A data set of 128 MB as float32: learning from it needs memory for its features, not for its rows.
+
+    The peak of a process holds the interpreter and the data; "nothing" shows those alone.
+    """
+
+    params = (["nothing", "fit", "partial_fit"], chosen(DTYPES))
+    param_names = ("method", "dtype")
+
+    def setup(self, method, dtype):
+        self.X = np.empty((64, 8) if SMALLEST else (1_000_000, 32), dtype)
+        self.X[...] = np.linspace(0, 1, len(self.X))[:, None]  # in place: no more memory than X
+        scaler = bncpu.BatchNormTransformer(n_threads=1).fit(self.X[:10])
+        self.call = (lambda X: None) if method == "nothing" else getattr(scaler, method)
+
+    def peakmem_learn(self, *_):
+        self.call(self.X)
+
+    def track_scratch(self, *_):
+        """How much the peak of the process rises, in units of the data."""
+        before = peak_bytes()
+        self.call(self.X)
+        return (peak_bytes() - before) / self.X.nbytes
+
+    track_scratch.unit = "times the data"

@@ -1,0 +1,62 @@
+"""Beside other libraries, each in turn with a copy of the same array; one that is not installed shows n/a.
+
+The calls are those of ``bncpu bench`` (`bncpu/_contenders.py`). A peer is n/a, too, where it cannot do the operation.
+"""
+
+import numpy as np
+from sklearn.preprocessing import StandardScaler
+
+from .common import DTYPES, SMALLEST, bench, bncpu, chosen, measured, peak_bytes
+
+if bench is None:
+    CASES, PEERS = {}, []
+else:
+    from bncpu import _contenders
+
+    CASES = {case.label: case for case in (bench.CASES[::4] if SMALLEST else bench.CASES)}
+    PEERS = ["bncpu", *_contenders.PEERS]
+
+
+class Operations:
+    """A data set or a layer from memory, in copies of its array; one small request, in microseconds."""
+
+    params = (PEERS, list(CASES))
+    param_names = ("peer", "case")
+    unit = "copies or us"
+    timeout = 300
+
+    def setup(self, peer, case):
+        if peer == "bncpu":
+            return
+        try:
+            call = _contenders.PEERS[peer](_contenders.Data(CASES[case].smallest()))
+        except ImportError as error:
+            raise NotImplementedError(f"{peer} is not installed") from error
+        if call is None:
+            raise NotImplementedError(f"{peer} cannot do it")
+
+    def track_cost(self, peer, case):
+        row = measured(CASES[case], [] if peer == "bncpu" else [peer])
+        return row.figures[peer].median
+
+
+class Memory:
+    """What learning from 128 MB (256 as float64) needs beside them, in units of the data: ours next to nothing."""
+
+    params = (["bncpu", "StandardScaler"], ["fit", "partial_fit"], chosen(DTYPES))
+    param_names = ("estimator", "method", "dtype")
+    unit = "times the data"
+
+    def setup(self, estimator, method, dtype):
+        self.X = np.empty((64, 8) if SMALLEST else (1_000_000, 32), dtype)
+        self.X[...] = np.linspace(0, 1, len(self.X))[:, None]  # in place: no more memory than X
+        scaler = StandardScaler() if estimator == "StandardScaler" else bncpu.BatchNormTransformer(n_threads=1)
+        self.learn = getattr(scaler.fit(self.X[:10]), method)
+
+    def peakmem_learn(self, *_):
+        self.learn(self.X)
+
+    def track_scratch(self, *_):
+        before = peak_bytes()
+        self.learn(self.X)
+        return (peak_bytes() - before) / self.X.nbytes
