@@ -208,7 +208,7 @@ def measured(goals, seconds, n_threads, peers):
         for goal in goals:
             case = goal.case._replace(dtype=dtype)
             (row,) = bench.measured([case], seconds if case.unit == "copies" else seconds / 4, n_threads, peers)
-            limit = getattr(goal, dtype) if n_threads == 1 else None
+            limit = getattr(goal, dtype) if n_threads == 1 and row.case.unit == case.unit else None
             print(line(row, limit), flush=True)
             yield row, limit
         print()
