@@ -30,6 +30,7 @@ from bncpu import _contenders, _kernels
 from bncpu._contenders import COPIES, OURS, PEERS, SLOW_TO_PREPARE, Case, Data
 
 LEAST_ROUNDS = 3
+SECONDS = 1.5  # for the rounds of a row, so that all take less than a minute
 SECONDS_PER_TURN = 1e-3  # of calls too short for the clock, many make a turn
 
 # What `bncpu bench` shows: arrays from memory, then what a call costs.
@@ -166,7 +167,7 @@ def _turn(call: Callable[[], object], repeats: int, clock: Callable[[], float]) 
 
 def measure(
     case: Case,
-    seconds: float = 2.0,
+    seconds: float = SECONDS,
     *,
     n_threads: int | None = 1,
     peers: Iterable[str] = PEERS,
@@ -177,7 +178,7 @@ def measure(
     Parameters
     ----------
     case : Case
-    seconds : float, default=2.0
+    seconds : float, default=1.5
         Time for the rounds; preparing, and the first call of each, come before them.
     n_threads : int or None, default=1
         For everybody; None is what each does by itself.
@@ -443,7 +444,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw them (needs matplotlib)")
     parser.add_argument("--markdown", action="store_true", help="print the table as the README has it")
     parser.add_argument("--threads", type=int, default=1, help="for everybody (%(default)s)")
-    parser.add_argument("--seconds", type=float, default=2.0, help="of measuring for each row (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of measuring for each row (%(default)s)")
     parser.add_argument("--compile", action="store_true", help="torch.compile, too: a minute or more of compiling")
 
 
@@ -495,6 +496,6 @@ def _command(options: argparse.Namespace) -> str:
     """What to type for this, without the files."""
     words = ["bncpu", "bench"]
     words += ["--threads", str(options.threads)] if options.threads != 1 else []
-    words += ["--seconds", f"{options.seconds:g}"] if options.seconds != 2 else []
+    words += ["--seconds", f"{options.seconds:g}"] if options.seconds != SECONDS else []
     words += ["--compile"] if options.compile else []
     return shlex.join(words)

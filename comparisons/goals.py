@@ -1,6 +1,7 @@
 """The goals for speed, after a check that results are right on hostile data, and every peer that is faster.
 
-    pip install -r comparisons/requirements.txt && pip install ".[bench]" && python comparisons/goals.py
+    pip install -r comparisons/requirements.txt -r comparisons/peers.txt && pip install .
+    python comparisons/goals.py
 
 First compares results on data that break careless formulas with a float64 reference, and ends with exit status 1 if one
 is wrong: a figure of wrong results says nothing. Then measures every row as `bncpu bench` does, in turn with copies of

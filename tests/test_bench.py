@@ -1,8 +1,10 @@
 """The measuring: what it does with candidates whose time is known, and what it prints. Nothing here depends on time."""
 
+import importlib.util
 import json
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -192,3 +194,38 @@ def test_wrong_arguments_exit_with_2(arguments, message, capsys):
         cli.main(["bench", *arguments])
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.fixture
+def goals(monkeypatch):
+    """comparisons/goals.py, on nothing but hostile data."""
+    path = Path(__file__).parents[1] / "comparisons" / "goals.py"
+    spec = importlib.util.spec_from_file_location("goals", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(sys, "argv", ["goals.py", "--alone", "--only", "none of them"])
+    return module
+
+
+def test_goals_are_measured_after_right_results_only(goals, monkeypatch, capsys):
+    assert goals.main() == 0
+    assert "0 wrong." in capsys.readouterr().out
+    right = goals.bncpu.batch_norm_moments
+
+    def wrong(x, **options):
+        moments = right(x, **options)
+        return moments._replace(m2=moments.m2 * (1 + 1e-10))
+
+    monkeypatch.setattr(goals.bncpu, "batch_norm_moments", wrong)
+    assert goals.main() == 1
+    out = capsys.readouterr().out
+    assert "WRONG  float32 rows, standard normal: variance: error 1.0e-10, tolerance 1.0e-11\n" in out
+    assert "the best copy is" not in out
+
+
+def test_a_missed_goal_is_marked(goals, rows):
+    assert re.search(
+        r"transform 1M x 32 +<= 0.85 +0.80 copies \(0.75-0.85\) +met +NumPy 2.00", goals.line(rows[0], 0.85)
+    )
+    assert "MISSED" in goals.line(rows[0], 0.75)
+    assert "met" not in goals.line(rows[0], None)

@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 
 import bncpu
+from bncpu import bench
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,6 +31,15 @@ def test_the_readme_has_the_two_commands():
     readme = (ROOT / "README.md").read_text()
     assert 'pip install ".[demo]" && bncpu demo\n' in readme
     assert 'pip install -e ".[test]" && pytest\n' in readme
+
+
+def test_the_readme_shows_what_bench_prints_today():
+    marked = re.search(r"<!-- bench -->(.*)<!-- /bench -->", (ROOT / "README.md").read_text(), flags=re.DOTALL)[1]
+    rows = re.findall(r"^\| (\w.*?) float\d\d \|", marked, flags=re.MULTILINE)
+    assert rows == [case.label for case in bench.CASES]  # else: python comparisons/readme.py
+    assert "`bncpu bench`" in marked
+    assert "Faster than we are" in marked or "No peer is faster" in marked
+    assert (ROOT / re.search(r"\]\((.*?\.png)\)", marked)[1]).is_file()
 
 
 def test_one_version_everywhere():
