@@ -11,6 +11,7 @@ import ctypes
 import math
 import sys
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -231,7 +232,7 @@ def running_mean_std(d: Data) -> Call | None:
 
 def numba(d: Data) -> Call | None:
     """Compile the obvious loops, as a user of Numba would write them: float64 sums about the first value."""
-    nb: Any = import_module("numba")
+    import_module("numba")
     if d.case.layout == "NCHW":
         shape = (*d.x.shape[:2], -1)
         sums, apply, gradient_sums = _plane_sums, _plane_apply, _plane_gradient_sums
@@ -241,9 +242,7 @@ def numba(d: Data) -> Call | None:
     x, dy, out = (a.reshape(shape) for a in (d.x, d.dy, d.out))
     n = x.size // len(d.mean)
     zeros = np.zeros((2, len(d.mean)))
-    sums, apply, gradient_sums = (
-        nb.njit(f, fastmath=True, nogil=True, error_model="numpy") for f in (sums, apply, gradient_sums)
-    )
+    sums, apply, gradient_sums = _compiled(sums), _compiled(apply), _compiled(gradient_sums)
 
     def statistics() -> tuple[Array, Array]:
         first = x[0] if x.ndim == 2 else x[0, :, 0]
@@ -277,6 +276,12 @@ def numba(d: Data) -> Call | None:
 
     calls = {"inference": inference, "statistics": statistics, "training": training, "gradients": gradients}
     return calls.get(d.case.task)
+
+
+@cache
+def _compiled(loops: Callable[..., Any]) -> Any:
+    """Each of the loops once, for all types of arrays."""
+    return import_module("numba").njit(loops, fastmath=True, nogil=True, error_model="numpy")
 
 
 def _row_sums(x: Array, first: Array, s: Array, s2: Array) -> tuple[Array, Array]:

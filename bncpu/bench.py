@@ -30,6 +30,7 @@ from bncpu import _contenders, _kernels
 from bncpu._contenders import COPIES, OURS, PEERS, SLOW_TO_PREPARE, Case, Data
 
 LEAST_ROUNDS = 3
+REST = 0.01  # seconds
 SECONDS = 1.5  # for the rounds of a row, so that all take less than a minute
 SECONDS_PER_TURN = 1e-3  # of calls too short for the clock, many make a turn
 
@@ -50,7 +51,7 @@ CASES = (
 )
 
 COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")  # Okabe and Ito's
-MARKS = "Dosv^<>PX*hp"
+MARKS = "Dosv^<>PX*hp8"
 
 
 class Figure(NamedTuple):
@@ -106,6 +107,7 @@ def interleaved(
     *,
     least_rounds: int = LEAST_ROUNDS,
     short: bool = False,
+    rest: float = 0.0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, NDArray[np.float64]]:
     """Let all candidates take turns.
@@ -121,6 +123,9 @@ def interleaved(
         Rounds of each candidate, however long they take.
     short : bool, default=False
         Repeat each call until a turn takes a millisecond.
+    rest : float, default=0.0
+        Seconds to wait before each turn: OpenMP's threads go on spinning for some milliseconds after their work, and
+        those of one library would take the processors from the next.
     clock : callable, default=time.perf_counter
         In seconds.
 
@@ -147,6 +152,7 @@ def interleaved(
                 name = names[k]
                 if turns[name] >= least_rounds and (spent[name] > 1.5 * used / len(names) or used >= seconds):
                     continue
+                time.sleep(rest)
                 results[name] = _turn(candidates[name], repeats[name], clock)
                 spent[name] += results[name] * repeats[name]
                 turns[name] += 1
@@ -220,7 +226,9 @@ def measure(
         with threadpool_limits(n_threads):
             for name in (OURS, *copies):
                 candidates[name]()
-            times = interleaved(candidates, seconds, least_rounds=least_rounds, short=case.unit == "us")
+            rest = 0.0 if n_threads == 1 else REST
+            short = case.unit == "us"
+            times = interleaved(candidates, seconds, least_rounds=least_rounds, short=short, rest=rest)
     best = min(copies, key=lambda name: float(np.nanmedian(times[name])))
     units = times[best] if case.unit == "copies" else np.full(len(times[best]), 1e-6)
     entrants = [name for name in candidates if name not in copies]
@@ -393,16 +401,22 @@ def notes(rows: Sequence[Row], command: str, n_threads: int | None, peers: Itera
     return lines + [f"{name} failed: {why}." for name, why in broken.items()]
 
 
-def save_picture(rows: Sequence[Row], path: Path, caption: str) -> None:
-    """Draw every figure on a logarithmic axis: one panel for large arrays, one for small calls."""
+def _matplotlib() -> Any:
+    """The module that draws without a screen."""
     try:
         import matplotlib.figure
     except ImportError as error:
         raise ImportError(f"--picture needs {error.name}: pip install 'bncpu[bench]'") from None
+    return matplotlib.figure
+
+
+def save_picture(rows: Sequence[Row], path: Path, caption: str) -> None:
+    """Draw every figure on a logarithmic axis: one panel for large arrays, one for small calls."""
+    figures = _matplotlib()
     names = _entrants(rows)
     panels = [(unit, [row for row in rows if row.case.unit == unit]) for unit in ("copies", "us")]
     panels = [(unit, chosen) for unit, chosen in panels if chosen]
-    figure = matplotlib.figure.Figure(figsize=(9, 1.6 + 0.36 * len(rows)), layout="constrained")
+    figure = figures.Figure(figsize=(9, 1.6 + 0.36 * len(rows)), layout="constrained")
     all_axes = figure.subplots(len(panels), 1, height_ratios=[len(chosen) + 0.5 for _, chosen in panels], squeeze=False)
     for axes, (unit, chosen) in zip(all_axes[:, 0], panels, strict=True):
         for k, name in enumerate(names):
@@ -450,6 +464,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measure, print, save; returns 0, however the comparison ends."""
+    if options.picture is not None:
+        _matplotlib()  # before a minute of measuring, not after it
     command = _command(options)
     peers = [name for name in PEERS if options.compile or name not in SLOW_TO_PREPARE]
     rows = []
