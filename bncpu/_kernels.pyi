@@ -15,6 +15,8 @@ def merge_blocks(blocks: NDArray[Any]) -> None: ...
 def sum_blocks(blocks: NDArray[Any]) -> None: ...
 
 merge: np.ufunc
+variance: np.ufunc
+update_momentum: np.ufunc
 inverse_std: np.ufunc
 fold: np.ufunc
 fold_backward: np.ufunc
@@ -120,3 +122,13 @@ def backward(
     done: NDArray[Any],
     n_threads: int,
 ) -> None: ...
+def fold_running(
+    learned: NDArray[Any],
+    n_values: float | NDArray[Any] | None,
+    ddof: float,
+    eps: float,
+    with_mean: bool,
+    with_std: bool,
+    gamma: NDArray[Any] | None,
+    beta: NDArray[Any] | None,
+) -> tuple[NDArray[Any], NDArray[Any] | None]: ...

@@ -54,10 +54,17 @@ cdef extern from "algebra.h":
     bn_moments bn_merge_blocks(double *count, double *mean, double *mean_lo, double *m2, Py_ssize_t n,
                                Py_ssize_t stride) noexcept nogil
     double bn_sum_blocks(double *values, Py_ssize_t n, Py_ssize_t stride) noexcept nogil
+    double bn_variance(double count, double m2, double ddof) noexcept nogil
+    bn_moments bn_update_momentum(bn_moments running, bn_moments batch, double momentum, double ddof) noexcept nogil
     double bn_inverse_std(double var, double eps) noexcept nogil
     bn_affine bn_fold(double mean, double invstd, double gamma, double beta, double mean_lo) noexcept nogil
     bn_gradient bn_fold_backward(double mean, double invstd, double gamma, double g, double g_x_hat, double count,
                                  double mean_lo) noexcept nogil
+    ctypedef struct bn_running:
+        double mean, var, divisor
+        bn_affine forward
+    bn_running bn_fold_running(bn_moments m, double n, double ddof, double eps, bint with_mean, bint with_std,
+                               double gamma, double beta) noexcept nogil
     bint bn_round_affine(bn_affine *c) noexcept nogil
     bint bn_round_gradient(bn_gradient *k) noexcept nogil
 
@@ -129,6 +136,22 @@ cdef (double, double, double, double) merge(double count, double mean, double me
     a.count, a.mean, a.mean_lo, a.m2 = count, mean, mean_lo, m2
     b.count, b.mean, b.mean_lo, b.m2 = count_b, mean_b, mean_lo_b, m2_b
     a = bn_merge(a, b, between)
+    return a.count, a.mean, a.mean_lo, a.m2
+
+
+@cython.ufunc
+cdef double variance(double count, double m2, double ddof) noexcept nogil:
+    return bn_variance(count, m2, ddof)
+
+
+@cython.ufunc
+cdef (double, double, double, double) update_momentum(double count, double mean, double mean_lo, double m2,
+                                                      double count_b, double mean_b, double mean_lo_b, double m2_b,
+                                                      double momentum, double ddof) noexcept nogil:
+    cdef bn_moments a, b
+    a.count, a.mean, a.mean_lo, a.m2 = count, mean, mean_lo, m2
+    b.count, b.mean, b.mean_lo, b.m2 = count_b, mean_b, mean_lo_b, m2_b
+    a = bn_update_momentum(a, b, momentum, ddof)
     return a.count, a.mean, a.mean_lo, a.m2
 
 
@@ -723,3 +746,64 @@ def backward(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray dx
             _backward_task(f, task)
         start = stop
         PyErr_CheckSignals()
+
+
+# ---- the transformer's running statistics ----
+
+
+cdef cnp.ndarray _fresh(Py_ssize_t rows, Py_ssize_t columns, int typenum):
+    cdef cnp.npy_intp *shape = [rows, columns]
+    return cnp.PyArray_EMPTY(2, shape, typenum, 0)
+
+
+cdef inline bn_moments _moments_at(const double *values, Py_ssize_t c, Py_ssize_t width) noexcept nogil:
+    cdef bn_moments m
+    m.count, m.mean, m.mean_lo, m.m2 = values[c], values[width + c], values[2 * width + c], values[3 * width + c]
+    return m
+
+
+def fold_running(cnp.ndarray learned, n_values, double ddof, double eps, bint with_mean, bint with_std,
+                 cnp.ndarray gamma, cnp.ndarray beta):
+    """What a transformer tells of its running statistics, and what it applies.
+
+    Parameters
+    ----------
+    learned : C-contiguous ndarray of shape (>= 4, n_features), float64
+        Count, mean, mean_lo and m2.
+    n_values : float, or C-contiguous ndarray of shape (n_features,), float64, or None
+        Values behind them, if not the count.
+    ddof, eps : float
+    with_mean, with_std : bool
+    gamma, beta : C-contiguous ndarray of shape (n_features,), float64, or None
+
+    Returns
+    -------
+    ndarray of shape (6, n_features), float64
+        Mean, variance and divisor; mean, scale and shift to apply.
+    ndarray of shape (3, n_features), float32, or None
+        The last three for float32; None if that does not suffice for all features.
+    """
+    cdef Py_ssize_t c, width = learned.shape[1]
+    cdef cnp.ndarray values = _fresh(6, width, cnp.NPY_DOUBLE), single = _fresh(3, width, cnp.NPY_FLOAT)
+    cdef const double *m = <const double *> _values(learned)
+    cdef const double *scale = <const double *> _values(gamma)
+    cdef const double *shift = <const double *> _values(beta)
+    cdef const double *counts = m
+    cdef double *to = <double *> cnp.PyArray_DATA(values)
+    cdef float *rounded_to = <float *> cnp.PyArray_DATA(single)
+    cdef double n = 0
+    cdef bn_running r
+    cdef bint fits = True
+    if isinstance(n_values, cnp.ndarray):
+        counts = <const double *> _values(n_values)
+    elif n_values is not None:
+        counts, n = NULL, n_values
+    for c in range(width):
+        r = bn_fold_running(_moments_at(m, c, width), n if counts == NULL else counts[c], ddof, eps, with_mean,
+                            with_std, 1.0 if scale == NULL else scale[c], 0.0 if shift == NULL else shift[c])
+        to[c], to[width + c], to[2 * width + c] = r.mean, r.var, r.divisor
+        to[3 * width + c], to[4 * width + c], to[5 * width + c] = r.forward.mean, r.forward.scale, r.forward.shift
+        fits &= bn_round_affine(&r.forward)
+        rounded_to[c], rounded_to[width + c] = <float> r.forward.mean, <float> r.forward.scale
+        rounded_to[2 * width + c] = <float> r.forward.shift
+    return values, single if fits else None

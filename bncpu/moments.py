@@ -231,13 +231,7 @@ def scaled(m: Moments, factor: Float64 | float) -> Moments:
 
 def variance(m: Moments, ddof: float = 0) -> Float64:
     """``m2 / (count - ddof)``; NaN where count is not above ddof."""
-    degrees = m.count - ddof
-    return np.divide(m.m2, degrees, out=np.full_like(degrees, np.nan), where=degrees > 0)
-
-
-def observed_mean(m: Moments) -> Float64:
-    """The mean, NaN for channels of which nothing was seen."""
-    return np.where(m.count > 0, m.mean, np.nan)
+    return np.asarray(_kernels.variance(m.count, m.m2, ddof))
 
 
 def update_cumulative(running: Moments, batch: Moments) -> Moments:
@@ -280,10 +274,7 @@ def update_momentum(running: Moments, batch: Moments, momentum: float, ddof: flo
     .. [1] Ioffe & Szegedy (2015), "Batch Normalization", section 3.1.
     .. [2] Kingma & Ba (2015), "Adam", section 3.
     """
-    seen = batch.count > 0
-    share = np.where(seen, 1 - momentum, 0.0)
-    new = Moments(share, batch.mean, batch.mean_lo, np.where(seen, share * variance(batch, ddof), 0.0))
-    return merge(scaled(running, np.where(seen, momentum, 1.0)), new, between=False)
+    return Moments(*_kernels.update_momentum(*running, *batch, momentum, ddof))
 
 
 def moved(old: Floats, new: Float64, momentum: float) -> Float64:
@@ -312,19 +303,6 @@ def rms_statistics(m: Moments, eps: float) -> SavedStatistics:
         return SavedStatistics(None, inverse_std(variance(m) + m.mean**2, eps))
 
 
-def near_constant(mean: Float64, var: Float64, count: Float64 | float) -> NDArray[np.bool_]:
-    """Channels whose variance may be rounding alone, by scikit-learn's error bound.
-
-    References
-    ----------
-    .. [1] Chan, Golub & LeVeque (1983), the bound of the two-pass algorithm, as used by
-       :class:`sklearn.preprocessing.StandardScaler`.
-    """
-    u = np.finfo(np.float64).eps
-    with np.errstate(over="ignore"):
-        return var <= count * u * var + (count * mean * u) ** 2
-
-
 class Coefficients(NamedTuple):
     """What the kernels apply: ``y = (x - mean) * scale + shift``, one of each per channel."""
 
@@ -343,6 +321,47 @@ def fold(
 
 def _or(values: Float64 | None, default: float) -> Float64 | float:
     return default if values is None else values
+
+
+def fold_running(
+    learned: Float64,
+    n_values: Float64 | float | None,
+    ddof: float,
+    eps: float,
+    with_mean: bool,
+    with_std: bool,
+    gamma: Float64 | None,
+    beta: Float64 | None,
+) -> tuple[Float64, NDArray[np.float32] | None]:
+    """What a transformer tells of its running statistics, and the coefficients it applies.
+
+    With an `eps` of 0 the divisor is 1 where the variance may be rounding alone, by the error bound of [1]_ as
+    :class:`sklearn.preprocessing.StandardScaler` uses it.
+
+    Parameters
+    ----------
+    learned : C-contiguous ndarray of shape (4 or more, n_features)
+        The fields of `Moments` first.
+    n_values : float, ndarray of shape (n_features,), or None
+        Values behind them, if not the count.
+    ddof, eps : float
+    with_mean, with_std : bool
+    gamma, beta : ndarray of shape (n_features,), or None
+
+    Returns
+    -------
+    values : ndarray of shape (6, n_features)
+        Mean and variance, NaN where nothing, or not enough, was seen; the divisor; and the three `Coefficients`.
+    single : ndarray of shape (3, n_features), float32, or None
+        The coefficients as `rounded` gives them; None unless float32 suffices for all features.
+
+    References
+    ----------
+    .. [1] Chan, Golub & LeVeque (1983), "Algorithms for computing the sample variance".
+    """
+    if isinstance(n_values, np.ndarray):
+        n_values = np.ascontiguousarray(n_values, np.float64)
+    return _kernels.fold_running(learned, n_values, ddof, eps, with_mean, with_std, gamma, beta)
 
 
 def fold_saved(saved: SavedStatistics, gamma: Float64 | None = None, beta: Float64 | None = None) -> Coefficients:

@@ -26,19 +26,33 @@ class _Learned(NamedTuple):
     """What a stream has taught so far."""
 
     mode: str
-    moments: Moments
-    age: NDArray[np.float64]  # rows since a feature's last value; counted with halflife only
+    # Of shape (5, n_features): count, mean, mean_lo, m2; rows since a feature's last value, counted with halflife only.
+    values: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, mode: str, running: Moments, age: NDArray[np.float64]) -> _Learned:
+        return cls(mode, np.stack([*running, age]))
+
+    @property
+    def moments(self) -> Moments:
+        return Moments(*self.values[:4])
+
+    @property
+    def age(self) -> NDArray[np.float64]:
+        return self.values[4]
 
 
 class _Applied(NamedTuple):
     """What follows from it by the parameters of the last fit, for `transform` and the public attributes."""
 
     parameters: Parameters
-    mean: NDArray[np.float64]
-    var: NDArray[np.float64]
-    divisor: NDArray[np.float64]
-    forward: Coefficients
-    inverse: Coefficients
+    # As `moments.fold_running` returns them.
+    values: NDArray[np.float64]
+    single: NDArray[np.float32] | None
+
+    @property
+    def forward(self) -> Coefficients:
+        return Coefficients(*self.values[3:])
 
 
 FITTED = ("n_features_in_", "feature_names_in_", "n_samples_seen_", "n_batches_seen_", "_learned", "_applied")
@@ -332,7 +346,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         _validation.stays_sparse(X, p)
         names = getattr(self, "feature_names_in_", None)
         if new:
-            self._learned = _Learned(p.mode, Moments.empty(n_features), np.zeros(n_features))
+            self._learned = _Learned(p.mode, np.zeros((5, n_features)))
         running, age = self._learned.moments, self._learned.age
         # Overflow is looked for in the result, below.
         with np.errstate(over="ignore", invalid="ignore"):
@@ -355,7 +369,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         before = (0, 0) if new else (self.n_samples_seen_, self.n_batches_seen_)
         self.n_samples_seen_ = _collapsed(before[0] + seen, weights is not None or _is_weighted(before[0]))
         self.n_batches_seen_ = before[1] + 1
-        self._learned = _Learned(p.mode, running, age)
+        self._learned = _Learned.of(p.mode, running, age)
 
     def _recent(
         self,
@@ -396,22 +410,8 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
 
     def _fitted_attributes(self, p: Parameters) -> dict[str, Any]:
         """What was learned, and what follows from it by the parameters."""
-        learned, p = self._learned, p.for_features(self, self.n_features_in_)
-        running = learned.moments
-        # In momentum mode ddof has been applied to each batch, and the count is the weight seen so far.
-        momentum = learned.mode == "momentum"
-        mean = moments.observed_mean(running)
-        var = moments.variance(running, 0 if momentum else p.ddof)
-        n_values = self.n_samples_seen_ / self.n_batches_seen_ if momentum else running.count
-        divisor = np.sqrt(var + p.eps)
-        if p.eps == 0:
-            divisor = np.where(moments.near_constant(mean, var, n_values), 1.0, divisor)
-        center = mean if p.with_mean else np.zeros_like(mean)
-        center_lo = running.mean_lo if p.with_mean else np.zeros_like(mean)
-        invstd = 1.0 / divisor if p.with_std else np.ones_like(divisor)
-        forward = moments.fold(center, invstd, p.gamma, p.beta, center_lo)
-        inverse = moments.fold_inverse(forward, p.beta)
-        applied = _Applied(p, mean, var, divisor, forward, inverse)
+        p = p.for_features(self, self.n_features_in_)
+        applied = _apply_parameters(p, self._learned.values, self.n_samples_seen_, self.n_batches_seen_)
         return {name: value for name, value in vars(self).items() if name in FITTED} | {"_applied": applied}
 
     def transform(self, X: Any, copy: bool | None = None, *, out: NDArray[Any] | None = None) -> Any:
@@ -477,9 +477,10 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         array([[4.]])
         """
         check_is_fitted(self)
-        _validation.invertible(self, self._applied.forward.scale)
-        given = _validation.to_invert(self, X, self._applied.parameters)
-        return self._apply(given, self._applied.inverse, copy, None)
+        applied = self._applied
+        _validation.invertible(self, applied.forward.scale)
+        given = _validation.to_invert(self, X, applied.parameters)
+        return self._apply(given, moments.fold_inverse(applied.forward, applied.parameters.beta), copy, None)
 
     def _apply(self, given: Samples, coefficients: Coefficients, copy: bool | None, out: Any) -> Any:
         _validation.threads(self.n_threads)
@@ -536,7 +537,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         with np.errstate(over="ignore", invalid="ignore"):
             total = moments.merge(before, other._learned.moments)
         _validation.finite_moments(self, None, total, getattr(after, "feature_names_in_", None))
-        after._learned = other._learned._replace(moments=total)
+        after._learned = _Learned.of(other._learned.mode, total, other._learned.age)
         seen = np.broadcast_to(mine, n_features) + theirs
         after.n_samples_seen_ = _collapsed(seen, _is_weighted(mine) or _is_weighted(theirs))
         after.n_batches_seen_ = getattr(self, "n_batches_seen_", 0) + other.n_batches_seen_
@@ -594,7 +595,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         made.n_features_in_ = len(mean)
         made.n_samples_seen_ = _collapsed(count, _is_weighted(n_samples))
         made.n_batches_seen_ = 1
-        made._learned = _Learned(p.mode, Moments(weight, mean, zeros, m2), zeros)
+        made._learned = _Learned.of(p.mode, Moments(weight, mean, zeros, m2), zeros)
         made._commit(made._fitted_attributes(p))
         return made
 
@@ -688,7 +689,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
             seen = content["n_samples_seen"]
             made.n_samples_seen_ = np.array(seen) if isinstance(seen, list) else seen
             made.n_batches_seen_ = content["n_batches_seen"]
-            made._learned = _Learned(content["mode"], Moments(**arrays), age)
+            made._learned = _Learned.of(content["mode"], Moments(**arrays), age)
             p = _validation.parameters(made)
             _validation.same_mode(made._learned.mode, p.mode)
             made._commit(made._fitted_attributes(p))
@@ -705,32 +706,32 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
     def running_mean_(self) -> NDArray[np.float64]:
         """Running mean per feature; NaN for one never observed."""
         check_is_fitted(self)
-        return _read_only(self._applied.mean)
+        return _read_only(self._applied.values[0])
 
     @property
     def running_var_(self) -> NDArray[np.float64]:
         """Running variance per feature; NaN for one never observed."""
         check_is_fitted(self)
-        return _read_only(self._applied.var)
+        return _read_only(self._applied.values[1])
 
     @property
     def mean_(self) -> NDArray[np.float64] | None:
         """`running_mean_`, or None if neither centering nor scaling."""
         check_is_fitted(self)
         p = self._applied.parameters
-        return _read_only(self._applied.mean) if p.with_mean or p.with_std else None
+        return _read_only(self._applied.values[0]) if p.with_mean or p.with_std else None
 
     @property
     def var_(self) -> NDArray[np.float64] | None:
         """`running_var_`, or None if not scaling."""
         check_is_fitted(self)
-        return _read_only(self._applied.var) if self._applied.parameters.with_std else None
+        return _read_only(self._applied.values[1]) if self._applied.parameters.with_std else None
 
     @property
     def scale_(self) -> NDArray[np.float64] | None:
         """What :meth:`transform` divides by, or None if not scaling."""
         check_is_fitted(self)
-        return _read_only(self._applied.divisor) if self._applied.parameters.with_std else None
+        return _read_only(self._applied.values[2]) if self._applied.parameters.with_std else None
 
     @property
     def _doc_link_template(self) -> str:
@@ -746,6 +747,14 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         tags.array_api_support = False
         tags.transformer_tags.preserves_dtype = ["float64", "float32", "float16"]
         return tags
+
+
+def _apply_parameters(p: Parameters, learned: NDArray[np.float64], n_samples: Any, n_batches: int) -> _Applied:
+    # In momentum mode ddof has been applied to each batch, and the count is the weight seen so far.
+    momentum = p.momentum is not None
+    n_values = n_samples / n_batches if momentum else None
+    ddof = 0 if momentum else p.ddof
+    return _Applied(p, *moments.fold_running(learned, n_values, ddof, p.eps, p.with_mean, p.with_std, p.gamma, p.beta))
 
 
 def _as_json(value: Any) -> Any:

@@ -65,7 +65,6 @@ def test_a_side_of_weight_zero_leaves_the_other_exactly_as_it_is():
 def test_empty_sides_stay_empty():
     merged = moments.merge(Moments.empty(2), Moments.empty(2))
     assert all(np.all(a == 0) for a in merged)
-    assert np.all(np.isnan(moments.observed_mean(merged)))
     assert np.all(np.isnan(moments.variance(merged)))
 
 
@@ -121,6 +120,40 @@ def test_halflife_does_not_depend_on_how_the_stream_is_cut(sizes, halflife):
 
 def test_inverse_std_of_a_constant_without_eps_is_zero():
     assert moments.inverse_std(np.array([0.0, 4.0]), 0.0).tolist() == [0.0, 0.5]
+
+
+def test_running_statistics_fold_as_their_formulas_say():
+    learned = np.array(
+        [[0.0, 5.0, 5.0, 1.0], [0.0, 3.0, 1e8, 2.0], [0.0, 1e-17, 0.0, 0.0], [0.0, 20.0, 0.0, 0.0], [0] * 4]
+    )
+    gamma, beta = np.array([1.0, 2.0, 3.0, 4.0]), np.array([0.0, 1.0, -1.0, 0.5])
+    for eps, with_mean, with_std in ((0.0, True, True), (1e-3, True, False), (0.0, False, True), (0.5, False, False)):
+        (mean, var, divisor, *folded), single = moments.fold_running(
+            learned, None, 1.0, eps, with_mean, with_std, gamma, beta
+        )
+        np.testing.assert_array_equal(mean, [np.nan, 3, 1e8, 2])
+        np.testing.assert_array_equal(var, [np.nan, 5, 0, np.nan])
+        np.testing.assert_array_equal(divisor, [np.nan, np.sqrt(5 + eps), np.sqrt(eps) if eps else 1, np.nan])
+        scale = gamma / divisor if with_std else gamma
+        np.testing.assert_allclose(folded[0], mean if with_mean else np.zeros(4), rtol=0)
+        np.testing.assert_allclose(folded[1], scale, rtol=1e-15)
+        np.testing.assert_allclose(folded[2], beta - scale * with_mean * learned[2], rtol=1e-15)
+        expected, fits = moments.rounded(moments.Coefficients(*folded), np.dtype(np.float32))
+        assert fits is None
+        np.testing.assert_array_equal(single, expected)
+
+
+def test_near_constants_depend_on_how_many_values_are_behind_them():
+    learned = np.array([[1.0, 1.0], [1e3, 1e3], [0.0, 0.0], [1e-18, 1e-18]])
+    fold = lambda n: moments.fold_running(learned, n, 0.0, 0.0, True, True, None, None)[0][2]  # noqa: E731
+    np.testing.assert_array_equal(fold(2), [1e-9, 1e-9])
+    np.testing.assert_array_equal(fold(1e6), [1, 1])
+    np.testing.assert_array_equal(fold(np.array([2, 10**6])), [1e-9, 1])
+
+
+def test_coefficients_beyond_float32_are_not_rounded_to_it():
+    learned = np.array([[2.0, 2.0], [1.0, 1e35], [0.0, 0.0], [1.0, 1.0]])
+    assert moments.fold_running(learned, None, 0.0, 0.0, True, True, None, None)[1] is None
 
 
 def test_variance_needs_more_values_than_ddof():

@@ -72,6 +72,30 @@ static inline double bn_sum_blocks(double *values, ptrdiff_t n, ptrdiff_t stride
     return values[0];
 }
 
+/* NaN where count is not above ddof. */
+static inline double bn_variance(double count, double m2, double ddof) {
+    double degrees = count - ddof;
+    return degrees > 0 ? m2 / degrees : NAN;
+}
+
+/* The exponential average over batches, its bias from starting at nothing kept in count: bn_merge divides it out. */
+static inline bn_moments bn_update_momentum(bn_moments running, bn_moments batch, double momentum, double ddof) {
+    if (batch.count > 0) {
+        running.count *= momentum;
+        running.m2 *= momentum;
+        batch.m2 = (1 - momentum) * bn_variance(batch.count, batch.m2, ddof);
+        batch.count = 1 - momentum;
+    }
+    return bn_merge(running, batch, 0);
+}
+
+/* Whether var may be rounding alone: the error bound of the two-pass algorithm, as scikit-learn uses it. */
+static inline int bn_near_constant(double mean, double var, double count) {
+    const double u = 2.220446049250313e-16;
+    double bound = count * mean * u;
+    return var <= count * u * var + bound * bound;
+}
+
 /* 1 / sqrt(var + eps), and 0 where that would divide by 0. */
 static inline double bn_inverse_std(double var, double eps) {
     double std = sqrt(var + eps);
@@ -93,6 +117,23 @@ static inline bn_affine bn_fold(double mean, double invstd, double gamma, double
     double scale = invstd * gamma;
     bn_affine c = {mean, scale, beta - mean_lo * scale};
     return c;
+}
+
+/* What a transformer tells of its running statistics, behind which are n values, and what it applies. */
+typedef struct {
+    double mean, var, divisor;
+    bn_affine forward;
+} bn_running;
+
+static inline bn_running bn_fold_running(bn_moments m, double n, double ddof, double eps, int with_mean, int with_std,
+                                         double gamma, double beta) {
+    bn_running r;
+    r.mean = m.count > 0 ? m.mean : NAN;
+    r.var = bn_variance(m.count, m.m2, ddof);
+    r.divisor = eps == 0 && bn_near_constant(r.mean, r.var, n) ? 1.0 : sqrt(r.var + eps);
+    r.forward = bn_fold(with_mean ? r.mean : 0.0, with_std ? 1.0 / r.divisor : 1.0, gamma, beta,
+                        with_mean ? m.mean_lo : 0.0);
+    return r;
 }
 
 /* The gradient through statistics of `count` values, from the sums of g and of g * x_hat with g = gamma * dy. */
