@@ -20,7 +20,7 @@ except ImportError:  # before 1.9
         return method
 
 
-__all__ = ["UNWATCHED", "CallbackSupportMixin", "fit_task", "foreign_namespace", "rows", "with_callbacks"]
+__all__ = ["UNWATCHED", "CallbackSupportMixin", "fit_task", "foreign_namespace", "is_watched", "rows", "with_callbacks"]
 
 
 class _Unwatched:
@@ -41,9 +41,14 @@ class _Unwatched:
 UNWATCHED = _Unwatched()
 
 
+def is_watched(estimator: Any) -> bool:
+    """Whether the estimator has callbacks, of its own or of one it is a part of."""
+    return hasattr(estimator, "_skl_callbacks") or hasattr(estimator, "_parent_callback_ctx")
+
+
 def fit_task(estimator: Any, n_batches: int) -> Any:
     """The callback context of a fit in `n_batches` steps, 0 for one without steps."""
-    if hasattr(estimator, "_skl_callbacks") or hasattr(estimator, "_parent_callback_ctx"):
+    if is_watched(estimator):
         return estimator._init_callback_context(max_subtasks=n_batches)
     return UNWATCHED
 

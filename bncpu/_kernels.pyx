@@ -748,7 +748,22 @@ def backward(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray dx
         PyErr_CheckSignals()
 
 
-# ---- the transformer's running statistics ----
+# ---- the transformer's running statistics, and the short way of its small calls ----
+#
+# Plain arrays too small for threads go straight to a leaf. Whatever else there is, errors included, these functions
+# leave to the long way: they return None, having changed nothing. What they return has the bits of the long way.
+
+cdef extern from "numpy/arrayobject.h":
+    object PyArray_NewLikeArray(cnp.ndarray prototype, cnp.NPY_ORDER order, cnp.PyArray_Descr *dtype, int subok)
+
+cdef extern from "math.h":
+    bint isfinite(double value) noexcept nogil
+
+cdef extern from "string.h":
+    int memcmp(const void *a, const void *b, size_t n) noexcept nogil
+
+# So many values are one block and one thread of the long way.
+cdef Py_ssize_t _small = 1 << 16
 
 
 cdef cnp.ndarray _fresh(Py_ssize_t rows, Py_ssize_t columns, int typenum):
@@ -760,6 +775,10 @@ cdef inline bn_moments _moments_at(const double *values, Py_ssize_t c, Py_ssize_
     cdef bn_moments m
     m.count, m.mean, m.mean_lo, m.m2 = values[c], values[width + c], values[2 * width + c], values[3 * width + c]
     return m
+
+
+cdef inline void _set_moments(double *values, Py_ssize_t c, Py_ssize_t width, bn_moments m) noexcept nogil:
+    values[c], values[width + c], values[2 * width + c], values[3 * width + c] = m.count, m.mean, m.mean_lo, m.m2
 
 
 def fold_running(cnp.ndarray learned, n_values, double ddof, double eps, bint with_mean, bint with_std,
@@ -807,3 +826,157 @@ def fold_running(cnp.ndarray learned, n_values, double ddof, double eps, bint wi
         rounded_to[c], rounded_to[width + c] = <float> r.forward.mean, <float> r.forward.scale
         rounded_to[2 * width + c] = <float> r.forward.shift
     return values, single if fits else None
+
+
+cdef bint _is_small(object X, Py_ssize_t width) noexcept:
+    return (
+        cnp.PyArray_CheckExact(X)
+        and cnp.PyArray_NDIM(<cnp.ndarray> X) == 2
+        and cnp.PyArray_DIM(<cnp.ndarray> X, 1) == width
+        and cnp.PyArray_TYPE(<cnp.ndarray> X) in (cnp.NPY_FLOAT, cnp.NPY_DOUBLE)
+        and cnp.PyArray_ISCARRAY_RO(<cnp.ndarray> X)
+        and 0 < cnp.PyArray_SIZE(<cnp.ndarray> X) <= _small
+    )
+
+
+cdef bn_part _part_of_small(cnp.ndarray x) noexcept:
+    # A single column is a plane, as in the long way: its sums run in lanes.
+    cdef bn_part part
+    cdef bint plane = x.shape[1] == 1
+    part.outer = 1 if plane else x.shape[0]
+    part.channels = x.shape[1]
+    part.inner = x.shape[0] if plane else 1
+    return part
+
+
+cdef bn_array _array_of_small(cnp.ndarray x) noexcept:
+    cdef bn_array a
+    a.data, a.outer, a.channel = <char *> cnp.PyArray_DATA(x), x.shape[1], 1
+    return a
+
+
+def apply_small(X, cnp.ndarray values, cnp.ndarray single):
+    """`X` transformed by what `fold_running` returned; None unless it is a small plain array without infinities."""
+    cdef Py_ssize_t size, width = values.shape[1]
+    cdef cnp.ndarray x, y
+    cdef bn_coefficients c
+    cdef bint wide, infinite
+    if not _is_small(X, width):
+        return None
+    x = X
+    wide = cnp.PyArray_TYPE(x) == cnp.NPY_DOUBLE
+    if not wide and single is None:
+        return None
+    y = PyArray_NewLikeArray(x, cnp.NPY_CORDER, NULL, False)
+    size = width * x.itemsize
+    c = _coefficients(None, None, None)
+    c.mean = _further(_values(values), 3 * size) if wide else _values(single)
+    c.scale, c.shift = _further(c.mean, size), _further(c.mean, 2 * size)
+    infinite = _leaves.apply[wide](_part_of_small(x), _array_of_small(x), _array(None).first, _array_of_small(y), c,
+                                   False, False)
+    return None if infinite else y
+
+
+def update_small(X, cnp.ndarray learned, momentum, double ddof):
+    """Running statistics after the batch `X`; None unless it is a small plain array that they can take in.
+
+    Parameters
+    ----------
+    X : object
+    learned : C-contiguous ndarray of shape (5, n_features), float64
+        Count, mean, mean_lo and m2, and what is not looked at.
+    momentum : float, or None for cumulative statistics
+    ddof : float
+
+    Returns
+    -------
+    ndarray of shape (5, n_features), float64
+    ndarray of shape (4, n_features), float64
+        Moments of the batch.
+    bool
+        Whether a value was missing.
+    """
+    cdef Py_ssize_t c, width = learned.shape[1]
+    cdef cnp.ndarray x, after, moments_of_x
+    cdef bn_array a
+    cdef bn_part part
+    cdef bn_moments m
+    cdef bn_moments_fn leaf
+    cdef const double *old
+    cdef double *new
+    cdef double *batch
+    cdef bint average = momentum is not None, missing = False
+    cdef double weight = momentum if average else 0.0
+    if not _is_small(X, width) or (average and cnp.PyArray_DIM(<cnp.ndarray> X, 0) == 1):
+        return None
+    x = X
+    after, moments_of_x = _fresh(5, width, cnp.NPY_DOUBLE), _fresh(4, width, cnp.NPY_DOUBLE)
+    old = <const double *> _values(learned)
+    new, batch = <double *> cnp.PyArray_DATA(after), <double *> cnp.PyArray_DATA(moments_of_x)
+    leaf = _leaves.moments[cnp.PyArray_TYPE(x) == cnp.NPY_DOUBLE]
+    a, part = _array_of_small(x), _part_of_small(x)
+    for c in range(0, width, BN_TILE):
+        part.channels = min(BN_TILE, width - c)
+        leaf(part, a, NULL, 0, True, batch + c, batch + width + c, batch + 2 * width + c, batch + 3 * width + c)
+        a.data += BN_TILE * x.itemsize
+    for c in range(width):
+        m = _moments_at(batch, c, width)
+        missing |= m.count != x.shape[0]
+        if not isfinite(m.m2 + m.mean) or (average and m.count > 0 and (m.count == 1 or m.count <= ddof)):
+            return None
+        if average:
+            m = bn_update_momentum(_moments_at(old, c, width), m, weight, ddof)
+        else:
+            m = bn_merge(_moments_at(old, c, width), m, True)
+        if not isfinite(m.m2 + m.mean):
+            return None
+        _set_moments(new, c, width, m)
+        new[4 * width + c] = old[4 * width + c]
+    return after, moments_of_x, missing
+
+
+def unchanged(dict given, checked):
+    """Whether the parameters among `given` are certain to pass every check again, with the result `checked`.
+
+    Parameters
+    ----------
+    given : dict
+        Attributes of a transformer.
+    checked : tuple
+        Its `Parameters` at the last check. They hold copies of gamma and beta: arrays changed in place since differ.
+    """
+    cdef tuple p = <tuple> checked
+    return (
+        _same_number(given.get("momentum", given), p[0])
+        and _same_number(given.get("halflife", given), p[1])
+        and _same_number(given.get("eps", given), p[2])
+        and _same_number(given.get("ddof", given), p[3])
+        and given.get("with_mean", given) is p[4]
+        and given.get("with_std", given) is p[5]
+        and given.get("channel_axis", given) is None and p[6] is None
+        and _same_array(given.get("gamma", given), p[7])
+        and _same_array(given.get("beta", given), p[8])
+        and type(given.get("copy")) is bool
+        and _is_count(given.get("n_threads", given))
+        and _is_count(given.get("batch_size", given))
+    )
+
+
+cdef inline bint _same_number(object now, object then):
+    return now is then or ((isinstance(now, float) or type(now) is int) and type(then) is float and now == then)
+
+
+cdef inline bint _is_count(object value):
+    return value is None or (type(value) is int and value > 0)
+
+
+cdef inline bint _same_array(object now, object then):
+    return now is then or (
+        cnp.PyArray_CheckExact(now)
+        and then is not None
+        and cnp.PyArray_NDIM(<cnp.ndarray> now) == 1
+        and cnp.PyArray_TYPE(<cnp.ndarray> now) == cnp.NPY_DOUBLE
+        and cnp.PyArray_ISCARRAY_RO(<cnp.ndarray> now)
+        and cnp.PyArray_SIZE(<cnp.ndarray> now) == cnp.PyArray_SIZE(<cnp.ndarray> then)
+        and memcmp(_values(now), _values(then), cnp.PyArray_NBYTES(<cnp.ndarray> now)) == 0
+    )

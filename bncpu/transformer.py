@@ -16,8 +16,8 @@ from sklearn.utils import gen_batches
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import _num_samples, check_is_fitted
 
-from bncpu import _batches, _layout, _state_file, _validation, moments
-from bncpu._compat import UNWATCHED, CallbackSupportMixin, fit_task, rows, with_callbacks
+from bncpu import _batches, _kernels, _layout, _state_file, _validation, moments
+from bncpu._compat import UNWATCHED, CallbackSupportMixin, fit_task, is_watched, rows, with_callbacks
 from bncpu._validation import Parameters, Samples
 from bncpu.moments import Coefficients, Moments
 
@@ -280,6 +280,8 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         >>> recent.partial_fit([[7.0]]).running_mean_.round(2)
         array([4.53])
         """
+        if sample_weight is None and self._learn_small(X):
+            return self
         p = _validation.parameters(self)
         new = not hasattr(self, "_learned")
         if new:
@@ -287,6 +289,33 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         else:
             _validation.same_mode(self._learned.mode, p.mode)
         return self._fit(X, y, sample_weight, p, new=new, ordered=True, batch_size=None)
+
+    def _learn_small(self, X: Any) -> bool:
+        """Learn from a small plain array the short way; False if it is not for that, which leaves all as it was."""
+        state = self.__dict__
+        applied = state.get("_applied")
+        if applied is None or not _kernels.unchanged(state, applied.parameters) or is_watched(self):
+            return False
+        p, learned, before = applied.parameters, state["_learned"], state["n_samples_seen_"]
+        if p.halflife is not None or "feature_names_in_" in state:
+            return False
+        update = _kernels.update_small(X, learned.values, p.momentum, p.ddof)
+        if update is None:
+            return False
+        values, batch, missing = update
+        if missing or type(before) is not int or before >= 2**52:
+            seen = _collapsed(before + batch[0], _is_weighted(before))
+        else:
+            seen = before + len(X)
+        n_batches = state["n_batches_seen_"] + 1
+        fitted = {
+            "n_samples_seen_": seen,
+            "n_batches_seen_": n_batches,
+            "_learned": _Learned(learned.mode, values),
+            "_applied": _apply_parameters(p, values, seen, n_batches),
+        }
+        self.__dict__ = {**state, **fitted}
+        return True
 
     @with_callbacks
     def _fit(
@@ -444,6 +473,19 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         array([[10.],
                [11.]])
         """
+        # The short way of a small plain array: whatever else there is, errors included, comes after it.
+        state = self.__dict__
+        if (
+            out is None
+            and "_applied" in state
+            and "feature_names_in_" not in state
+            and (self.copy if copy is None else copy) is True
+            and (self.n_threads is None or (type(self.n_threads) is int and self.n_threads > 0))
+        ):
+            p, values, single = state["_applied"]
+            y = _kernels.apply_small(X, values, single) if p.channel_axis is None else None
+            if y is not None:
+                return y
         check_is_fitted(self)
         given = _validation.to_transform(self, X, self._applied.parameters)
         to = None if out is None else _validation.out_of_transform(self, given, out)

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 import bncpu
-from bncpu import BatchNormTransformer, _buffers, _layout
+from bncpu import BatchNormTransformer, _buffers, _kernels, _layout
 
 MIB = 1 << 20
 F4 = np.dtype(np.float32)
@@ -53,8 +53,9 @@ def _clean():
 
 
 @pytest.fixture
-def small():
-    """Blocks of 4 KiB count as large, and 64 KiB of them may wait."""
+def small(monkeypatch):
+    """Blocks of 4 KiB count as large, also for the transformer's short way, and 64 KiB of them may wait."""
+    monkeypatch.setattr(_kernels, "apply_small", lambda *_: None)
     _buffers.set_least(4096)
     _buffers.set_limit(65536)
 

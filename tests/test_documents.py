@@ -84,7 +84,9 @@ def test_the_loops_over_data_are_those_that_the_design_lists():
     # A part walks the runs that the loops are called for; the others go over channels.
     assert looping == listed | insides | {"part_sums", "part_apply", "outer_apply"} | {"recentre", "moments"}
     kernels = (ROOT / "bncpu" / "_kernels.pyx").read_text()
-    loops = re.findall(r"^def (\w+)\((?:(?!^c?def ).)*?^        for i in range", kernels, flags=re.DOTALL | re.MULTILINE)
+    loops = re.findall(
+        r"^def (\w+)\((?:(?!^c?def ).)*?^        for i in range", kernels, flags=re.DOTALL | re.MULTILINE
+    )
     assert loops == ["sparse_sums"]
     for name in listed | set(loops):
         assert f"`{name}`" in (ROOT / "docs" / "design.md").read_text()
@@ -95,4 +97,5 @@ def test_every_source_has_its_test_file():
     tests = {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
     assert sources - {"main"} | {"gpu"} <= tests  # __main__ calls cli
     across = {"documents", "examples", "nist", "peers", "problem_sizes", "processes", "reproducibility", "scikit_learn"}
+    across |= {"small_calls"}
     assert tests - sources - {"gpu"} == across

@@ -1,0 +1,299 @@
+"""Small plain arrays take a short way; it gives the bits and the errors of the long one, and is really taken."""
+
+import copy
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from arrays import DTYPES, GOOD, LAYOUTS, MODES, hostile_columns, normal, same_bits
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bncpu import BatchNormTransformer, _kernels
+
+# The modes of which `partial_fit` has a short way.
+SHORT = ("cumulative", "momentum")
+
+
+@contextmanager
+def long_way():
+    """Every call takes the long way."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("apply_small", "update_small"):
+            patch.setattr(_kernels, name, lambda *_: None)
+        yield
+
+
+@contextmanager
+def short_way(transform=True, partial_fit=True):
+    """A call that takes the long way fails."""
+
+    def refuse(*_, **__):
+        raise AssertionError("this call took the long way")
+
+    with pytest.MonkeyPatch.context() as patch:
+        if transform:
+            patch.setattr(BatchNormTransformer, "_apply", refuse)
+        if partial_fit:
+            patch.setattr(BatchNormTransformer, "_fit", refuse)
+        yield
+
+
+def outcome(call, *arguments):
+    """The result, or the error, of a call."""
+    try:
+        return call(*arguments)
+    except Exception as error:
+        return type(error), str(error)
+
+
+def content(value):
+    """An attribute, or all of a transformer, to the bit; pickles also show which equal objects are one."""
+    if isinstance(value, BatchNormTransformer):
+        return [(name, content(attribute)) for name, attribute in vars(value).items()]
+    if isinstance(value, tuple):
+        return [content(item) for item in value]
+    return (value.dtype, value.shape, value.tobytes()) if isinstance(value, np.ndarray) else (type(value), value)
+
+
+def assert_both_ways_agree(parameters, batches):
+    """Both ways learn the same from each batch, refuse the same, and transform all of them to the same bits."""
+    short = BatchNormTransformer(**parameters).partial_fit(batches[0])
+    long = pickle.loads(pickle.dumps(short))
+    for X in batches[1:]:
+        got = outcome(short.partial_fit, X)
+        with long_way():
+            expected = outcome(long.partial_fit, X)
+        assert got is short if expected is long else got == expected
+        assert content(short) == content(long)
+    for X in batches:
+        got = outcome(short.transform, X)
+        with long_way():
+            expected = outcome(short.transform, X)
+        assert same_bits(got, expected) if isinstance(expected, np.ndarray) else got == expected
+    assert content(short) == content(long)
+
+
+VALUES = {
+    "normal": lambda rng, shape: rng.standard_normal(shape) + 3,
+    "far": lambda rng, shape: rng.standard_normal(shape) + 1e6,
+    "constant": lambda rng, shape: np.full(shape, 1e8 / 3),
+    "integers": lambda rng, shape: rng.integers(-2, 3, shape),
+    "denormal": lambda rng, shape: rng.standard_normal(shape) * 1e-40,
+    "tiny": lambda rng, shape: rng.standard_normal(shape) * 1e-300,
+    "huge": lambda rng, shape: rng.standard_normal(shape) * 1e36,
+    "overflowing": lambda rng, shape: rng.standard_normal(shape) * 1e160,
+}
+
+
+def stream(seed):
+    """Parameters, and batches of one width."""
+    rng = np.random.default_rng(seed)
+
+    def one_of(*values):
+        return values[rng.integers(len(values))]
+
+    width = one_of(*range(1, 30), *rng.integers(1, 601, 10))
+    parameters = {
+        "eps": one_of(0.0, 0, 1e-5, 2),
+        "ddof": one_of(0, 0, 1, 2.5),
+        "with_mean": one_of(True, False),
+        "with_std": one_of(True, False),
+        "gamma": one_of(None, rng.standard_normal(width)),
+        "beta": one_of(None, rng.standard_normal(width), [0.5] * width),
+        **MODES[one_of(*SHORT)],
+    }
+    batches = [normal(1, (7, width))]
+    for n in rng.integers(1, one_of(5, 201), 4):
+        X = VALUES[one_of(*VALUES)](rng, (n, width)).astype(float)
+        X[rng.random(X.shape) < one_of(0, 0, 0.1, 0.9)] = np.nan
+        if one_of(True, *[False] * 5):
+            X[rng.integers(n), rng.integers(width)] = one_of(np.inf, -np.inf)
+        with np.errstate(over="ignore", under="ignore"):
+            batches.append(X.astype(one_of(*DTYPES)))
+    return parameters, batches
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 2**32))
+def test_both_ways_give_the_same_bits_state_and_errors(seed):
+    assert_both_ways_agree(*stream(seed))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("mode", SHORT)
+@pytest.mark.parametrize("shape", [(1, 1), (2, 1), (65, 1), (5, 2), (1, 10), (32, 10), (3, 511), (2, 1200), (6553, 10)])
+def test_both_ways_agree_in_every_variant(shape, mode, dtype, isa):
+    first, then = normal(2, (5, shape[1]), mean=1.0), normal(3, shape, mean=1e3).astype(dtype)
+    then[0, 0] = 1e9  # the value all others are summed about
+    assert_both_ways_agree(MODES[mode], [first, then, then])
+
+
+@pytest.mark.parametrize("mode", SHORT)
+def test_hostile_columns_agree(mode):
+    for dtype in DTYPES:
+        _, X = hostile_columns(400, dtype)
+        assert_both_ways_agree({"gamma": np.arange(1.0, 10), **MODES[mode]}, np.split(X, 4))
+
+
+# ---- the short way is taken ----
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {},
+        {"momentum": 0.9, "eps": 1e-5},
+        {"ddof": 1, "n_threads": 2, "batch_size": 7, "eps": np.float64(1e-3)},
+        {"with_mean": False},
+        {"gamma": np.ones(3), "beta": np.arange(3.0)},
+    ],
+)
+def test_plain_small_arrays_take_the_short_way(parameters, dtype):
+    bn = BatchNormTransformer(**parameters).fit(GOOD)
+    for again in (bn, pickle.loads(pickle.dumps(bn)), copy.deepcopy(bn)):
+        with short_way():
+            again.partial_fit(GOOD.astype(dtype)).transform(GOOD.astype(dtype), copy=True)
+            again.transform(pickle.loads(pickle.dumps(GOOD.astype(dtype)[:1])))
+            again.partial_fit(LAYOUTS["read-only"](GOOD))
+        assert again.n_samples_seen_ == 60
+
+
+def test_a_transformer_that_was_merged_loaded_or_known_takes_the_short_way(tmp_path):
+    bn = BatchNormTransformer(eps=1e-3, gamma=[1, 2, 3]).fit(GOOD)
+    bn.save(tmp_path / "bn.json")
+    known = BatchNormTransformer.from_statistics([0.0] * 3, [1.0] * 3, 10)
+    for other in (BatchNormTransformer.load(tmp_path / "bn.json"), known, BatchNormTransformer().fit(GOOD).merge(bn)):
+        with short_way():
+            other.partial_fit(GOOD).transform(GOOD)
+
+
+def test_missing_values_and_counts_per_feature_take_the_short_way():
+    X = GOOD.copy()
+    X[3, 1] = np.nan
+    bn = BatchNormTransformer().fit(X)
+    with short_way():
+        bn.partial_fit(X).partial_fit(GOOD)
+        assert np.isnan(bn.transform(X)[3, 1])
+    assert list(bn.n_samples_seen_) == [60, 58, 60]
+
+
+# ---- the long way is taken ----
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(pytest.param(lambda X, lay=lay: lay(X), id=name) for name, lay in LAYOUTS.items()),
+        pytest.param(lambda X: X.astype(">f8"), id="byte-swapped"),
+        pytest.param(lambda X: X.astype("f2"), id="float16"),
+        pytest.param(lambda X: X.astype(int), id="int"),
+        pytest.param(lambda X: X.tolist(), id="list"),
+        pytest.param(lambda X: X.view(np.recarray), id="subclass"),
+        pytest.param(lambda X: np.ma.array(X, mask=X > 0), id="masked"),
+        pytest.param(lambda X: X[:, :2], id="narrow"),
+        pytest.param(lambda X: X[0], id="1-D"),
+        pytest.param(lambda X: X[:0], id="empty"),
+        pytest.param(lambda X: X[None], id="3-D"),
+        pytest.param(lambda X: np.tile(X, (2000, 1)), id="large"),
+        pytest.param(lambda X: None, id="None"),
+    ],
+)
+@pytest.mark.parametrize("mode", MODES)
+def test_anything_else_is_learned_transformed_or_refused_as_ever(make, mode):
+    assert_both_ways_agree(MODES[mode], [GOOD, make(GOOD), make(GOOD + 1)])
+
+
+def test_what_has_more_to_do_than_numbers_takes_the_long_way():
+    bn = BatchNormTransformer().fit(GOOD)
+    X, y = GOOD.copy(), bn.transform(GOOD)
+    assert bn.transform(X, copy=False) is not None
+    np.testing.assert_array_equal(X, y)
+    assert same_bits(bn.transform(GOOD, out=X), y)
+    assert bn.set_params(copy=False).transform(X) is X
+    by_axis = BatchNormTransformer(channel_axis=0).fit(GOOD.T)
+    assert same_bits(by_axis.transform(GOOD.T[:, :3].copy()), np.ascontiguousarray(y[:3].T))
+    assert same_bits(by_axis.partial_fit(GOOD.T.copy()).running_mean_, by_axis.running_mean_)
+    weighted = BatchNormTransformer().fit(GOOD).partial_fit(GOOD, sample_weight=np.zeros(20) + 2)
+    assert weighted.n_samples_seen_ == 60.0
+
+
+def test_large_counts_become_floats_as_ever():
+    assert_both_ways_agree({}, [GOOD] * 3)
+    bn = BatchNormTransformer.from_statistics([1.0], [1.0], 2**53 - 1)
+    assert isinstance(bn.n_samples_seen_, int)
+    assert bn.partial_fit(GOOD[:, :1].copy()).n_samples_seen_ == 2.0**53 + 20
+    assert isinstance(bn.n_samples_seen_, float)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"eps": v} for v in (-1.0, 1, True, np.float32(0.5), "1", None, np.ones(1), float("nan"))),
+        *({"ddof": v} for v in (1, -1, None, [0])),
+        *({"n_threads": v} for v in (0, 2, True, 1.0, np.int64(1))),
+        *({"batch_size": v} for v in (0, 5, "5")),
+        *({"copy": v} for v in (0, None, np.True_, False)),
+        *({name: v} for name in ("with_mean", "with_std") for v in (False, 0, None, np.True_)),
+        *({"gamma": v} for v in (None, [1, 2, 3], np.ones(2), np.full(3, np.nan), np.ones(3, "f4"), np.ones(6)[::2])),
+        *({"momentum": v} for v in (0.9, 1.5, 0)),
+        {"halflife": 3},
+        {"channel_axis": 1},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("mode", SHORT)
+def test_changed_parameters_act_and_are_refused_as_ever(change, mode):
+    short = BatchNormTransformer(**{"gamma": np.arange(3.0) + 1, **MODES[mode]}).fit(GOOD)
+    long = pickle.loads(pickle.dumps(short))
+    for bn in (short, long):
+        bn.set_params(**change)
+    for X in (GOOD, GOOD[:7]):
+        for name in ("transform", "partial_fit", "transform"):
+            got = outcome(getattr(short, name), X.copy())
+            with long_way():
+                expected = outcome(getattr(long, name), X.copy())
+            assert same_bits(got, expected) if isinstance(expected, np.ndarray) else got is short or got == expected
+            assert content(short) == content(long)
+
+
+def test_gamma_changed_in_place_acts_at_the_next_partial_fit():
+    gamma = np.ones(3)
+    bn, plain = BatchNormTransformer(gamma=gamma).fit(GOOD), BatchNormTransformer().fit(GOOD)
+    gamma *= 2
+    assert same_bits(bn.transform(GOOD), plain.transform(GOOD))
+    assert same_bits(bn.partial_fit(GOOD).transform(GOOD), 2 * plain.partial_fit(GOOD).transform(GOOD))
+    with short_way():
+        bn.partial_fit(GOOD)
+    gamma[1] = np.inf
+    before = pickle.dumps(bn)
+    with pytest.raises(ValueError, match="gamma must be finite, got inf"):
+        bn.partial_fit(GOOD)
+    assert pickle.dumps(bn) == before
+
+
+def test_a_subclass_may_compute_its_parameters():
+    class Always(BatchNormTransformer):
+        copy = property(lambda self: True, lambda self, value: None)
+        eps = property(lambda self: 1.0, lambda self, value: None)
+
+    bn = Always().fit(GOOD).partial_fit(GOOD)
+    expected = BatchNormTransformer(eps=1.0).fit(GOOD).partial_fit(GOOD)
+    assert same_bits(bn.transform(GOOD), expected.transform(GOOD))
+
+
+def test_whoever_transforms_meanwhile_sees_the_state_before_or_after_a_batch():
+    bn = BatchNormTransformer().fit(np.zeros((4, 3)))
+
+    def read(_):
+        return all(np.ptp(bn.transform(np.zeros((1, 3)))) == 0 for _ in range(2000))
+
+    with ThreadPoolExecutor(2) as readers:
+        equal = readers.map(read, range(2))
+        for k in range(2000):
+            bn.partial_fit(np.full((2, 3), float(k)))
+        assert all(equal)
+    assert bn.n_samples_seen_ == 4004
