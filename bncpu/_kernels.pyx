@@ -596,6 +596,12 @@ cdef inline void _fold_to(fused_pass f, int row, Py_ssize_t channel, double valu
         (<float *> at)[0] = <float> value
 
 
+cdef inline void _fold_affine(fused_pass f, Py_ssize_t channel, bn_affine k) noexcept nogil:
+    _fold_to(f, 0, channel, k.mean)
+    _fold_to(f, 1, channel, k.scale)
+    _fold_to(f, 2, channel, k.shift)
+
+
 cdef inline place _block(grid g, Py_ssize_t task, Py_ssize_t block) noexcept nogil:
     cdef Py_ssize_t channel = task % g.n.channels, outer = task // g.n.channels * g.n.outer + block // g.n.inner
     return _place(g, (outer * g.n.channels + channel) * g.n.inner + block % g.n.inner)
@@ -632,9 +638,7 @@ cdef inline void _forward_task(fused_pass f, Py_ssize_t task) noexcept nogil:
         k = bn_fold(m.mean, f.invstd[c], 1.0 if f.gamma == NULL else f.gamma[c],
                     0.0 if f.beta == NULL else f.beta[c], m.mean_lo)
         fits = (f.is_double or bn_round_affine(&k)) and fits
-        _fold_to(f, 0, c, k.mean)
-        _fold_to(f, 1, c, k.scale)
-        _fold_to(f, 2, c, k.shift)
+        _fold_affine(f, c, k)
     f.done[task] = fits
     if fits:
         for i in range(_ceil_div(f.g.whole.outer, _strip_outer(f.g))):
@@ -980,3 +984,157 @@ cdef inline bint _same_array(object now, object then):
         and cnp.PyArray_SIZE(<cnp.ndarray> now) == cnp.PyArray_SIZE(<cnp.ndarray> then)
         and memcmp(_values(now), _values(then), cnp.PyArray_NBYTES(<cnp.ndarray> now)) == 0
     )
+
+
+# ---- the short way of small calls of the functions ----
+#
+# As above. One task of a fused pass takes them, so statistics and folds are those of the long way.
+
+
+cdef bint _is_plain(object a, bint written) noexcept:
+    return (
+        cnp.PyArray_CheckExact(a)
+        and cnp.PyArray_TYPE(<cnp.ndarray> a) in (cnp.NPY_FLOAT, cnp.NPY_DOUBLE)
+        and (cnp.PyArray_ISCARRAY(<cnp.ndarray> a) if written else cnp.PyArray_ISCARRAY_RO(<cnp.ndarray> a))
+    )
+
+
+cdef bint _is_like(object a, cnp.ndarray x, bint written) noexcept:
+    return (
+        _is_plain(a, written)
+        and cnp.PyArray_TYPE(<cnp.ndarray> a) == cnp.PyArray_TYPE(x)
+        and cnp.PyArray_NDIM(<cnp.ndarray> a) == cnp.PyArray_NDIM(x)
+        and memcmp(cnp.PyArray_DIMS(<cnp.ndarray> a), cnp.PyArray_DIMS(x),
+                   cnp.PyArray_NDIM(x) * sizeof(cnp.npy_intp)) == 0
+    )
+
+
+cdef bint _is_same_or_apart(cnp.ndarray a, cnp.ndarray b) noexcept:
+    cdef Py_ssize_t between = cnp.PyArray_BYTES(a) - cnp.PyArray_BYTES(b)
+    return between == 0 or between >= cnp.PyArray_NBYTES(b) or -between >= cnp.PyArray_NBYTES(a)
+
+
+cdef bint _per_channel(object a, Py_ssize_t n_channels, const double **values) noexcept:
+    """Whether `a` is None or float64 per channel, which are its `values` then."""
+    values[0] = NULL
+    if a is None:
+        return True
+    if not (_is_plain(a, False) and cnp.PyArray_TYPE(<cnp.ndarray> a) == cnp.NPY_DOUBLE
+            and cnp.PyArray_NDIM(<cnp.ndarray> a) == 1 and cnp.PyArray_SIZE(<cnp.ndarray> a) == n_channels):
+        return False
+    values[0] = <const double *> cnp.PyArray_DATA(<cnp.ndarray> a)
+    return True
+
+
+cdef bint _small_pass(object x, object dy, object out, fused_pass *f) noexcept:
+    """Whether the arrays, channels on axis 1, can go the short way: then all of `f` that follows from them."""
+    cdef cnp.ndarray a
+    cdef int axis
+    if not (_is_plain(x, False) and cnp.PyArray_NDIM(<cnp.ndarray> x) >= 2
+            and 0 < cnp.PyArray_SIZE(<cnp.ndarray> x) <= _small):
+        return False
+    a = x
+    if not (1 < a.shape[1] <= BN_TILE and (dy is None or _is_like(dy, a, False))):
+        return False
+    if out is not None and not (_is_like(out, a, True) and _is_same_or_apart(out, a)
+                                and (dy is None or _is_same_or_apart(out, dy))):
+        return False
+    f.is_double = cnp.PyArray_TYPE(a) == cnp.NPY_DOUBLE
+    f.g.groups = f.g.tasks = f.n_blocks = f.g.n.outer = f.g.n.channels = f.g.n.inner = 1
+    f.g.whole.outer, f.g.whole.channels, f.g.whole.inner = a.shape[0], a.shape[1], 1
+    for axis in range(2, cnp.PyArray_NDIM(a)):
+        f.g.whole.inner *= a.shape[axis]
+    f.g.part, f.g.channels, f.width, f.field = f.g.whole, a.shape[1], a.shape[1], a.shape[1]
+    f.x.first.data, f.x.itemsize, f.x.group = <char *> cnp.PyArray_DATA(a), cnp.PyArray_ITEMSIZE(a), 0
+    f.x.first.outer, f.x.first.channel = f.g.channels * f.g.whole.inner, f.g.whole.inner
+    f.y = f.dy = f.x
+    f.z = f.dz = _array(None)
+    if dy is not None:
+        f.dy.first.data = <char *> cnp.PyArray_DATA(<cnp.ndarray> dy)
+    f.moments_of, f.apply_to = _leaves.moments[f.is_double], _leaves.apply[f.is_double]
+    f.backward_sums_of, f.backward_apply_to = _leaves.backward_sums[f.is_double], _leaves.backward_apply[f.is_double]
+    f.c = _coefficients(None, None, None)
+    f.relu = f.stream = False
+    return True
+
+
+cdef cnp.ndarray _small_result(cnp.ndarray x, object out, fused_pass *f):
+    cdef cnp.ndarray y = PyArray_NewLikeArray(x, cnp.NPY_CORDER, NULL, False) if out is None else out
+    f.y.first.data = <char *> cnp.PyArray_DATA(y)
+    return y
+
+
+cdef cnp.ndarray _small_folds(fused_pass *f, int rows):
+    cdef cnp.ndarray folded = _fresh(rows, f.width, cnp.NPY_DOUBLE if f.is_double else cnp.NPY_FLOAT)
+    f.folded = <char *> cnp.PyArray_DATA(folded)
+    f.c.mean = _row(f[0], 0)
+    return folded
+
+
+cdef inline bint _is_eps(object eps) noexcept:
+    return type(eps) is float and <double> eps >= 0 and isfinite(<double> eps)
+
+
+def normalize_small(x, mean, var, gamma, beta, eps, out, bint relu):
+    """The result of ``batch_norm``, or None."""
+    cdef fused_pass f
+    cdef cnp.ndarray y, _folded
+    cdef const double *center
+    cdef const double *spread
+    cdef Py_ssize_t c
+    cdef bn_affine k
+    cdef place at
+    if not (_is_eps(eps) and _small_pass(x, None, out, &f) and mean is not None and var is not None):
+        return None
+    if not (_per_channel(mean, f.width, &center) and _per_channel(var, f.width, &spread)
+            and _per_channel(gamma, f.width, &f.gamma) and _per_channel(beta, f.width, &f.beta)):
+        return None
+    _folded = _small_folds(&f, 3)
+    for c in range(f.width):
+        if spread[c] < 0:
+            return None
+        k = bn_fold(center[c], bn_inverse_std(spread[c], eps), 1.0 if f.gamma == NULL else f.gamma[c],
+                    0.0 if f.beta == NULL else f.beta[c], 0.0)
+        if not (f.is_double or bn_round_affine(&k)):
+            return None
+        _fold_affine(f, c, k)
+    y = _small_result(x, out, &f)
+    f.c.scale, f.c.shift = _row(f, 1), _row(f, 2)
+    at = _block(f.g, 0, 0)
+    f.apply_to(at.part, f.x.first, f.z.first, f.y.first, f.c, relu, False)
+    return y
+
+
+def forward_small(x, gamma, beta, eps, out, bint relu):
+    """Result, mean, invstd and mean_lo of ``batch_norm_forward``, or None."""
+    cdef fused_pass f
+    cdef cnp.ndarray y, _folded, sums, invstd
+    cdef unsigned char done = 0
+    if not (_is_eps(eps) and _small_pass(x, None, out, &f) and f.g.whole.outer * f.g.whole.inner > 1
+            and _per_channel(gamma, f.width, &f.gamma) and _per_channel(beta, f.width, &f.beta)):
+        return None
+    f.eps, f.relu, f.done = eps, relu, &done
+    _folded, sums, y = _small_folds(&f, 3), _fresh(4, f.width, cnp.NPY_DOUBLE), _small_result(x, out, &f)
+    invstd = cnp.PyArray_EMPTY(1, <cnp.npy_intp *> &f.width, cnp.NPY_DOUBLE, 0)
+    f.sums, f.invstd = <double *> cnp.PyArray_DATA(sums), <double *> cnp.PyArray_DATA(invstd)
+    f.c.scale, f.c.shift = _row(f, 1), _row(f, 2)
+    _forward_task(f, 0)
+    return (y, sums[1], invstd, sums[2]) if done else None
+
+
+def backward_small(dy, x, mean, invstd, mean_lo, gamma, out):
+    """Gradients of x, gamma and beta of ``batch_norm_backward``, or None."""
+    cdef fused_pass f
+    cdef cnp.ndarray dx, _folded, sums
+    cdef const double *spread
+    cdef unsigned char done = 0
+    if not (_small_pass(x, dy, out, &f) and dy is not None and mean is not None and invstd is not None
+            and mean_lo is not None and _per_channel(mean, f.width, &f.mean) and _per_channel(invstd, f.width, &spread)
+            and _per_channel(mean_lo, f.width, &f.mean_lo) and _per_channel(gamma, f.width, &f.gamma)):
+        return None
+    f.done, f.invstd = &done, <double *> spread
+    _folded, sums, dx = _small_folds(&f, 4), _fresh(2, f.width, cnp.NPY_DOUBLE), _small_result(x, out, &f)
+    f.sums = <double *> cnp.PyArray_DATA(sums)
+    f.c.dy_scale, f.c.x_scale, f.c.offset = _row(f, 1), _row(f, 2), _row(f, 3)
+    _backward_task(f, 0)
+    return (dx, sums[1], sums[0]) if done else None

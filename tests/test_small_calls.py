@@ -11,7 +11,15 @@ from arrays import DTYPES, GOOD, LAYOUTS, MODES, hostile_columns, normal, same_b
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bncpu import BatchNormTransformer, _kernels
+from bncpu import (
+    BatchNormTransformer,
+    SavedStatistics,
+    _kernels,
+    _passes,
+    batch_norm,
+    batch_norm_backward,
+    batch_norm_forward,
+)
 
 # The modes of which `partial_fit` has a short way.
 SHORT = ("cumulative", "momentum")
@@ -21,7 +29,7 @@ SHORT = ("cumulative", "momentum")
 def long_way():
     """Every call takes the long way."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("apply_small", "update_small"):
+        for name in ("apply_small", "update_small", "normalize_small", "forward_small", "backward_small"):
             patch.setattr(_kernels, name, lambda *_: None)
         yield
 
@@ -297,3 +305,163 @@ def test_whoever_transforms_meanwhile_sees_the_state_before_or_after_a_batch():
             bn.partial_fit(np.full((2, 3), float(k)))
         assert all(equal)
     assert bn.n_samples_seen_ == 4004
+
+
+# ---- the functions ----
+
+# Rows, one row, planes, planes shorter than a register, positions of length 1; too many channels, too many values.
+SHAPES = [(32, 10), (2, 3), (1, 4), (300, 7), (5, 512), (3, 513), (4, 3, 5, 5), (1, 6, 7), (9, 2, 3), (6, 2, 1, 1),
+          (9, 1, 4), (1, 2, 40_000), (700, 100)]  # fmt: skip
+
+
+def all_of(result):
+    """Every array of a result, and what `saved` remembers beside them."""
+    arrays = []
+    for item in result if isinstance(result, tuple) else [result]:
+        arrays += [*item, np.asarray(item.mean_lo), item.call] if isinstance(item, SavedStatistics) else [item]
+    return [item.tobytes() if isinstance(item, np.ndarray) else item for item in arrays]
+
+
+def functions(x, dy, gamma, beta, activation, in_place):
+    """What the three functions make of the same arrays; `in_place` writes each result over its input."""
+
+    def call(function, first, *rest, **options):
+        first = first.copy()
+        result = outcome(lambda: function(first, *rest, **options, out=first if in_place else None))
+        return [all_of(result), first.tobytes()]
+
+    n = x.shape[1]
+    mean, var = np.linspace(-1, 1, n), np.linspace(0, 2, n)
+    done = [call(batch_norm, x, mean, var, gamma, beta, activation=activation)]
+    done += [call(batch_norm_forward, x, gamma, beta, activation=activation)]
+    saved = SavedStatistics.from_variance(mean, var)
+    done += [call(batch_norm_backward, dy, x, saved, gamma)]
+    try:
+        _, saved = batch_norm_forward(x, gamma)
+    except ValueError:  # one value per channel
+        return done
+    return [*done, call(batch_norm_backward, dy, x, saved, gamma)]
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_both_ways_of_the_functions_give_the_same_bits(shape, dtype, activation, in_place, isa):
+    x, dy = normal(1, (2, *shape), mean=3.0, dtype=dtype)
+    n = shape[1]
+    for gamma, beta in ((None, None), (np.linspace(-1, 2, n), np.linspace(0, 1, n)), (np.full(n, 1e39), None)):
+        arguments = x, dy, gamma, beta, activation, in_place
+        short = functions(*arguments)
+        with long_way():
+            assert short == functions(*arguments)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e38, 1e-42], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_hostile_values_go_the_same_way_through_the_functions(dtype, value):
+    x, dy = normal(2, (2, 20, 5), dtype=dtype)
+    x[3, 1] = dy[4, 2] = value
+    x[:, 4] = 7
+    short = functions(x, dy, None, None, None, False)
+    with long_way():
+        assert short == functions(x, dy, None, None, None, False)
+
+
+def test_small_plain_arrays_take_the_short_way_of_the_functions(monkeypatch):
+    x = normal(3, (32, 10))
+    monkeypatch.setattr(_passes.Part, "_form", None)
+    _, saved = batch_norm_forward(x, np.ones(10), out=np.empty_like(x))
+    batch_norm_backward(x, x, saved, np.ones(10))
+    batch_norm(x, np.zeros(10), np.ones(10), activation="relu")
+    with pytest.raises(TypeError, match="NoneType"):
+        batch_norm(x, np.zeros(10), np.ones(10), n_threads=1)
+
+
+def other_arguments():
+    """Arguments that the short way leaves to the long one, good and bad."""
+    x = normal(4, (20, 6))
+    memory = np.zeros(200)
+    frozen = x.copy()
+    frozen.flags.writeable = False
+    shifted = memory[10:130].reshape(20, 6)
+    shifted[...] = x
+    return {
+        "negative variance": dict(var=-np.ones(6)),
+        "variance of another length": dict(var=np.ones(5)),
+        "no mean": dict(mean=None),
+        "mean as a list": dict(mean=[0.0] * 6),
+        "float32 gamma": dict(gamma=np.ones(6, np.float32)),
+        "gamma of another shape": dict(gamma=np.ones((6, 1))),
+        "strided gamma": dict(gamma=np.ones(12)[::2]),
+        "negative eps": dict(eps=-1.0),
+        "eps that is not a number": dict(eps=np.nan),
+        "infinite eps": dict(eps=np.inf),
+        "integer eps": dict(eps=1),
+        "read-only out": dict(out=frozen),
+        "out of another shape": dict(out=np.empty((6, 20))),
+        "out of another dtype": dict(out=np.empty((20, 6), np.float32)),
+        "out as a list": dict(out=[]),
+        "out in Fortran order": dict(out=np.empty((20, 6), order="F")),
+        "out overlapping x": dict(x=shifted, out=memory[:120].reshape(20, 6)),
+        "Fortran order": dict(x=np.asfortranarray(x)),
+        "other byte order": dict(x=x.astype(">f8")),
+        "float16": dict(x=x.astype(np.float16)),
+        "integers": dict(x=np.ones((20, 6), int)),
+        "a list": dict(x=x.tolist()),
+        "a matrix": dict(x=np.ma.array(x)),
+        "one axis": dict(x=x[0]),
+        "no rows": dict(x=x[:0]),
+        "channels last": dict(x=x.T.copy(), channel_axis=-2),
+        "channel axis as a truth value": dict(channel_axis=True),
+        "unknown activation": dict(activation="gelu"),
+        "activation as an array": dict(activation=np.array(["relu"])),
+        "bad threads": dict(n_threads=0),
+    }
+
+
+@pytest.mark.parametrize("name", other_arguments())
+def test_other_arguments_act_and_are_refused_as_ever(name):
+    def call(function):
+        given = {"x": normal(4, (20, 6)), "mean": np.zeros(6), "var": np.ones(6), **other_arguments()[name]}
+        if function is not batch_norm:
+            del given["mean"], given["var"]
+        if function is batch_norm_backward:
+            given |= dict(dy=given["x"], saved=SavedStatistics(np.zeros(6), np.ones(6)))
+            given.pop("eps", None)
+        return all_of(outcome(lambda: function(**given)))
+
+    for function in (batch_norm, batch_norm_forward, batch_norm_backward):
+        short = call(function)
+        with long_way():
+            assert short == call(function)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(momentum=2.0),
+        dict(momentum=None),
+        dict(ddof=-1),
+        dict(ddof=40),
+        dict(ddof=0.5),
+        dict(running_mean=np.zeros(6)),
+    ],
+    ids=str,
+)
+def test_options_of_training_act_and_are_refused_as_ever(options):
+    x = normal(5, (20, 6))
+    short = all_of(outcome(lambda: batch_norm_forward(x, **options)))
+    with long_way():
+        assert short == all_of(outcome(lambda: batch_norm_forward(x, **options)))
+
+
+@pytest.mark.parametrize("forgotten", ["gamma", "activation", "channel_axis"])
+def test_a_short_backward_call_that_forgets_what_the_forward_pass_had_is_refused(forgotten):
+    x, gamma = normal(6, (4, 4)), np.ones(4)
+    options = dict(gamma=gamma, activation="relu", channel_axis=-1) if forgotten != "gamma" else dict(gamma=gamma)
+    _, saved = batch_norm_forward(x, **{k: v for k, v in options.items() if k != "channel_axis"} | (
+        {"channel_axis": 0} if forgotten == "channel_axis" else {}))  # fmt: skip
+    given = {k: v for k, v in options.items() if k != forgotten}
+    with pytest.raises(ValueError, match=f"{forgotten} must be"):
+        batch_norm_backward(x, x, saved, **given)
