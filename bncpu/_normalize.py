@@ -6,6 +6,7 @@ channel of each group.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,8 +38,10 @@ MAX_BLOCKS = 128
 # From this size on, storing past the cache wins; below it the result would be missed in the cache.
 STREAM_BYTES = 16 << 20
 
-# What of the arrays that are read stays in the second-level cache from one step of a pass to the next.
+# What of the arrays that are read stays in the second-level cache from one step of a pass to the next: half of one that
+# holds 16 lines for each place within 128 KiB.
 RESIDENT_BYTES = 1 << 20
+PLACES_BYTES, PLACES_DEEP = 128 << 10, 8
 
 # Then the results of a step are not in the cache before they are written, and streaming pays earlier.
 STREAM_BYTES_FUSED = 4 << 20
@@ -338,6 +341,11 @@ def _resident_channels(n_threads: int, *read: Array | None) -> int:
     if inner == 1 and outer > 1:
         return min(channels, tile) if n_threads == 1 and n_bytes * channels <= RESIDENT_BYTES else 0
     channels = min(channels, tile, RESIDENT_BYTES // n_bytes)
+    # Where samples lie a power of two apart, most of the cache is not for them.
+    apart, together = abs(x4.strides[1]), channels * inner * x4.itemsize
+    places = min(PLACES_BYTES, together * (PLACES_BYTES // math.gcd(PLACES_BYTES, apart)))
+    if outer > 1 and n_bytes * channels > PLACES_DEEP * places:
+        return 0
     return min(channels, -(-groups * channels // (4 * n_threads))) if n_threads > 1 else channels
 
 

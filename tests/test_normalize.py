@@ -90,6 +90,7 @@ def test_both_steps_over_some_channels_give_the_bits_of_one_step_after_the_other
 
     with pytest.MonkeyPatch.context() as at_once:
         at_once.setattr(_normalize, "RESIDENT_BYTES", 1 << 24)
+        at_once.setattr(_normalize, "PLACES_DEEP", 1 << 24)
         at_once.setattr(_normalize, "moments", None)
         at_once.setattr(_normalize, "backward_sums", _normalize.backward_sums if relu and dtype == np.float32 else None)
         together = everything()
@@ -106,6 +107,8 @@ def test_what_does_not_fit_the_cache_takes_one_step_after_the_other():
     assert channels(1, planes, None) == 2
     assert channels(1, planes, planes) == 1
     assert channels(1, np.empty((1, 128, 3, 50176), np.float32)) == 0
+    assert channels(1, np.empty((1, 256, 16, 1024), np.float32)) == 0  # 1 MiB, all of it in the same places of the cache
+    assert channels(1, np.empty((1, 64, 256, 196), np.float32)) == 20
     assert channels(1, np.empty((1, 10_000, 32, 1), np.float32)) == 0
     assert channels(1, np.empty((1, 1000, 32, 1), np.float32)) == 32
     assert channels(2, np.empty((1, 2, 64, 100), np.float32)) == 8

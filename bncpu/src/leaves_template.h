@@ -225,8 +225,8 @@ INLINE void NAME(rows_sums_step)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t width, N
 INLINE void NAME(rows_sums)(NAME(arrays) a, ptrdiff_t rows, ptrdiff_t width, NAME(about) k,
                             const double *weights, NAME(sums) to, const int how) {
     ptrdiff_t o = 0;
-    for (; o + 8 <= rows; o += 8)
-        NAME(rows_sums_step)(a, o, width, k, weights, to, 8, how);
+    for (; o + 2 <= rows; o += 2)
+        NAME(rows_sums_step)(a, o, width, k, weights, to, 2, how);
     for (; o < rows; o++)
         NAME(rows_sums_step)(a, o, width, k, weights, to, 1, how);
 }
