@@ -154,10 +154,9 @@ def memmove(d: Data) -> Call:
     return lambda: ctypes.memmove(*arguments)
 
 
-def streaming_copy(d: Data) -> Call | None:
+def streaming_copy(d: Data) -> Call:
     """Copy with streaming stores, by as many threads as the others may use."""
-    copy: Any = getattr(_kernels, "copy", None)
-    return None if copy is None else lambda: copy(d.x, d.out, d.n_threads or _kernels.max_threads())
+    return lambda: _kernels.copy(d.x, d.out, d.n_threads or _kernels.max_threads())
 
 
 def standard_scaler(d: Data) -> Call | None:

@@ -35,8 +35,10 @@ cdef extern from "leaves.h":
                                          int, double *, double *) noexcept nogil
     ctypedef void (*bn_backward_apply_fn)(bn_part, bn_array, bn_array, bn_array, bn_array, bn_array,
                                           bn_coefficients, int, int) noexcept nogil
+    ctypedef void (*bn_copy_fn)(const char *, char *, Py_ssize_t) noexcept nogil
     ctypedef struct bn_leaves:
         const char *name
+        bn_copy_fn copy
         bn_moments_fn moments[2]
         bn_apply_fn apply[2]
         bn_backward_sums_fn backward_sums[2]
@@ -124,6 +126,19 @@ def max_threads():
 def pause_threads():
     """End idle worker threads; the next parallel loop starts new ones. Called before a fork."""
     bn_pause_threads()
+
+
+# ---- the yardstick ----
+
+
+def copy(cnp.ndarray x, cnp.ndarray y, int n_threads):
+    """Copy C-contiguous `x` past the cache to `y` of the same size: what other loops are measured by."""
+    cdef bn_copy_fn leaf = _leaves.copy
+    cdef const char *source = <const char *> cnp.PyArray_DATA(x)
+    cdef char *to = <char *> cnp.PyArray_DATA(y)
+    cdef Py_ssize_t n_bytes = cnp.PyArray_NBYTES(x), part = 1 << 20, i
+    for i in prange((n_bytes + part - 1) // part, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1):
+        leaf(source + i * part, to + i * part, min(part, n_bytes - i * part))
 
 
 # ---- algebra: the functions of algebra.h, for arrays ----

@@ -415,3 +415,14 @@ def test_arrays_of_one_form_may_have_different_strides(isa):
 def test_an_unknown_variant_is_refused():
     with pytest.raises(ValueError, match=r"BNCPU_ISA must be one of .*; got 'mmx'"):
         _kernels.use_isa("mmx")
+
+
+@pytest.mark.parametrize("n_threads", [1, 2])
+@pytest.mark.parametrize("n", [0, 1, 7, 100, 300_001])
+def test_the_yardstick_copies_every_value_and_nothing_else(n, n_threads, isa):
+    x, memory = normal(9, n, dtype=np.float32), np.full(n + 40, 3, np.float32)
+    for offset in (0, 5, 16):
+        memory[:] = 3
+        _kernels.copy(x, memory[offset : offset + n], n_threads)
+        assert same_bits(memory[offset : offset + n], x)
+        assert np.all(memory[:offset] == 3) and np.all(memory[offset + n :] == 3)

@@ -58,8 +58,12 @@ typedef void (*bn_backward_apply_fn)(bn_part part, bn_array x, bn_array residual
                                      bn_array dx, bn_array dresidual, bn_coefficients c, int relu,
                                      int stream);
 
+/* A plain copy past the cache: what the others are measured by. */
+typedef void (*bn_copy_fn)(const char *from, char *to, ptrdiff_t n_bytes);
+
 typedef struct {
     const char *name;
+    bn_copy_fn copy;
     /* [0] float32, [1] float64 */
     bn_moments_fn moments[2];
     bn_apply_fn apply[2];

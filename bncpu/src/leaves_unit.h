@@ -137,8 +137,26 @@ enum {
 #define NAME(x) PASTE(x, f64)
 #include "leaves_template.h"
 
+static void copy(const char *from, char *to, ptrdiff_t n_bytes) {
+    ptrdiff_t i = 0;
+#if LANES > 1
+    ptrdiff_t head = (ptrdiff_t)(-(uintptr_t)to % 64);
+    i = head < n_bytes ? head : n_bytes;
+    memcpy(to, from, i);
+    for (; i + 64 <= n_bytes; i += 64) {
+        store_f64((double *)(to + i), load_f64((const double *)(from + i), LANES), LANES, 1);
+#if LANES == 4
+        store_f64((double *)(to + i + 32), load_f64((const double *)(from + i + 32), LANES), LANES, 1);
+#endif
+    }
+    _mm_sfence();
+#endif
+    memcpy(to + i, from + i, n_bytes - i);
+}
+
 const bn_leaves PASTE(bn_leaves, VARIANT) = {
     STRING(VARIANT),
+    copy,
     {moments_f32, moments_f64},
     {apply_f32, apply_f64},
     {backward_sums_f32, backward_sums_f64},
