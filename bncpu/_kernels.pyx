@@ -35,9 +35,11 @@ cdef extern from "leaves.h":
                                          int, double *, double *) noexcept nogil
     ctypedef void (*bn_backward_apply_fn)(bn_part, bn_array, bn_array, bn_array, bn_array, bn_array,
                                           bn_coefficients, int, int) noexcept nogil
+    ctypedef void (*bn_fence_fn)() noexcept nogil
     ctypedef void (*bn_copy_fn)(const char *, char *, Py_ssize_t) noexcept nogil
     ctypedef struct bn_leaves:
         const char *name
+        bn_fence_fn fence
         bn_copy_fn copy
         bn_moments_fn moments[2]
         bn_apply_fn apply[2]
@@ -469,6 +471,8 @@ def apply(cnp.ndarray x, cnp.ndarray y, cnp.ndarray residual, cnp.ndarray mean, 
             at = _place(g, task)
             infinite |= leaf(at.part, _part(from_x, at), _part(from_z, at), _part(to_y, at),
                              _of_channels(c, size * _channel(g, at)), relu, stream)
+            if stream:
+                _leaves.fence()
         start = stop
         PyErr_CheckSignals()
     return infinite != 0
@@ -547,6 +551,8 @@ def backward_apply(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray residual, cnp.ndar
             at = _place(g, task)
             leaf(at.part, _part(from_x, at), _part(from_z, at), _part(from_dy, at), _part(to_dx, at),
                  _part(to_dz, at), _of_channels(c, size * _channel(g, at)), relu, stream)
+            if stream:
+                _leaves.fence()
         start = stop
         PyErr_CheckSignals()
 
@@ -723,6 +729,8 @@ def forward(cnp.ndarray x, cnp.ndarray y, cnp.ndarray residual, cnp.ndarray gamm
         stop = min(f.g.tasks, start + f.g.between_signals)
         for task in prange(start, stop, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1):
             _forward_task(f, task)
+            if stream:
+                _leaves.fence()
         start = stop
         PyErr_CheckSignals()
 
@@ -763,6 +771,8 @@ def backward(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray dx
         stop = min(f.g.tasks, start + f.g.between_signals)
         for task in prange(start, stop, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1):
             _backward_task(f, task)
+            if stream:
+                _leaves.fence()
         start = stop
         PyErr_CheckSignals()
 

@@ -649,10 +649,6 @@ INLINE int NAME(part_apply)(bn_part p, NAME(arrays) a, NAME(coefficients) k, con
             o += 4;
         } else
             infinite |= NAME(outer_apply)(p, a, o++, planes, k, 1, how);
-#if LANES > 1
-    if (how & STREAM)
-        _mm_sfence();
-#endif
     for (byte = 0; byte < sizeof(infinite); byte++)
         any |= ((const unsigned char *)&infinite)[byte];
     return any != 0;

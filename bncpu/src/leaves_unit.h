@@ -137,6 +137,12 @@ enum {
 #define NAME(x) PASTE(x, f64)
 #include "leaves_template.h"
 
+static void fence(void) {
+#if LANES > 1
+    _mm_sfence();
+#endif
+}
+
 static void copy(const char *from, char *to, ptrdiff_t n_bytes) {
     ptrdiff_t i = 0;
 #if LANES > 1
@@ -149,13 +155,14 @@ static void copy(const char *from, char *to, ptrdiff_t n_bytes) {
         store_f64((double *)(to + i + 32), load_f64((const double *)(from + i + 32), LANES), LANES, 1);
 #endif
     }
-    _mm_sfence();
 #endif
     memcpy(to + i, from + i, n_bytes - i);
+    fence();
 }
 
 const bn_leaves PASTE(bn_leaves, VARIANT) = {
     STRING(VARIANT),
+    fence,
     copy,
     {moments_f32, moments_f64},
     {apply_f32, apply_f64},
