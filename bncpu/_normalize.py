@@ -2,6 +2,23 @@
 
 Arrays are 4-D views (groups, outer, channels, inner); what belongs to a channel is a flat array with one value for each
 channel of each group.
+
+The ways a call can take, the fastest first. All give the same bits.
+
+=================================  ============================================================  ===================
+way                                where                                                         x is read
+=================================  ============================================================  ===================
+small: ``_kernels.*_small``        plain C-contiguous arrays of at most 2**16 values, channels   once, by one thread
+                                   on axis 1; chosen by `functional` and `transformer`
+fused: `forward`, `backward`       both steps wanted, and `_resident_channels` finds channels    once
+                                   whose values stay in the cache in between
+wide rows: `apply`,                contiguous rows, channels repeated to rows of 4 KiB           once a step
+`backward_apply`, `_wide_rows`
+as they are: the same              other rows and planes                                         once a step
+in float64: `_pieces`              channels with coefficients that float32 does not hold         once a step
+=================================  ============================================================  ===================
+
+Results are stored past the cache where `streams` says so.
 """
 
 from __future__ import annotations
