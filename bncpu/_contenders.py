@@ -67,6 +67,11 @@ class Case(NamedTuple):
         return "us" if self.n_bytes < SMALL_BYTES else "copies"
 
     @property
+    def makes_new(self) -> bool:
+        """Whether our result is a new array: where the case says so, and a small one of the estimator, as in use."""
+        return self.fresh or (self.operation == "transform" and self.unit == "us")
+
+    @property
     def channel_axis(self) -> int:
         """Counted from 0."""
         return len(self.shape) - 1 if self.layout == "NHWC" else 1
@@ -121,7 +126,7 @@ def ours(d: Data) -> Call | None:
     """Prepare the call of ours that the case names."""
     x, case = d.x, d.case
     options: dict[str, Any] = {"channel_axis": case.channel_axis, "n_threads": d.n_threads}
-    to: dict[str, Any] = {} if case.fresh else {"out": d.out}
+    to: dict[str, Any] = {} if case.makes_new else {"out": d.out}
     match case.operation:
         case "batch_norm":
             return lambda: bncpu.batch_norm(x, d.mean, d.var, d.gamma, d.beta, eps=EPS, **to, **options)
@@ -579,7 +584,7 @@ def _each(batches: list[Any], function: Callable[[Any], object]) -> Call:
 
 
 OURS = "bncpu"
-COPIES: dict[str, Callable[[Data], Call | None]] = {
+COPIES: dict[str, Callable[[Data], Call]] = {
     "np.copyto": np_copyto,
     "memmove": memmove,
     "streaming copy": streaming_copy,

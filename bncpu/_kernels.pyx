@@ -1039,6 +1039,13 @@ cdef bint _is_same_or_apart(cnp.ndarray a, cnp.ndarray b) noexcept:
     return between == 0 or between >= cnp.PyArray_NBYTES(b) or -between >= cnp.PyArray_NBYTES(a)
 
 
+cdef object _as_double(object a):
+    """`a`, converted if it is a plain float32 array."""
+    if _is_plain(a, False) and cnp.PyArray_TYPE(<cnp.ndarray> a) == cnp.NPY_FLOAT:
+        return cnp.PyArray_Cast(<cnp.ndarray> a, cnp.NPY_DOUBLE)
+    return a
+
+
 cdef bint _per_channel(object a, Py_ssize_t n_channels, const double **values) noexcept:
     """Whether `a` is None or float64 per channel, which are its `values` then."""
     values[0] = NULL
@@ -1097,7 +1104,7 @@ cdef cnp.ndarray _small_folds(fused_pass *f, int rows):
 
 
 cdef inline bint _is_eps(object eps) noexcept:
-    return type(eps) is float and <double> eps >= 0 and isfinite(<double> eps)
+    return type(eps) is float and <double> eps >= 0 and isfinite(<double> eps) or (type(eps) is int and eps == 0)
 
 
 def normalize_small(x, mean, var, gamma, beta, eps, out, bint relu):
@@ -1109,6 +1116,7 @@ def normalize_small(x, mean, var, gamma, beta, eps, out, bint relu):
     cdef Py_ssize_t c
     cdef bn_affine k
     cdef place at
+    mean, var, gamma, beta = _as_double(mean), _as_double(var), _as_double(gamma), _as_double(beta)
     if not (_is_eps(eps) and _small_pass(x, None, out, &f) and mean is not None and var is not None):
         return None
     if not (_per_channel(mean, f.width, &center) and _per_channel(var, f.width, &spread)
@@ -1135,6 +1143,7 @@ def forward_small(x, gamma, beta, eps, out, bint relu):
     cdef fused_pass f
     cdef cnp.ndarray y, _folded, sums, invstd
     cdef unsigned char done = 0
+    gamma, beta = _as_double(gamma), _as_double(beta)
     if not (_is_eps(eps) and _small_pass(x, None, out, &f) and f.g.whole.outer * f.g.whole.inner > 1
             and _per_channel(gamma, f.width, &f.gamma) and _per_channel(beta, f.width, &f.beta)):
         return None
@@ -1153,6 +1162,7 @@ def backward_small(dy, x, mean, invstd, mean_lo, gamma, out):
     cdef cnp.ndarray dx, _folded, sums
     cdef const double *spread
     cdef unsigned char done = 0
+    gamma = _as_double(gamma)
     if not (_small_pass(x, dy, out, &f) and dy is not None and mean is not None and invstd is not None
             and mean_lo is not None and _per_channel(mean, f.width, &f.mean) and _per_channel(invstd, f.width, &spread)
             and _per_channel(mean_lo, f.width, &f.mean_lo) and _per_channel(gamma, f.width, &f.gamma)):

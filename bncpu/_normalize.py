@@ -151,7 +151,7 @@ def apply(
         for (x, z, y), some in _pieces(arrays, _of(coefficients, own)):
             wide, added = _float64(x), None if z is None else _float64(z)
             infinite |= apply(wide, wide, some, residual=added, relu=relu, n_threads=n_threads)
-            with np.errstate(over="ignore"):
+            with np.errstate(all="ignore"):
                 y[...] = wide
     return infinite
 
@@ -241,7 +241,7 @@ def backward_apply(
                 dz[...] = g
             wide = _float64(x)
             backward_apply(_float64(g), wide, wide, some, n_threads=n_threads)
-            with np.errstate(over="ignore"):
+            with np.errstate(all="ignore"):
                 dx[...] = wide
 
 
@@ -357,13 +357,14 @@ def _resident_channels(n_threads: int, *read: Array | None) -> int:
     n_bytes, tile = (1 + len(others)) * x4.itemsize * outer * inner, _dispatch.kernels(x4).TILE
     if inner == 1 and outer > 1:
         return min(channels, tile) if n_threads == 1 and n_bytes * channels <= RESIDENT_BYTES else 0
-    channels = min(channels, tile, RESIDENT_BYTES // n_bytes)
+    fitting = min(channels, tile, RESIDENT_BYTES // n_bytes)
     # Where samples lie a power of two apart, most of the cache is not for them.
-    apart, together = abs(x4.strides[1]), channels * inner * x4.itemsize
+    apart, together = abs(x4.strides[1]), fitting * inner * x4.itemsize
     places = min(PLACES_BYTES, together * (PLACES_BYTES // math.gcd(PLACES_BYTES, apart)))
-    if outer > 1 and n_bytes * channels > PLACES_DEEP * places:
+    if outer > 1 and n_bytes * fitting > PLACES_DEEP * places:
         return 0
-    return min(channels, -(-groups * channels // (4 * n_threads))) if n_threads > 1 else channels
+    # Some tasks for each thread, so that none waits long for the last.
+    return min(fitting, -(-groups * channels // (4 * n_threads))) if n_threads > 1 else fitting
 
 
 def _not_done(

@@ -202,7 +202,7 @@ def measure(
     assert ours is not None
     # A copy is as fast as the threads allow, however small the array: it is what ours is held against.
     candidates: dict[str, Callable[[], object]] = {OURS: ours}
-    candidates |= {name: call for name, make in COPIES.items() if (call := make(data)) is not None}
+    candidates |= {name: make(data) for name, make in COPIES.items()}
     copies = [name for name in candidates if name != OURS]
     missing: dict[str, str] = {}
     with warnings.catch_warnings():

@@ -205,7 +205,9 @@ def batch_norm_forward(
     """
     if (
         _is_short(channel_axis, activation, residual, n_threads)
-        and running_mean is running_var is moments is None
+        and running_mean is None
+        and running_var is None
+        and moments is None
         and type(momentum) is float
         and 0 <= momentum <= 1
         and type(ddof) is int
@@ -325,7 +327,9 @@ def batch_norm_backward(
     (True, array([1.]))
     """
     if (
-        activation is beta is sums is None
+        activation is None
+        and beta is None
+        and sums is None
         and type(saved) is SavedStatistics
         and (saved.call is None or saved.call[:3] == (1, None, gamma is not None))
         and _is_short(channel_axis, activation, residual, n_threads)
@@ -337,15 +341,17 @@ def batch_norm_backward(
 
 
 def _is_short(channel_axis: int, activation: Activation, residual: Array | None, n_threads: int | None) -> bool:
-    """Whether a call with such arguments can go the short way of small arrays, which looks at the others.
+    """Whether a call with such arguments can go the short way of small arrays.
 
+    The short way itself looks at the arrays, plain ones in C order with parameters in float32 or float64, and at eps.
     It calls the same leaves with the same algebra. Whatever it cannot take it answers with None, having changed
     nothing, and the long way explains.
     """
     return (
         type(channel_axis) is int
         and channel_axis == 1
-        and residual is n_threads is None
+        and residual is None
+        and (n_threads is None or (type(n_threads) is int and n_threads > 0))
         and (activation is None or (type(activation) is str and activation == "relu"))
     )
 

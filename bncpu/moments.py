@@ -315,7 +315,7 @@ def fold(
     mean: Float64, invstd: Float64, gamma: Float64 | None, beta: Float64 | None, mean_lo: Float64 | float = 0.0
 ) -> Coefficients:
     """Coefficients of ``y = gamma * (x - mean) * invstd + beta``."""
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         return Coefficients(mean, *_kernels.fold(invstd, _or(gamma, 1.0), _or(beta, 0.0), mean_lo))
 
 
@@ -393,7 +393,7 @@ class Gradient(NamedTuple):
 
 def sums_with_x_hat(total: Float64, product: Float64, saved: SavedStatistics) -> Float64:
     """Sums of ``g * x_hat`` from those of g and of ``g * (x - mean)``, the mean less its low part."""
-    with np.errstate(invalid="ignore", over="ignore"):
+    with np.errstate(all="ignore"):
         return (product - saved.mean_lo * total) * saved.invstd
 
 
@@ -428,7 +428,7 @@ def fold_backward(
     .. [1] Ioffe & Szegedy (2015), "Batch Normalization: Accelerating Deep Network Training by Reducing
        Internal Covariate Shift".
     """
-    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+    with np.errstate(all="ignore"):
         return Gradient(mean, *_kernels.fold_backward(invstd, _or(gamma, 1.0), *sums, count, mean_lo))
 
 
@@ -436,7 +436,7 @@ def fold_saved_backward(
     saved: SavedStatistics, gamma: Float64 | None, total: Float64, along: Float64, count: Float64 | float
 ) -> Gradient:
     """As `fold_backward`, from the sums of dy and of ``dy * x_hat`` before they are multiplied by gamma."""
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         g = (total, along) if gamma is None else (gamma * total, gamma * along)
     return fold_backward(saved.mean, saved.invstd, gamma, g, count, saved.mean_lo)
 
@@ -449,7 +449,7 @@ def rounded(c: Coefficients, dtype: np.dtype[Any]) -> tuple[Coefficients, NDArra
     """
     if dtype == np.float64:
         return c, None
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         *values, fits = _kernels.rounded(*c)
     return Coefficients(*values), _unless_all(fits)
 
@@ -458,7 +458,7 @@ def rounded_gradient(k: Gradient, dtype: np.dtype[Any]) -> tuple[Gradient, NDArr
     """As `rounded`."""
     if dtype == np.float64:
         return k, None
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         *values, fits = _kernels.rounded_gradient(*k)
     return Gradient(*values), _unless_all(fits)
 

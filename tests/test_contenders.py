@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from bncpu import BatchNormTransformer, Moments, _contenders, _kernels, _reference
+from bncpu import BatchNormTransformer, Moments, _contenders, _passes, _reference
 from bncpu._contenders import COPIES, EPS, OURS, PEERS, SLOW_TO_PREPARE, TASKS, Case, Data
 
 SHAPES = {"rows": (50, 7), "NCHW": (4, 5, 6, 3), "NHWC": (4, 6, 3, 5)}
@@ -71,11 +71,17 @@ def test_everyone_computes_what_the_reference_does(name):
     assert done
 
 
-def test_ours_writes_into_out_unless_outputs_are_fresh():
-    data = Data(Case("transform", (50, 7)))
-    assert np.shares_memory(_contenders.ours(data)(), data.out)
-    data = Data(Case("transform", (50, 7), fresh=True))
-    assert not np.shares_memory(_contenders.ours(data)(), data.out)
+def test_ours_writes_into_out_unless_outputs_are_fresh_or_small_ones_of_the_estimator():
+    for case in (
+        Case("transform", (50, 7)),
+        Case("transform", (50, 7), fresh=True),
+        Case("transform", (300_000, 7)),
+        Case("batch_norm", (50, 7)),
+    ):
+        data = Data(case)
+        assert np.shares_memory(_contenders.ours(data)(), data.out) != case.makes_new
+    assert Case("transform", (50, 7)).makes_new
+    assert not Case("transform", (300_000, 7)).makes_new
 
 
 def test_the_layer_normalizes_images_too():
@@ -88,14 +94,20 @@ def test_the_layer_normalizes_images_too():
 @pytest.mark.parametrize("name", COPIES)
 def test_copies_copy(name):
     data = Data(Case("transform", (50, 7)))
-    copy = COPIES[name](data)
-    if copy is None:
-        assert name == "streaming copy"
-        assert not hasattr(_kernels, "copy")
-        return
     data.out[...] = 0
-    copy()
+    COPIES[name](data)()
     np.testing.assert_array_equal(data.out, data.x)
+
+
+@pytest.mark.parametrize("n_threads", [1, None])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("operation", sorted(set(TASKS) - {"fit", "batch_norm_moments"}))
+def test_small_calls_of_ours_are_measured_on_their_short_way(operation, dtype, n_threads, monkeypatch):
+    call = _contenders.ours(Data(Case(operation, (32, 10), dtype=dtype), n_threads))
+    call()
+    for owner, long_way in ((_passes.Part, "_form"), (BatchNormTransformer, "_apply"), (BatchNormTransformer, "_fit")):
+        monkeypatch.setattr(owner, long_way, None)
+    call()
 
 
 def test_rows_are_named_and_measured_by_their_size():

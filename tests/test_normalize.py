@@ -6,7 +6,7 @@ from arrays import DTYPES, normal, same_bits
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bncpu import _normalize, _reference
+from bncpu import _normalize, _reference, batch_norm_backward, batch_norm_forward
 from bncpu.moments import Coefficients, Gradient, fold_saved
 
 sizes = st.integers(1, 1 << 34)
@@ -113,6 +113,8 @@ def test_what_does_not_fit_the_cache_takes_one_step_after_the_other():
     assert channels(1, np.empty((1, 10_000, 32, 1), np.float32)) == 0
     assert channels(1, np.empty((1, 1000, 32, 1), np.float32)) == 32
     assert channels(2, np.empty((1, 2, 64, 100), np.float32)) == 8
+    assert channels(2, np.empty((1, 64, 256, 196), np.float32)) == 20
+    assert channels(4, np.empty((1, 64, 256, 196), np.float32)) == 16
     assert channels(1, np.empty((1, 0, 3, 4), np.float32)) == 0
 
 
@@ -199,3 +201,19 @@ def test_float32_coefficients_that_overflow_are_computed_in_float64():
     y = np.empty_like(x)
     _normalize.apply(x[None], y[None], c)
     np.testing.assert_allclose(y, _reference.apply(x, *c), rtol=1e-6)
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_what_is_written_in_place_is_written_whatever_numpy_is_told_to_raise(backward, monkeypatch):
+    monkeypatch.setattr(_normalize, "RESIDENT_BYTES", 1 << 13)
+    monkeypatch.setattr(_normalize, "PLACES_DEEP", 1 << 13)
+    x, dy = normal(9, (2, 4, 8, 400), dtype=np.float32)
+    x[:, 3] = np.clip(x[:, 3], -3, 3) * np.float32(1e38)  # for which float32 does not suffice
+    expected_y, saved = batch_norm_forward(x, n_threads=1)
+    expected_dx = batch_norm_backward(dy, x, saved, n_threads=1)[0]
+    with np.errstate(all="raise"):
+        if backward:
+            got, expected = batch_norm_backward(dy, x, saved, out=dy, n_threads=1)[0], expected_dx
+        else:
+            got, expected = batch_norm_forward(x, out=x, n_threads=1)[0], expected_y
+    assert same_bits(got, expected)

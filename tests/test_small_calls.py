@@ -373,9 +373,13 @@ def test_small_plain_arrays_take_the_short_way_of_the_functions(monkeypatch):
     monkeypatch.setattr(_passes.Part, "_form", None)
     _, saved = batch_norm_forward(x, np.ones(10), out=np.empty_like(x))
     batch_norm_backward(x, x, saved, np.ones(10))
-    batch_norm(x, np.zeros(10), np.ones(10), activation="relu")
+    batch_norm(x, np.zeros(10), np.ones(10), activation="relu", n_threads=1)
+    single = np.ones(10, np.float32)
+    _, saved = batch_norm_forward(x.astype(np.float32), single, single, eps=0, n_threads=2)
+    batch_norm_backward(x, x, saved, single)
+    batch_norm(x, single, single, single, single)
     with pytest.raises(TypeError, match="NoneType"):
-        batch_norm(x, np.zeros(10), np.ones(10), n_threads=1)
+        batch_norm(x, np.zeros(10), np.ones(10), residual=x)
 
 
 def other_arguments():
@@ -398,6 +402,8 @@ def other_arguments():
         "eps that is not a number": dict(eps=np.nan),
         "infinite eps": dict(eps=np.inf),
         "integer eps": dict(eps=1),
+        "eps as a truth value": dict(eps=False),
+        "threads as a truth value": dict(n_threads=True),
         "read-only out": dict(out=frozen),
         "out of another shape": dict(out=np.empty((6, 20))),
         "out of another dtype": dict(out=np.empty((20, 6), np.float32)),
