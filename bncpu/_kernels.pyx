@@ -598,11 +598,16 @@ cdef fused_pass _fused(cnp.ndarray x, cnp.ndarray residual, cnp.ndarray gamma, c
     f.gamma = <const double *> _values(gamma)
     f.invstd = <double *> cnp.PyArray_DATA(invstd)
     f.folded = <char *> cnp.PyArray_DATA(folded)
-    f.is_double, f.relu, f.stream = cnp.PyArray_TYPE(x) == cnp.NPY_DOUBLE, relu, stream
+    f.relu, f.stream = relu, stream
     f.done = <unsigned char *> cnp.PyArray_DATA(done)
+    _set_leaves(&f, x)
+    return f
+
+
+cdef inline void _set_leaves(fused_pass *f, cnp.ndarray x) noexcept:
+    f.is_double = cnp.PyArray_TYPE(x) == cnp.NPY_DOUBLE
     f.moments_of, f.apply_to = _leaves.moments[f.is_double], _leaves.apply[f.is_double]
     f.backward_sums_of, f.backward_apply_to = _leaves.backward_sums[f.is_double], _leaves.backward_apply[f.is_double]
-    return f
 
 
 cdef inline const char *_row(fused_pass f, int row) noexcept nogil:
@@ -641,7 +646,7 @@ cdef inline Py_ssize_t _strip_outer(grid g) noexcept nogil:
     return g.whole.outer if g.whole.inner == 1 else max(1, 8192 // (g.part.channels * g.whole.inner))
 
 
-cdef inline void _forward_task(fused_pass f, Py_ssize_t task) noexcept nogil:
+cdef void _forward_task(fused_pass f, Py_ssize_t task) noexcept nogil:
     cdef place at = _block(f.g, task, 0)
     cdef Py_ssize_t first = _channel(f.g, at), channels = at.part.channels, i, c
     cdef double *sums
@@ -668,7 +673,7 @@ cdef inline void _forward_task(fused_pass f, Py_ssize_t task) noexcept nogil:
                        _of_channels(f.c, f.x.itemsize * first), f.relu, f.stream)
 
 
-cdef inline void _backward_task(fused_pass f, Py_ssize_t task) noexcept nogil:
+cdef void _backward_task(fused_pass f, Py_ssize_t task) noexcept nogil:
     cdef place at = _block(f.g, task, 0)
     cdef Py_ssize_t first = _channel(f.g, at), channels = at.part.channels, i, c
     cdef double *sums
@@ -697,6 +702,22 @@ cdef inline void _backward_task(fused_pass f, Py_ssize_t task) noexcept nogil:
                                 _part(f.dz, at), _of_channels(f.c, f.x.itemsize * first), f.relu, f.stream)
 
 
+ctypedef void (*fused_task)(fused_pass, Py_ssize_t) noexcept nogil
+
+
+cdef int _run(fused_pass f, fused_task run, int n_threads) except -1:
+    cdef Py_ssize_t start = 0, stop, task
+    while start < f.g.tasks:
+        stop = min(f.g.tasks, start + f.g.between_signals)
+        for task in prange(start, stop, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1):
+            run(f, task)
+            if f.stream:
+                _leaves.fence()
+        start = stop
+        PyErr_CheckSignals()
+    return 0
+
+
 def forward(cnp.ndarray x, cnp.ndarray y, cnp.ndarray residual, cnp.ndarray gamma, cnp.ndarray beta, double eps,
             bint relu, bint stream, Py_ssize_t outer_block, Py_ssize_t inner_block, Py_ssize_t channels,
             cnp.ndarray sums, cnp.ndarray invstd, cnp.ndarray folded, cnp.ndarray done, int n_threads):
@@ -721,18 +742,10 @@ def forward(cnp.ndarray x, cnp.ndarray y, cnp.ndarray residual, cnp.ndarray gamm
     """
     cdef fused_pass f = _fused(x, residual, gamma, invstd, relu, stream, outer_block, inner_block, channels, sums,
                                folded, done, n_threads)
-    cdef Py_ssize_t start = 0, stop, task
     f.y, f.beta, f.eps = _array(y), <const double *> _values(beta), eps
     f.c = _coefficients(None, None, None)
     f.c.mean, f.c.scale, f.c.shift = _row(f, 0), _row(f, 1), _row(f, 2)
-    while start < f.g.tasks:
-        stop = min(f.g.tasks, start + f.g.between_signals)
-        for task in prange(start, stop, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1):
-            _forward_task(f, task)
-            if stream:
-                _leaves.fence()
-        start = stop
-        PyErr_CheckSignals()
+    _run(f, _forward_task, n_threads)
 
 
 def backward(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray dx, cnp.ndarray dresidual,
@@ -760,21 +773,13 @@ def backward(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray dx
     """
     cdef fused_pass f = _fused(x, residual, gamma, invstd, relu, stream, outer_block, inner_block, channels, sums,
                                folded, done, n_threads)
-    cdef Py_ssize_t start = 0, stop, task
     f.dy, f.y, f.dz = _array(dy), _array(dx), _array(dresidual)
     f.mean, f.mean_lo = <const double *> _values(center), <const double *> _values(center_lo)
     f.c = _coefficients(mean, scale, shift)
     if mean is None:
         f.c.mean = _row(f, 0)  # or the same, already there for the sums
     f.c.dy_scale, f.c.x_scale, f.c.offset = _row(f, 1), _row(f, 2), _row(f, 3)
-    while start < f.g.tasks:
-        stop = min(f.g.tasks, start + f.g.between_signals)
-        for task in prange(start, stop, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1):
-            _backward_task(f, task)
-            if stream:
-                _leaves.fence()
-        start = stop
-        PyErr_CheckSignals()
+    _run(f, _backward_task, n_threads)
 
 
 # ---- the transformer's running statistics, and the short way of its small calls ----
@@ -857,13 +862,19 @@ def fold_running(cnp.ndarray learned, n_values, double ddof, double eps, bint wi
     return values, single if fits else None
 
 
+cdef bint _is_plain(object a, bint written) noexcept:
+    return (
+        cnp.PyArray_CheckExact(a)
+        and cnp.PyArray_TYPE(<cnp.ndarray> a) in (cnp.NPY_FLOAT, cnp.NPY_DOUBLE)
+        and (cnp.PyArray_ISCARRAY(<cnp.ndarray> a) if written else cnp.PyArray_ISCARRAY_RO(<cnp.ndarray> a))
+    )
+
+
 cdef bint _is_small(object X, Py_ssize_t width) noexcept:
     return (
-        cnp.PyArray_CheckExact(X)
+        _is_plain(X, False)
         and cnp.PyArray_NDIM(<cnp.ndarray> X) == 2
         and cnp.PyArray_DIM(<cnp.ndarray> X, 1) == width
-        and cnp.PyArray_TYPE(<cnp.ndarray> X) in (cnp.NPY_FLOAT, cnp.NPY_DOUBLE)
-        and cnp.PyArray_ISCARRAY_RO(<cnp.ndarray> X)
         and 0 < cnp.PyArray_SIZE(<cnp.ndarray> X) <= _small
     )
 
@@ -1016,14 +1027,6 @@ cdef inline bint _same_array(object now, object then):
 # As above. One task of a fused pass takes them, so statistics and folds are those of the long way.
 
 
-cdef bint _is_plain(object a, bint written) noexcept:
-    return (
-        cnp.PyArray_CheckExact(a)
-        and cnp.PyArray_TYPE(<cnp.ndarray> a) in (cnp.NPY_FLOAT, cnp.NPY_DOUBLE)
-        and (cnp.PyArray_ISCARRAY(<cnp.ndarray> a) if written else cnp.PyArray_ISCARRAY_RO(<cnp.ndarray> a))
-    )
-
-
 cdef bint _is_like(object a, cnp.ndarray x, bint written) noexcept:
     return (
         _is_plain(a, written)
@@ -1071,7 +1074,7 @@ cdef bint _small_pass(object x, object dy, object out, fused_pass *f) noexcept:
     if out is not None and not (_is_like(out, a, True) and _is_same_or_apart(out, a)
                                 and (dy is None or _is_same_or_apart(out, dy))):
         return False
-    f.is_double = cnp.PyArray_TYPE(a) == cnp.NPY_DOUBLE
+    _set_leaves(f, a)
     f.g.groups = f.g.tasks = f.n_blocks = f.g.n.outer = f.g.n.channels = f.g.n.inner = 1
     f.g.whole.outer, f.g.whole.channels, f.g.whole.inner = a.shape[0], a.shape[1], 1
     for axis in range(2, cnp.PyArray_NDIM(a)):
@@ -1083,8 +1086,6 @@ cdef bint _small_pass(object x, object dy, object out, fused_pass *f) noexcept:
     f.z = f.dz = _array(None)
     if dy is not None:
         f.dy.first.data = <char *> cnp.PyArray_DATA(<cnp.ndarray> dy)
-    f.moments_of, f.apply_to = _leaves.moments[f.is_double], _leaves.apply[f.is_double]
-    f.backward_sums_of, f.backward_apply_to = _leaves.backward_sums[f.is_double], _leaves.backward_apply[f.is_double]
     f.c = _coefficients(None, None, None)
     f.relu = f.stream = False
     return True

@@ -200,7 +200,7 @@ def measure(
     data = Data(case, n_threads)
     ours = _contenders.ours(data)
     assert ours is not None
-    # A copy is as fast as the threads allow, however small the array: it is what ours is held against.
+    # However small the array, the fastest copy is what ours is held against.
     candidates: dict[str, Callable[[], object]] = {OURS: ours}
     candidates |= {name: make(data) for name, make in COPIES.items()}
     copies = [name for name in candidates if name != OURS]

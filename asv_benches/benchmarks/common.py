@@ -61,6 +61,20 @@ def measured(case, peers=()):
     return row
 
 
+def ramp(dtype):
+    """A data set of 128 MB as float32, made in place: no more memory than its own."""
+    X = np.empty((64, 8) if SMALLEST else (1_000_000, 32), dtype)
+    X[...] = np.linspace(0, 1, len(X))[:, None]
+    return X
+
+
+def scratch(call, X):
+    """How much ``call(X)`` raises the peak of the process, in units of `X`."""
+    before = peak_bytes()
+    call(X)
+    return (peak_bytes() - before) / X.nbytes
+
+
 def peak_bytes():
     """The most memory this process has had."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -3,9 +3,7 @@
 Two runs on one machine differ by 10 % and more in seconds; a ratio to a copy that took turns with ours does not.
 """
 
-import numpy as np
-
-from .common import DTYPES, SMALLEST, Case, bncpu, chosen, data, measured, peak_bytes
+from .common import DTYPES, Case, bncpu, chosen, data, measured, ramp, scratch
 
 if Case is None:
     LARGE = CALLS = {}
@@ -98,8 +96,7 @@ class Memory:
     param_names = ("method", "dtype")
 
     def setup(self, method, dtype):
-        self.X = np.empty((64, 8) if SMALLEST else (1_000_000, 32), dtype)
-        self.X[...] = np.linspace(0, 1, len(self.X))[:, None]  # in place: no more memory than X
+        self.X = ramp(dtype)
         scaler = bncpu.BatchNormTransformer(n_threads=1).fit(self.X[:10])
         self.call = (lambda X: None) if method == "nothing" else getattr(scaler, method)
 
@@ -107,9 +104,6 @@ class Memory:
         self.call(self.X)
 
     def track_scratch(self, *_):
-        """How much the peak of the process rises, in units of the data."""
-        before = peak_bytes()
-        self.call(self.X)
-        return (peak_bytes() - before) / self.X.nbytes
+        return scratch(self.call, self.X)
 
     track_scratch.unit = "times the data"

@@ -3,10 +3,9 @@
 The calls are those of ``bncpu bench`` (`bncpu/_contenders.py`). A peer is n/a, too, where it cannot do the operation.
 """
 
-import numpy as np
 from sklearn.preprocessing import StandardScaler
 
-from .common import DTYPES, SMALLEST, bench, bncpu, chosen, measured, peak_bytes
+from .common import DTYPES, SMALLEST, bench, bncpu, chosen, measured, ramp, scratch
 
 if bench is None:
     CASES, PEERS = {}, []
@@ -48,8 +47,7 @@ class Memory:
     unit = "times the data"
 
     def setup(self, estimator, method, dtype):
-        self.X = np.empty((64, 8) if SMALLEST else (1_000_000, 32), dtype)
-        self.X[...] = np.linspace(0, 1, len(self.X))[:, None]  # in place: no more memory than X
+        self.X = ramp(dtype)
         scaler = StandardScaler() if estimator == "StandardScaler" else bncpu.BatchNormTransformer(n_threads=1)
         self.learn = getattr(scaler.fit(self.X[:10]), method)
 
@@ -57,6 +55,4 @@ class Memory:
         self.learn(self.X)
 
     def track_scratch(self, *_):
-        before = peak_bytes()
-        self.learn(self.X)
-        return (peak_bytes() - before) / self.X.nbytes
+        return scratch(self.learn, self.X)
