@@ -20,9 +20,6 @@ if hasattr(os, "register_at_fork"):
 if os.environ.get("BNCPU_ISA"):
     _kernels.use_isa(os.environ["BNCPU_ISA"])
 
-# Below this many bytes a thread, waking it costs more than it saves.
-BYTES_PER_THREAD = 512 << 10
-
 
 def kernels(array: object) -> ModuleType:
     """The kernel module for the type of `array`: compiled C for NumPy, the only one so far."""
@@ -31,5 +28,4 @@ def kernels(array: object) -> ModuleType:
 
 def threads(n_threads: int | None, n_bytes: int) -> int:
     """Threads for a call that reads `n_bytes`: what is allowed now, but not more than pay."""
-    allowed = _kernels.max_threads() if n_threads is None else n_threads
-    return max(1, min(allowed, n_bytes // BYTES_PER_THREAD))
+    return _kernels.threads(n_threads, n_bytes)

@@ -3,7 +3,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-TILE: int
+MAX_BLOCKS: int
+STREAM_BYTES: int
+STREAM_BYTES_FUSED: int
+WIDE_ROW: int
+BYTES_PER_THREAD: int
 
 def isa_variants() -> tuple[str, ...]: ...
 def isa() -> str: ...
@@ -11,6 +15,10 @@ def use_isa(name: str) -> None: ...
 def openmp_version() -> int: ...
 def max_threads() -> int: ...
 def pause_threads() -> None: ...
+def set_cache(resident_bytes: int = ..., places_deep: int = ...) -> None: ...
+def threads(n_threads: int | None, n_bytes: int) -> int: ...
+def block_shape(outer: int, channels: int, inner: int) -> tuple[int, int]: ...
+def resident_channels(x: NDArray[Any], n_read: int, n_threads: int) -> int: ...
 def copy(x: NDArray[Any], y: NDArray[Any], n_threads: int) -> None: ...
 def merge_blocks(blocks: NDArray[Any]) -> None: ...
 def sum_blocks(blocks: NDArray[Any]) -> None: ...
@@ -36,11 +44,8 @@ def moments(
     x: NDArray[Any],
     weights: NDArray[Any] | None,
     skip_missing: bool,
-    outer_block: int,
-    inner_block: int,
-    out: NDArray[Any],
     n_threads: int,
-) -> bool: ...
+) -> tuple[NDArray[Any], bool]: ...
 def apply(
     x: NDArray[Any],
     y: NDArray[Any],
@@ -61,11 +66,8 @@ def backward_sums(
     scale: NDArray[Any] | None,
     shift: NDArray[Any] | None,
     relu: bool,
-    outer_block: int,
-    inner_block: int,
-    out: NDArray[Any],
     n_threads: int,
-) -> None: ...
+) -> NDArray[Any]: ...
 def backward_apply(
     dy: NDArray[Any],
     x: NDArray[Any],
@@ -90,16 +92,9 @@ def forward(
     beta: NDArray[Any] | None,
     eps: float,
     relu: bool,
-    stream: bool,
-    outer_block: int,
-    inner_block: int,
-    channels: int,
-    sums: NDArray[Any],
-    invstd: NDArray[Any],
-    folded: NDArray[Any],
-    done: NDArray[Any],
+    apart: bool,
     n_threads: int,
-) -> None: ...
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], int]: ...
 def backward(
     dy: NDArray[Any],
     x: NDArray[Any],
@@ -114,15 +109,9 @@ def backward(
     scale: NDArray[Any] | None,
     shift: NDArray[Any] | None,
     relu: bool,
-    stream: bool,
-    outer_block: int,
-    inner_block: int,
-    channels: int,
-    sums: NDArray[Any],
-    folded: NDArray[Any],
-    done: NDArray[Any],
+    apart: bool,
     n_threads: int,
-) -> None: ...
+) -> tuple[NDArray[Any], NDArray[Any], int]: ...
 def fold_running(
     learned: NDArray[Any],
     n_values: float | NDArray[Any] | None,
@@ -138,12 +127,27 @@ def update_small(
     X: object, learned: NDArray[Any], momentum: float | None, ddof: float
 ) -> tuple[NDArray[Any], NDArray[Any], bool] | None: ...
 def unchanged(given: dict[str, Any], checked: tuple[Any, ...]) -> bool: ...
-def normalize_small(
-    x: object, mean: object, var: object, gamma: object, beta: object, eps: object, out: object, relu: bool
+def normalize_plain(
+    x: object,
+    mean: object,
+    var: object,
+    gamma: object,
+    beta: object,
+    eps: object,
+    out: object,
+    relu: bool,
+    n_threads: int | None,
 ) -> NDArray[Any] | None: ...
-def forward_small(
-    x: object, gamma: object, beta: object, eps: object, out: object, relu: bool
+def forward_plain(
+    x: object, gamma: object, beta: object, eps: object, out: object, relu: bool, n_threads: int | None
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]] | None: ...
-def backward_small(
-    dy: object, x: object, mean: object, invstd: object, mean_lo: object, gamma: object, out: object
+def backward_plain(
+    dy: object,
+    x: object,
+    mean: object,
+    invstd: object,
+    mean_lo: object,
+    gamma: object,
+    out: object,
+    n_threads: int | None,
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]] | None: ...

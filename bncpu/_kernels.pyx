@@ -12,6 +12,8 @@ cimport cython
 from cython.parallel cimport prange
 cimport numpy as cnp
 
+from bncpu import _buffers
+
 cnp.import_array()
 
 
@@ -79,14 +81,19 @@ cdef extern from "threads.h":
     int bn_openmp_version() noexcept nogil
     int bn_max_threads() noexcept nogil
     void bn_pause_threads() noexcept nogil
+    void bn_raise_flag(int *flag) noexcept nogil
+
+cdef extern from "string.h":
+    int memcmp(const void *a, const void *b, size_t n) noexcept nogil
+    void *memcpy(void *to, const void *a, size_t n) noexcept nogil
+    void *memchr(const void *a, int value, size_t n) noexcept nogil
+    void *memset(void *to, int value, size_t n) noexcept nogil
 
 cdef extern from "Python.h":
     int PyErr_CheckSignals() except -1
 
 
 # ---- the variant in use ----
-
-TILE = BN_TILE
 
 cdef bn_leaves *_variants[4]
 cdef int _n_variants = bn_variants(_variants)
@@ -272,6 +279,41 @@ def sparse_sums(const value[::1] values, const Py_ssize_t[::1] columns, const do
 
 # ---- how arrays are cut ----
 
+# Blocks are cut by shape alone, so results do not depend on the number of threads. At most about this many of them keep
+# scratch memory proportional to the channels.
+MAX_BLOCKS = 128
+
+# From this size on, storing past the cache wins; below it the result would be missed in the cache. Where both steps of
+# a pass are one, the result is not in the cache before it is written, and streaming pays earlier.
+STREAM_BYTES = 16 << 20
+STREAM_BYTES_FUSED = 4 << 20
+
+# Rows are widened to at least this many values, and parameters repeated to match: 4 KiB of float32.
+WIDE_ROW = 1024
+
+# Below this many bytes a thread, waking it costs more than it saves.
+BYTES_PER_THREAD = 512 << 10
+
+cdef Py_ssize_t _max_blocks = MAX_BLOCKS, _stream_bytes = STREAM_BYTES, _stream_bytes_fused = STREAM_BYTES_FUSED
+cdef Py_ssize_t _wide_row = WIDE_ROW, _bytes_per_thread = BYTES_PER_THREAD
+
+# What of the arrays that are read stays in the second-level cache from one step of a pass to the next: half of one that
+# holds 16 lines for each place within 128 KiB.
+cdef Py_ssize_t _resident_bytes = 1 << 20, _places_bytes = 128 << 10, _places_deep = 8
+
+
+def set_cache(Py_ssize_t resident_bytes=1 << 20, Py_ssize_t places_deep=8):
+    """Change what is taken to stay in the cache. For tests and measurements."""
+    global _resident_bytes, _places_deep
+    _resident_bytes, _places_deep = resident_bytes, places_deep
+
+
+cpdef int threads(n_threads, Py_ssize_t n_bytes):
+    """Threads for a call that reads `n_bytes`: what is allowed now, but not more than pay."""
+    cdef Py_ssize_t allowed = max_threads() if n_threads is None else min(n_threads, 1 << 20)
+    return max(1, min(allowed, n_bytes // _bytes_per_thread))
+
+
 ctypedef struct array4:
     # A whole array: that of its first group, and how far the next one is.
     bn_array first
@@ -280,9 +322,8 @@ ctypedef struct array4:
 
 ctypedef struct grid:
     # Extents of the whole, of a part, and the number of parts along each axis.
-    Py_ssize_t groups, channels
+    Py_ssize_t groups, tasks
     bn_part whole, part, n
-    Py_ssize_t tasks, between_signals
 
 
 ctypedef struct place:
@@ -293,8 +334,7 @@ ctypedef struct place:
 
 cdef array4 _array(cnp.ndarray a) noexcept:
     cdef array4 whole
-    whole.first.data = NULL
-    whole.first.outer = whole.first.channel = whole.group = whole.itemsize = 0
+    memset(&whole, 0, sizeof(array4))
     if a is not None:
         whole.itemsize = a.itemsize
         whole.first.data = <char *> cnp.PyArray_DATA(a)
@@ -312,37 +352,60 @@ cdef inline Py_ssize_t _ceil_div(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
     return (a + b - 1) // b
 
 
-cdef grid _grid(cnp.ndarray x, Py_ssize_t outer, Py_ssize_t channels, Py_ssize_t inner, int n_threads) noexcept:
-    cdef grid g
-    g.groups = x.shape[0]
-    g.whole.outer = x.shape[1]
-    g.whole.channels = g.channels = x.shape[2]
-    g.whole.inner = x.shape[3]
-    g.part.outer = outer
-    g.part.channels = channels
-    g.part.inner = inner
+cdef inline Py_ssize_t _lowest_bit(Py_ssize_t a, Py_ssize_t most) noexcept nogil:
+    """The greatest common divisor of `a` and a power of two."""
+    return most if a == 0 else min(a & -a, most)
+
+
+cdef inline bint _is_rows(grid g) noexcept nogil:
+    return g.whole.inner == 1
+
+
+cdef void _cut(grid *g, Py_ssize_t outer, Py_ssize_t channels, Py_ssize_t inner) noexcept:
+    g.part.outer, g.part.channels, g.part.inner = outer, channels, inner
     g.n.outer = _ceil_div(g.whole.outer, outer)
     g.n.channels = _ceil_div(g.whole.channels, channels)
     g.n.inner = _ceil_div(g.whole.inner, inner)
     g.tasks = g.groups * g.n.outer * g.n.channels * g.n.inner
-    # Some 10 ms of work, in equal shares.
-    cdef Py_ssize_t task_bytes = min(outer, g.whole.outer) * min(channels, g.channels) * inner * x.itemsize
-    g.between_signals = n_threads * max(1, (64 << 20) // max(1, task_bytes * n_threads))
-    return g
 
 
-cdef grid _grid_of_sums(cnp.ndarray x, Py_ssize_t outer_block, Py_ssize_t inner_block, int n_threads) noexcept:
+cdef (Py_ssize_t, Py_ssize_t) _block_shape(bn_part whole) noexcept:
+    cdef Py_ssize_t values = max(_ceil_div(whole.outer * whole.inner, _max_blocks), 1)
+    if whole.inner == 1:
+        return max(values, 512, _ceil_div(131072, max(whole.channels, 1))), 1
+    values = max(values, 65536)
+    if values >= whole.inner:
+        return _ceil_div(values, whole.inner), whole.inner
+    return 1, values
+
+
+def block_shape(Py_ssize_t outer, Py_ssize_t channels, Py_ssize_t inner):
+    """Outer positions and inner values of a block; one of the two spans its axis."""
+    cdef bn_part whole
+    whole.outer, whole.channels, whole.inner = outer, channels, inner
+    return _block_shape(whole)
+
+
+cdef void _cut_for_sums(grid *g) noexcept:
     # Rows keep their accumulators in L1; planes stay contiguous over at least 32 Ki values.
-    cdef Py_ssize_t tile = BN_TILE if x.shape[3] == 1 else max(1, min(BN_TILE, 32768 // inner_block))
-    return _grid(x, outer_block, tile, inner_block, n_threads)
+    cdef Py_ssize_t outer, inner
+    outer, inner = _block_shape(g.whole)
+    _cut(g, outer, BN_TILE if _is_rows(g[0]) else max(1, min(BN_TILE, 32768 // inner)), inner)
 
 
-cdef grid _grid_of_results(cnp.ndarray x, int n_threads) noexcept:
+cdef void _cut_for_results(grid *g) noexcept:
     # A task is about 64 Ki values: some outer positions, or one with some channels, or a piece of one plane.
-    cdef Py_ssize_t inner = max(1, min(x.shape[3], 65536))
-    cdef Py_ssize_t channels = max(1, min(x.shape[2], 65536 // inner))
-    cdef Py_ssize_t outer = max(1, 65536 // (inner * max(1, x.shape[2])))
-    return _grid(x, outer, channels, inner, n_threads)
+    cdef Py_ssize_t inner = max(1, min(g.whole.inner, 65536))
+    cdef Py_ssize_t channels = max(1, min(g.whole.channels, 65536 // inner))
+    _cut(g, max(1, 65536 // (inner * max(1, g.whole.channels))), channels, inner)
+
+
+cdef void _cut_for_both(grid *g, Py_ssize_t channels) noexcept:
+    # A task is all blocks of some channels.
+    cdef Py_ssize_t outer, inner
+    outer, inner = _block_shape(g.whole)
+    _cut(g, outer, channels, inner)
+    g.tasks = g.groups * g.n.channels
 
 
 cdef inline place _place(grid g, Py_ssize_t task) noexcept nogil:
@@ -355,8 +418,27 @@ cdef inline place _place(grid g, Py_ssize_t task) noexcept nogil:
     at.inner = inner * g.part.inner
     at.block = outer * g.n.inner + inner
     at.part.outer = min(g.part.outer, g.whole.outer - at.outer)
-    at.part.channels = min(g.part.channels, g.channels - at.channel)
+    at.part.channels = min(g.part.channels, g.whole.channels - at.channel)
     at.part.inner = min(g.part.inner, g.whole.inner - at.inner)
+    return at
+
+
+cdef inline place _block(grid g, Py_ssize_t task, Py_ssize_t block) noexcept nogil:
+    """A block of the channels of a task of both steps."""
+    cdef Py_ssize_t channel = task % g.n.channels, outer = task // g.n.channels * g.n.outer + block // g.n.inner
+    return _place(g, (outer * g.n.channels + channel) * g.n.inner + block % g.n.inner)
+
+
+cdef inline Py_ssize_t _strip_outer(grid g) noexcept nogil:
+    return g.whole.outer if _is_rows(g) else max(1, 8192 // (g.part.channels * g.whole.inner))
+
+
+cdef inline place _strip(grid g, Py_ssize_t task, Py_ssize_t i) noexcept nogil:
+    """A part for the second step, the last first: what was read last is nearest. Rows are one strip."""
+    cdef place at = _block(g, task, 0)
+    cdef Py_ssize_t outer = _strip_outer(g)
+    at.outer = (_ceil_div(g.whole.outer, outer) - 1 - i) * outer
+    at.part.outer, at.part.inner = min(outer, g.whole.outer - at.outer), g.whole.inner
     return at
 
 
@@ -369,7 +451,7 @@ cdef inline bn_array _part(array4 whole, place at) noexcept nogil:
 
 
 cdef inline Py_ssize_t _channel(grid g, place at) noexcept nogil:
-    return at.group * g.channels + at.channel
+    return at.group * g.whole.channels + at.channel
 
 
 cdef inline const char *_further(const char *values, Py_ssize_t bytes) noexcept nogil:
@@ -383,20 +465,341 @@ cdef inline bn_coefficients _of_channels(bn_coefficients c, Py_ssize_t bytes) no
     return c
 
 
-cdef bn_coefficients _coefficients(cnp.ndarray mean, cnp.ndarray scale, cnp.ndarray shift, cnp.ndarray dy_scale=None,
-                                   cnp.ndarray x_scale=None, cnp.ndarray offset=None) noexcept:
+# ---- what a driver was called with, and what it does to a part, or with a channel ----
+
+cdef struct job
+
+ctypedef void (*of_part)(job *, place) noexcept nogil
+ctypedef bint (*of_channel)(job *, Py_ssize_t) noexcept nogil
+
+
+cdef struct job:
+    grid g
+    # Result and dx are `y`; dz is the gradient of what is added, z.
+    array4 x, z, dy, y, dz
+    Py_ssize_t itemsize
+    # What the leaves are given, and what they have seen.
+    const bn_leaves *leaves
+    bint is_double, relu, stream, skip_missing
+    const double *weights
+    const double *center
+    bn_coefficients c
+    int seen
+    # Sums have rows of n_blocks * width numbers, `field` apart; what coefficients are rounded to, rows of width.
+    double *sums
+    Py_ssize_t n_blocks, width, field
+    char *folded
+    # What the folds between the steps of a pass are given.
+    const double *gamma
+    const double *beta
+    const double *center_lo
+    double *invstd
+    double eps
+    # The steps, and which tasks of both could be done.
+    of_part first, second
+    of_channel fold
+    unsigned char *done
+
+
+cdef void _begin(job *j, cnp.ndarray x) noexcept:
+    """All that follows from `x` in one of the two forms; nothing else is there yet."""
+    memset(j, 0, sizeof(job))
+    j.g.groups, j.g.whole.outer = x.shape[0], x.shape[1]
+    j.g.whole.channels, j.g.whole.inner = x.shape[2], x.shape[3]
+    j.x = _array(x)
+    _settle(j, x)
+
+
+cdef void _settle(job *j, cnp.ndarray x) noexcept:
+    j.width, j.itemsize = j.g.groups * j.g.whole.channels, x.itemsize
+    j.leaves, j.is_double = _leaves, cnp.PyArray_TYPE(x) == cnp.NPY_DOUBLE
+
+
+cdef inline Py_ssize_t _n_bytes(job *j) noexcept nogil:
+    return j.g.groups * j.g.whole.outer * j.g.whole.channels * j.g.whole.inner * j.itemsize
+
+
+cdef cnp.ndarray _new_sums(job *j, int rows):
+    cdef cnp.npy_intp *shape = [rows, j.g.n.outer * j.g.n.inner, j.width]
+    cdef cnp.ndarray sums = cnp.PyArray_EMPTY(3, shape, cnp.NPY_DOUBLE, 0)
+    j.sums, j.n_blocks, j.field = <double *> cnp.PyArray_DATA(sums), shape[1], shape[1] * shape[2]
+    return sums
+
+
+cdef cnp.ndarray _fresh(Py_ssize_t rows, Py_ssize_t columns, int typenum):
+    cdef cnp.npy_intp *shape = [rows, columns]
+    return cnp.PyArray_EMPTY(2, shape, typenum, 0)
+
+
+cdef cnp.ndarray _new_folds(job *j, int rows):
+    cdef cnp.ndarray folded = _fresh(rows, j.width, cnp.NPY_DOUBLE if j.is_double else cnp.NPY_FLOAT)
+    j.folded = <char *> cnp.PyArray_DATA(folded)
+    return folded
+
+
+cdef cnp.ndarray _new_invstd(job *j):
+    cdef cnp.ndarray invstd = cnp.PyArray_EMPTY(1, <cnp.npy_intp *> &j.width, cnp.NPY_DOUBLE, 0)
+    j.invstd = <double *> cnp.PyArray_DATA(invstd)
+    return invstd
+
+
+cdef inline const char *_row(job *j, int row) noexcept nogil:
+    return j.folded + row * j.width * j.itemsize
+
+
+cdef inline void _fold_to(job *j, int row, Py_ssize_t channel, double value) noexcept nogil:
+    cdef char *at = j.folded + (row * j.width + channel) * j.itemsize
+    if j.is_double:
+        (<double *> at)[0] = value
+    else:
+        (<float *> at)[0] = <float> value
+
+
+cdef inline bint _fold_affine(job *j, Py_ssize_t channel, bn_affine k) noexcept nogil:
+    cdef bint fits = j.is_double or bn_round_affine(&k)
+    _fold_to(j, 0, channel, k.mean)
+    _fold_to(j, 1, channel, k.scale)
+    _fold_to(j, 2, channel, k.shift)
+    return fits
+
+
+cdef void _moments_of(job *j, place at) noexcept nogil:
+    cdef double *to = j.sums + at.block * j.width + _channel(j.g, at)
+    cdef const double *weights = NULL if j.weights == NULL else j.weights + (at.outer * j.g.whole.inner + at.inner)
+    if j.leaves.moments[j.is_double](at.part, _part(j.x, at), weights, j.g.whole.inner, j.skip_missing, to,
+                                     to + j.field, to + 2 * j.field, to + 3 * j.field):
+        bn_raise_flag(&j.seen)
+
+
+cdef void _sums_of(job *j, place at) noexcept nogil:
+    cdef Py_ssize_t channel = _channel(j.g, at)
+    cdef double *to = j.sums + at.block * j.width + channel
+    j.leaves.backward_sums[j.is_double](at.part, _part(j.x, at), _part(j.z, at), _part(j.dy, at), j.center + channel,
+                                        _of_channels(j.c, j.itemsize * channel), j.relu, to, to + j.field)
+
+
+cdef bint _forward_fold(job *j, Py_ssize_t c) noexcept nogil:
+    """Coefficients from a channel's moments in all blocks, and whether they fit the type of the data."""
+    cdef double *sums = j.sums + c
+    cdef bn_moments m = bn_merge_blocks(sums, sums + j.field, sums + 2 * j.field, sums + 3 * j.field, j.n_blocks,
+                                        j.width)
+    j.invstd[c] = bn_inverse_std(m.m2 / m.count, j.eps)
+    return _fold_affine(j, c, bn_fold(m.mean, j.invstd[c], 1.0 if j.gamma == NULL else j.gamma[c],
+                                      0.0 if j.beta == NULL else j.beta[c], m.mean_lo))
+
+
+cdef bint _backward_fold(job *j, Py_ssize_t c) noexcept nogil:
+    cdef double gamma = 1.0 if j.gamma == NULL else j.gamma[c], total = bn_sum_blocks(j.sums + c, j.n_blocks, j.width)
+    cdef double g_x_hat = bn_sum_blocks(j.sums + j.field + c, j.n_blocks, j.width) - j.center_lo[c] * total
+    cdef double count = <double> j.g.whole.outer * <double> j.g.whole.inner
+    cdef bn_gradient k
+    cdef bint fits
+    g_x_hat *= j.invstd[c]
+    j.sums[j.field + c] = g_x_hat
+    k = bn_fold_backward(j.center[c], j.invstd[c], gamma, gamma * total, gamma * g_x_hat, count, j.center_lo[c])
+    fits = j.is_double or bn_round_gradient(&k)
+    _fold_to(j, 0, c, k.mean)
+    _fold_to(j, 1, c, k.dy_scale)
+    _fold_to(j, 2, c, k.x_scale)
+    _fold_to(j, 3, c, k.offset)
+    return fits
+
+
+cdef void _result_of(job *j, place at) noexcept nogil:
+    if j.leaves.apply[j.is_double](at.part, _part(j.x, at), _part(j.z, at), _part(j.y, at),
+                                   _of_channels(j.c, j.itemsize * _channel(j.g, at)), j.relu, j.stream):
+        bn_raise_flag(&j.seen)
+
+
+cdef void _gradient_of(job *j, place at) noexcept nogil:
+    j.leaves.backward_apply[j.is_double](at.part, _part(j.x, at), _part(j.z, at), _part(j.dy, at), _part(j.y, at),
+                                         _part(j.dz, at), _of_channels(j.c, j.itemsize * _channel(j.g, at)), j.relu,
+                                         j.stream)
+
+
+# ---- the loop over tasks ----
+
+ctypedef void (*of_task)(job *, Py_ssize_t) noexcept nogil
+
+
+cdef void _first(job *j, Py_ssize_t task) noexcept nogil:
+    j.first(j, _place(j.g, task))
+
+
+cdef void _second(job *j, Py_ssize_t task) noexcept nogil:
+    j.second(j, _place(j.g, task))
+    if j.stream:
+        j.leaves.fence()
+
+
+cdef void _both(job *j, Py_ssize_t task) noexcept nogil:
+    """Both steps over some channels while their values are in the cache: they come from memory once."""
+    cdef place at = _block(j.g, task, 0)
+    cdef Py_ssize_t begin = _channel(j.g, at), end = begin + at.part.channels, i, c
+    cdef bint fits = True
+    for i in range(j.n_blocks):
+        j.first(j, _block(j.g, task, i))
+    for c in range(begin, end):
+        fits = j.fold(j, c) and fits
+    j.done[task] = fits
+    if fits:
+        for i in range(_ceil_div(j.g.whole.outer, _strip_outer(j.g))):
+            j.second(j, _strip(j.g, task, i))
+    if j.stream:
+        j.leaves.fence()
+
+
+cdef int _run(job *j, of_task step, int n_threads) except -1:
+    # Signals are looked at after some 10 ms of work, in equal shares.
+    cdef Py_ssize_t task_bytes = max(1, _n_bytes(j) // max(1, j.g.tasks))
+    cdef Py_ssize_t at_once = n_threads * max(1, (64 << 20) // (task_bytes * n_threads)), start = 0, stop, task
+    while start < j.g.tasks:
+        stop = min(j.g.tasks, start + at_once)
+        if n_threads == 1:
+            with nogil:
+                for task in range(start, stop):
+                    step(j, task)
+        else:
+            for task in prange(start, stop, nogil=True, num_threads=n_threads):
+                step(j, task)
+        start = stop
+        PyErr_CheckSignals()
+    return 0
+
+
+cdef int _run_second(job *j, int n_threads) except -1:
+    """The second step over everything."""
+    if _n_bytes(j) == 0 or _run_wide(j, n_threads):
+        return 0
+    _cut_for_results(&j.g)
+    return _run(j, _second, n_threads)
+
+
+cdef bint _run_wide(job *j, int n_threads) except -1:
+    """The same, if that is contiguous rows: as a few wide ones, with the parameters repeated to match.
+
+    Wide rows start on a cache line of the result, so that streaming stores write whole lines.
+    """
+    cdef Py_ssize_t channels = j.g.whole.channels, size = j.g.whole.outer * channels
+    cdef Py_ssize_t period = channels * (16 // _lowest_bit(channels, 16)), head = 0, k
+    cdef Py_ssize_t[4] edges
+    cdef cnp.ndarray _repeated
     cdef bn_coefficients c
-    c.mean, c.scale, c.shift = _values(mean), _values(scale), _values(shift)
-    c.dy_scale, c.x_scale, c.offset = _values(dy_scale), _values(x_scale), _values(offset)
-    return c
+    cdef job part
+    period *= _ceil_div(_wide_row, period)
+    if not _is_rows(j.g) or j.g.groups != 1 or size < 4 * period or period > 64 * _wide_row or not (
+        _is_packed(j, j.x) and _is_packed(j, j.z) and _is_packed(j, j.dy) and _is_packed(j, j.y) and _is_packed(j, j.dz)
+    ):
+        return False
+    if j.stream:
+        head = (64 - <size_t> j.y.first.data % 64) % 64 // j.itemsize
+    edges[0], edges[1], edges[2], edges[3] = 0, head, size - (size - head) % period, size
+    _repeated = _repeat(j, period + channels, &c)
+    for k in range(3):
+        if edges[k] < edges[k + 1]:
+            part = j[0]
+            part.g.whole.channels = period if k == 1 else edges[k + 1] - edges[k]
+            part.g.whole.outer = (edges[k + 1] - edges[k]) // part.g.whole.channels
+            _from(&part.x, edges[k], part.g.whole.channels)
+            _from(&part.z, edges[k], part.g.whole.channels)
+            _from(&part.dy, edges[k], part.g.whole.channels)
+            _from(&part.y, edges[k], part.g.whole.channels)
+            _from(&part.dz, edges[k], part.g.whole.channels)
+            part.c = _of_channels(c, edges[k] % channels * j.itemsize)
+            _cut_for_results(&part.g)
+            _run(&part, _second, n_threads)
+            j.seen |= part.seen
+    return True
 
 
-# ---- the loops over parts ----
+cdef inline bint _is_packed(job *j, array4 a) noexcept:
+    return a.first.data == NULL or a.first.outer == j.g.whole.channels
 
 
-def moments(cnp.ndarray x, cnp.ndarray weights, bint skip_missing, Py_ssize_t outer_block,
-            Py_ssize_t inner_block, cnp.ndarray out, int n_threads):
-    """Count, mean (hi and lo) and m2 of each channel in each block.
+cdef inline void _from(array4 *a, Py_ssize_t start, Py_ssize_t width) noexcept:
+    a.first.outer = width
+    if a.first.data != NULL:
+        a.first.data += start * a.itemsize
+
+
+cdef cnp.ndarray _repeat(job *j, Py_ssize_t n, bn_coefficients *c):
+    """Coefficients of rows, over and over to `n` values each: `c` and its memory."""
+    cdef Py_ssize_t n_bytes = n * j.itemsize, size = j.g.whole.channels * j.itemsize, k, done
+    cdef cnp.ndarray memory = _fresh(6, n_bytes, cnp.NPY_UINT8)
+    cdef char *to = <char *> cnp.PyArray_DATA(memory)
+    cdef const char **rows = [j.c.mean, j.c.scale, j.c.shift, j.c.dy_scale, j.c.x_scale, j.c.offset]
+    for k in range(6):
+        if rows[k] != NULL:
+            memcpy(to, rows[k], size)
+            done = size
+            while done < n_bytes:
+                memcpy(to + done, to, min(done, n_bytes - done))
+                done *= 2
+            rows[k] = to
+        to += n_bytes
+    c.mean, c.scale, c.shift, c.dy_scale, c.x_scale, c.offset = rows[0], rows[1], rows[2], rows[3], rows[4], rows[5]
+    return memory
+
+
+cdef Py_ssize_t _resident_channels(job *j, int n_threads) noexcept:
+    """Channels whose values, of all arrays that are read, stay in the cache from one step to the next; 0 if not one's.
+
+    Rows are read whole, so all of them must.
+    """
+    cdef bn_part whole = j.g.whole
+    cdef Py_ssize_t read = 1 + (j.dy.first.data != NULL) + (j.z.first.data != NULL)
+    cdef Py_ssize_t n_bytes = read * j.itemsize * whole.outer * whole.inner, fitting, together, places
+    if n_bytes == 0:
+        return 0
+    if whole.inner == 1 and whole.outer > 1:
+        return min(whole.channels, BN_TILE) if n_threads == 1 and n_bytes * whole.channels <= _resident_bytes else 0
+    fitting = min(whole.channels, BN_TILE, _resident_bytes // n_bytes)
+    # Where samples lie a power of two apart, most of the cache is not for them.
+    together = fitting * whole.inner * j.itemsize
+    places = min(_places_bytes, together * (_places_bytes // _lowest_bit(j.x.first.outer * j.itemsize, _places_bytes)))
+    if whole.outer > 1 and n_bytes * fitting > _places_deep * places:
+        return 0
+    # Some tasks for each thread, so that none waits long for the last.
+    return min(fitting, _ceil_div(j.width, 4 * n_threads)) if n_threads > 1 else fitting
+
+
+def resident_channels(cnp.ndarray x, int n_read, int n_threads):
+    """How many channels of `x` a task of both steps has, if so many arrays like it are read; 0: it does not pay."""
+    cdef job j
+    _begin(&j, x)
+    j.dy, j.z = j.x if n_read > 1 else j.dy, j.x if n_read > 2 else j.z
+    return _resident_channels(&j, n_threads)
+
+
+cdef tuple _run_both(job *j, int n_sums, bint apart, int n_threads):
+    """Both steps, at once where channels stay in the cache: sums, what was done, and how many channels a task has."""
+    cdef Py_ssize_t channels = _resident_channels(j, n_threads), c
+    cdef cnp.ndarray sums, done
+    cdef bint fits = True
+    if channels:
+        _cut_for_both(&j.g, channels)
+        sums, done = _new_sums(j, n_sums), _fresh(j.g.groups, j.g.n.channels, cnp.NPY_UINT8)
+        j.done = <unsigned char *> cnp.PyArray_DATA(done)
+        j.stream = apart and _n_bytes(j) >= _stream_bytes_fused
+        _run(j, _both, n_threads)
+        return sums, done, channels
+    _cut_for_sums(&j.g)
+    sums, done = _new_sums(j, n_sums), _fresh(j.g.groups, 1, cnp.NPY_UINT8)
+    _run(j, _first, n_threads)
+    for c in range(j.width):
+        fits = j.fold(j, c) and fits
+    if fits:
+        j.stream = apart and _n_bytes(j) >= _stream_bytes
+        _run_second(j, n_threads)
+    cnp.PyArray_FILLWBYTE(done, fits)
+    return sums, done, j.g.whole.channels
+
+
+# ---- the drivers ----
+
+
+def moments(cnp.ndarray x, cnp.ndarray weights, bint skip_missing, int n_threads):
+    """Count, mean (hi and lo) and m2 of each channel.
 
     Parameters
     ----------
@@ -405,38 +808,23 @@ def moments(cnp.ndarray x, cnp.ndarray weights, bint skip_missing, Py_ssize_t ou
     weights : C-contiguous ndarray of shape (outer, inner), float64, or None
     skip_missing : bool
         Leave NaN out instead of propagating it.
-    outer_block, inner_block : int
-        Block size; one of them must span its axis.
-    out : C-contiguous ndarray of shape (4, n_blocks, groups * channels), float64
-        Receives count, mean, mean_lo and m2.
     n_threads : int
 
     Returns
     -------
+    ndarray of shape (4, n_blocks, groups * channels), float64
+        Those of the blocks, to be merged.
     bool
         Whether a NaN may have been left out: the sums of a block were not finite.
     """
-    cdef grid g = _grid_of_sums(x, outer_block, inner_block, n_threads)
-    cdef place at
-    cdef array4 from_x = _array(x)
-    cdef const double *w = <const double *> _values(weights)
-    cdef double *result = <double *> cnp.PyArray_DATA(out)
-    cdef bn_moments_fn leaf = _leaves.moments[cnp.PyArray_TYPE(x) == cnp.NPY_DOUBLE]
-    cdef Py_ssize_t width = g.groups * g.channels, size = out.shape[1] * width, start = 0, stop, task, to
-    cdef int missing = 0
-    while start < g.tasks:
-        stop = min(g.tasks, start + g.between_signals)
-        for task in prange(start, stop, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1):
-            at = _place(g, task)
-            to = at.block * width + _channel(g, at)
-            missing |= leaf(
-                at.part, _part(from_x, at), NULL if w == NULL else w + (at.outer * g.whole.inner + at.inner),
-                g.whole.inner, skip_missing, result + to, result + size + to, result + 2 * size + to,
-                result + 3 * size + to,
-            )
-        start = stop
-        PyErr_CheckSignals()
-    return missing != 0
+    cdef job j
+    cdef cnp.ndarray sums
+    _begin(&j, x)
+    _cut_for_sums(&j.g)
+    sums = _new_sums(&j, 4)
+    j.first, j.weights, j.skip_missing = _moments_of, <const double *> _values(weights), skip_missing
+    _run(&j, _first, n_threads)
+    return sums, j.seen != 0
 
 
 def apply(cnp.ndarray x, cnp.ndarray y, cnp.ndarray residual, cnp.ndarray mean, cnp.ndarray scale,
@@ -458,29 +846,17 @@ def apply(cnp.ndarray x, cnp.ndarray y, cnp.ndarray residual, cnp.ndarray mean, 
     bool
         Whether `x` holds an infinity.
     """
-    cdef grid g = _grid_of_results(x, n_threads)
-    cdef place at
-    cdef array4 from_x = _array(x), from_z = _array(residual), to_y = _array(y)
-    cdef bn_coefficients c = _coefficients(mean, scale, shift)
-    cdef bn_apply_fn leaf = _leaves.apply[cnp.PyArray_TYPE(x) == cnp.NPY_DOUBLE]
-    cdef Py_ssize_t size = x.itemsize, start = 0, stop, task
-    cdef int infinite = 0
-    while start < g.tasks:
-        stop = min(g.tasks, start + g.between_signals)
-        for task in prange(start, stop, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1):
-            at = _place(g, task)
-            infinite |= leaf(at.part, _part(from_x, at), _part(from_z, at), _part(to_y, at),
-                             _of_channels(c, size * _channel(g, at)), relu, stream)
-            if stream:
-                _leaves.fence()
-        start = stop
-        PyErr_CheckSignals()
-    return infinite != 0
+    cdef job j
+    _begin(&j, x)
+    j.z, j.y = _array(residual), _array(y)
+    j.c.mean, j.c.scale, j.c.shift = _values(mean), _values(scale), _values(shift)
+    j.second, j.relu, j.stream = _result_of, relu, stream
+    _run_second(&j, n_threads)
+    return j.seen != 0
 
 
 def backward_sums(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray center, cnp.ndarray mean,
-                  cnp.ndarray scale, cnp.ndarray shift, bint relu, Py_ssize_t outer_block, Py_ssize_t inner_block,
-                  cnp.ndarray out, int n_threads):
+                  cnp.ndarray scale, cnp.ndarray shift, bint relu, int n_threads):
     """Sums of `dy` and of ``dy * (x - center)`` of each channel in each block.
 
     With `relu`, `dy` counts as 0 where ``apply`` gives 0, with the same arguments.
@@ -493,29 +869,23 @@ def backward_sums(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray residual, cnp.ndarr
     mean, scale, shift : C-contiguous ndarray of groups * channels values, dtype of `x`
         Not used without `relu`.
     relu : bool
-    outer_block, inner_block : int
-        Block size; one of them must span its axis.
-    out : C-contiguous ndarray of shape (2, n_blocks, groups * channels), float64
-        Receives the sums.
     n_threads : int
+
+    Returns
+    -------
+    ndarray of shape (2, n_blocks, groups * channels), float64
+        Those of the blocks, to be added.
     """
-    cdef grid g = _grid_of_sums(x, outer_block, inner_block, n_threads)
-    cdef place at
-    cdef array4 from_x = _array(x), from_z = _array(residual), from_dy = _array(dy)
-    cdef const double *about = <const double *> _values(center)
-    cdef double *result = <double *> cnp.PyArray_DATA(out)
-    cdef bn_coefficients c = _coefficients(mean, scale, shift)
-    cdef bn_backward_sums_fn leaf = _leaves.backward_sums[cnp.PyArray_TYPE(x) == cnp.NPY_DOUBLE]
-    cdef Py_ssize_t width = g.groups * g.channels, size = out.shape[1] * width, start = 0, stop, task, to
-    while start < g.tasks:
-        stop = min(g.tasks, start + g.between_signals)
-        for task in prange(start, stop, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1):
-            at = _place(g, task)
-            to = at.block * width + _channel(g, at)
-            leaf(at.part, _part(from_x, at), _part(from_z, at), _part(from_dy, at), about + _channel(g, at),
-                 _of_channels(c, from_x.itemsize * _channel(g, at)), relu, result + to, result + size + to)
-        start = stop
-        PyErr_CheckSignals()
+    cdef job j
+    cdef cnp.ndarray sums
+    _begin(&j, x)
+    _cut_for_sums(&j.g)
+    sums = _new_sums(&j, 2)
+    j.z, j.dy, j.center = _array(residual), _array(dy), <const double *> _values(center)
+    j.c.mean, j.c.scale, j.c.shift = _values(mean), _values(scale), _values(shift)
+    j.first, j.relu = _sums_of, relu
+    _run(&j, _first, n_threads)
+    return sums
 
 
 def backward_apply(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray dx, cnp.ndarray dresidual,
@@ -538,248 +908,92 @@ def backward_apply(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray residual, cnp.ndar
         Store past the cache: for outputs larger than it. Not when `dx` is another array, too.
     n_threads : int
     """
-    cdef grid g = _grid_of_results(x, n_threads)
-    cdef place at
-    cdef array4 from_x = _array(x), from_z = _array(residual), from_dy = _array(dy)
-    cdef array4 to_dx = _array(dx), to_dz = _array(dresidual)
-    cdef bn_coefficients c = _coefficients(mean, scale, shift, dy_scale, x_scale, offset)
-    cdef bn_backward_apply_fn leaf = _leaves.backward_apply[cnp.PyArray_TYPE(x) == cnp.NPY_DOUBLE]
-    cdef Py_ssize_t size = x.itemsize, start = 0, stop, task
-    while start < g.tasks:
-        stop = min(g.tasks, start + g.between_signals)
-        for task in prange(start, stop, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1):
-            at = _place(g, task)
-            leaf(at.part, _part(from_x, at), _part(from_z, at), _part(from_dy, at), _part(to_dx, at),
-                 _part(to_dz, at), _of_channels(c, size * _channel(g, at)), relu, stream)
-            if stream:
-                _leaves.fence()
-        start = stop
-        PyErr_CheckSignals()
-
-
-# ---- both steps of a pass over some channels while their values are in the cache: they come from memory once ----
-
-
-ctypedef struct fused_pass:
-    # Parts are blocks of the channels of a task.
-    grid g
-    array4 x, z, dy, y, dz
-    # Rows of one number per channel: `sums` has several for each block, `field` numbers apart.
-    Py_ssize_t n_blocks, width, field
-    double *sums
-    const double *gamma
-    const double *beta
-    const double *mean
-    const double *mean_lo
-    double *invstd
-    double eps
-    # What the folds are rounded to, and the coefficients they are part of.
-    char *folded
-    bn_coefficients c
-    bint is_double, relu, stream
-    unsigned char *done
-    bn_moments_fn moments_of
-    bn_apply_fn apply_to
-    bn_backward_sums_fn backward_sums_of
-    bn_backward_apply_fn backward_apply_to
-
-
-cdef fused_pass _fused(cnp.ndarray x, cnp.ndarray residual, cnp.ndarray gamma, cnp.ndarray invstd, bint relu,
-                       bint stream, Py_ssize_t outer_block, Py_ssize_t inner_block, Py_ssize_t channels,
-                       cnp.ndarray sums, cnp.ndarray folded, cnp.ndarray done, int n_threads) noexcept:
-    cdef fused_pass f
-    f.g = _grid(x, outer_block, channels, inner_block, n_threads)
-    f.g.tasks = f.g.groups * f.g.n.channels
-    f.g.between_signals = 64 * n_threads
-    f.x, f.z = _array(x), _array(residual)
-    f.n_blocks, f.width = f.g.n.outer * f.g.n.inner, f.g.groups * f.g.channels
-    f.field = f.n_blocks * f.width
-    f.sums = <double *> cnp.PyArray_DATA(sums)
-    f.gamma = <const double *> _values(gamma)
-    f.invstd = <double *> cnp.PyArray_DATA(invstd)
-    f.folded = <char *> cnp.PyArray_DATA(folded)
-    f.relu, f.stream = relu, stream
-    f.done = <unsigned char *> cnp.PyArray_DATA(done)
-    _set_leaves(&f, x)
-    return f
-
-
-cdef inline void _set_leaves(fused_pass *f, cnp.ndarray x) noexcept:
-    f.is_double = cnp.PyArray_TYPE(x) == cnp.NPY_DOUBLE
-    f.moments_of, f.apply_to = _leaves.moments[f.is_double], _leaves.apply[f.is_double]
-    f.backward_sums_of, f.backward_apply_to = _leaves.backward_sums[f.is_double], _leaves.backward_apply[f.is_double]
-
-
-cdef inline const char *_row(fused_pass f, int row) noexcept nogil:
-    return f.folded + row * f.width * f.x.itemsize
-
-
-cdef inline void _fold_to(fused_pass f, int row, Py_ssize_t channel, double value) noexcept nogil:
-    cdef char *at = f.folded + (row * f.width + channel) * f.x.itemsize
-    if f.is_double:
-        (<double *> at)[0] = value
-    else:
-        (<float *> at)[0] = <float> value
-
-
-cdef inline void _fold_affine(fused_pass f, Py_ssize_t channel, bn_affine k) noexcept nogil:
-    _fold_to(f, 0, channel, k.mean)
-    _fold_to(f, 1, channel, k.scale)
-    _fold_to(f, 2, channel, k.shift)
-
-
-cdef inline place _block(grid g, Py_ssize_t task, Py_ssize_t block) noexcept nogil:
-    cdef Py_ssize_t channel = task % g.n.channels, outer = task // g.n.channels * g.n.outer + block // g.n.inner
-    return _place(g, (outer * g.n.channels + channel) * g.n.inner + block % g.n.inner)
-
-
-cdef inline place _strip(grid g, Py_ssize_t task, Py_ssize_t i) noexcept nogil:
-    """A part for the second step, the last first: what was read last is nearest. Rows are one strip."""
-    cdef place at = _block(g, task, 0)
-    cdef Py_ssize_t outer = _strip_outer(g)
-    at.outer = (_ceil_div(g.whole.outer, outer) - 1 - i) * outer
-    at.part.outer, at.part.inner = min(outer, g.whole.outer - at.outer), g.whole.inner
-    return at
-
-
-cdef inline Py_ssize_t _strip_outer(grid g) noexcept nogil:
-    return g.whole.outer if g.whole.inner == 1 else max(1, 8192 // (g.part.channels * g.whole.inner))
-
-
-cdef void _forward_task(fused_pass f, Py_ssize_t task) noexcept nogil:
-    cdef place at = _block(f.g, task, 0)
-    cdef Py_ssize_t first = _channel(f.g, at), channels = at.part.channels, i, c
-    cdef double *sums
-    cdef bint fits = True
-    cdef bn_moments m
-    cdef bn_affine k
-    for i in range(f.n_blocks):
-        at, sums = _block(f.g, task, i), f.sums + first + i * f.width
-        f.moments_of(at.part, _part(f.x, at), NULL, 0, False, sums, sums + f.field, sums + 2 * f.field,
-                     sums + 3 * f.field)
-    for c in range(first, first + channels):
-        sums = f.sums + c
-        m = bn_merge_blocks(sums, sums + f.field, sums + 2 * f.field, sums + 3 * f.field, f.n_blocks, f.width)
-        f.invstd[c] = bn_inverse_std(m.m2 / m.count, f.eps)
-        k = bn_fold(m.mean, f.invstd[c], 1.0 if f.gamma == NULL else f.gamma[c],
-                    0.0 if f.beta == NULL else f.beta[c], m.mean_lo)
-        fits = (f.is_double or bn_round_affine(&k)) and fits
-        _fold_affine(f, c, k)
-    f.done[task] = fits
-    if fits:
-        for i in range(_ceil_div(f.g.whole.outer, _strip_outer(f.g))):
-            at = _strip(f.g, task, i)
-            f.apply_to(at.part, _part(f.x, at), _part(f.z, at), _part(f.y, at),
-                       _of_channels(f.c, f.x.itemsize * first), f.relu, f.stream)
-
-
-cdef void _backward_task(fused_pass f, Py_ssize_t task) noexcept nogil:
-    cdef place at = _block(f.g, task, 0)
-    cdef Py_ssize_t first = _channel(f.g, at), channels = at.part.channels, i, c
-    cdef double *sums
-    cdef double gamma, total, g_x_hat, count = <double> f.g.whole.outer * <double> f.g.whole.inner
-    cdef bint fits = True
-    cdef bn_gradient k
-    for i in range(f.n_blocks):
-        at, sums = _block(f.g, task, i), f.sums + first + i * f.width
-        f.backward_sums_of(at.part, _part(f.x, at), _part(f.z, at), _part(f.dy, at), f.mean + first,
-                           _of_channels(f.c, f.x.itemsize * first), f.relu, sums, sums + f.field)
-    for c in range(first, first + channels):
-        total, gamma = bn_sum_blocks(f.sums + c, f.n_blocks, f.width), 1.0 if f.gamma == NULL else f.gamma[c]
-        g_x_hat = (bn_sum_blocks(f.sums + f.field + c, f.n_blocks, f.width) - f.mean_lo[c] * total) * f.invstd[c]
-        f.sums[f.field + c] = g_x_hat
-        k = bn_fold_backward(f.mean[c], f.invstd[c], gamma, gamma * total, gamma * g_x_hat, count, f.mean_lo[c])
-        fits = (f.is_double or bn_round_gradient(&k)) and fits
-        _fold_to(f, 0, c, k.mean)
-        _fold_to(f, 1, c, k.dy_scale)
-        _fold_to(f, 2, c, k.x_scale)
-        _fold_to(f, 3, c, k.offset)
-    f.done[task] = fits
-    if fits:
-        for i in range(_ceil_div(f.g.whole.outer, _strip_outer(f.g))):
-            at = _strip(f.g, task, i)
-            f.backward_apply_to(at.part, _part(f.x, at), _part(f.z, at), _part(f.dy, at), _part(f.y, at),
-                                _part(f.dz, at), _of_channels(f.c, f.x.itemsize * first), f.relu, f.stream)
-
-
-ctypedef void (*fused_task)(fused_pass, Py_ssize_t) noexcept nogil
-
-
-cdef int _run(fused_pass f, fused_task run, int n_threads) except -1:
-    cdef Py_ssize_t start = 0, stop, task
-    while start < f.g.tasks:
-        stop = min(f.g.tasks, start + f.g.between_signals)
-        for task in prange(start, stop, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1):
-            run(f, task)
-            if f.stream:
-                _leaves.fence()
-        start = stop
-        PyErr_CheckSignals()
-    return 0
+    cdef job j
+    _begin(&j, x)
+    j.z, j.dy, j.y, j.dz = _array(residual), _array(dy), _array(dx), _array(dresidual)
+    j.c.mean, j.c.scale, j.c.shift = _values(mean), _values(scale), _values(shift)
+    j.c.dy_scale, j.c.x_scale, j.c.offset = _values(dy_scale), _values(x_scale), _values(offset)
+    j.second, j.relu, j.stream = _gradient_of, relu, stream
+    _run_second(&j, n_threads)
 
 
 def forward(cnp.ndarray x, cnp.ndarray y, cnp.ndarray residual, cnp.ndarray gamma, cnp.ndarray beta, double eps,
-            bint relu, bint stream, Py_ssize_t outer_block, Py_ssize_t inner_block, Py_ssize_t channels,
-            cnp.ndarray sums, cnp.ndarray invstd, cnp.ndarray folded, cnp.ndarray done, int n_threads):
-    """``moments``, their merge and fold, and ``apply``: `channels` channels at a time.
+            bint relu, bint apart, int n_threads):
+    """``moments``, their merge and fold, and ``apply``.
 
     Parameters
     ----------
-    x, y, residual, relu, stream, n_threads
-        As for ``apply``.
+    x, y, residual, relu, n_threads
+        As for ``apply``; `x` is not empty.
     gamma, beta : C-contiguous ndarray of groups * channels values, float64, or None
     eps : float
-    outer_block, inner_block, sums
-        As for ``moments``, its `out`. The first block receives the moments of all.
-    channels : int
-        At most ``BN_TILE``. Together they should fit the cache.
-    invstd : C-contiguous ndarray of groups * channels values, float64
-        Written.
-    folded : C-contiguous ndarray of shape (3, groups * channels), dtype of `x`
-        For the coefficients of ``apply``.
-    done : C-contiguous ndarray of shape (groups, ceil(n_channels / channels)), uint8
-        Receives 0 where float32 does not suffice for one of the channels: there `y` is not written.
+    apart : bool
+        Whether `y` shares no memory with what is read.
+
+    Returns
+    -------
+    sums : ndarray of shape (4, n_blocks, groups * channels), float64
+        As those of ``moments``; the first block has the moments of all.
+    invstd : ndarray of groups * channels values, float64
+    done : ndarray of shape (groups, tasks), uint8
+        0 where float32 does not suffice for one of the channels of a task: there `y` is not written.
+    int
+        Channels of a task.
     """
-    cdef fused_pass f = _fused(x, residual, gamma, invstd, relu, stream, outer_block, inner_block, channels, sums,
-                               folded, done, n_threads)
-    f.y, f.beta, f.eps = _array(y), <const double *> _values(beta), eps
-    f.c = _coefficients(None, None, None)
-    f.c.mean, f.c.scale, f.c.shift = _row(f, 0), _row(f, 1), _row(f, 2)
-    _run(f, _forward_task, n_threads)
+    cdef job j
+    _begin(&j, x)
+    j.y, j.z, j.relu = _array(y), _array(residual), relu
+    j.gamma, j.beta, j.eps = <const double *> _values(gamma), <const double *> _values(beta), eps
+    invstd = _new_invstd(&j)
+    sums, done, channels = _run_forward(&j, apart, n_threads)
+    return sums, invstd, done, channels
+
+
+cdef tuple _run_forward(job *j, bint apart, int n_threads):
+    cdef cnp.ndarray _folded = _new_folds(j, 3)
+    j.c.mean, j.c.scale, j.c.shift = _row(j, 0), _row(j, 1), _row(j, 2)
+    j.first, j.fold, j.second = _moments_of, _forward_fold, _result_of
+    return _run_both(j, 4, apart, n_threads)
 
 
 def backward(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray dx, cnp.ndarray dresidual,
              cnp.ndarray center, cnp.ndarray center_lo, cnp.ndarray invstd, cnp.ndarray gamma, cnp.ndarray mean,
-             cnp.ndarray scale, cnp.ndarray shift, bint relu, bint stream, Py_ssize_t outer_block,
-             Py_ssize_t inner_block, Py_ssize_t channels, cnp.ndarray sums, cnp.ndarray folded, cnp.ndarray done,
-             int n_threads):
-    """``backward_sums``, their fold, and ``backward_apply``: `channels` channels at a time.
+             cnp.ndarray scale, cnp.ndarray shift, bint relu, bint apart, int n_threads):
+    """``backward_sums``, their fold, and ``backward_apply``.
 
     Parameters
     ----------
-    dy, x, residual, dx, dresidual, relu, mean, scale, shift, stream, n_threads
-        As for ``backward_apply``; the coefficients are those of ReLU only.
+    dy, x, residual, dx, dresidual, relu, mean, scale, shift, n_threads
+        As for ``backward_apply``; the coefficients are those of ReLU only, and `x` is not empty.
     center, center_lo, invstd : C-contiguous ndarray of groups * channels values, float64
         What the forward pass saved.
     gamma : C-contiguous ndarray of groups * channels values, float64, or None
-    outer_block, inner_block, sums
-        As for ``backward_sums``, its `out`. The first block receives the sums of g and of g times x_hat.
-    channels : int
+    apart : bool
         As for ``forward``.
-    folded : C-contiguous ndarray of shape (4, groups * channels), dtype of `x`
-        For the coefficients of ``backward_apply``.
-    done : C-contiguous ndarray of shape (groups, ceil(n_channels / channels)), uint8
-        As for ``forward``.
+
+    Returns
+    -------
+    sums : ndarray of shape (2, n_blocks, groups * channels), float64
+        The first block has the sums of g and of g times x_hat of all.
+    done, channels
+        As of ``forward``.
     """
-    cdef fused_pass f = _fused(x, residual, gamma, invstd, relu, stream, outer_block, inner_block, channels, sums,
-                               folded, done, n_threads)
-    f.dy, f.y, f.dz = _array(dy), _array(dx), _array(dresidual)
-    f.mean, f.mean_lo = <const double *> _values(center), <const double *> _values(center_lo)
-    f.c = _coefficients(mean, scale, shift)
-    if mean is None:
-        f.c.mean = _row(f, 0)  # or the same, already there for the sums
-    f.c.dy_scale, f.c.x_scale, f.c.offset = _row(f, 1), _row(f, 2), _row(f, 3)
-    _run(f, _backward_task, n_threads)
+    cdef job j
+    _begin(&j, x)
+    j.z, j.dy, j.y, j.dz, j.relu = _array(residual), _array(dy), _array(dx), _array(dresidual), relu
+    j.center, j.center_lo = <const double *> _values(center), <const double *> _values(center_lo)
+    j.invstd, j.gamma = <double *> _values(invstd), <const double *> _values(gamma)
+    j.c.mean, j.c.scale, j.c.shift = _values(mean), _values(scale), _values(shift)
+    return _run_backward(&j, apart, n_threads)
+
+
+cdef tuple _run_backward(job *j, bint apart, int n_threads):
+    cdef cnp.ndarray _folded = _new_folds(j, 4)
+    if j.c.mean == NULL:
+        j.c.mean = _row(j, 0)  # or the same, already there for the sums
+    j.c.dy_scale, j.c.x_scale, j.c.offset = _row(j, 1), _row(j, 2), _row(j, 3)
+    j.first, j.fold, j.second = _sums_of, _backward_fold, _gradient_of
+    return _run_both(j, 2, apart, n_threads)
 
 
 # ---- the transformer's running statistics, and the short way of its small calls ----
@@ -793,16 +1007,8 @@ cdef extern from "numpy/arrayobject.h":
 cdef extern from "math.h":
     bint isfinite(double value) noexcept nogil
 
-cdef extern from "string.h":
-    int memcmp(const void *a, const void *b, size_t n) noexcept nogil
-
 # So many values are one block and one thread of the long way.
 cdef Py_ssize_t _small = 1 << 16
-
-
-cdef cnp.ndarray _fresh(Py_ssize_t rows, Py_ssize_t columns, int typenum):
-    cdef cnp.npy_intp *shape = [rows, columns]
-    return cnp.PyArray_EMPTY(2, shape, typenum, 0)
 
 
 cdef inline bn_moments _moments_at(const double *values, Py_ssize_t c, Py_ssize_t width) noexcept nogil:
@@ -909,7 +1115,7 @@ def apply_small(X, cnp.ndarray values, cnp.ndarray single):
         return None
     y = PyArray_NewLikeArray(x, cnp.NPY_CORDER, NULL, False)
     size = width * x.itemsize
-    c = _coefficients(None, None, None)
+    memset(&c, 0, sizeof(bn_coefficients))
     c.mean = _further(_values(values), 3 * size) if wide else _values(single)
     c.scale, c.shift = _further(c.mean, size), _further(c.mean, 2 * size)
     infinite = _leaves.apply[wide](_part_of_small(x), _array_of_small(x), _array(None).first, _array_of_small(y), c,
@@ -1022,9 +1228,9 @@ cdef inline bint _same_array(object now, object then):
     )
 
 
-# ---- the short way of small calls of the functions ----
+# ---- the short way of the functions ----
 #
-# As above. One task of a fused pass takes them, so statistics and folds are those of the long way.
+# As above, for plain arrays of any size: the same drivers without the checks that explain.
 
 
 cdef bint _is_like(object a, cnp.ndarray x, bint written) noexcept:
@@ -1061,116 +1267,128 @@ cdef bint _per_channel(object a, Py_ssize_t n_channels, const double **values) n
     return True
 
 
-cdef bint _small_pass(object x, object dy, object out, fused_pass *f) noexcept:
-    """Whether the arrays, channels on axis 1, can go the short way: then all of `f` that follows from them."""
+cdef bint _begin_plain(job *j, object x, object dy, object out) noexcept:
+    """Whether the arrays, channels on axis 1, can go the short way: then all that follows from them but the result."""
     cdef cnp.ndarray a
     cdef int axis
-    if not (_is_plain(x, False) and cnp.PyArray_NDIM(<cnp.ndarray> x) >= 2
-            and 0 < cnp.PyArray_SIZE(<cnp.ndarray> x) <= _small):
+    if not (_is_plain(x, False) and cnp.PyArray_NDIM(<cnp.ndarray> x) >= 2 and cnp.PyArray_SIZE(<cnp.ndarray> x) > 0):
         return False
     a = x
-    if not (1 < a.shape[1] <= BN_TILE and (dy is None or _is_like(dy, a, False))):
+    if not (dy is None or _is_like(dy, a, False)):
         return False
     if out is not None and not (_is_like(out, a, True) and _is_same_or_apart(out, a)
                                 and (dy is None or _is_same_or_apart(out, dy))):
         return False
-    _set_leaves(f, a)
-    f.g.groups = f.g.tasks = f.n_blocks = f.g.n.outer = f.g.n.channels = f.g.n.inner = 1
-    f.g.whole.outer, f.g.whole.channels, f.g.whole.inner = a.shape[0], a.shape[1], 1
+    memset(j, 0, sizeof(job))
+    # A single channel is a plane, as in the long way: its sums run in lanes.
+    j.g.groups, j.g.whole.outer, j.g.whole.channels, j.g.whole.inner = 1, a.shape[0], a.shape[1], 1
     for axis in range(2, cnp.PyArray_NDIM(a)):
-        f.g.whole.inner *= a.shape[axis]
-    f.g.part, f.g.channels, f.width, f.field = f.g.whole, a.shape[1], a.shape[1], a.shape[1]
-    f.x.first.data, f.x.itemsize, f.x.group = <char *> cnp.PyArray_DATA(a), cnp.PyArray_ITEMSIZE(a), 0
-    f.x.first.outer, f.x.first.channel = f.g.channels * f.g.whole.inner, f.g.whole.inner
-    f.y = f.dy = f.x
-    f.z = f.dz = _array(None)
+        j.g.whole.inner *= a.shape[axis]
+    if j.g.whole.channels == 1:
+        j.g.whole.inner *= j.g.whole.outer
+        j.g.whole.outer = 1
+    _settle(j, a)
+    j.x.first.data, j.x.itemsize = <char *> cnp.PyArray_DATA(a), j.itemsize
+    j.x.first.outer, j.x.first.channel = j.g.whole.channels * j.g.whole.inner, j.g.whole.inner
     if dy is not None:
-        f.dy.first.data = <char *> cnp.PyArray_DATA(<cnp.ndarray> dy)
-    f.c = _coefficients(None, None, None)
-    f.relu = f.stream = False
+        j.dy = j.x
+        j.dy.first.data = <char *> cnp.PyArray_DATA(<cnp.ndarray> dy)
     return True
 
 
-cdef cnp.ndarray _small_result(cnp.ndarray x, object out, fused_pass *f):
-    cdef cnp.ndarray y = PyArray_NewLikeArray(x, cnp.NPY_CORDER, NULL, False) if out is None else out
-    f.y.first.data = <char *> cnp.PyArray_DATA(y)
+cdef cnp.ndarray _plain_result(job *j, cnp.ndarray x, object out, bint *apart):
+    cdef cnp.ndarray y
+    if out is not None:
+        y = out
+    elif _n_bytes(j) <= 1 << 20:
+        y = PyArray_NewLikeArray(x, cnp.NPY_CORDER, NULL, False)
+    else:
+        y = _buffers.empty_like(x, x.dtype, "C")
+    j.y = j.x
+    j.y.first.data = <char *> cnp.PyArray_DATA(y)
+    apart[0] = j.y.first.data != j.x.first.data and j.y.first.data != j.dy.first.data
     return y
-
-
-cdef cnp.ndarray _small_folds(fused_pass *f, int rows):
-    cdef cnp.ndarray folded = _fresh(rows, f.width, cnp.NPY_DOUBLE if f.is_double else cnp.NPY_FLOAT)
-    f.folded = <char *> cnp.PyArray_DATA(folded)
-    f.c.mean = _row(f[0], 0)
-    return folded
 
 
 cdef inline bint _is_eps(object eps) noexcept:
     return type(eps) is float and <double> eps >= 0 and isfinite(<double> eps) or (type(eps) is int and eps == 0)
 
 
-def normalize_small(x, mean, var, gamma, beta, eps, out, bint relu):
+def normalize_plain(x, mean, var, gamma, beta, eps, out, bint relu, n_threads):
     """The result of ``batch_norm``, or None."""
-    cdef fused_pass f
+    cdef job j
     cdef cnp.ndarray y, _folded
     cdef const double *center
     cdef const double *spread
     cdef Py_ssize_t c
-    cdef bn_affine k
-    cdef place at
+    cdef bint apart
     mean, var, gamma, beta = _as_double(mean), _as_double(var), _as_double(gamma), _as_double(beta)
-    if not (_is_eps(eps) and _small_pass(x, None, out, &f) and mean is not None and var is not None):
+    if not (_is_eps(eps) and _begin_plain(&j, x, None, out) and mean is not None and var is not None):
         return None
-    if not (_per_channel(mean, f.width, &center) and _per_channel(var, f.width, &spread)
-            and _per_channel(gamma, f.width, &f.gamma) and _per_channel(beta, f.width, &f.beta)):
+    if not (_per_channel(mean, j.width, &center) and _per_channel(var, j.width, &spread)
+            and _per_channel(gamma, j.width, &j.gamma) and _per_channel(beta, j.width, &j.beta)):
         return None
-    _folded = _small_folds(&f, 3)
-    for c in range(f.width):
-        if spread[c] < 0:
+    _folded = _new_folds(&j, 3)
+    for c in range(j.width):
+        if spread[c] < 0 or not _fold_affine(&j, c, bn_fold(
+            center[c], bn_inverse_std(spread[c], eps), 1.0 if j.gamma == NULL else j.gamma[c],
+            0.0 if j.beta == NULL else j.beta[c], 0.0
+        )):
             return None
-        k = bn_fold(center[c], bn_inverse_std(spread[c], eps), 1.0 if f.gamma == NULL else f.gamma[c],
-                    0.0 if f.beta == NULL else f.beta[c], 0.0)
-        if not (f.is_double or bn_round_affine(&k)):
-            return None
-        _fold_affine(f, c, k)
-    y = _small_result(x, out, &f)
-    f.c.scale, f.c.shift = _row(f, 1), _row(f, 2)
-    at = _block(f.g, 0, 0)
-    f.apply_to(at.part, f.x.first, f.z.first, f.y.first, f.c, relu, False)
+    y = _plain_result(&j, x, out, &apart)
+    j.c.mean, j.c.scale, j.c.shift = _row(&j, 0), _row(&j, 1), _row(&j, 2)
+    j.second, j.relu, j.stream = _result_of, relu, apart and _n_bytes(&j) >= _stream_bytes
+    _run_second(&j, threads(n_threads, _n_bytes(&j)))
     return y
 
 
-def forward_small(x, gamma, beta, eps, out, bint relu):
+def forward_plain(x, gamma, beta, eps, out, bint relu, n_threads):
     """Result, mean, invstd and mean_lo of ``batch_norm_forward``, or None."""
-    cdef fused_pass f
-    cdef cnp.ndarray y, _folded, sums, invstd
-    cdef unsigned char done = 0
+    cdef job j
+    cdef cnp.ndarray y
+    cdef bint apart
+    cdef int n
     gamma, beta = _as_double(gamma), _as_double(beta)
-    if not (_is_eps(eps) and _small_pass(x, None, out, &f) and f.g.whole.outer * f.g.whole.inner > 1
-            and _per_channel(gamma, f.width, &f.gamma) and _per_channel(beta, f.width, &f.beta)):
+    if not (_is_eps(eps) and _begin_plain(&j, x, None, out) and j.g.whole.outer * j.g.whole.inner > 1
+            and _per_channel(gamma, j.width, &j.gamma) and _per_channel(beta, j.width, &j.beta)):
         return None
-    f.eps, f.relu, f.done = eps, relu, &done
-    _folded, sums, y = _small_folds(&f, 3), _fresh(4, f.width, cnp.NPY_DOUBLE), _small_result(x, out, &f)
-    invstd = cnp.PyArray_EMPTY(1, <cnp.npy_intp *> &f.width, cnp.NPY_DOUBLE, 0)
-    f.sums, f.invstd = <double *> cnp.PyArray_DATA(sums), <double *> cnp.PyArray_DATA(invstd)
-    f.c.scale, f.c.shift = _row(f, 1), _row(f, 2)
-    _forward_task(f, 0)
-    return (y, sums[1], invstd, sums[2]) if done else None
+    y, n = _plain_result(&j, x, out, &apart), threads(n_threads, _n_bytes(&j))
+    if not apart and _may_stop(&j, n):
+        return None
+    invstd = _new_invstd(&j)
+    j.eps, j.relu = eps, relu
+    sums = _sums_if_done(_run_forward(&j, apart, n))
+    return None if sums is None else (y, sums[1, 0], invstd, sums[2, 0])
 
 
-def backward_small(dy, x, mean, invstd, mean_lo, gamma, out):
+def backward_plain(dy, x, mean, invstd, mean_lo, gamma, out, n_threads):
     """Gradients of x, gamma and beta of ``batch_norm_backward``, or None."""
-    cdef fused_pass f
-    cdef cnp.ndarray dx, _folded, sums
+    cdef job j
+    cdef cnp.ndarray dx
     cdef const double *spread
-    cdef unsigned char done = 0
+    cdef bint apart
+    cdef int n
     gamma = _as_double(gamma)
-    if not (_small_pass(x, dy, out, &f) and dy is not None and mean is not None and invstd is not None
-            and mean_lo is not None and _per_channel(mean, f.width, &f.mean) and _per_channel(invstd, f.width, &spread)
-            and _per_channel(mean_lo, f.width, &f.mean_lo) and _per_channel(gamma, f.width, &f.gamma)):
+    if not (_begin_plain(&j, x, dy, out) and dy is not None and mean is not None and invstd is not None
+            and mean_lo is not None and _per_channel(mean, j.width, &j.center)
+            and _per_channel(invstd, j.width, &spread)
+            and _per_channel(mean_lo, j.width, &j.center_lo) and _per_channel(gamma, j.width, &j.gamma)):
         return None
-    f.done, f.invstd = &done, <double *> spread
-    _folded, sums, dx = _small_folds(&f, 4), _fresh(2, f.width, cnp.NPY_DOUBLE), _small_result(x, out, &f)
-    f.sums = <double *> cnp.PyArray_DATA(sums)
-    f.c.dy_scale, f.c.x_scale, f.c.offset = _row(f, 1), _row(f, 2), _row(f, 3)
-    _backward_task(f, 0)
-    return (dx, sums[1], sums[0]) if done else None
+    dx, n = _plain_result(&j, x, out, &apart), threads(n_threads, _n_bytes(&j))
+    if not apart and _may_stop(&j, n):
+        return None
+    j.invstd = <double *> spread
+    sums = _sums_if_done(_run_backward(&j, apart, n))
+    return None if sums is None else (dx, sums[1, 0], sums[0, 0])
+
+
+cdef bint _may_stop(job *j, int n_threads) noexcept:
+    """Whether a task could be done where another cannot, and the long way would miss what has been overwritten."""
+    return not j.is_double and 0 < _resident_channels(j, n_threads) < j.width
+
+
+cdef cnp.ndarray _sums_if_done(tuple found):
+    cdef cnp.ndarray sums = found[0], done = found[1]
+    if memchr(cnp.PyArray_DATA(done), 0, cnp.PyArray_SIZE(done)) != NULL:
+        return None
+    return sums if sums.shape[1] == 1 else sums[:, :1].copy()

@@ -8,22 +8,21 @@ The ways a call can take, the fastest first. All give the same bits.
 =================================  ============================================================  ===================
 way                                where                                                         x is read
 =================================  ============================================================  ===================
-small: ``_kernels.*_small``        plain C-contiguous arrays of at most 2**16 values, channels   once, by one thread
-                                   on axis 1; chosen by `functional` and `transformer`
-fused: `forward`, `backward`       both steps wanted, and `_resident_channels` finds channels    once
+short: ``_kernels.*_plain``        plain C-contiguous arrays, channels on axis 1, parameters     as below
+                                   that float32 holds; chosen by `functional`
+fused: ``_kernels._both``          both steps wanted, and `_resident_channels` finds channels    once
                                    whose values stay in the cache in between
-wide rows: `apply`,                contiguous rows, channels repeated to rows of 4 KiB           once a step
-`backward_apply`, `_wide_rows`
-as they are: the same              other rows and planes                                         once a step
+wide rows: ``_kernels._run_wide``  contiguous rows, channels repeated to rows of 4 KiB           once a step
+as they are: ``_kernels._run``     other rows and planes                                         once a step
 in float64: `_pieces`              channels with coefficients that float32 does not hold         once a step
 =================================  ============================================================  ===================
 
-Results are stored past the cache where `streams` says so.
+The transformer's calls on at most 2**16 values are short, too. Results are stored past the cache where they are large
+(`streams`).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -48,45 +47,10 @@ from bncpu.moments import (
 
 Array = NDArray[np.floating[Any]]
 
-# Blocks are cut by shape alone, so results do not depend on the number of threads. At most about this many
-# of them keep scratch memory proportional to the channels.
-MAX_BLOCKS = 128
-
-# From this size on, storing past the cache wins; below it the result would be missed in the cache.
-STREAM_BYTES = 16 << 20
-
-# What of the arrays that are read stays in the second-level cache from one step of a pass to the next: half of one that
-# holds 16 lines for each place within 128 KiB.
-RESIDENT_BYTES = 1 << 20
-PLACES_BYTES, PLACES_DEEP = 128 << 10, 8
-
-# Then the results of a step are not in the cache before they are written, and streaming pays earlier.
-STREAM_BYTES_FUSED = 4 << 20
-
-# Rows are widened to at least this many values, and parameters repeated to match: 4 KiB of float32.
-WIDE_ROW = 1024
-
 # Values converted at a time where float32 does not suffice.
 PIECE = 1 << 16
 
 NOTHING: Any = Coefficients(*[None] * 3)  # type: ignore[arg-type]
-
-
-def block_shape(outer: int, channels: int, inner: int) -> tuple[int, int]:
-    """Outer positions and inner values of a block; one of the two spans its axis."""
-    values = max(-(-outer * inner // MAX_BLOCKS), 1)
-    if inner == 1:
-        return max(values, 512, -(-131072 // max(channels, 1))), 1
-    values = max(values, 65536)
-    return (-(-values // inner), inner) if values >= inner else (1, values)
-
-
-def _blocks(x4: Array, n_sums: int) -> tuple[int, int, NDArray[np.float64]]:
-    """The shape of a block, and an array for so many sums of each block and channel."""
-    groups, outer, channels, inner = x4.shape
-    outer_block, inner_block = block_shape(outer, channels, inner)
-    n_blocks = -(-outer // outer_block) * -(-inner // inner_block)
-    return outer_block, inner_block, np.empty((n_sums, n_blocks, groups * channels))
 
 
 def moments(
@@ -105,12 +69,9 @@ def moments(
     """
     if x4.size == 0:
         return Moments.empty(x4.shape[0] * x4.shape[2]), False
-    outer_block, inner_block, out = _blocks(x4, 4)
-    missing = _dispatch.kernels(x4).moments(
-        x4, weights, skip_missing, outer_block, inner_block, out, _dispatch.threads(n_threads, x4.nbytes)
-    )
-    with np.errstate(invalid="ignore", over="ignore"):
-        return merge_blocks(out), missing
+    n = _dispatch.threads(n_threads, x4.nbytes)
+    blocks, missing = _dispatch.kernels(x4).moments(x4, weights, skip_missing, n)
+    return merge_blocks(blocks), missing
 
 
 def apply(
@@ -145,8 +106,8 @@ def apply(
     infinite = False
     for arrays, own, fit in _runs((x4, residual, y4), fits):
         if fit:
-            for (x, z, y), p in _wide_rows(arrays, _of(c, own), stream):
-                infinite |= kernels.apply(x, y, z, *p, relu, stream, n)
+            x, z, y = arrays
+            infinite |= kernels.apply(x, y, z, *_of(c, own), relu, stream, n)
             continue
         for (x, z, y), some in _pieces(arrays, _of(coefficients, own)):
             wide, added = _float64(x), None if z is None else _float64(z)
@@ -187,13 +148,8 @@ def backward_sums(
     c, fits = (NOTHING, None) if relu is None else rounded(relu, x4.dtype)
     if relu is not None and fits is not None:
         return backward_sums(_passed(dy4, x4, relu, residual), x4, center, n_threads=n_threads)
-    outer_block, inner_block, out = _blocks(x4, 2)
-    _dispatch.kernels(x4).backward_sums(
-        dy4, x4, residual, center, *c, relu is not None, outer_block, inner_block, out,
-        _dispatch.threads(n_threads, x4.nbytes),
-    )  # fmt: skip
-    with np.errstate(invalid="ignore", over="ignore"):
-        return sum_blocks(out)
+    n = _dispatch.threads(n_threads, x4.nbytes)
+    return sum_blocks(_dispatch.kernels(x4).backward_sums(dy4, x4, residual, center, *c, relu is not None, n))
 
 
 def backward_apply(
@@ -232,8 +188,8 @@ def backward_apply(
     every = (k.mean, c.scale, c.shift, k.dy_scale, k.x_scale, k.offset)
     for arrays, own, fit in _runs((dy4, x4, residual, dresidual, dx4), fits):
         if fit:
-            for (dy, x, z, dz, dx), p in _wide_rows(arrays, _of(every, own), stream):
-                kernels.backward_apply(dy, x, z, dx, dz, *p, relu is not None, stream, n)
+            dy, x, z, dz, dx = arrays
+            kernels.backward_apply(dy, x, z, dx, dz, *_of(every, own), relu is not None, stream, n)
             continue
         for (dy, x, z, dz, dx), (some, forward) in _pieces(arrays, (_of(gradient, own), _of(relu, own))):
             g = dy if forward is None else _passed(dy, x, forward, z)
@@ -265,22 +221,13 @@ def forward(
     gamma, beta : ndarray of groups * channels values, float64, or None
     eps : float
     """
+    if x4.size == 0:
+        found = Moments.empty(x4.shape[0] * x4.shape[2])
+        return found, saved_statistics(found, eps)
     n = _dispatch.threads(n_threads, x4.nbytes)
-    channels = _resident_channels(n, x4, residual)
-    if not channels:
-        found, _ = moments(x4, None, skip_missing=False, n_threads=n_threads)
-        saved = saved_statistics(found, eps)
-        apply(x4, y4, fold_saved(saved, gamma, beta), residual=residual, relu=relu, n_threads=n_threads)
-        return found, saved
-    outer_block, inner_block, sums = _blocks(x4, 4)
-    width = sums.shape[2]
-    invstd, folded = np.empty(width), np.empty((3, width), x4.dtype)
-    done = np.empty((x4.shape[0], -(-x4.shape[2] // channels)), np.uint8)
-    stream = streams(y4, x4, residual, least=STREAM_BYTES_FUSED)
-    _dispatch.kernels(x4).forward(
-        x4, y4, residual, gamma, beta, eps, relu, stream, outer_block, inner_block, channels, sums, invstd, folded,
-        done, n,
-    )  # fmt: skip
+    sums, invstd, done, channels = _dispatch.kernels(x4).forward(
+        x4, y4, residual, gamma, beta, eps, relu, _is_apart(y4, x4, residual), n
+    )
     found = Moments(*np.ascontiguousarray(sums[:, 0]))
     saved = SavedStatistics(found.mean, invstd)
     saved.mean_lo = found.mean_lo
@@ -318,53 +265,25 @@ def backward(
     tuple of two ndarray of groups * channels values, float64
         Sums of g and of ``g * x_hat``.
     """
-    n = _dispatch.threads(n_threads, x4.nbytes)
-    channels = _resident_channels(n, x4, dy4, residual)
     c, fits = (NOTHING, None) if relu is None else rounded(relu, x4.dtype)
     count = x4.shape[1] * x4.shape[3]
-    if not channels or fits is not None:
+    if x4.size == 0 or fits is not None:
         total, product = backward_sums(dy4, x4, saved.mean, relu=relu, residual=residual, n_threads=n_threads)
         along = sums_with_x_hat(total, product, saved)
         k = fold_saved_backward(saved, gamma, total, along, count)
         backward_apply(dy4, x4, dx4, k, relu=relu, residual=residual, dresidual=dresidual, n_threads=n_threads)
         return total, along
-    outer_block, inner_block, sums = _blocks(x4, 2)
-    width = sums.shape[2]
-    folded, done = np.empty((4, width), x4.dtype), np.empty((x4.shape[0], -(-x4.shape[2] // channels)), np.uint8)
-    lo = np.ascontiguousarray(np.broadcast_to(saved.mean_lo, width), np.float64)
-    stream = streams(dx4, dy4, x4, residual, least=STREAM_BYTES_FUSED)
-    _dispatch.kernels(x4).backward(
-        dy4, x4, residual, dx4, dresidual, saved.mean, lo, saved.invstd, gamma, *c, relu is not None, stream,
-        outer_block, inner_block, channels, sums, folded, done, n,
-    )  # fmt: skip
+    lo = np.ascontiguousarray(np.broadcast_to(saved.mean_lo, saved.mean.shape), np.float64)
+    apart, n = _is_apart(dx4, dy4, x4, residual), _dispatch.threads(n_threads, x4.nbytes)
+    sums, done, channels = _dispatch.kernels(x4).backward(
+        dy4, x4, residual, dx4, dresidual, saved.mean, lo, saved.invstd, gamma, *c, relu is not None, apart, n
+    )
     total, along = np.ascontiguousarray(sums[:, 0])
     if not done.all():
         k = fold_saved_backward(saved, gamma, total, along, count)
         for (dy, x, z, dz, dx), own in _not_done((dy4, x4, residual, dresidual, dx4), done, channels):
             backward_apply(dy, x, dx, _of(k, own), relu=_of(relu, own), residual=z, dresidual=dz, n_threads=n_threads)
     return total, along
-
-
-def _resident_channels(n_threads: int, *read: Array | None) -> int:
-    """Channels whose values, of all arrays that are read, stay in the cache from one step to the next; 0 if not one's.
-
-    Rows are read whole, so all of them must.
-    """
-    x4, *others = (a for a in read if a is not None)
-    groups, outer, channels, inner = x4.shape
-    if x4.size == 0:
-        return 0
-    n_bytes, tile = (1 + len(others)) * x4.itemsize * outer * inner, _dispatch.kernels(x4).TILE
-    if inner == 1 and outer > 1:
-        return min(channels, tile) if n_threads == 1 and n_bytes * channels <= RESIDENT_BYTES else 0
-    fitting = min(channels, tile, RESIDENT_BYTES // n_bytes)
-    # Where samples lie a power of two apart, most of the cache is not for them.
-    apart, together = abs(x4.strides[1]), fitting * inner * x4.itemsize
-    places = min(PLACES_BYTES, together * (PLACES_BYTES // math.gcd(PLACES_BYTES, apart)))
-    if outer > 1 and n_bytes * fitting > PLACES_DEEP * places:
-        return 0
-    # Some tasks for each thread, so that none waits long for the last.
-    return min(fitting, -(-groups * channels // (4 * n_threads))) if n_threads > 1 else fitting
 
 
 def _not_done(
@@ -381,9 +300,13 @@ def _not_done(
         )
 
 
-def streams(y: Array, *others: Array | None, least: int = STREAM_BYTES) -> bool:
+def streams(y: Array, *others: Array | None) -> bool:
     """Whether to store `y` past the cache: if it is large, and not read, too."""
-    return y.nbytes >= least and not any(a is not None and np.may_share_memory(a, y) for a in others)
+    return y.nbytes >= _dispatch.kernels(y).STREAM_BYTES and _is_apart(y, *others)
+
+
+def _is_apart(y: Array, *others: Array | None) -> bool:
+    return not any(a is not None and np.may_share_memory(a, y) for a in others)
 
 
 def _of(parameters: Any, own: slice) -> Any:
@@ -452,36 +375,3 @@ def _passed(dy4: Array, x4: Array, c: Coefficients, residual: Array | None) -> A
     y = np.empty(x4.shape, x4.dtype)
     apply(x4, y, c, residual=residual)
     return np.where(y <= 0, x4.dtype.type(0), dy4)
-
-
-def _wide_rows(
-    arrays: tuple[Array | None, ...], parameters: tuple[Array | None, ...], stream: bool
-) -> Iterator[tuple[tuple[Any, ...], tuple[Any, ...]]]:
-    """Yield contiguous rows as a few wide ones, with the parameters repeated to match; else all as it is.
-
-    Wide rows start on a cache line of the last array, the result, so that streaming stores write whole lines.
-    """
-    y4 = arrays[-1]
-    assert y4 is not None
-    groups, _, channels, inner = y4.shape
-    period = int(np.lcm(channels, 16)) if channels else 1
-    period *= -(-WIDE_ROW // period)
-    if (
-        inner != 1
-        or groups != 1
-        or y4.size < 4 * period
-        or period > 64 * WIDE_ROW
-        or not all(a is None or a.flags.c_contiguous for a in arrays)
-    ):
-        yield arrays, parameters
-        return
-    head = -y4.__array_interface__["data"][0] % 64 // y4.itemsize if stream else 0
-    body = (y4.size - head) // period * period
-    repeated = [None if p is None else np.tile(p, period // channels + 1) for p in parameters]
-    for start, stop, width in ((0, head, head), (head, head + body, period), (head + body, y4.size, 0)):
-        if start < stop:
-            rows, first = (1, -1, width or stop - start, 1), start % channels
-            yield (
-                tuple(None if a is None else a.reshape(-1)[start:stop].reshape(rows) for a in arrays),
-                tuple(None if p is None else p[first : first + rows[2]] for p in repeated),
-            )

@@ -101,7 +101,7 @@ def batch_norm(
            [ 1.,  1.]])
     """
     if _is_short(channel_axis, activation, residual, n_threads):
-        y = _kernels.normalize_small(x, mean, var, gamma, beta, eps, out, activation == "relu")
+        y = _kernels.normalize_plain(x, mean, var, gamma, beta, eps, out, activation == "relu", n_threads)
         if y is not None:
             return y
     axis = _validation.data("x", x, channel_axis)
@@ -213,9 +213,9 @@ def batch_norm_forward(
         and type(ddof) is int
         and ddof == 0
     ):
-        small = _kernels.forward_small(x, gamma, beta, eps, out, activation == "relu")
-        if small is not None:
-            y, center, invstd, center_lo = small
+        short = _kernels.forward_plain(x, gamma, beta, eps, out, activation == "relu", n_threads)
+        if short is not None:
+            y, center, invstd, center_lo = short
             saved = SavedStatistics(center, invstd)
             saved.mean_lo, saved.call = center_lo, _validation.call(1, activation, gamma, beta, None)
             return y, saved
@@ -334,14 +334,14 @@ def batch_norm_backward(
         and (saved.call is None or saved.call[:3] == (1, None, gamma is not None))
         and _is_short(channel_axis, activation, residual, n_threads)
     ):
-        small = _kernels.backward_small(dy, x, saved.mean, saved.invstd, saved.mean_lo, gamma, out)
-        if small is not None:
-            return small
+        short = _kernels.backward_plain(dy, x, saved.mean, saved.invstd, saved.mean_lo, gamma, out, n_threads)
+        if short is not None:
+            return short
     return _backward(dy, x, saved, gamma, beta, channel_axis, sums, activation, residual, out, n_threads)
 
 
 def _is_short(channel_axis: int, activation: Activation, residual: Array | None, n_threads: int | None) -> bool:
-    """Whether a call with such arguments can go the short way of small arrays.
+    """Whether a call with such arguments can go the short way of plain arrays.
 
     The short way itself looks at the arrays, plain ones in C order with parameters in float32 or float64, and at eps.
     It calls the same leaves with the same algebra. Whatever it cannot take it answers with None, having changed

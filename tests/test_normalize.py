@@ -6,7 +6,7 @@ from arrays import DTYPES, normal, same_bits
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bncpu import _normalize, _reference, batch_norm_backward, batch_norm_forward
+from bncpu import _kernels, _normalize, _reference, batch_norm_backward, batch_norm_forward
 from bncpu.moments import Coefficients, Gradient, fold_saved
 
 sizes = st.integers(1, 1 << 34)
@@ -14,44 +14,46 @@ sizes = st.integers(1, 1 << 34)
 
 @given(sizes, st.integers(1, 1 << 20), st.one_of(st.just(1), sizes))
 def test_blocks_are_few_and_one_of_their_sides_spans_its_axis(outer, channels, inner):
-    outer_block, inner_block = _normalize.block_shape(outer, channels, inner)
+    outer_block, inner_block = _kernels.block_shape(outer, channels, inner)
     assert outer_block >= 1 and 1 <= inner_block <= inner
     n_blocks = -(-outer // outer_block) * -(-inner // inner_block)
     if inner_block < inner:
         assert outer_block == 1
         # Each plane is cut on its own: a rest per plane.
-        assert n_blocks <= _normalize.MAX_BLOCKS + outer
+        assert n_blocks <= _kernels.MAX_BLOCKS + outer
     else:
-        assert n_blocks <= 2 * _normalize.MAX_BLOCKS
+        assert n_blocks <= 2 * _kernels.MAX_BLOCKS
+
+
+@pytest.fixture
+def cache():
+    """Change what is taken to stay in the cache."""
+    yield _kernels.set_cache
+    _kernels.set_cache()
 
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("channels", [1, 3, 16, 100, 1500])
 @pytest.mark.parametrize("offset", [0, 1, 5])
-def test_wide_rows_cover_every_value_once_with_its_own_parameters(channels, offset, stream):
-    n = 40_000 // channels
-    memory = np.zeros(n * channels + offset, np.float32)
-    y = memory[offset:].reshape(n, channels, 1)
-    x = np.arange(n * channels, dtype=np.float32).reshape(n, channels, 1)
-    c = Coefficients(*(np.arange(channels, dtype=np.float32) + k for k in range(3)))
-    for (part, nothing, to), p in _normalize._wide_rows((x[None], None, y[None]), c, stream):
-        assert part.shape == to.shape
-        to += 1
-        assert nothing is None
-        np.testing.assert_array_equal(p[0][:, None] + np.zeros_like(part), part % channels)
-        np.testing.assert_array_equal(p[2] - p[0], 2)
-    np.testing.assert_array_equal(y, 1)
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_widening_changes_no_bit(dtype, monkeypatch):
-    x = normal(0, (4000, 24, 1), mean=1.0, dtype=dtype)
-    c = Coefficients(*normal(1, (3, 24)))
-    wide, narrow = np.empty_like(x), np.empty_like(x)
-    _normalize.apply(x[None], wide[None], c)
-    monkeypatch.setattr(_normalize, "_wide_rows", lambda arrays, c, _: [(arrays, c)])
-    _normalize.apply(x[None], narrow[None], c)
-    assert same_bits(wide, narrow)
+def test_widening_changes_no_bit(dtype, offset, channels, stream, isa):
+    n = 40_000 // channels
+    arrays = normal(0, (6, n * channels + offset), mean=1.0, dtype=dtype)[:, offset:].reshape(6, n, channels)
+    dy, x, z, y, dx, dz = arrays
+    p = normal(1, (6, channels), dtype=dtype)
+
+    def results(*arrays):
+        dy, x, z, y, dx, dz = (a.reshape(1, n, -1, 1, copy=False) for a in arrays)
+        _kernels.apply(x, y, z, *p[:3], True, stream, 1)
+        _kernels.backward_apply(dy, x, z, dx, dz, *p, True, stream, 1)
+
+    results(dy, x, z, y, dx, dz)
+    # Not packed, so each row on its own.
+    apart = np.full((6, n, channels + 3), 7, dtype)
+    apart[:3, :, :channels] = dy, x, z
+    results(*apart[:, :, :channels])
+    assert same_bits(apart[3:, :, :channels], np.stack([y, dx, dz]))
+    assert (apart[:, :, channels:] == 7).all()
 
 
 @pytest.mark.parametrize("n_threads", [1, 2])
@@ -71,7 +73,7 @@ def test_widening_changes_no_bit(dtype, monkeypatch):
     ],
     ids=str,
 )
-def test_both_steps_over_some_channels_give_the_bits_of_one_step_after_the_other(shape, dtype, relu, n_threads, isa):
+def test_both_steps_at_once_give_the_bits_of_one_after_the_other(shape, dtype, relu, n_threads, isa, cache):
     x, dy, z = normal(7, (3, *shape), mean=1.0, dtype=dtype)
     if shape == (2, 9, 7, 49):  # planes that are not adjacent
         x, dy, z = (np.ascontiguousarray(a.swapaxes(1, 2)).swapaxes(1, 2) for a in (x, dy, z))
@@ -88,21 +90,20 @@ def test_both_steps_over_some_channels_give_the_bits_of_one_step_after_the_other
         sums = _normalize.backward(dy, x, dx, saved, gamma, relu=c, dresidual=dz if relu else None, **options)
         return [*moments, *saved, saved.mean_lo, y, dx, dz, *sums]
 
-    with pytest.MonkeyPatch.context() as at_once:
-        at_once.setattr(_normalize, "RESIDENT_BYTES", 1 << 24)
-        at_once.setattr(_normalize, "PLACES_DEEP", 1 << 24)
-        at_once.setattr(_normalize, "moments", None)
-        at_once.setattr(_normalize, "backward_sums", _normalize.backward_sums if relu and dtype == np.float32 else None)
-        together = everything()
-    with pytest.MonkeyPatch.context() as apart:
-        apart.setattr(_normalize, "RESIDENT_BYTES", 0)
-        one_after_the_other = everything()
+    cache(1 << 24, 1 << 24)
+    assert _kernels.resident_channels(x, 3, n_threads) or (shape[3] == 1 and n_threads == 2)
+    together = everything()
+    cache(0)
+    assert not _kernels.resident_channels(x, 1, n_threads)
+    one_after_the_other = everything()
     for a, b in zip(together, one_after_the_other, strict=True):
         assert same_bits(a, b)
 
 
 def test_what_does_not_fit_the_cache_takes_one_step_after_the_other():
-    channels = _normalize._resident_channels
+    def channels(n_threads, x, *others):
+        return _kernels.resident_channels(x, 1 + sum(a is not None for a in others), n_threads)
+
     planes = np.empty((1, 32, 64, 3136), np.float32)
     assert channels(1, planes, None) == 2
     assert channels(1, planes, planes) == 1
@@ -169,7 +170,7 @@ def test_relu_is_recomputed_in_float64_where_the_forward_pass_was():
 
 
 def test_a_result_that_is_read_too_is_never_stored_past_the_cache():
-    x, y = np.empty((2, _normalize.STREAM_BYTES // 8))
+    x, y = np.empty((2, _kernels.STREAM_BYTES // 8))
     assert _normalize.streams(y, x, None)
     for others in ((y,), (x, y), (x, None, y[5:])):
         assert not _normalize.streams(y, *others)
@@ -204,9 +205,8 @@ def test_float32_coefficients_that_overflow_are_computed_in_float64():
 
 
 @pytest.mark.parametrize("backward", [False, True])
-def test_what_is_written_in_place_is_written_whatever_numpy_is_told_to_raise(backward, monkeypatch):
-    monkeypatch.setattr(_normalize, "RESIDENT_BYTES", 1 << 13)
-    monkeypatch.setattr(_normalize, "PLACES_DEEP", 1 << 13)
+def test_what_is_written_in_place_is_written_whatever_numpy_is_told_to_raise(backward, cache):
+    cache(1 << 13, 1 << 13)
     x, dy = normal(9, (2, 4, 8, 400), dtype=np.float32)
     x[:, 3] = np.clip(x[:, 3], -3, 3) * np.float32(1e38)  # for which float32 does not suffice
     expected_y, saved = batch_norm_forward(x, n_threads=1)

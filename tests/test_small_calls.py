@@ -1,4 +1,4 @@
-"""Small plain arrays take a short way; it gives the bits and the errors of the long one, and is really taken."""
+"""Plain arrays take a short way, of the transformer small ones; it gives the bits and errors of the long one."""
 
 import copy
 import pickle
@@ -29,7 +29,7 @@ SHORT = ("cumulative", "momentum")
 def long_way():
     """Every call takes the long way."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("apply_small", "update_small", "normalize_small", "forward_small", "backward_small"):
+        for name in ("apply_small", "update_small", "normalize_plain", "forward_plain", "backward_plain"):
             patch.setattr(_kernels, name, lambda *_: None)
         yield
 
@@ -309,9 +309,12 @@ def test_whoever_transforms_meanwhile_sees_the_state_before_or_after_a_batch():
 
 # ---- the functions ----
 
-# Rows, one row, planes, planes shorter than a register, positions of length 1; too many channels, too many values.
+# Rows, one row, planes, planes shorter than a register, positions of length 1, one channel, more channels than a tile.
 SHAPES = [(32, 10), (2, 3), (1, 4), (300, 7), (5, 512), (3, 513), (4, 3, 5, 5), (1, 6, 7), (9, 2, 3), (6, 2, 1, 1),
-          (9, 1, 4), (1, 2, 40_000), (700, 100)]  # fmt: skip
+          (9, 1, 4), (70, 1), (1, 2, 40_000), (700, 100)]  # fmt: skip
+
+# Several blocks or tasks: of rows, of one channel, of planes whose steps are one and apart; stored past the cache.
+LARGE = [(70_001, 3), (2000, 513), (140_000, 1), (3, 1, 90_001), (40, 6, 56, 56), (300, 8, 32, 32), (33, 128, 19, 53)]
 
 
 def all_of(result):
@@ -322,7 +325,7 @@ def all_of(result):
     return [item.tobytes() if isinstance(item, np.ndarray) else item for item in arrays]
 
 
-def functions(x, dy, gamma, beta, activation, in_place):
+def functions(x, dy, gamma, beta, activation, in_place, **threads):
     """What the three functions make of the same arrays; `in_place` writes each result over its input."""
 
     def call(function, first, *rest, **options):
@@ -332,15 +335,15 @@ def functions(x, dy, gamma, beta, activation, in_place):
 
     n = x.shape[1]
     mean, var = np.linspace(-1, 1, n), np.linspace(0, 2, n)
-    done = [call(batch_norm, x, mean, var, gamma, beta, activation=activation)]
-    done += [call(batch_norm_forward, x, gamma, beta, activation=activation)]
+    done = [call(batch_norm, x, mean, var, gamma, beta, activation=activation, **threads)]
+    done += [call(batch_norm_forward, x, gamma, beta, activation=activation, **threads)]
     saved = SavedStatistics.from_variance(mean, var)
-    done += [call(batch_norm_backward, dy, x, saved, gamma)]
+    done += [call(batch_norm_backward, dy, x, saved, gamma, **threads)]
     try:
         _, saved = batch_norm_forward(x, gamma)
     except ValueError:  # one value per channel
         return done
-    return [*done, call(batch_norm_backward, dy, x, saved, gamma)]
+    return [*done, call(batch_norm_backward, dy, x, saved, gamma, **threads)]
 
 
 @pytest.mark.parametrize("in_place", [False, True])
@@ -357,6 +360,26 @@ def test_both_ways_of_the_functions_give_the_same_bits(shape, dtype, activation,
             assert short == functions(*arguments)
 
 
+@pytest.mark.parametrize("n_threads", [1, 2])
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", LARGE, ids=str)
+def test_both_ways_give_the_same_bits_of_large_arrays(shape, dtype, in_place, n_threads):
+    x, dy = normal(1, (2, *shape), mean=3.0, dtype=dtype)
+    n = shape[1]
+    beyond = np.linspace(-1, 2, n)
+    beyond[n // 2] = 1e39  # what float32 cannot hold: that channel is left to the long way
+    for gamma, beta, activation in (
+        (None, None, None),
+        (np.linspace(-1, 2, n), np.ones(n), "relu"),
+        (beyond, None, None),
+    ):
+        arguments = x, dy, gamma, beta, activation, in_place
+        short = functions(*arguments, n_threads=n_threads)
+        with long_way():
+            assert short == functions(*arguments, n_threads=n_threads)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e38, 1e-42], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_hostile_values_go_the_same_way_through_the_functions(dtype, value):
@@ -366,6 +389,15 @@ def test_hostile_values_go_the_same_way_through_the_functions(dtype, value):
     short = functions(x, dy, None, None, None, False)
     with long_way():
         assert short == functions(x, dy, None, None, None, False)
+
+
+@pytest.mark.parametrize("shape", [(50_000, 10), (32, 10, 56, 56), (256, 10, 64, 64)], ids=str)
+def test_large_plain_arrays_take_the_short_way_of_the_functions(shape, monkeypatch):
+    x = normal(3, shape, dtype=np.float32)
+    monkeypatch.setattr(_passes.Part, "_form", None)
+    _, saved = batch_norm_forward(x, np.ones(10), n_threads=1)
+    batch_norm_backward(x, x, saved, np.ones(10), n_threads=1)
+    batch_norm(x, np.zeros(10), np.ones(10), activation="relu", out=x)
 
 
 def test_small_plain_arrays_take_the_short_way_of_the_functions(monkeypatch):

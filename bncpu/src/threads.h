@@ -20,4 +20,13 @@ static inline int bn_max_threads(void) { return 1; }
 static inline void bn_pause_threads(void) {}
 #endif
 
+/* Threads may raise the same flag at once. */
+static inline void bn_raise_flag(int *flag) {
+#if defined(__GNUC__) || defined(__clang__)
+    __atomic_store_n(flag, 1, __ATOMIC_RELAXED);
+#else
+    *(volatile int *)flag = 1;
+#endif
+}
+
 #endif
