@@ -166,8 +166,8 @@ def _sparse_apply(X: Any, scale: NDArray[np.float64], out: Any) -> tuple[Any, bo
         infinite = infinite or bool(np.isinf(values).any())
         at = columns(X, part)
         with np.errstate(over="ignore", invalid="ignore"):
-            y.data[part] = values * c.scale[at]
+            y.data[part] = values * c.scale.take(at)
             if fits is not None:
-                odd = ~fits[at]
-                y.data[part][odd] = values[odd] * scale[at[odd]]
+                odd = ~fits.take(at)
+                y.data[part][odd] = values[odd] * scale.take(at[odd])
     return y, infinite

@@ -1,11 +1,18 @@
 """The arrays every test file shares: dtypes, layouts and hostile data."""
 
+import os
 from fractions import Fraction
 
 import numpy as np
 from scipy import sparse
 
 DTYPES = (np.float32, np.float64)
+
+
+def examples(few, many):
+    """So many cases by default, or with BNCPU_THOROUGH=1."""
+    return many if os.environ.get("BNCPU_THOROUGH") else few
+
 
 # Everything the transformer takes, beside them, and the dtype of its results.
 OTHER_DTYPES = {

@@ -14,9 +14,9 @@ import bncpu
 from bncpu import _kernels
 
 
-def run(*code, **environment):
+def run(*code, arguments=(), **environment):
     done = subprocess.run(
-        [sys.executable, "-c", "".join(map(textwrap.dedent, code))],
+        [sys.executable, "-c", "".join(map(textwrap.dedent, code)), *arguments],
         capture_output=True, text=True, timeout=60, check=False, env=os.environ | environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
