@@ -18,6 +18,7 @@ from arrays import (
     OTHER_DTYPES,
     SPARSE,
     exact_moments,
+    examples,
     hostile_columns,
     named,
     normal,
@@ -116,7 +117,7 @@ def split(X, sizes):
     return np.split(X[: sum(sizes)], np.cumsum(sizes)[:-1])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60, 5000), deadline=None)
 @given(cuts, st.sampled_from([0.0, -1e4, 1e6]), st.booleans(), st.booleans(), st.integers(0, 2**32 - 1))
 def test_partial_fit_in_uneven_batches_equals_fit(sizes, mean, weighted, missing, seed):
     rng = np.random.default_rng(seed)
@@ -139,7 +140,7 @@ def test_partial_fit_in_uneven_batches_equals_fit(sizes, mean, weighted, missing
     assert whole.n_batches_seen_ == 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60, 5000), deadline=None)
 @given(cuts, st.floats(0.5, 1e4), st.booleans(), st.booleans(), st.integers(0, 2**32 - 1))
 def test_with_halflife_any_split_equals_one_call(sizes, halflife, weighted, missing, seed):
     rng = np.random.default_rng(seed)
@@ -437,7 +438,7 @@ def test_statistics_cannot_be_changed_behind_the_coefficients():
 # ---- merge ----
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(60, 5000), deadline=None)
 @given(st.lists(st.integers(1, 40), min_size=2, max_size=6), st.randoms(use_true_random=False))
 def test_merging_workers_in_any_order_equals_fit(sizes, random):
     X = normal(38, (sum(sizes), 3), mean=1e4)
@@ -453,6 +454,46 @@ def test_merging_workers_in_any_order_equals_fit(sizes, random):
     if len(X) > 1:
         np.testing.assert_allclose(total.running_var_, whole.running_var_, rtol=1e-12)
         np.testing.assert_allclose(total.transform(X), whole.transform(X), rtol=1e-9, atol=1e-9)
+
+
+@settings(max_examples=examples(60, 5000), deadline=None)
+@given(
+    st.lists(st.integers(1, 40), min_size=2, max_size=12),
+    st.integers(0, 9),
+    st.sampled_from(["none", "positive", "with zeros"]),
+    st.sampled_from([0.0, 0.2, 0.9]),
+    st.integers(0, 2**32 - 1),
+)
+def test_any_split_merged_in_any_tree_equals_the_fit_of_all(sizes, digits, weights, missing, seed):
+    rng = np.random.default_rng(seed)
+    X = 10.0**digits + rng.standard_normal((sum(sizes), 4)) * [1, 1e-3, 1e3, 1]
+    X[rng.random(X.shape) < [missing, 0, missing, 0]] = np.nan
+    X[:, 3] = np.where(np.arange(len(X)) < sizes[0], np.nan, X[:, 3])  # not one value in the first part
+    w = (
+        None
+        if weights == "none"
+        else rng.uniform(0.1, 3, len(X)) * (rng.random(len(X)) < (weights == "positive") + 0.7)
+    )
+    if w is not None:
+        w[np.cumsum(sizes) - 1] = 1  # each part weighs something
+    whole = BatchNormTransformer().fit(X, sample_weight=w)
+    parts, start = [], 0
+    for part in split(X, sizes):
+        own = None if w is None else w[start : start + len(part)]
+        parts.append(BatchNormTransformer().fit(part, sample_weight=own))
+        start += len(part)
+    while len(parts) > 1:
+        rng.shuffle(parts)
+        parts.append(parts.pop().merge(parts.pop()))
+    (merged,) = parts
+    np.testing.assert_allclose(merged.n_samples_seen_, whole.n_samples_seen_, rtol=1e-12)
+    seen = np.isfinite(whole.running_mean_)
+    np.testing.assert_array_equal(np.isfinite(merged.running_mean_), seen)
+    mean, var = whole.running_mean_[seen], whole.running_var_[seen]
+    u = 2.0**-53
+    kappa = np.sqrt(1 + np.divide(mean**2, var, out=np.zeros_like(var), where=var > 0))
+    assert np.all(abs(merged.running_var_[seen] - var) <= (1e-12 + 64 * u * kappa) * var)
+    assert np.all(abs(merged.running_mean_[seen] - mean) <= 1e-12 * np.sqrt(var) + 4 * u * abs(mean))
 
 
 def test_merged_counts_are_integers_unless_weighted():
