@@ -152,6 +152,13 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
     Changed parameters take effect at the next :meth:`fit` or :meth:`partial_fit`; another kind of running
     statistics needs :meth:`fit`.
 
+    Threads may share a transformer. :meth:`transform`, :meth:`inverse_transform`, :meth:`save`, copying, pickling,
+    being merged into another, and reading an attribute are safe beside anything, and each uses the state between
+    two batches. Two attributes read one after the other may be of two states; those of a copy are of one. Several
+    :meth:`partial_fit` or :meth:`merge` on one object at once are safe, but may lose batches: each is taken in whole
+    or not at all. To learn in parallel, give each thread or process an object of its own and :meth:`merge` them.
+    A parameter set while another thread learns may be set back.
+
     References
     ----------
     .. [1] Ioffe & Szegedy (2015), "Batch Normalization: Accelerating Deep Network Training by Reducing
@@ -243,10 +250,11 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         >>> BatchNormTransformer().fit([[0.0], [4.0]]).scale_
         array([2.])
         """
-        p = _validation.parameters(self)
+        after = self._as_it_is()
+        p = _validation.parameters(after)
         _validation.warn_of_pytorchs_momentum(p)
-        ordered = self.batch_size is not None
-        return self._fit(X, y, sample_weight, p, new=True, ordered=ordered, batch_size=self.batch_size)
+        ordered = after.batch_size is not None
+        return self._fit(X, y, sample_weight, p, after, new=True, ordered=ordered, batch_size=after.batch_size)
 
     def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> BatchNormTransformer:
         """Learn from the next batch of a stream.
@@ -282,13 +290,20 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         """
         if sample_weight is None and self._learn_small(X):
             return self
-        p = _validation.parameters(self)
-        new = not hasattr(self, "_learned")
+        after = self._as_it_is()
+        p = _validation.parameters(after)
+        new = not hasattr(after, "_learned")
         if new:
             _validation.warn_of_pytorchs_momentum(p)
         else:
-            _validation.same_mode(self._learned.mode, p.mode)
-        return self._fit(X, y, sample_weight, p, new=new, ordered=True, batch_size=None)
+            _validation.same_mode(after._learned.mode, p.mode)
+        return self._fit(X, y, sample_weight, p, after, new=new, ordered=True, batch_size=None)
+
+    def _as_it_is(self) -> BatchNormTransformer:
+        """One with the state of this moment. Other threads may replace that of this one, and change nothing in it."""
+        now = object.__new__(type(self))
+        now.__dict__.update(vars(self))
+        return now
 
     def _learn_small(self, X: Any) -> bool:
         """Learn from a small plain array the short way; False if it is not for that, which leaves all as it was."""
@@ -324,12 +339,13 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         y: Any,
         sample_weight: Any,
         p: Parameters,
+        after: BatchNormTransformer,
         *,
         new: bool,
         ordered: bool,
         batch_size: int | None,
     ) -> BatchNormTransformer:
-        """Learn X beside the old state, batch by batch, then put the new one in place in one step."""
+        """Let `after` learn X beside the old state, batch by batch, then put its state in place in one step."""
         given = _validation.samples(X, p.channel_axis)
         weights = _validation.sample_weight(sample_weight, given.X)
         batches = [slice(None)]
@@ -343,8 +359,6 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         task = fit_task(self, len(batches) if cut else 0)
         watched = {"estimator": self, "X": X, "y": y, "metadata": {"sample_weight": sample_weight}}
         task.call_on_fit_task_begin(**watched)
-        after = object.__new__(type(self))
-        after.__dict__.update(vars(self))
         for part in batches:
             batch = rows(given.X, part) if cut else given.X
             some = None if weights is None else weights[part]
@@ -435,7 +449,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
 
     def _commit(self, fitted: dict[str, Any]) -> None:
         """Put new fitted attributes in place of all old ones in one step."""
-        self.__dict__ = {name: value for name, value in vars(self).items() if name not in FITTED} | fitted
+        self.__dict__ = {name: value for name, value in vars(self).copy().items() if name not in FITTED} | fitted
 
     def _fitted_attributes(self, p: Parameters) -> dict[str, Any]:
         """What was learned, and what follows from it by the parameters."""
@@ -487,9 +501,10 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
             if y is not None:
                 return y
         check_is_fitted(self)
-        given = _validation.to_transform(self, X, self._applied.parameters)
-        to = None if out is None else _validation.out_of_transform(self, given, out)
-        y = self._apply(given, self._applied.forward, copy, to)
+        now = self._as_it_is()
+        given = _validation.to_transform(now, X, now._applied.parameters)
+        to = None if out is None else _validation.out_of_transform(now, given, out)
+        y = now._apply(given, now._applied.forward, copy, to)
         return y if out is None else out
 
     def inverse_transform(self, X: Any, copy: bool | None = None) -> NDArray[Any]:
@@ -519,10 +534,11 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         array([[4.]])
         """
         check_is_fitted(self)
-        applied = self._applied
-        _validation.invertible(self, applied.forward.scale)
-        given = _validation.to_invert(self, X, applied.parameters)
-        return self._apply(given, moments.fold_inverse(applied.forward, applied.parameters.beta), copy, None)
+        now = self._as_it_is()
+        applied = now._applied
+        _validation.invertible(now, applied.forward.scale)
+        given = _validation.to_invert(now, X, applied.parameters)
+        return now._apply(given, moments.fold_inverse(applied.forward, applied.parameters.beta), copy, None)
 
     def _apply(self, given: Samples, coefficients: Coefficients, copy: bool | None, out: Any) -> Any:
         _validation.threads(self.n_threads)
@@ -566,14 +582,15 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         >>> left.merge(right).running_var_
         array([4.])
         """
-        p = _validation.parameters(self)
-        _validation.mergeable(self, other)
-        after = object.__new__(type(self))
-        after.__dict__.update(vars(self))
+        after = self._as_it_is()
+        if isinstance(other, BatchNormTransformer):
+            other = other._as_it_is()
+        p = _validation.parameters(after)
+        _validation.mergeable(after, other)
         n_features = other.n_features_in_
-        mine, theirs = getattr(self, "n_samples_seen_", 0), other.n_samples_seen_
-        before = self._learned.moments if hasattr(self, "_learned") else Moments.empty(n_features)
-        if not hasattr(self, "_learned"):
+        mine, theirs = getattr(after, "n_samples_seen_", 0), other.n_samples_seen_
+        before = after._learned.moments if hasattr(after, "_learned") else Moments.empty(n_features)
+        if not hasattr(after, "_learned"):
             named = ("n_features_in_", "feature_names_in_")
             after.__dict__.update({k: v for k, v in vars(other).items() if k in named})
         with np.errstate(over="ignore", invalid="ignore"):
@@ -582,7 +599,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         after._learned = _Learned.of(other._learned.mode, total, other._learned.age)
         seen = np.broadcast_to(mine, n_features) + theirs
         after.n_samples_seen_ = _collapsed(seen, _is_weighted(mine) or _is_weighted(theirs))
-        after.n_batches_seen_ = getattr(self, "n_batches_seen_", 0) + other.n_batches_seen_
+        after.n_batches_seen_ = getattr(after, "n_batches_seen_", 0) + other.n_batches_seen_
         self._commit(after._fitted_attributes(p))
         return self
 
@@ -670,16 +687,17 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         array([2.])
         """
         check_is_fitted(self)
-        _validation.parameters(self).for_features(self, self.n_features_in_)
-        learned, names = self._learned, getattr(self, "feature_names_in_", None)
+        now = self._as_it_is()
+        _validation.parameters(now).for_features(now, now.n_features_in_)
+        learned, names = now._learned, getattr(now, "feature_names_in_", None)
         content = {
-            "parameters": {name: _as_json(value) for name, value in self.get_params().items()},
-            "in_effect": {name: _as_json(value) for name, value in self._applied.parameters._asdict().items()},
+            "parameters": {name: _as_json(value) for name, value in now.get_params().items()},
+            "in_effect": {name: _as_json(value) for name, value in now._applied.parameters._asdict().items()},
             "mode": learned.mode,
-            "n_features_in": self.n_features_in_,
+            "n_features_in": now.n_features_in_,
             "feature_names_in": None if names is None else list(names),
-            "n_samples_seen": _as_json(self.n_samples_seen_),
-            "n_batches_seen": self.n_batches_seen_,
+            "n_samples_seen": _as_json(now.n_samples_seen_),
+            "n_batches_seen": now.n_batches_seen_,
             **{name: _as_json(values) for name, values in learned.moments._asdict().items()},
             "age": _as_json(learned.age),
         }
@@ -760,20 +778,23 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
     def mean_(self) -> NDArray[np.float64] | None:
         """`running_mean_`, or None if neither centering nor scaling."""
         check_is_fitted(self)
-        p = self._applied.parameters
-        return _read_only(self._applied.values[0]) if p.with_mean or p.with_std else None
+        applied = self._applied
+        p = applied.parameters
+        return _read_only(applied.values[0]) if p.with_mean or p.with_std else None
 
     @property
     def var_(self) -> NDArray[np.float64] | None:
         """`running_var_`, or None if not scaling."""
         check_is_fitted(self)
-        return _read_only(self._applied.values[1]) if self._applied.parameters.with_std else None
+        applied = self._applied
+        return _read_only(applied.values[1]) if applied.parameters.with_std else None
 
     @property
     def scale_(self) -> NDArray[np.float64] | None:
         """What :meth:`transform` divides by, or None if not scaling."""
         check_is_fitted(self)
-        return _read_only(self._applied.values[2]) if self._applied.parameters.with_std else None
+        applied = self._applied
+        return _read_only(applied.values[2]) if applied.parameters.with_std else None
 
     @property
     def _doc_link_template(self) -> str:

@@ -1,74 +1,68 @@
 """Forks, signals, threads and environment variables, each in a process of its own with a time limit."""
 
+import contextlib
+import multiprocessing
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import sysconfig
 import textwrap
 from pathlib import Path
 
+import processes
 import pytest
 
 import bncpu
 from bncpu import _kernels
 
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
+
 
 def run(*code, arguments=(), **environment):
-    done = subprocess.run(
+    """What the code prints. After 100 s its process is ended and, on POSIX, with it all that it has started."""
+    process = subprocess.Popen(
         [sys.executable, "-c", "".join(map(textwrap.dedent, code)), *arguments],
-        capture_output=True, text=True, timeout=60, check=False, env=os.environ | environment,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, env=os.environ | environment,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    try:
+        printed, complaint = process.communicate(timeout=100)
+    finally:
+        process.kill()
+        if hasattr(os, "killpg"):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, complaint
+    return printed.strip()
 
 
-SETUP = """
-    import numpy as np
-    from bncpu import BatchNormTransformer
-    X = np.random.default_rng(0).standard_normal((200_000, 16))
-    bn = BatchNormTransformer(n_threads=4).fit(X)
+FIND = f"""
+    import sys
+    sys.path.insert(0, {str(Path(__file__).parent)!r})
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
-def test_a_fork_after_use_works_in_parent_and_child():
-    code = """
-    import os
-    expected = bn.running_mean_.tobytes()
-    for _ in range(3):
-        child = os.fork()
-        if child == 0:
-            again = BatchNormTransformer(n_threads=4).fit(X).running_mean_.tobytes()
-            os._exit(0 if again == expected else 1)
-        assert os.waitpid(child, 0)[1] == 0
-        assert BatchNormTransformer(n_threads=4).fit(X).running_mean_.tobytes() == expected
-    print("done")
-    """
-    assert run(SETUP, code) == "done"
+def result_of(function, **environment):
+    """What a function of `processes.py` returns, as it is printed."""
+    return run(FIND, f"import processes; print(processes.{function.__name__}())", **environment)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
-def test_a_fork_while_another_thread_is_in_a_kernel_works():
-    code = """
-    import os, threading
-    stop = threading.Event()
-    def work():
-        while not stop.is_set():
-            BatchNormTransformer(n_threads=2).fit(X)
-    worker = threading.Thread(target=work)
-    worker.start()
-    for _ in range(10):
-        child = os.fork()
-        if child == 0:
-            ok = BatchNormTransformer(n_threads=2).fit(X).n_samples_seen_ == len(X)
-            os._exit(0 if ok else 1)
-        assert os.waitpid(child, 0)[1] == 0
-    stop.set()
-    worker.join()
-    print("done")
-    """
-    assert run(SETUP, code) == "done"
+# ---- forks ----
+
+
+@needs_fork
+def test_forks_after_use_give_the_same_bits_in_parent_child_and_grandchild():
+    assert result_of(processes.forks_after_use) == "{(True, True)}"
+
+
+@needs_fork
+def test_forks_while_other_threads_are_in_kernels_give_the_same_bits():
+    assert result_of(processes.forks_during_kernels) == "({True}, {True})"
+
+
+# ---- signals ----
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="signal.setitimer is POSIX")
@@ -94,6 +88,9 @@ def test_a_long_kernel_can_be_interrupted_and_changes_nothing():
     assert run(code) == "interrupted"
 
 
+# ---- how many threads ----
+
+
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="this platform does not list threads")
 @pytest.mark.parametrize(("allowed", "started"), [("1", 0), ("3", 2)])
 def test_omp_num_threads_is_the_number_of_threads(allowed, started):
@@ -117,7 +114,76 @@ def test_threadpool_limits_are_respected():
         inside = _dispatch.threads(None, 1 << 30)
     print(inside, _dispatch.threads(None, 1 << 10), _dispatch.threads(3, 1 << 30))
     """
-    assert run(SETUP, code, OMP_NUM_THREADS="2") == "1 1 3"
+    assert run(code, OMP_NUM_THREADS="2") == "1 1 3"
+
+
+@pytest.mark.skipif(_kernels.openmp_version() == 0, reason="built without OpenMP")
+def test_nested_threadpool_limits_are_respected_in_any_thread_and_restored():
+    seen = [4, 2, 1, 2, 4]
+    assert result_of(processes.limits, OMP_NUM_THREADS="4") == str((seen, [seen, seen], seen))
+
+
+# ---- pools ----
+
+
+def test_processes_however_started_learn_the_bits_of_one():
+    assert result_of(processes.pools) == str(sorted(multiprocessing.get_all_start_methods()))
+
+
+def test_joblib_workers_learn_the_bits_of_one_process_with_the_threads_that_joblib_allows():
+    expected = ["loky", "threading", "multiprocessing"], {3} if _kernels.openmp_version() else {1}
+    assert result_of(processes.joblib_backends) == str(expected)
+
+
+# ---- threads ----
+
+
+def test_eight_threads_on_own_and_shared_objects_get_the_bits_of_one():
+    assert result_of(processes.eight_threads) == "set()"
+
+
+def test_concurrent_partial_fits_of_one_object_leave_some_whole_batches():
+    assert result_of(processes.partial_fits_of_one).startswith("(set(), ")
+
+
+def test_transforms_during_fits_to_another_width_are_right_or_refused():
+    assert result_of(processes.transforms_during_fits) == "set()"
+
+
+# Each of the two brings an OpenMP of its own.
+@pytest.mark.parametrize("calls", ["ours(), theirs()", "theirs(), ours()"])
+def test_scikit_learn_loaded_and_used_before_or_after_us_does_no_harm(calls):
+    code = """
+    from concurrent.futures import ThreadPoolExecutor
+    import numpy as np
+    def ours():
+        import processes
+        return processes.results(3)
+    def theirs():
+        from sklearn.ensemble import HistGradientBoostingClassifier
+        from sklearn.metrics import pairwise_distances_argmin
+        rng = np.random.default_rng(0)
+        A, B = rng.standard_normal((2000, 8)), rng.standard_normal((100, 8))
+        whole = A.round()
+        nearest = ((A[:, None] - B) ** 2).sum(axis=2).argmin(axis=1)
+        assert (pairwise_distances_argmin(A, B) == nearest).all()
+        assert HistGradientBoostingClassifier(max_iter=5).fit(whole, whole[:, 0] > 0).score(whole, whole[:, 0] > 0) == 1
+    """
+    use = f"""
+    found = [{calls}, {calls}]
+    with ThreadPoolExecutor(4) as pool:
+        found += pool.map(lambda use: use(), (ours, theirs) * 2)
+    print({{*found}} - {{None}})
+    """
+    assert run(FIND, code, use) == str({processes.results(n_threads=1)})
+
+
+@pytest.mark.skipif(not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="this Python has a GIL")
+def test_the_gil_stays_off():
+    assert run("import sys, bncpu; print(sys._is_gil_enabled())") == "False"
+
+
+# ---- environment and installation ----
 
 
 @pytest.mark.parametrize("name", _kernels.isa_variants())
@@ -148,13 +214,3 @@ def test_the_source_tree_without_a_kernel_says_so(tmp_path):
         print(error)
     """
     assert re.fullmatch(r"no compiled kernel in .*bncpu; if this is bncpu's source tree, start Python in .*", run(code))
-
-
-def test_threads_may_share_a_fitted_transformer():
-    code = """
-    from concurrent.futures import ThreadPoolExecutor
-    expected = bn.transform(X).tobytes()
-    with ThreadPoolExecutor(8) as pool:
-        print(all(y.tobytes() == expected for y in pool.map(bn.transform, [X] * 24)))
-    """
-    assert run(SETUP, code) == "True"
