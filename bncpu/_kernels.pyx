@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-# cython: autotestdict=False
+# cython: autotestdict=False, freethreading_compatible=True
 """The parallel loops: arrays in one of the two forms are cut into parts, each part goes to a C leaf.
 
 Arrays come as 4-D views (groups, outer, channels, inner), made by ``_layout``: every channel of every group

@@ -1,6 +1,7 @@
 """The arrays every test file shares: dtypes, layouts and hostile data."""
 
 import os
+import sysconfig
 from fractions import Fraction
 
 import numpy as np
@@ -128,3 +129,14 @@ def named():
     import pandas as pd
 
     return pd.DataFrame(GOOD, columns=["a", "b", "c"])
+
+
+def polars():
+    """The package; it has no build yet for a Python without the GIL."""
+    import pytest
+
+    if sysconfig.get_config_var("Py_GIL_DISABLED"):
+        pytest.skip("polars has no build for a Python without the GIL")
+    import polars
+
+    return polars

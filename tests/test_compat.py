@@ -6,10 +6,9 @@ import pickle
 import array_api_strict as xp
 import numpy as np
 import pandas as pd
-import polars as pl
 import pyarrow as pa
 import pytest
-from arrays import normal, same_bits
+from arrays import normal, polars, same_bits
 from scipy import sparse
 from sklearn import config_context
 from sklearn.preprocessing import StandardScaler
@@ -37,7 +36,7 @@ def test_a_task_that_nobody_watches_does_nothing():
         lambda a: a.tolist(),
         lambda a: tuple(map(tuple, a)),
         lambda a: pd.DataFrame(a, columns=["slice", "iloc_", "c"]),
-        lambda a: pl.DataFrame(a, schema=["a", "b", "c"]),
+        lambda a: polars().DataFrame(a, schema=["a", "b", "c"]),
         lambda a: pa.table(dict(zip("abc", a.T, strict=True))),
         sparse.csr_array,
     ],
@@ -50,7 +49,7 @@ def test_rows_of_anything_with_rows(make):
 
 
 def test_only_arrays_of_other_libraries_are_foreign_and_only_where_dispatch_is_on():
-    frames = [pd.DataFrame(X), pl.DataFrame(X), pa.table({"a": X[:, 0]})]
+    frames = [pd.DataFrame(X), polars().DataFrame(X), pa.table({"a": X[:, 0]})]
     for own in (X, sparse.csr_array(X), *frames, X.tolist()):
         for dispatch in (False, True):
             with config_context(array_api_dispatch=dispatch):

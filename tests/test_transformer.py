@@ -7,7 +7,6 @@ import tracemalloc
 import array_api_strict as xp
 import numpy as np
 import pandas as pd
-import polars as pl
 import pyarrow as pa
 import pytest
 from arrays import (
@@ -22,6 +21,7 @@ from arrays import (
     hostile_columns,
     named,
     normal,
+    polars,
     same_bits,
     sparse_columns,
 )
@@ -381,7 +381,7 @@ def test_data_frames_in_and_out():
         bn.transform(frame.to_numpy())
     with pytest.raises(ValueError, match="feature names"):
         bn.transform(frame[["b", "a"]])
-    table = pl.DataFrame({"a": [1.0, 2.0, 4.0], "b": [1.0, 0.0, 0.0]})
+    table = polars().DataFrame({"a": [1.0, 2.0, 4.0], "b": [1.0, 0.0, 0.0]})
     y = BatchNormTransformer().set_output(transform="polars").fit_transform(table)
     assert y.columns == StandardScaler().set_output(transform="polars").fit_transform(table).columns
     np.testing.assert_allclose(y.to_numpy(), StandardScaler().fit_transform(table.to_numpy()), rtol=1e-12, atol=1e-14)
@@ -683,7 +683,7 @@ def test_fit_takes_memory_for_the_features_only(parameters, order):
         lambda: pd.DataFrame({"a": pd.array([1, None, 3, 5], "Int64"), "b": pd.array([1.5, 2, None, 0], "Float64")}),
         lambda: pd.DataFrame({"a": [1, np.nan, 3, 5], "b": [1.5, 2, np.nan, 0]}),
         lambda: pd.DataFrame({"a": [1, np.nan, 3, 5], "b": [1.5, 2, np.nan, 0]}, dtype="float32"),
-        lambda: pl.DataFrame({"a": [1, None, 3, 5], "b": [1.5, 2, None, 0]}),
+        lambda: polars().DataFrame({"a": [1, None, 3, 5], "b": [1.5, 2, None, 0]}),
         lambda: pa.table({"a": [1, None, 3, 5], "b": [1.5, 2, None, 0]}),
     ],
     ids=["pandas nullable", "pandas", "pandas float32", "polars", "pyarrow"],

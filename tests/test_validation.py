@@ -5,9 +5,8 @@ import warnings
 
 import array_api_strict as xp
 import numpy as np
-import polars as pl
 import pytest
-from arrays import GOOD, LAYOUTS, MODES, named, normal, with_value
+from arrays import GOOD, LAYOUTS, MODES, named, normal, polars, with_value
 from scipy import sparse
 from sklearn import config_context
 from sklearn.base import clone
@@ -269,7 +268,7 @@ def test_a_batch_refused_half_way_leaves_every_byte(fitted):
     faded[:9], faded[4000, 0] = GOOD[:9, :2], np.inf
     with pytest.raises(ValueError, match=r"contains infinity.*row\(s\) 4000, column\(s\) 0"):
         BatchNormTransformer(halflife=1).partial_fit(faded)
-    for empty in (GOOD[:0], GOOD[:0].tolist(), NAMED[:0], pl.DataFrame(GOOD[:0])):
+    for empty in (GOOD[:0], GOOD[:0].tolist(), NAMED[:0], polars().DataFrame(GOOD[:0])):
         with pytest.raises(ValueError, match=r"0 sample|Expected 2D array"):
             bn.fit(empty)
     assert pickle.dumps(bn) == before
