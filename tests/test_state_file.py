@@ -10,11 +10,13 @@ import sys
 
 import numpy as np
 import pytest
+import state_corpus
 from arrays import normal, same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.exceptions import NotFittedError
 
+import bncpu
 from bncpu import BatchNormTransformer, _state_file
 
 MODES = {"cumulative": {}, "momentum": {"momentum": 0.9, "ddof": 1}, "halflife": {"halflife": 100}}
@@ -293,3 +295,37 @@ def test_any_bytes_are_one_value_error(tmp_path_factory, raw):
 def test_a_file_that_is_not_there_is_an_os_error(path):
     with pytest.raises(FileNotFoundError):
         BatchNormTransformer.load(path)
+
+
+# ---- files of released versions ----
+
+
+@pytest.mark.parametrize(
+    ("version", "name"),
+    [
+        (folder.name, name)
+        for folder in sorted(state_corpus.STATES.iterdir())
+        for name in json.loads((folder / state_corpus.EXPECTED).read_text())
+    ],
+)
+def test_every_state_file_ever_released_loads_to_the_bit(version, name):
+    folder = state_corpus.STATES / version
+    expected = json.loads((folder / state_corpus.EXPECTED).read_text())
+    found = state_corpus.described(BatchNormTransformer.load(folder / state_corpus.file_name(name)))
+    assert {key: found.get(key) for key in expected[name]} == expected[name]
+    assert set(os.listdir(folder)) == {state_corpus.EXPECTED, *map(state_corpus.file_name, expected)}
+
+
+def test_this_version_has_its_state_files():
+    assert bncpu.__version__ in os.listdir(state_corpus.STATES)
+
+
+def test_state_files_are_written_once(tmp_path):
+    state_corpus.write(tmp_path / "new")
+    expected = json.loads((tmp_path / "new" / state_corpus.EXPECTED).read_text())
+    assert list(expected) == list(state_corpus.CASES)
+    for name in expected:
+        again = BatchNormTransformer.load(tmp_path / "new" / state_corpus.file_name(name))
+        assert state_corpus.described(again) == expected[name]
+    with pytest.raises(FileExistsError):
+        state_corpus.write(tmp_path / "new")
