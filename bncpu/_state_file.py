@@ -41,7 +41,10 @@ def write(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
     final = os.path.realpath(os.fsdecode(path))
     beside = os.path.join(os.path.dirname(final), f".bncpu-{secrets.token_hex(8)}.tmp")
     try:
-        old = os.stat(final).st_mode if os.path.exists(final) else None
+        try:
+            old = os.stat(final).st_mode
+        except FileNotFoundError:
+            old = None
         if old is not None and not stat.S_ISREG(old):
             raise OSError(errno.EINVAL, "Not a regular file")
         mode = 0o666 if old is None else stat.S_IMODE(old)

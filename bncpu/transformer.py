@@ -662,7 +662,8 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         """Write the transformer to a file that :meth:`load` reads: versioned JSON with a checksum.
 
         Afterwards the file holds the whole new state; if anything interrupts, the whole old one. It tells nothing
-        of time, host or user: the same state gives the same bytes.
+        of time, host or user: the same state gives the same bytes. What is killed in the middle may leave a file
+        ``.bncpu-*.tmp`` beside it, which hinders nothing and may be removed while nothing is saved in that folder.
 
         Parameters
         ----------

@@ -6,12 +6,16 @@ import json
 import os
 import stat
 import struct
+import subprocess
 import sys
+import textwrap
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import state_corpus
-from arrays import normal, same_bits
+from arrays import examples, normal, same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.exceptions import NotFittedError
@@ -135,19 +139,238 @@ def test_a_failure_while_writing_leaves_the_old_file_and_nothing_else(path, monk
     fitted().save(path)
     before = path.read_bytes()
 
-    def full(_):
+    def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    for name in ("fsync", "replace"):
+    def open_on_a_full_disk(*args, **options):
+        file = open(*args, **options)  # noqa: SIM115 (as `open` does)
+        file.write = full
+        return file
+
+    failures = [(_state_file.os, name, full) for name in ("open", "fsync", "chmod", "replace")]
+    for module, name, failure in [*failures, (_state_file, "open", open_on_a_full_disk)]:
         with monkeypatch.context() as patch:
-            patch.setattr(_state_file.os, name, lambda *_: full(_))
-            with pytest.raises(OSError, match="No space left"):
+            patch.setattr(module, name, failure, raising=False)
+            with pytest.raises(OSError, match="No space left") as refusal:
                 fitted("halflife").save(path)
+            assert (refusal.value.errno, refusal.value.filename) == (errno.ENOSPC, str(path))
         assert path.read_bytes() == before
         assert os.listdir(path.parent) == [path.name]
     with pytest.raises(FileNotFoundError) as refusal:
         fitted().save(path.parent / "no such folder" / "x")
     assert refusal.value.filename == str(path.parent / "no such folder" / "x")
+
+
+# Runs each line of code that it is given in a fork of itself, so that the library is imported once.
+SERVER = """
+    import json, os, random, re, signal, sys, tempfile, time, traceback
+    import numpy as np
+    from bncpu import BatchNormTransformer, _state_file
+    for request in sys.stdin:
+        code, path = json.loads(request)
+        with tempfile.TemporaryFile("w+") as output:
+            child = os.fork()
+            if child == 0:
+                try:
+                    signal.alarm(60)
+                    os.dup2(output.fileno(), 1)
+                    os.dup2(output.fileno(), 2)
+                    exec(code, globals() | {"path": path})
+                except BaseException:
+                    traceback.print_exc()
+                    os._exit(1)
+                finally:
+                    sys.stdout.flush()
+                    sys.stderr.flush()
+                os._exit(0)
+            status = os.waitpid(child, 0)[1]
+            output.seek(0)
+            print(json.dumps([status, output.read()]), flush=True)
+"""
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
+
+
+@pytest.fixture(scope="module")
+def forked():
+    """Runs code that knows a path in a process of its own, and returns what it prints."""
+    command = [sys.executable, "-c", textwrap.dedent(SERVER)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+
+        def run(path, *code):
+            request = ["".join(map(textwrap.dedent, code)), str(path)]
+            print(json.dumps(request), file=server.stdin, flush=True)
+            status, output = json.loads(server.stdout.readline())
+            assert status == 0, output
+            return output.strip()
+
+        yield run
+
+
+# Two states, larger than a buffer of `open`.
+TWO_STATES = """
+    old, new = (BatchNormTransformer().fit(np.random.default_rng(k).standard_normal((3, 300))) for k in range(2))
+    folder, name = os.path.split(path)
+    def content():
+        BatchNormTransformer.load(path)
+        with open(path, "rb") as file:
+            return file.read()
+    new.save(path)
+    after = content()
+    old.save(path)
+    before = content()
+    assert before != after and len(after) > 2 * 8193 and os.listdir(folder) == [name]
+"""
+
+# Runs `save` in a fork until that is killed; the state must be whole, and the next save work beside what is left.
+KILLED = """
+    ends = {before: 0, after: 0}
+    def killed(save, after_seconds=None):
+        child = os.fork()
+        if child == 0:
+            try:
+                signal.alarm(60)
+                save()
+            finally:
+                os._exit(0)
+        if after_seconds is not None:
+            time.sleep(after_seconds)
+            os.kill(child, signal.SIGKILL)
+        ended = os.waitpid(child, 0)[1]
+        if os.WIFEXITED(ended):
+            return False
+        assert os.WTERMSIG(ended) == signal.SIGKILL
+        ends[content()] += 1
+        old.save(path)
+        assert content() == before
+        return True
+    def report():
+        left = sorted(set(os.listdir(folder)) - {name})
+        assert all(re.fullmatch(r"[.]bncpu-[0-9a-f]{16}[.]tmp", file) for file in left), left
+        print(ends[before], ends[after], len(left))
+"""
+
+
+@needs_fork
+def test_a_save_killed_at_any_of_its_lines_leaves_the_old_state_or_the_new_one(path, forked):
+    code = """
+    def killed_at(line):
+        seen = 0
+        def trace(frame, event, _):
+            nonlocal seen
+            if frame.f_code.co_filename == _state_file.__file__:
+                seen += 1
+                if seen > line:
+                    os.kill(os.getpid(), signal.SIGKILL)
+            return trace
+        def save():
+            sys.settrace(trace)
+            new.save(path)
+        return killed(save)
+    line = 0
+    while killed_at(line):
+        line += 1
+    report()
+    """
+    n_old, n_new, n_left = map(int, forked(path, TWO_STATES, KILLED, code).split())
+    assert n_old > 10 and n_new > 3  # before the file is renamed, and after
+    assert 3 < n_left < n_old  # nothing before the file beside it is made
+
+
+@needs_fork
+def test_a_save_killed_at_a_random_moment_leaves_the_old_state_or_the_new_one(path, forked):
+    n = examples(20, 200)
+    code = f"""
+    rng = random.Random(0)
+    def save():
+        while True:
+            new.save(path)
+            old.save(path)
+    for _ in range({n}):
+        assert killed(save, rng.uniform(0, 0.03))
+    report()
+    """
+    n_old, n_new, _ = map(int, forked(path, TWO_STATES, KILLED, code).split())
+    assert n_old + n_new == n
+
+
+@needs_fork
+def test_a_file_that_outgrows_its_limit_leaves_the_old_one_and_nothing_else(path, forked):
+    code = """
+    import errno, resource
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    def refused(limit, target):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        try:
+            new.save(target)
+        except OSError as error:
+            return (error.errno, error.filename) == (errno.EFBIG, target)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        return False
+    limits = [0, 1, 4096, 8191, 8192, 8193, len(after) // 2, len(after) - 1]
+    for limit in limits:
+        assert refused(limit, path) and content() == before
+        assert refused(limit, path + " that was not there")
+        assert os.listdir(folder) == [name]
+    assert not refused(len(after), path) and content() == after
+    print(len(limits))
+    """
+    assert forked(path, TWO_STATES, code) == "8"
+
+
+@needs_fork
+def test_a_reader_sees_a_whole_state_of_one_of_two_processes_that_write(path, forked):
+    n = examples(100, 2000)
+    code = f"""
+    stop = path + " stop"
+    writers = []
+    for state in (old, new):
+        writers.append(os.fork())
+        if writers[-1] == 0:
+            try:
+                signal.alarm(60)
+                while not os.path.exists(stop):
+                    state.save(path)
+                os._exit(0)
+            finally:
+                os._exit(1)
+    seen = []
+    while len(seen) < {n} or len(set(seen)) < 2:
+        seen.append(content())
+        assert os.waitpid(-1, os.WNOHANG)[0] == 0
+    open(stop, "x").close()
+    assert [os.waitpid(writer, 0)[1] for writer in writers] == [0, 0]
+    os.remove(stop)
+    assert os.listdir(folder) == [name]
+    print(set(seen) == {{before, after}})
+    """
+    assert forked(path, TWO_STATES, code) == "True"
+
+
+def test_a_reader_sees_a_whole_state_of_one_of_two_threads_that_write(path):
+    states, contents = [fitted("momentum"), fitted("halflife")], set()
+    for state in states:
+        state.save(path)
+        contents.add(path.read_bytes())
+    stop, seen = threading.Event(), []
+
+    def write(state):
+        while not stop.is_set():
+            state.save(path)
+
+    with ThreadPoolExecutor(2) as pool:
+        try:
+            writers = [pool.submit(write, state) for state in states]
+            while len(seen) < examples(100, 2000) or len(set(seen)) < 2:
+                seen.append(path.read_bytes())
+                BatchNormTransformer.load(path)
+                assert not any(writer.done() for writer in writers)
+        finally:
+            stop.set()
+        assert [writer.result() for writer in writers] == [None, None]
+    assert set(seen) == contents
+    assert os.listdir(path.parent) == [path.name]
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this platform has no pipes in folders")
@@ -178,6 +401,11 @@ def test_permissions_and_links_stay(path):
     assert link.is_symlink()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert BatchNormTransformer.load(path).momentum == 0.9
+    loop = path.parent / "loop"
+    loop.symlink_to(loop)
+    with pytest.raises(OSError):
+        fitted().save(loop)
+    assert loop.is_symlink()
 
 
 # ---- reading ----
