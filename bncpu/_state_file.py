@@ -16,8 +16,9 @@ VERSION = 1
 
 UNSIGNED = "0" * 64
 
-# The checksum is that of the file with `UNSIGNED` in its place.
+# The checksum is that of the file with `UNSIGNED` in its place. No start has more than `LONGEST_START` bytes.
 START = re.compile(rb'\{"format": "bncpu\.BatchNormTransformer", "version": (\d{1,9}), "sha256": "([0-9a-f]{64})", ')
+LONGEST_START = 200
 
 
 def write(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
@@ -94,22 +95,35 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
         If the file cannot be read.
     ValueError
         If it is not a state file, was changed, or is of another version.
+    RecursionError
+        If it is nested too deeply.
     """
     with open(path, "rb") as file:
-        raw = file.read()
-    start = START.match(raw)
-    if start is None:
-        raise ValueError("it does not begin like one")
-    if int(start[1]) != VERSION:
-        raise ValueError(f"it has version {int(start[1])}, and this bncpu reads version {VERSION}")
+        head = file.read(LONGEST_START)
+        start = START.match(head)
+        if start is None:  # the rest may be without end
+            raise ValueError("it does not begin like one")
+        if int(start[1]) != VERSION:
+            raise ValueError(f"it has version {int(start[1])}, and this bncpu reads version {VERSION}")
+        raw = head + file.read()
     at, end = start.span(2)
     if hashlib.sha256(raw[:at] + UNSIGNED.encode() + raw[end:]).hexdigest() != start[2].decode():
         raise ValueError("its checksum does not match: it is incomplete or was changed")
-    try:
-        content = json.loads(raw, parse_constant=_refused, parse_float=_finite)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+    content = json.loads(
+        raw.decode(),
+        parse_constant=_refused,
+        parse_float=_finite,
+        parse_int=_whole,
+        object_pairs_hook=_without_repetition,
+    )
     return {key: value for key, value in content.items() if key not in ("format", "version", "sha256")}
+
+
+def _without_repetition(entries: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(entries)
+    if len(content) < len(entries):
+        raise ValueError("it holds an entry twice")
+    return content
 
 
 def _refused(constant: str) -> None:
@@ -119,5 +133,16 @@ def _refused(constant: str) -> None:
 def _finite(text: str) -> float:
     number = float(text)
     if number in (float("inf"), float("-inf")):
-        raise ValueError(f"it holds a number too large: {text}")
+        raise ValueError(f"it holds a number too large: {_shortened(text)}")
     return number
+
+
+def _whole(text: str) -> int:
+    # What int() refuses by default. Where that limit is off, a million digits take it seconds, ten million minutes.
+    if len(text) > 4300:
+        raise ValueError(f"it holds a number too large: {_shortened(text)}")
+    return int(text)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 40 else f"{text[:20]}... of {len(text)} characters"

@@ -756,7 +756,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
             made._commit(made._fitted_attributes(p))
             made.set_params(**content["parameters"])
             _validation.parameters(made).for_features(made, made.n_features_in_)
-        except (TypeError, ValueError) as error:
+        except (RecursionError, TypeError, ValueError) as error:
             raise ValueError(f"{path!r} is not a state file of BatchNormTransformer: {error}") from None
         for name in ("gamma", "beta"):
             if getattr(made, name) is not None:

@@ -1,17 +1,25 @@
 """State files: the bytes come back or one ValueError does, and the old file outlives every failure."""
 
+import bisect
+import contextlib
 import errno
+import gzip
 import hashlib
+import io
 import json
 import os
+import pickle
 import stat
 import struct
 import subprocess
 import sys
 import textwrap
 import threading
+import tracemalloc
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
+import joblib
 import numpy as np
 import pytest
 import state_corpus
@@ -35,11 +43,21 @@ def fitted(mode="cumulative", **parameters):
     return bn.partial_fit(X, sample_weight=np.linspace(0.1, 1, 50)).partial_fit(X[:7])
 
 
-def signed(content):
-    """The bytes of a state file with a valid checksum, whatever its content."""
-    head = {"format": "bncpu.BatchNormTransformer", "version": 1, "sha256": "0" * 64}
-    text = json.dumps({**head, **content})
-    return text.replace("0" * 64, hashlib.sha256(text.encode()).hexdigest(), 1).encode()
+HEAD = {"format": "bncpu.BatchNormTransformer", "version": 1, "sha256": "0" * 64}
+
+
+def signed(content, **replacements):
+    """The bytes of a state file with a valid checksum, whatever its content; the text HERE, say, replaced by bytes."""
+    raw = json.dumps({**HEAD, **content}).encode()
+    for marked, by in replacements.items():
+        assert raw.count(f'"{marked}"'.encode()) == 1
+        raw = raw.replace(f'"{marked}"'.encode(), by)
+    return raw.replace(b"0" * 64, hashlib.sha256(raw).hexdigest().encode(), 1)
+
+
+def content_of(path):
+    """What a state file holds beside its head."""
+    return {key: value for key, value in json.loads(path.read_bytes()).items() if key not in HEAD}
 
 
 @pytest.fixture
@@ -419,43 +437,240 @@ def refused(path, raw, message=""):
     assert str(path)[-8:] in str(refusal.value)
 
 
-def test_every_flipped_bit_and_every_truncation_is_refused(path):
+def test_every_flipped_bit_every_changed_digit_and_every_truncation_is_refused(path):
     fitted().save(path)
     raw = path.read_bytes()
+    assert len(raw) > 900
     rng = np.random.default_rng(0)
-    for at in [*range(140), *rng.integers(0, len(raw), 300)]:
-        flipped = bytearray(raw)
-        flipped[at] ^= 1 << int(rng.integers(8))
-        refused(path, bytes(flipped))
-    for end in rng.integers(0, len(raw), 60):
-        refused(path, raw[:end])
+    for at in range(len(raw)):
+        for bit in rng.permutation(8)[: examples(1, 8)]:
+            refused(path, raw[:at] + bytes([raw[at] ^ 1 << bit]) + raw[at + 1 :])
+    for at in range(0, len(raw), examples(5, 1)):
+        refused(path, raw[:at])
+    for at in (at for at, byte in enumerate(raw) if bytes([byte]).isdigit()):
+        for other in rng.permutation([digit for digit in b"0123456789" if digit != raw[at]])[: examples(1, 9)]:
+            refused(path, raw[:at] + bytes([other]) + raw[at + 1 :])
     refused(path, raw + b" ", "checksum")
+
+
+STARTS_WRONGLY = "does not begin like one"
+
+
+def head(**changes):
+    return json.dumps({**HEAD, **changes}).encode()
+
+
+def file_of(write):
+    buffer = io.BytesIO()
+    write(buffer)
+    return buffer.getvalue()
+
+
+class Trap:
+    """Makes the file "trapped" when unpickled."""
+
+    def __reduce__(self):
+        return open, ("trapped", "w")
+
+
+def zipped(file):
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("state.json", signed({"a": 1}))
+
+
+OTHERS = {
+    "nothing": b"",
+    "pickle protocol 0": pickle.dumps(Trap(), protocol=0),
+    "pickle protocol 2": pickle.dumps(Trap(), protocol=2),
+    "pickle protocol 5": pickle.dumps(Trap(), protocol=5),
+    "a transformer's pickle": pickle.dumps(fitted()),
+    "joblib": file_of(lambda file: joblib.dump(fitted(), file)),
+    "joblib, compressed": file_of(lambda file: joblib.dump(Trap(), file, compress=3)),
+    "npy": file_of(lambda file: np.save(file, normal(0, 5))),
+    "npy of a pickle": file_of(lambda file: np.save(file, np.array([Trap()]), allow_pickle=True)),
+    "npz": file_of(lambda file: np.savez(file, normal(0, 5))),
+    "zip": file_of(zipped),
+    "gzip": gzip.compress(signed({"a": 1})),
+    "yaml": b"!!python/object/apply:os.mkdir [trapped]",
+    "Python": b"open('trapped', 'w')",
+    "jsonpickle": b'{"py/reduce": [{"py/type": "builtins.open"}, {"py/tuple": ["trapped", "w"]}]}',
+    "a byte order mark": b"\xef\xbb\xbf" + signed({"a": 1}),
+    "UTF-16": signed({"a": 1}).decode().encode("utf-16"),
+    "space before": b" " + signed({"a": 1}),
+    "no head": b"{}",
+    "null": b"null",
+    "version as text": head(version="1"),
+    "version true": head(version=True),
+    "version 1.0": head(version=1.0),
+    "version -1": head(version=-1),
+    "version null": head(version=None),
+    "version of 10,000 digits": head(version=0).replace(b": 0,", b": " + b"1" * 10_000 + b","),
+    "no version": json.dumps({key: value for key, value in HEAD.items() if key != "version"}).encode(),
+    "version first": json.dumps({"version": 1, **HEAD}).encode()[:-1] + b", ",
+    "another format": signed({"a": 1}).replace(b"BatchNorm", b"LayerNorm"),
+    "an older kind of format": signed({"a": 1}).replace(b"bncpu.BatchNormTransformer", b"BatchNormTransformer"),
+    "no format": json.dumps({"version": 1, "sha256": "0" * 64, "a": 1}).encode(),
+    "a short checksum": head(sha256="0" * 63),
+    "a checksum in capitals": head(sha256="A" * 64),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_files_of_another_kind_are_refused_unread(name, path, monkeypatch):
+    monkeypatch.chdir(path.parent)
+    refused(path, OTHERS[name], STARTS_WRONGLY)
+    assert os.listdir() == [path.name]
+
+
+@pytest.mark.parametrize("version", [0, 2, 10, 999_999_999])
+def test_another_version_is_refused_whatever_its_checksum(version, path):
+    message = f"it has version {version}, and this bncpu reads version 1"
+    refused(path, signed({"version": version, "a": 1}), message)
+    refused(path, head(version=version)[:-1] + b", ", message)
 
 
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        (b"", "does not begin like one"),
-        (b"\x80\x05\x95cos\nsystem\n", "does not begin like one"),
-        (b"PK\x03\x04", "does not begin like one"),
-        (
-            signed({"a": 1}).replace(b'"version": 1', b'"version": 2'),
-            "it has version 2, and this bncpu reads version 1",
-        ),
         (signed({"a": 1}), r"it has the entries \['a'\]"),
         (signed({"a": 1}).replace(b"}", b""), "checksum"),
+        (signed({"a": 1}).replace(b'"a"', b'"b"'), "checksum"),
+        (signed({"version": "HERE", "a": 1}, HERE=b"01"), "delimiter"),
+        (signed({"a": "HERE"}, HERE=b"1}"), "Extra data"),
+        (signed({"a": "HERE"}, HERE=b""), "Expecting value"),
+        (signed({"a": "HERE"}, HERE=b'"\xff"'), "can't decode byte 0xff"),
+        (signed({"a": "HERE"}, HERE=b'"\xc3"'), "can't decode byte 0xc3"),
+        (signed({"a": "HERE"}, HERE=b'"\xed\xa0\x80"'), "can't decode byte 0xed"),  # half of a surrogate pair
+        (signed({"a": "HERE"}, HERE=b'"\x00"'), "Invalid control character"),
+        (signed({"a": "HERE"}, HERE=b"1" * 10_000), r"too large: 1{20}\.\.\. of 10000 characters"),
+        (signed({"a": "HERE"}, HERE=b"-" + b"1" * 10_000), "too large"),
+        (signed({"a": "HERE"}, HERE=b"1" * 10_000 + b".5"), "too large"),
+        (signed({"a": "HERE"}, HERE=b"1e" + b"9" * 10_000), "too large"),
+        (signed({"a": "HERE"}, HERE=b"0x10"), "delimiter"),
     ],
 )
-def test_other_files_are_refused(raw, message, path):
+def test_a_valid_checksum_over_broken_text_is_refused(raw, message, path):
     refused(path, raw, message)
 
 
-def test_nesting_beyond_the_stack_is_refused(path):
-    depth = 10 * sys.getrecursionlimit() + 10_000
-    text = signed({"a": 0}).decode().replace('"a": 0', '"a": ' + "[" * depth + "]" * depth)
-    digest = text[len('{"format": "bncpu.BatchNormTransformer", "version": 1, "sha256": "') :][:64]
-    new = hashlib.sha256(text.replace(digest, "0" * 64).encode()).hexdigest()
-    refused(path, text.replace(digest, new).encode())
+@pytest.mark.parametrize("key", ["format", "version", "sha256", "parameters", "m2", "age"])
+def test_an_entry_that_stands_twice_is_refused(key, path):
+    fitted().save(path)
+    content = content_of(path)
+    content["TWICE"] = {**HEAD, **content}[key]
+    refused(path, signed(content, TWICE=f'"{key}"'.encode()), "twice")
+
+
+def test_a_parameter_that_stands_twice_is_refused(path):
+    fitted().save(path)
+    content = content_of(path)
+    content["parameters"]["TWICE"] = 1.0
+    refused(path, signed(content, TWICE=b'"eps"'), "twice")
+
+
+@pytest.mark.parametrize(("opening", "closing"), [(b"[", b"]"), (b'{"a":', b"}")])
+def test_nesting_of_any_depth_is_refused(opening, closing, path):
+    def nested(depth):
+        return opening * depth + b"0" + closing * depth
+
+    def is_read(depth):
+        try:
+            json.loads(nested(depth))
+        except RecursionError:
+            return False
+        return True
+
+    deepest = bisect.bisect_left(range(200_000), True, key=lambda depth: not is_read(depth)) - 1
+    assert deepest > 500
+    fitted().save(path)
+    # Their errors show what was found, down to all its depth.
+    content = content_of(path)
+    for where, key in ((content["parameters"], "with_mean"), (content["in_effect"], "eps"), (content, "mode")):
+        was, where[key] = where[key], "HERE"
+        for depth in [1, 64, 65, *range(deepest - 40, deepest + 10), 1_000_000]:
+            refused(path, signed(content, HERE=nested(depth)))
+        where[key] = was
+
+
+N = examples(20_000, 1_000_000)
+LARGE = {
+    "numbers": b"[" + b"0," * N + b"0]",
+    "large integers": b"[" + b"9007199254740993," * N + b"0]",
+    "floats": b"[" + b"0.5," * N + b"0]",
+    "a number of many digits": b"0." + b"1" * N,
+    "empty lists": b"[" + b"[]," * N + b"0]",
+    "empty objects": b"[" + b"{}," * N + b"0]",
+    "texts": b"[" + b'"",' * N + b"0]",
+    "a text": b'"' + b"x" * N + b'"',
+    "entries": b"{" + b",".join(b'"%d":0' % k for k in range(N)) + b"}",
+    "the width 2**52": b"%d" % 2**52,
+    "the width 2**62": b"%d" % 2**62,
+}
+
+
+@contextlib.contextmanager
+def at_most(n_bytes):
+    """More bytes than these are never allocated at once, as far as Python and NumPy know."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < n_bytes
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("key", ["mean", "feature_names_in", "n_samples_seen", "n_features_in", "gamma", "with_std"])
+@pytest.mark.parametrize("large", LARGE)
+def test_memory_grows_with_the_file_not_with_what_it_claims(large, key, path):
+    fitted().save(path)
+    content = content_of(path)
+    (content["parameters"] if key in content["parameters"] else content)[key] = "HERE"
+    raw = signed(content, HERE=LARGE[large])
+    path.write_bytes(raw)
+    # An empty object of 3 bytes is 64 in memory, and 8 in its list.
+    with at_most(40 * len(raw) + 100_000), contextlib.suppress(ValueError):
+        BatchNormTransformer.load(path)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows writes the zeros that a file is extended by")
+@pytest.mark.parametrize("start", [b"", head(version=2)[:-1] + b", ", pickle.dumps(0)])
+def test_a_file_of_another_kind_may_be_of_any_size(start, path):
+    path.write_bytes(start)
+    os.truncate(path, 2**40)
+    with at_most(100_000), pytest.raises(ValueError, match=BAD):
+        BatchNormTransformer.load(path)
+
+
+@needs_fork
+def test_nothing_but_the_file_is_opened_and_nothing_is_imported_or_run(path, forked):
+    signed_texts = {f"signed {name}": signed({"a": repr(raw)}) for name, raw in OTHERS.items()}
+    files = OTHERS | signed_texts
+    files["good"] = (state_corpus.STATES / "0.1.0" / "cumulative.json").read_bytes()
+    path.mkdir()
+    for name, raw in files.items():
+        (path / name).write_bytes(raw)
+    code = """
+    os.chdir(path)
+    watched, events, counts = [], [], [0, 0]
+    harmless = {"builtins.id", "object.__getattr__"}  # of inspect, which finds the parameters of the constructor
+    def hook(event, args):
+        if watched and event not in harmless:
+            events.append((event, args[0] if args else None))
+    sys.addaudithook(hook)
+    for name in sorted(os.listdir()):
+        watched.append(name)
+        try:
+            BatchNormTransformer.load(name)
+        except ValueError:
+            counts[0] += 1
+        else:
+            counts[1] += 1
+        watched.clear()
+        assert events == [("open", name)], (name, events)
+        events.clear()
+    print(*counts)
+    """
+    assert forked(path, code) == f"{2 * len(OTHERS)} 1"
 
 
 CHANGES = {
@@ -497,21 +712,17 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_valid_checksum_over_wrong_content_is_refused(change, path):
     fitted().save(path)
-    content = {k: v for k, v in json.loads(path.read_bytes()).items() if k not in ("format", "version", "sha256")}
+    content = content_of(path)
     CHANGES[change](content)
     refused(path, signed(content))
 
 
 def test_a_number_beyond_float64_is_refused(path):
     fitted().save(path)
-    text = path.read_text()
-    for number in ("1e999", "-1e999", "NaN", "Infinity"):
-        content = json.loads(text)
-        content = {k: v for k, v in content.items() if k not in ("format", "version", "sha256")}
-        content["m2"][0] = "HERE"
-        raw = json.dumps({"format": "bncpu.BatchNormTransformer", "version": 1, "sha256": "0" * 64, **content})
-        raw = raw.replace('"HERE"', number)
-        refused(path, raw.replace("0" * 64, hashlib.sha256(raw.encode()).hexdigest(), 1).encode(), "it holds")
+    content = content_of(path)
+    content["m2"][0] = "HERE"
+    for number in (b"1e999", b"-1e999", b"NaN", b"Infinity", b"-Infinity"):
+        refused(path, signed(content, HERE=number), "it holds")
 
 
 @settings(max_examples=60, deadline=None)
