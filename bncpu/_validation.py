@@ -342,10 +342,17 @@ def normalized_as(
 
 def _trailing(s: Any, x: Array, *parameters: Any) -> int:
     """How many axes were normalized over, as parameters or the shape of the statistics say."""
-    known = [a.ndim for a in parameters if isinstance(a, np.ndarray) and a.ndim]
+    known = [n for a in parameters if (n := _n_dimensions(a))]
     shape = np.shape(getattr(s, "invstd", ()))
     fits = (k for k in range(1, x.ndim + 1) if shape == x.shape[:-k] + (1,) * k)
     return min(known[0], x.ndim) if known else next(fits, 1)
+
+
+def _n_dimensions(a: Any) -> int:
+    try:
+        return np.ndim(a)
+    except ValueError:  # ragged, which is refused by name later
+        return 0
 
 
 def groups_of(s: Any, n_channels: int) -> int:

@@ -699,6 +699,16 @@ def test_beta_alone_tells_which_axes_were_normalized_over():
         assert dgamma.shape == dbeta.shape == (1, 3)
 
 
+def test_parameters_in_lists_tell_it_too():
+    x, gamma = normal(39, (1, 4, 3)), normal(40, (1, 4, 3))
+    _, saved = bncpu.rms_norm_forward(x, (1, 4, 3), gamma)
+    expected = bncpu.rms_norm_backward(x, x, saved, gamma)
+    got = bncpu.rms_norm_backward(x, x, SavedStatistics(*saved), gamma.tolist())
+    assert all(map(same_bits, got, expected))
+    with pytest.raises(ValueError, match="gamma must have shape"):
+        bncpu.rms_norm_backward(x, x, SavedStatistics(*saved), [[1.0], [1.0, 2.0]])
+
+
 @pytest.mark.parametrize("shape", [(2, 0, 4), (0, 2, 4), (2, 0, 0), (2, 2, 0), (0, 0, 0)], ids=str)
 def test_arrays_without_values_have_results_and_gradients_of_their_shape(shape):
     x = np.zeros(shape)
