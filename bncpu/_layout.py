@@ -208,7 +208,7 @@ def target(layouts: Sequence[Layout], out: Array | None, x: Array, *others: Arra
 
 def delivered(y: Array, out: Array | None, dtype: np.dtype[Any]) -> Array:
     """The result in `out` if given, else in `dtype`; float16 overflows to infinity, as float32 does."""
-    with np.errstate(over="ignore"):
+    with np.errstate(all="ignore"):
         if out is None:
             return y if y.dtype == dtype else converted(y, dtype)
         if y is not out:

@@ -242,7 +242,7 @@ def batch_norm_forward(
     saved.call = _validation.call(axis, activation, gamma, beta, residual)
     y = arrays.result()
     if running_mean is not None and running_var is not None:
-        with np.errstate(over="ignore", invalid="ignore"):
+        with np.errstate(all="ignore"):
             running_mean[...] = moved(running_mean, moments.mean, momentum)
             running_var[...] = moved(running_var, variance(moments, ddof), momentum)
     return y, saved

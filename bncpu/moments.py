@@ -299,7 +299,7 @@ def saved_statistics(m: Moments, eps: float) -> SavedStatistics:
 
 def rms_statistics(m: Moments, eps: float) -> SavedStatistics:
     """As `saved_statistics`, about 0 instead of the mean: the mean square is the variance plus the mean squared."""
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         return SavedStatistics(None, inverse_std(variance(m) + m.mean**2, eps))
 
 

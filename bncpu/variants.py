@@ -682,7 +682,7 @@ def instance_norm_forward(
         _validation.values_per_channel("instance_norm", x.size // (n_samples * n_channels), ddof)
     y, saved, moments = _group_forward(x, n_channels, gamma, beta, eps, axis, activation, residual, out, n_threads)
     if running_mean is not None and running_var is not None and n_samples:
-        with np.errstate(over="ignore", invalid="ignore"):
+        with np.errstate(all="ignore"):
             running_mean[...] = moved(running_mean, moments.mean.mean(axis=0), momentum)
             running_var[...] = moved(running_var, variance(moments, ddof).mean(axis=0), momentum)
     return y, saved
@@ -1157,8 +1157,8 @@ def _backward_in_one_step(
         relu = fold_saved(some, scale, shift) if part.relu else None
         total, product = part.sums(some.mean, relu)
         along = sums_with_x_hat(total, product, some)
-        gradients += along.sum(axis=0), total.sum(axis=0)
-        with np.errstate(over="ignore", invalid="ignore"):
+        with np.errstate(all="ignore"):
+            gradients += along.sum(axis=0), total.sum(axis=0)
             sums = [(s if scale is None else scale * s).sum(axis=-1, keepdims=True) for s in (total, along)]
         part.backward(fold_backward(some.mean, some.invstd, scale, tuple(sums), count, some.mean_lo), relu)
     return gradients
@@ -1217,7 +1217,8 @@ def _backward_in_two_steps(
         part.apply(fold_saved(some), last=False, y=x_hat)
         relu = _affine(scale, shift) if part.relu else None
         total, product = part.sums(0.0, relu, step=1, x=x_hat)
-        gradients += product, total
+        with np.errstate(all="ignore"):
+            gradients += product, total
         part.backward(Gradient(_ZERO, _ONE if scale is None else scale, _ZERO, _ZERO), relu, step=1, x=x_hat, dx=g)
         total, product = part.sums(mean, None, dy=g)
         along = sums_with_x_hat(total, product, some)

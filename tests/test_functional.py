@@ -613,6 +613,19 @@ def test_what_overflows_is_infinity_without_a_warning():
             assert not np.isfinite(backward(dy, x, saved, gamma)[0][0, 0]).any()
 
 
+@pytest.mark.parametrize("function", [batch_norm_forward, bncpu.instance_norm_forward])
+def test_results_that_underflow_are_written_whatever_numpy_is_told_to_raise(function):
+    x = normal(61, (5, 3, 4), dtype=np.float16)
+    results = []
+    for told in ({}, {"all": "raise"}):
+        running_mean, running_var, out = (np.full(shape, 6e-8, np.float16) for shape in (3, 3, x.shape))
+        with np.errstate(**told):
+            function(x, gamma=[1e-6, 1e-4, 1], running_mean=running_mean, running_var=running_var, out=out)
+        results.append((running_mean, running_var, out))
+    assert all(map(same_bits, *results))
+    assert np.all(np.abs(results[0][2][:, 0]) < np.finfo(np.float16).tiny)
+
+
 @pytest.mark.parametrize("lo", [None, "abc", np.zeros(5), np.zeros(3) * 1j])
 def test_a_low_part_that_does_not_fit_is_refused_by_name(lo):
     saved = SavedStatistics(np.zeros(3), np.ones(3))

@@ -709,6 +709,15 @@ def test_parameters_in_lists_tell_it_too():
         bncpu.rms_norm_backward(x, x, SavedStatistics(*saved), [[1.0], [1.0, 2.0]])
 
 
+@pytest.mark.parametrize("case", [*ONE_OF_EACH, Case("layer", (2, 1 << 20), 1 << 20)], ids=name)
+def test_infinite_gradients_of_both_signs_give_nan_without_a_warning(case):
+    x, dy = float32_normal(41, case.shape, "float32"), np.ones(case.shape, np.float32)
+    dy[0], dy[1] = np.inf, -np.inf
+    dx, dgamma, *_ = case.backward(dy, x, case.forward(x)[1])
+    assert np.isnan(dx[:2]).all()
+    assert not np.isfinite(dgamma).any()
+
+
 @pytest.mark.parametrize("shape", [(2, 0, 4), (0, 2, 4), (2, 0, 0), (2, 2, 0), (0, 0, 0)], ids=str)
 def test_arrays_without_values_have_results_and_gradients_of_their_shape(shape):
     x = np.zeros(shape)
