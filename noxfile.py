@@ -49,6 +49,13 @@ def oldest(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def mutants(session: nox.Session) -> None:
+    """Break the library in many ways, and show that the suite sees each; arguments are names of some."""
+    session.install("-e", ".[test]")
+    session.run("python", "tests/mutants.py", *session.posargs)
+
+
+@nox.session(default=False)
 def benchmarks(session: nox.Session) -> None:
     """Run every benchmark once."""
     session.install("-r", ".ci/requirements.txt", ".[demo]")

@@ -1,0 +1,652 @@
+"""Does the suite notice? Breaks the library in one place at a time, and shows which test goes red.
+
+    python tests/mutants.py                # every mutant, an hour and more; exit code 1 if one survives
+    python tests/mutants.py eps-ignored    # some, by name
+    python tests/mutants.py --list
+
+A mutant replaces a text that must occur exactly once in its file, so that this list keeps up with the code. Each is
+built and tested in a copy of the source tree of its own, with little optimization, as plain C and the fastest variant
+of this machine. The test files most likely to see it run first; if they stay green, all others do. The sums of bits in
+test_reproducibility.py see almost everything and do not run: a mutant must be seen by a test that says what is wrong.
+
+Needs the test requirements, bncpu installed, and gcc or clang.
+"""
+
+import argparse
+import concurrent.futures
+import hashlib
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from bncpu import _kernels
+
+ROOT = Path(__file__).parents[1]
+NOT_COPIED = (".git", ".nox", ".venv*", ".hypothesis", ".*_cache", "__pycache__", "*.so", "_kernels.c", "_buffers.c")
+BITS = "tests/test_reproducibility.py"
+
+# What takes so many seconds hangs, and is red, too. Far above what the whole suite takes on a busy machine.
+LIMIT = 3600
+
+
+class Mutant(NamedTuple):
+    """One fault: `old` in `file` becomes `new`; `tests` names the test files that should see it.
+
+    `needs` is the kernel variant without which nothing differs.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str
+    needs: str = ""
+
+    @property
+    def files(self):
+        """Paths of the likely test files."""
+        return [f"tests/test_{name}.py" for name in self.tests.split()]
+
+
+TEMPLATE, UNIT, ALGEBRA = (f"bncpu/src/{name}.h" for name in ("leaves_template", "leaves_unit", "algebra"))
+KERNELS, NORMALIZE, MOMENTS = "bncpu/_kernels.pyx", "bncpu/_normalize.py", "bncpu/moments.py"
+BATCHES, FUNCTIONAL, TRANSFORMER = "bncpu/_batches.py", "bncpu/functional.py", "bncpu/transformer.py"
+STATE_FILE, VALIDATION = "bncpu/_state_file.py", "bncpu/_validation.py"
+
+MUTANTS = [
+    # ---- variance, eps, ddof ----
+    Mutant(
+        "unbiased-variance-in-forward",
+        KERNELS,
+        "bn_inverse_std(m.m2 / m.count, j.eps)",
+        "bn_inverse_std(m.m2 / (m.count - 1), j.eps)",
+        "functional",
+    ),
+    Mutant(
+        "unbiased-variance",
+        ALGEBRA,
+        "double degrees = count - ddof;",
+        "double degrees = count - ddof - (ddof == 0);",
+        "moments",
+    ),
+    Mutant("ddof-ignored", ALGEBRA, "double degrees = count - ddof;", "double degrees = count;", "moments"),
+    Mutant(
+        "ddof-ignored-with-momentum",
+        ALGEBRA,
+        "bn_variance(batch.count, batch.m2, ddof)",
+        "bn_variance(batch.count, batch.m2, 0)",
+        "moments",
+    ),
+    Mutant("eps-ignored", ALGEBRA, "double std = sqrt(var + eps);", "double std = sqrt(var);", "functional"),
+    Mutant(
+        "eps-outside-the-root", ALGEBRA, "double std = sqrt(var + eps);", "double std = sqrt(var) + eps;", "functional"
+    ),
+    Mutant(
+        "eps-ignored-in-the-transformer",
+        ALGEBRA,
+        "1.0 : sqrt(r.var + eps)",
+        "1.0 : sqrt(r.var)",
+        "moments",
+    ),
+    Mutant(
+        "near-constants-scaled",
+        ALGEBRA,
+        "return var <= count * u * var + bound * bound;",
+        "return var <= 0;",
+        "moments",
+    ),
+    Mutant(
+        "near-constants-by-all-batches",
+        TRANSFORMER,
+        "n_values = n_samples / n_batches if momentum else None",
+        "n_values = n_samples if momentum else None",
+        "transformer",
+    ),
+    # ---- merge ----
+    Mutant(
+        "last-block-dropped-in-the-merge",
+        ALGEBRA,
+        "for (; n > 1; n = half + n % 2) {\n        half = n / 2;\n        for (i = 0; i < half; i++) {",
+        "for (; n > 1; n = half) {\n        half = n / 2;\n        for (i = 0; i < half; i++) {",
+        "moments",
+    ),
+    Mutant(
+        "last-block-dropped-in-the-sum",
+        ALGEBRA,
+        "for (; n > 1; n = half + n % 2) {\n        half = n / 2;\n        for (i = 0; i < half; i++)\n",
+        "for (; n > 1; n = half) {\n        half = n / 2;\n        for (i = 0; i < half; i++)\n",
+        "moments",
+    ),
+    Mutant(
+        "mean-lo-ignored-in-the-merge",
+        ALGEBRA,
+        "(light.mean - heavy.mean) + (light.mean_lo - heavy.mean_lo)",
+        "light.mean - heavy.mean",
+        "moments",
+    ),
+    Mutant(
+        "mean-lo-lost-in-the-merge",
+        ALGEBRA,
+        "bn_two_sum(m.mean, lo + heavy.mean_lo, &m.mean_lo)",
+        "bn_two_sum(m.mean, lo, &m.mean_lo)",
+        "moments",
+    ),
+    Mutant("mean-lo-ignored-in-the-fold", ALGEBRA, "beta - mean_lo * scale", "beta", "functional moments"),
+    Mutant("mean-lo-ignored-backward", ALGEBRA, "offset - mean_lo * x_scale", "offset", "functional"),
+    Mutant("between-ignored", ALGEBRA, "    if (between)\n        m.m2", "    if (0)\n        m.m2", "moments"),
+    Mutant(
+        "one-block-of-one-channel-skipped",
+        KERNELS,
+        "to + j.field, to + 2 * j.field, to + 3 * j.field):\n        bn_raise_flag(&j.seen)\n",
+        "to + j.field, to + 2 * j.field, to + 3 * j.field):\n        bn_raise_flag(&j.seen)\n"
+        "    if at.block == 1 and at.channel == 0:\n        to[0] = 0\n",
+        "kernels",
+    ),
+    # ---- ends, lanes, accumulators ----
+    Mutant("last-row-not-summed", TEMPLATE, "for (; o < rows; o++)", "for (; o < rows - 1; o++)", "kernels"),
+    Mutant(
+        "last-column-not-summed",
+        TEMPLATE,
+        "NAME(rows_sums_at)(a, o, j, width - j, k,",
+        "NAME(rows_sums_at)(a, o, j, width - j - 1, k,",
+        "kernels",
+    ),
+    Mutant(
+        "last-of-a-plane-not-summed",
+        TEMPLATE,
+        "ptrdiff_t left = inner - i - u * LANES;",
+        "ptrdiff_t left = inner - 1 - i - u * LANES;",
+        "kernels",
+    ),
+    Mutant(
+        "last-column-not-written",
+        TEMPLATE,
+        "NAME(rows_apply_line)(a, o, j, width - j, c, step, how)",
+        "NAME(rows_apply_line)(a, o, j, width - j - 1, c, step, how)",
+        "kernels",
+    ),
+    Mutant(
+        "last-of-a-plane-not-written",
+        TEMPLATE,
+        "NAME(apply_line)(a, o, channel, i, end - i, k, step, how)",
+        "NAME(apply_line)(a, o, channel, i, end - i - 1, k, step, how)",
+        "kernels",
+    ),
+    Mutant(
+        "planes-joined-a-value-late",
+        TEMPLATE,
+        "NAME(joined)(k[h], next, end - i - h * T_LANES, how)",
+        "NAME(joined)(k[h], next, end - i - h * T_LANES + 1, how)",
+        "kernels",
+    ),
+    Mutant(
+        "sums-in-float32",
+        TEMPLATE,
+        "    *q += g * d;\n",
+        "    *q += g * d;\n    for (int l = 0; l < LANES; l++)\n        ((double *)s)[l] = (float)((double *)s)[l];\n",
+        "kernels",
+    ),
+    Mutant(
+        "lanes-added-in-another-order",
+        UNIT,
+        "return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));",
+        "return LANES == 8 ? ((double)(*v)[0] + (*v)[1] + ((*v)[2] + (*v)[3])) + "
+        "((*v)[LANES - 4] + (*v)[LANES - 3] + ((*v)[LANES - 2] + (*v)[LANES - 1]))\n"
+        "                      : _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));",
+        "kernels",
+        needs="avx512",
+    ),
+    Mutant(
+        "dy-with-the-strides-of-x",
+        TEMPLATE,
+        "(const T *)a.dy.data + o * a.dy.outer",
+        "(const T *)a.dy.data + o * a.x.outer",
+        "kernels",
+    ),
+    Mutant(
+        "fused-multiply-add-in-avx512", "build_ext.py", "-ffp-contract=off", "-ffp-contract=fast", "kernels", "avx512"
+    ),
+    # ---- shifts ----
+    Mutant(
+        "stale-shift",
+        TEMPLATE,
+        "    NAME(choose_shift)(data, p, x, weights, weight_stride, 0, shift);\n",
+        "    static double old[BN_TILE];\n    static ptrdiff_t known;\n"
+        "    NAME(choose_shift)(data, p, x, weights, weight_stride, 0, shift);\n"
+        "    for (; known < p.channels; known++)\n        old[known] = shift[known];\n"
+        "    memcpy(shift, old, p.channels * sizeof(double));\n",
+        "kernels",
+    ),
+    Mutant(
+        "shift-of-the-first-channel",
+        TEMPLATE,
+        "NAME(about) at = {k.center + c, NULL, NULL, NULL};",
+        "NAME(about) at = {k.center, NULL, NULL, NULL};",
+        "kernels",
+    ),
+    Mutant("never-recentred", TEMPLATE, "between > 64.0 * (q[c] - between)", "0", "kernels"),
+    Mutant(
+        "recentred-but-not-summed-again",
+        TEMPLATE,
+        "    if (NAME(recentre)(p.channels, count, s, q, shift))\n",
+        "    if (NAME(recentre)(p.channels, count, s, q, shift) > 1)\n",
+        "kernels",
+    ),
+    Mutant(
+        "shift-of-the-first-weight",
+        TEMPLATE,
+        "if (weights[o * weight_stride + i] > weights[best_o * weight_stride + best_i])",
+        "if (0)",
+        "kernels",
+    ),
+    Mutant("sparse-never-recentred", BATCHES, "if np.any(_far(*sums[1:])):", "if False:", "batches"),
+    # ---- missing values and infinity ----
+    Mutant("nan-counted", TEMPLATE, "        w = observed(d, w);\n", "", "kernels"),
+    Mutant("nan-not-left-out", TEMPLATE, "masked |= !isfinite(q[c]);", "masked |= 0;", "kernels"),
+    Mutant("infinity-for-a-shift", TEMPLATE, "isinf(value) ? 0.0 : value", "value", "kernels"),
+    Mutant("missing-not-reported", KERNELS, "return sums, j.seen != 0", "return sums, False", "transformer"),
+    Mutant(
+        "missing-ignored-in-small-calls",
+        TRANSFORMER,
+        "if missing or type(before) is not int",
+        "if type(before) is not int",
+        "small_calls",
+    ),
+    Mutant(
+        "sparse-missing-not-reported",
+        BATCHES,
+        "missing = missing or not np.array_equal(all_weight, count)",
+        "pass",
+        "batches",
+    ),
+    Mutant("infinity-not-seen", TEMPLATE, "return any != 0;", "return 0;", "kernels"),
+    Mutant("infinity-let-through", TRANSFORMER, "        if infinite:\n", "        if False:\n", "validation"),
+    Mutant("infinity-let-through-in-small-calls", KERNELS, "return None if infinite else y", "return y", "small_calls"),
+    Mutant(
+        "infinity-learned",
+        TRANSFORMER,
+        "_validation.finite_moments(self, X, batch, names, first_row)\n                seen",
+        "seen",
+        "validation",
+    ),
+    Mutant(
+        "infinity-learned-in-small-calls",
+        KERNELS,
+        "if not isfinite(m.m2 + m.mean) or (average",
+        "if (average",
+        "small_calls",
+    ),
+    Mutant(
+        "overflow-of-the-union-learned",
+        TRANSFORMER,
+        "        _validation.finite_moments(self, None, running, names)\n",
+        "",
+        "validation",
+    ),
+    Mutant(
+        "zeros-of-sparse-columns-ignored",
+        BATCHES,
+        "np.maximum(everything - stored_weight, 0.0)",
+        "np.zeros(n_channels)",
+        "batches",
+    ),
+    # ---- running statistics ----
+    Mutant(
+        "momentum-the-wrong-way-round",
+        ALGEBRA,
+        "    if (batch.count > 0) {\n",
+        "    if (batch.count > 0) {\n        momentum = 1 - momentum;\n",
+        "moments",
+    ),
+    Mutant(
+        "momentum-of-functions-the-wrong-way-round",
+        MOMENTS,
+        "return momentum * old + (1 - momentum) * new",
+        "return momentum * new + (1 - momentum) * old",
+        "functional",
+    ),
+    Mutant(
+        "momentum-decays-what-was-not-seen",
+        ALGEBRA,
+        "    if (batch.count > 0) {\n",
+        "    if (1) {\n",
+        "moments",
+    ),
+    Mutant(
+        "halflife-of-gaps-ignored",
+        MOMENTS,
+        "age = batch.count > 0, age + n_rows",
+        "age = batch.count > 0, 0 * age + n_rows",
+        "transformer",
+    ),
+    Mutant(
+        "state-changed-before-a-refusal",
+        TRANSFORMER,
+        "after = object.__new__(type(self))\n        after.__dict__.update(vars(self))\n        for part",
+        "after = self\n        for part",
+        "validation",
+    ),
+    Mutant(
+        "state-changed-before-a-refused-merge",
+        TRANSFORMER,
+        "after = object.__new__(type(self))\n        after.__dict__.update(vars(self))\n        n_features",
+        "after = self\n        n_features",
+        "validation transformer",
+    ),
+    Mutant(
+        "running-arrays-changed-before-a-refusal",
+        FUNCTIONAL,
+        '    ddof = _validation.real("ddof", ddof, low=0)\n    eps',
+        "    if running_mean is not None:\n        running_mean *= momentum\n"
+        '    ddof = _validation.real("ddof", ddof, low=0)\n    eps',
+        "validation",
+    ),
+    Mutant(
+        "fresh-parameters-not-noticed",
+        KERNELS,
+        "memcmp(_values(now), _values(then), cnp.PyArray_NBYTES(<cnp.ndarray> now)) == 0",
+        "True",
+        "small_calls",
+    ),
+    Mutant(
+        "checksum-not-verified",
+        STATE_FILE,
+        "if hashlib.sha256(raw[:at] + UNSIGNED.encode() + raw[end:]).hexdigest() != start[2].decode():",
+        "if False:",
+        "state_file",
+    ),
+    Mutant(
+        "ages-not-saved", TRANSFORMER, '"age": _as_json(learned.age)', '"age": _as_json(0 * learned.age)', "state_file"
+    ),
+    # ---- ReLU and gradients ----
+    Mutant(
+        "residual-after-relu",
+        TEMPLATE,
+        "        v = centred * k.scale + k.shift;\n",
+        "        v = centred * k.scale + k.shift;\n"
+        "        if (how & RELU && !(how & BACKWARD))\n            v = NAME(relu)(v);\n",
+        "kernels",
+    ),
+    Mutant(
+        "relu-passes-the-gradient-at-0",
+        TEMPLATE,
+        "INLINE VT NAME(where_above_0)(VT y, VT v) { return (VT)((VBITS)v & ~(y <= 0)); }",
+        "INLINE VT NAME(where_above_0)(VT y, VT v) { return (VT)((VBITS)v & ~(y < 0)); }",
+        "kernels functional",
+    ),
+    Mutant(
+        "relu-sums-the-gradient-at-0",
+        TEMPLATE,
+        "INLINE HT NAME(where_above_0_ht)(HT y, HT v) { return (HT)((HBITS)v & ~(y <= 0)); }",
+        "INLINE HT NAME(where_above_0_ht)(HT y, HT v) { return (HT)((HBITS)v & ~(y < 0)); }",
+        "kernels functional",
+    ),
+    Mutant(
+        "relu-passes-the-gradient-at-0-in-plain-c",
+        TEMPLATE,
+        "INLINE VT NAME(where_above_0)(VT y, VT v) { return y <= 0 ? (T)0 : v; }",
+        "INLINE VT NAME(where_above_0)(VT y, VT v) { return y < 0 ? (T)0 : v; }",
+        "kernels functional",
+    ),
+    Mutant(
+        "relu-stops-nan", TEMPLATE, "return (VT)((VBITS)v & ~(v < 0));", "return (VT)((VBITS)v & (v >= 0));", "kernels"
+    ),
+    Mutant("relu-stops-nan-in-plain-c", TEMPLATE, "return v < 0 ? (T)0 : v;", "return v >= 0 ? v : (T)0;", "kernels"),
+    Mutant(
+        "relu-stops-the-gradient-of-nan",
+        TEMPLATE,
+        "return (VT)((VBITS)v & ~(y <= 0));",
+        "return (VT)((VBITS)v & (y > 0));",
+        "functional kernels",
+    ),
+    Mutant(
+        "dgamma-without-mean-lo",
+        KERNELS,
+        "bn_sum_blocks(j.sums + j.field + c, j.n_blocks, j.width) - j.center_lo[c] * total",
+        "bn_sum_blocks(j.sums + j.field + c, j.n_blocks, j.width)",
+        "functional",
+    ),
+    Mutant(
+        "dgamma-of-parts-without-mean-lo",
+        MOMENTS,
+        "(product - saved.mean_lo * total) * saved.invstd",
+        "product * saved.invstd",
+        "functional",
+    ),
+    Mutant("dx-without-the-mean", ALGEBRA, "double offset = -invstd * (g / count)", "double offset = 0", "functional"),
+    Mutant("dx-without-x-hat", ALGEBRA, "along = -invstd * (g_x_hat / count)", "along = 0", "functional"),
+    Mutant(
+        "count-of-a-part-for-that-of-the-batch",
+        FUNCTIONAL,
+        "total.dbeta, total.dgamma, total.count)",
+        "total.dbeta, total.dgamma, x.size // n_channels)",
+        "functional",
+    ),
+    Mutant(
+        "frozen-gradient-without-gamma",
+        FUNCTIONAL,
+        "saved.invstd if scale is None else scale * saved.invstd",
+        "saved.invstd",
+        "functional",
+    ),
+    # ---- how arrays are cut, rounded and stored ----
+    Mutant(
+        "first-strip-twice-and-the-last-never",
+        KERNELS,
+        "(_ceil_div(g.whole.outer, outer) - 1 - i) * outer",
+        "max(0, _ceil_div(g.whole.outer, outer) - 2 - i) * outer",
+        "normalize",
+    ),
+    Mutant(
+        "parameters-of-wide-rows-not-rotated",
+        KERNELS,
+        "_of_channels(c, edges[k] % channels * j.itemsize)",
+        "_of_channels(c, 0)",
+        "normalize",
+    ),
+    Mutant(
+        "blocks-cut-by-the-number-of-threads",
+        KERNELS,
+        "    _cut_for_sums(&j.g)\n    sums = _new_sums(&j, 4)\n",
+        "    _cut_for_sums(&j.g)\n"
+        "    _cut(&j.g, max(1, j.g.part.outer // n_threads), j.g.part.channels, j.g.part.inner)\n"
+        "    sums = _new_sums(&j, 4)\n",
+        "kernels",
+    ),
+    Mutant(
+        "rounding-decided-for-the-whole-array",
+        MOMENTS,
+        "None if fits.all() else fits.astype(np.bool_)",
+        "None if fits.all() else np.zeros(fits.shape, np.bool_)",
+        "normalize",
+    ),
+    Mutant(
+        "rounding-never-refused",
+        ALGEBRA,
+        "    c->shift = shift;\n    return fits;",
+        "    c->shift = shift;\n    return 1;",
+        "moments",
+    ),
+    Mutant(
+        "remainder-of-the-mean-lost", ALGEBRA, "    c->shift = shift;\n    return fits;", "    return fits;", "moments"
+    ),
+    Mutant(
+        "streamed-in-place",
+        NORMALIZE,
+        "STREAM_BYTES and _is_apart(y, *others)",
+        "STREAM_BYTES",
+        "normalize",
+    ),
+    Mutant(
+        "overlapping-out-not-noticed",
+        KERNELS,
+        "return between == 0 or between >= cnp.PyArray_NBYTES(b) or -between >= cnp.PyArray_NBYTES(a)",
+        "return True",
+        "small_calls functional",
+    ),
+    Mutant(
+        "what-is-overwritten-computed-again",
+        KERNELS,
+        "return not j.is_double and 0 < _resident_channels(j, n_threads) < j.width",
+        "return False",
+        "normalize small_calls",
+    ),
+]
+
+
+def main():
+    """Try the mutants that the command line names, all by default; 1 if one survives."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="name", help="mutants to try; all by default")
+    parser.add_argument("--list", action="store_true", help="print the names and stop")
+    parser.add_argument("--jobs", type=int, default=1, help="mutants at a time")
+    asked = parser.parse_args()
+    known = {mutant.name: mutant for mutant in MUTANTS}
+    if asked.list:
+        print("\n".join(known))
+        return 0
+    if unknown := set(asked.names) - set(known):
+        parser.error(f"no such mutants: {', '.join(sorted(unknown))}")
+    if len(known) < len(MUTANTS):
+        parser.error("two mutants have one name")
+    for mutant in MUTANTS:
+        changed(ROOT / mutant.file, mutant.old, mutant.new)
+    asked.names = asked.names or list(known)
+
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        base = Path(folder, "base")
+        shutil.copytree(ROOT, base, ignore=shutil.ignore_patterns(*NOT_COPIED))
+        # Where an installation puts it: an editable one would find the original.
+        shutil.copytree(base / "gpu", base / "bncpu" / "gpu")
+        hasten(base)
+        build(base)
+        print(f"{'unchanged':44}", end=" ", flush=True)
+        some = {file for name in asked.names for file in known[name].files}
+        seen, seconds = killer(base, sorted(some) if len(asked.names) < len(known) else ["tests", "bncpu"])
+        print(f"{seen or 'green, as it must be'}, {seconds:.0f} s", flush=True)
+        if seen:
+            return 1
+        with concurrent.futures.ThreadPoolExecutor(asked.jobs) as pool:
+            results = list(pool.map(lambda name: tried(known[name], base), asked.names))
+    survivors = [name for name, seen in results if seen is None]
+    absent = [name for name, seen in results if seen == ""]
+    print(f"\n{len(results) - len(survivors) - len(absent)} of {len(results)} mutants killed", end="")
+    print(f"; of variants that this machine lacks: {', '.join(absent)}" if absent else "", end="")
+    print(f"; SURVIVED: {', '.join(survivors)}" if survivors else "")
+    return 1 if survivors else 0
+
+
+def tried(mutant, base):
+    """Name of the mutant, and the test that goes red: None if none does, "" if this machine cannot tell."""
+    if mutant.needs and mutant.needs not in _kernels.isa_variants():
+        print(f"{mutant.name:44} this processor has no {mutant.needs}", flush=True)
+        return mutant.name, ""
+    tree = base.parent / mutant.name
+    shutil.copytree(base, tree)
+    path = tree / mutant.file
+    path.write_text(changed(path, mutant.old, mutant.new))
+    start = time.perf_counter()
+    if path.name == "build_ext.py" or path.suffix != ".py":
+        build(tree, force=path.name == "build_ext.py")
+    seen, _ = killer(tree, mutant.files)
+    if seen is None:
+        rest = ["tests", "bncpu", *(f"--ignore={file}" for file in (BITS, *mutant.files))]
+        seen, _ = killer(tree, rest)
+    shutil.rmtree(tree)
+    print(f"{mutant.name:44} {seen or 'SURVIVED'}, {time.perf_counter() - start:.0f} s", flush=True)
+    return mutant.name, seen
+
+
+def changed(path, old, new):
+    """The text of `path` with `new` for `old`, which must occur once."""
+    text = path.read_text()
+    if text.count(old) != 1:
+        raise SystemExit(f"in {path} this must occur once, not {text.count(old)} times:\n{old}")
+    return text.replace(old, new)
+
+
+def hasten(tree):
+    """Make building quick: little is optimized, and besides plain C only the fastest variant is left."""
+    fastest, source = _kernels.isa_variants()[0], tree / "bncpu" / "src"
+    quick = {
+        tree / "build_ext.py": ('"-O3"', '"-O1"'),
+        source / "leaves_unit.h": ('UNROLL _Pragma("GCC unroll 16")', "UNROLL"),
+    }
+    for path, (old, new) in quick.items():
+        path.write_text(changed(path, old, new))
+    for variant in {"avx2", "avx512"} - {fastest}:
+        found = source / "variants.h"
+        found.write_text(changed(found, f"found[n++] = (bn_leaves *)&bn_leaves_{variant};", ";"))
+        (source / f"leaves_{variant}.c").write_text("typedef int nothing;\n")
+
+
+def build(tree, *, force=False):
+    """Compile the extensions in place; objects of the same text are compiled once."""
+    command = [sys.executable, "-c", "import setuptools; setuptools.setup()", "build_ext", "--inplace"]
+    stand_in = shlex.join([sys.executable, __file__, "--compile", str(tree.parent / "objects")])
+    environment = os.environ | {"CC": f"{stand_in} {os.environ.get('CC', 'cc')}"}
+    done = subprocess.run(
+        [*command, *(["--force"] if force else [])],
+        cwd=tree,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise SystemExit(f"{tree.name} does not build:\n{done.stdout}\n{done.stderr}")
+
+
+def compiled(objects, *command):
+    """Stand in for the C compiler, with no work for a text that was compiled before."""
+    if "-c" not in command or "-o" not in command:
+        return subprocess.call(command)
+    at = command.index("-o")
+    rest = command[:at] + command[at + 2 :]
+    text = subprocess.run(["-E" if word == "-c" else word for word in rest], stdout=subprocess.PIPE, check=True).stdout
+    kept = Path(objects, hashlib.sha256(repr(rest).encode() + text).hexdigest())
+    if not kept.exists():
+        if code := subprocess.call(command):
+            return code
+        kept.parent.mkdir(exist_ok=True)
+        shutil.copy(command[at + 1], kept)
+    shutil.copy(kept, command[at + 1])
+    return 0
+
+
+def killer(tree, tests):
+    """The first test of `tests` that goes red in `tree`, None if none does, and the seconds that took."""
+    start = time.perf_counter()
+    pytest = subprocess.Popen(
+        [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests], cwd=tree,
+        env=os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        output, _ = pytest.communicate(timeout=LIMIT)
+    except subprocess.TimeoutExpired:
+        os.killpg(pytest.pid, signal.SIGKILL)
+        pytest.communicate()
+        return f"hang (no end after {LIMIT} s)", time.perf_counter() - start
+    seconds = time.perf_counter() - start
+    if pytest.returncode == 0:
+        return None, seconds
+    red = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", output, flags=re.MULTILINE)
+    hang = "hang in " if "+++ Timeout +++" in output or "Failed: Timeout" in output else ""
+    if red is not None:
+        return hang + red[1], seconds
+    if pytest.returncode > 1 and not hang:  # pytest's own errors: no test was run
+        raise SystemExit(f"{tree.name}: {output}")
+    return hang or f"crash (signal {-pytest.returncode})", seconds
+
+
+if __name__ == "__main__":
+    sys.exit(compiled(*sys.argv[2:]) if sys.argv[1:2] == ["--compile"] else main())
