@@ -1,10 +1,15 @@
 import os
 
 import pytest
+from hypothesis import settings
 
 os.environ["SCIPY_ARRAY_API"] = "1"  # before SciPy is imported: scikit-learn checks array-API input only then
 
 from bncpu import _kernels
+
+# A busy machine is no failure.
+settings.register_profile("bncpu", deadline=None)
+settings.load_profile("bncpu")
 
 
 @pytest.fixture(params=_kernels.isa_variants())

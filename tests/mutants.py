@@ -639,7 +639,7 @@ def killer(tree, tests):
     seconds = time.perf_counter() - start
     if pytest.returncode == 0:
         return None, seconds
-    red = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", output, flags=re.MULTILINE)
+    red = re.search(r"^(?:FAILED|ERROR) (.+)$", output, flags=re.MULTILINE)
     hang = "hang in " if "+++ Timeout +++" in output or "Failed: Timeout" in output else ""
     if red is not None:
         return hang + red[1], seconds
