@@ -39,6 +39,7 @@ CASES = (
     Case("transform", (1_000_000, 32)),
     Case("transform", (1_000_000, 32), fresh=True),
     Case("fit", (1_000_000, 32)),
+    Case("fit", (1_000_000, 32), dtype="float64"),
     Case("partial_fit", (1_000_000, 32)),
     Case("batch_norm", (32, 64, 56, 56), "NCHW"),
     Case("batch_norm_forward", (1_000_000, 32)),

@@ -43,15 +43,16 @@ def test_an_interrupted_stream_has_learned_whole_batches_and_counts_them():
                 bn = pickle.loads(pickle.dumps(bn))
                 states.append(pickle.dumps(bn))
                 bn.partial_fit(batch)
+            states.append(pickle.dumps(pickle.loads(pickle.dumps(bn))))
             for _ in range(trials):
                 bn = pickle.loads(start)
                 try:
                     signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-4, 2e-3))
                     for batch in batches:
                         bn.partial_fit(batch)
+                    signal.setitimer(signal.ITIMER_REAL, 0)
                 except KeyboardInterrupt:
                     stopped.add((mode, convert, bn.n_batches_seen_))
-                signal.setitimer(signal.ITIMER_REAL, 0)
                 assert pickle.dumps(pickle.loads(pickle.dumps(bn))) == states[bn.n_batches_seen_ - 1]
     print("whole", len(stopped) > 6)
     """
