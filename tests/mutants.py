@@ -27,8 +27,6 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from bncpu import _kernels
-
 ROOT = Path(__file__).parents[1]
 NOT_COPIED = (".git", ".nox", ".venv*", ".hypothesis", ".*_cache", "__pycache__", "*.so", "_kernels.c", "_buffers.c")
 BITS = "tests/test_reproducibility.py"
@@ -504,6 +502,9 @@ MUTANTS = [
 
 def main():
     """Try the mutants that the command line names, all by default; 1 if one survives."""
+    from bncpu import _kernels  # not where this file stands in for the compiler, seven times a mutant
+
+    variants = _kernels.isa_variants()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="name", help="mutants to try; all by default")
     parser.add_argument("--list", action="store_true", help="print the names and stop")
@@ -526,7 +527,7 @@ def main():
         shutil.copytree(ROOT, base, ignore=shutil.ignore_patterns(*NOT_COPIED))
         # Where an installation puts it: an editable one would find the original.
         shutil.copytree(base / "gpu", base / "bncpu" / "gpu")
-        hasten(base)
+        hasten(base, variants[0])
         build(base)
         print(f"{'unchanged':44}", end=" ", flush=True)
         some = {file for name in asked.names for file in known[name].files}
@@ -535,7 +536,7 @@ def main():
         if seen:
             return 1
         with concurrent.futures.ThreadPoolExecutor(asked.jobs) as pool:
-            results = list(pool.map(lambda name: tried(known[name], base), asked.names))
+            results = list(pool.map(lambda name: tried(known[name], base, variants), asked.names))
     survivors = [name for name, seen in results if seen is None]
     absent = [name for name, seen in results if seen == ""]
     print(f"\n{len(results) - len(survivors) - len(absent)} of {len(results)} mutants killed", end="")
@@ -544,9 +545,9 @@ def main():
     return 1 if survivors else 0
 
 
-def tried(mutant, base):
+def tried(mutant, base, variants):
     """Name of the mutant, and the test that goes red: None if none does, "" if this machine cannot tell."""
-    if mutant.needs and mutant.needs not in _kernels.isa_variants():
+    if mutant.needs and mutant.needs not in variants:
         print(f"{mutant.name:44} this processor has no {mutant.needs}", flush=True)
         return mutant.name, ""
     tree = base.parent / mutant.name
@@ -573,9 +574,9 @@ def changed(path, old, new):
     return text.replace(old, new)
 
 
-def hasten(tree):
+def hasten(tree, fastest):
     """Make building quick: little is optimized, and besides plain C only the fastest variant is left."""
-    fastest, source = _kernels.isa_variants()[0], tree / "bncpu" / "src"
+    source = tree / "bncpu" / "src"
     quick = {
         tree / "build_ext.py": ('"-O3"', '"-O1"'),
         source / "leaves_unit.h": ('UNROLL _Pragma("GCC unroll 16")', "UNROLL"),
@@ -617,7 +618,7 @@ def compiled(objects, *command):
         if code := subprocess.call(command):
             return code
         kept.parent.mkdir(exist_ok=True)
-        shutil.copy(command[at + 1], kept)
+        os.replace(shutil.copy(command[at + 1], f"{kept}-{os.getpid()}"), kept)
     shutil.copy(kept, command[at + 1])
     return 0
 
