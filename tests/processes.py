@@ -77,7 +77,7 @@ def forks_after_use():
         return results() == expected
 
     def fork():
-        return [(forked(lambda: right() and forked(right)), right()) for _ in range(examples(2, 20))]
+        return [(forked(lambda: right() and forked(right)), right()) for _ in range(examples(2, 10))]
 
     with ThreadPoolExecutor(1) as pool:
         return {*fork(), *pool.submit(fork).result()}
@@ -97,7 +97,7 @@ def forks_during_kernels():
     with ThreadPoolExecutor(2) as pool:
         workers = [pool.submit(work) for _ in range(2)]
         try:
-            found = {forked(lambda: results() == expected) for _ in range(examples(6, 100))}
+            found = {forked(lambda: results() == expected) for _ in range(examples(6, 40))}
         finally:
             stop.set()
         return found, {worker.result() for worker in workers}
@@ -200,7 +200,7 @@ def eight_threads():
     def work(i):
         order = [*calls][i:] + [*calls][:i]
         start.wait()
-        return {name for _ in range(examples(2, 50)) for name in order if pickle.dumps(calls[name]()) != expected[name]}
+        return {name for _ in range(examples(2, 20)) for name in order if pickle.dumps(calls[name]()) != expected[name]}
 
     with ThreadPoolExecutor(8) as pool:
         return set().union(*pool.map(work, range(8)))
@@ -270,7 +270,7 @@ def partial_fits_of_one():
             learn(start, normal(10, (64, 3)))
         legal = legal_views(start, batches, learn)
         assert len(legal["n_samples_seen_"]) == (16 if fitted else 15)
-        for _ in range(examples(5, 300)):
+        for _ in range(examples(5, 50)):
             bn, done, at_once = copy.copy(start), threading.Event(), threading.Barrier(8)
 
             def teach(batch, bn=bn, at_once=at_once, learn=learn):
@@ -310,7 +310,7 @@ def transforms_during_fits():
     back = [bn.fit(X).inverse_transform(X) for X in data]
 
     def refit():
-        for _ in range(examples(500, 100_000)):
+        for _ in range(examples(500, 5000)):
             for X in data:
                 bn.fit(X)
 
