@@ -135,7 +135,7 @@ def joblib_backends():
     expected = merged(map(learned, chunks()))
     right, allowed = [], None
     for backend in ("loky", "threading", "multiprocessing"):
-        with joblib.parallel_config(backend, n_jobs=2, inner_max_num_threads=3 if backend == "loky" else None):
+        with joblib.parallel_backend(backend, n_jobs=2, inner_max_num_threads=3 if backend == "loky" else None):
             parts = joblib.Parallel()(joblib.delayed(learned)(chunk) for chunk in chunks())
         if merged(parts) == expected:
             right.append(backend)
