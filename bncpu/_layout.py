@@ -220,3 +220,15 @@ def overlap(a: Array, b: Array) -> bool:
     """Whether writing one could change the other, exactly the same memory apart."""
     same = a.__array_interface__["data"] == b.__array_interface__["data"] and a.strides == b.strides
     return not same and np.may_share_memory(a, b)
+
+
+def apart(a: Array) -> bool:
+    """Whether every value has memory of its own, as far as strides tell; not so in a broadcast array."""
+    if a.flags.forc or a.size == 0:
+        return True
+    end = a.itemsize
+    for stride, n in sorted((abs(stride), n) for stride, n in zip(a.strides, a.shape, strict=True) if n > 1):
+        if stride < end:
+            return False
+        end += stride * (n - 1)
+    return True

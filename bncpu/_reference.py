@@ -33,8 +33,7 @@ def batch_norm(x, mean, var, gamma=None, beta=None, *, eps=1e-5, channel_axis=1)
     mean, var = (np.asarray(p, np.float64).reshape(shape) for p in (mean, var))
     gamma = np.ones_like(var) if gamma is None else np.asarray(gamma, np.float64).reshape(shape)
     beta = np.zeros_like(var) if beta is None else np.asarray(beta, np.float64).reshape(shape)
-    std = np.sqrt(var + eps)
-    return np.where(std == 0, beta, gamma * (np.asarray(x, np.float64) - mean) / np.where(std == 0, 1, std) + beta)
+    return gamma * (np.asarray(x, np.float64) - mean) * inverse_std(var, eps) + beta
 
 
 def batch_norm_forward(x, gamma=None, beta=None, *, eps=1e-5, channel_axis=1):

@@ -116,8 +116,17 @@ def like(name: str, a: Any, x: Array, dtype: np.dtype[Any] | None = None, *, wri
         raise TypeError(f"{name} must be {like}, got {a.dtype}; convert it first")
     if a.shape != x.shape:
         raise ValueError(f"{name} must have the shape of the input, {x.shape}; got {a.shape}")
-    if writeable and not a.flags.writeable:
+    if writeable:
+        _writeable(name, a)
+
+
+def _writeable(name: str, a: Array) -> None:
+    if not a.flags.writeable:
         raise ValueError(f"{name} must be writeable, got a read-only array")
+    if not _layout.apart(a):
+        raise ValueError(
+            f"{name} must have memory of its own for every value; got shape {a.shape}, strides {a.strides}"
+        )
 
 
 def forward(x: Array, activation_: Any, residual: Any, out: Any, n_threads: Any) -> dict[str, Any]:
@@ -190,8 +199,7 @@ def running(name: str, a: Any, n_channels: int) -> None:
         raise TypeError(f"{name} must be floating point, got {a.dtype}")
     if a.shape != (n_channels,):
         raise ValueError(f"{name} must have shape ({n_channels},), one value per channel; got {a.shape}")
-    if not a.flags.writeable:
-        raise ValueError(f"{name} must be writeable, as it is updated in place; got a read-only array")
+    _writeable(name, a)
 
 
 def running_pair(mean: Any, var: Any, n_channels: int, others: dict[str, Any]) -> None:

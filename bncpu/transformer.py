@@ -465,7 +465,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         X : array-like or sparse matrix of shape (n_samples, n_features)
             Or any shape with `channel_axis`. NaN stays NaN.
         copy : bool, optional
-            False overwrites X where it is a writeable float array. By default the parameter `copy`.
+            False overwrites X where it is a writeable float array, and not broadcast. By default the parameter `copy`.
         out : ndarray of the shape and dtype of the result, optional
             Receives the result. Only for dense NumPy input, and without `set_output`.
 
@@ -545,7 +545,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         X = given.X
         values = X.data if issparse(X) else X
         overwritten = out is None and not (self.copy if copy is None else copy) and values.flags.writeable
-        if overwritten and values.dtype == _layout.result_dtype(values.dtype):
+        if overwritten and values.dtype == _layout.result_dtype(values.dtype) and _layout.apart(values):
             out = X
         y, infinite = _batches.apply(X, coefficients, out=out, n_threads=self.n_threads)
         if infinite:

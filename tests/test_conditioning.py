@@ -32,10 +32,9 @@ def assert_exact(moments, columns):
         var = m2 / count
         assert moments.count[c] == count
         got = Fraction(float(moments.mean[c])) + Fraction(float(moments.mean_lo[c]))
-        # Of the rounding of the mean itself nothing is left: it is kept in two parts.
-        assert abs(got - mean) <= len(column) * Fraction(U) ** 2 * abs(mean) + 8 * Fraction(U) * Fraction(
-            float(var) ** 0.5
-        )
+        # A sum of n deviations has n roundings. Of the mean's own nothing is left: it is kept in two parts.
+        of_the_sum = (len(column) + 4) * Fraction(U) * Fraction(float(var) ** 0.5)
+        assert abs(got - mean) <= len(column) * Fraction(U) ** 2 * abs(mean) + of_the_sum
         assert abs(Fraction(float(moments.m2[c])) - m2) <= Fraction(bound(len(column), mean, var)) * m2
 
 

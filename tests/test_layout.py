@@ -101,6 +101,16 @@ def test_overlap_is_other_memory_that_is_shared():
     assert _layout.overlap(a[1:], a[:-1])
 
 
+def test_strides_tell_which_values_have_memory_of_their_own():
+    strided = np.lib.stride_tricks.as_strided
+    a = np.zeros((4, 6))
+    for own in (a, a.T, a[::-1, ::-2], a[:0], a[:, :1], a[1, 1], strided(a, (1, 6), (0, 8)), a[:0].T):
+        assert _layout.apart(own)
+    for shared in (strided(a, (4, 2), (8, 8)), strided(a, (5,), (7,)), strided(a, (4, 6), (40, 8))):
+        assert not _layout.apart(shared)
+    assert not _layout.apart(np.broadcast_to(a[0], (4, 6)))
+
+
 @pytest.mark.parametrize("name", LAYOUTS)
 @pytest.mark.parametrize("shape", [shape for shape in SHAPES if 0 not in shape], ids=str)
 def test_a_weight_per_sample_reaches_every_position_of_the_sample(shape, name):

@@ -569,6 +569,14 @@ def test_any_number_type_is_fitted_and_transformed_as_its_values(dtype):
     assert (X.dtype == y.dtype) != np.array_equal(X, kept)  # overwritten only where the result fits
 
 
+def test_data_whose_rows_are_the_same_memory_is_not_overwritten():
+    row = np.array([1.0, 2.0, 4.0])
+    X = np.lib.stride_tricks.as_strided(row, (5, 3), (0, 8))
+    y = BatchNormTransformer(copy=False).fit(GOOD).transform(X)
+    assert same_bits(y, BatchNormTransformer().fit(GOOD).transform(X.copy()))
+    np.testing.assert_array_equal(row, [1.0, 2.0, 4.0])
+
+
 @pytest.mark.parametrize("kind", SPARSE)
 def test_sparse_data_equals_dense(kind):
     X = sparse_columns(60)

@@ -329,6 +329,7 @@ def test_the_mode_that_the_parameters_ask_for_cannot_be_merged_either():
 # ---- the functions ----
 
 X = np.zeros((4, 3))
+SHARED = np.lib.stride_tricks.as_strided(np.zeros(1), X.shape, (0, 0))  # one value, many times
 
 
 REFUSED_BY_FORWARD = [
@@ -356,11 +357,13 @@ REFUSED_BY_FORWARD = [
     (dict(residual=X.astype("f4")), TypeError, "residual must be float64 like the input, got float32"),
     (dict(out=X.tolist()), TypeError, "out must be a NumPy array, got list"),
     (dict(out=LAYOUTS["read-only"](X)), ValueError, "out must be writeable, got a read-only array"),
+    (dict(out=SHARED), ValueError, "out must have memory of its own for every value; got shape"),
     (dict(running_mean=None), ValueError, "must be given together"),
     (dict(running_mean=[0, 0, 0]), TypeError, "running_mean must be a NumPy array, which .* got list"),
     (dict(running_mean=np.zeros(3, int)), TypeError, "running_mean must be floating point, got int64"),
     (dict(running_mean=np.zeros(4)), ValueError, r"running_mean must have shape \(3,\)"),
     (dict(running_var=LAYOUTS["read-only"](np.ones(3))), ValueError, "running_var must be writeable"),
+    (dict(running_var=SHARED[0, :3]), ValueError, "running_var must have memory of its own for every value"),
     (dict(x=X[:1]), ValueError, "needs at least 2 values per channel, got 1"),
     (dict(x=np.ma.masked_array(X)), TypeError, "x must be a NumPy array, got MaskedArray"),
     (dict(gamma=[[1], [1, 2]]), ValueError, r"gamma must have shape \(3,\): "),
