@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import tempfile
 from pathlib import Path
@@ -16,7 +17,8 @@ PROBE = "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\
 class BuildExt(build_ext):
     """Compile the kernels; without OpenMP they are correct and single-threaded.
 
-    ``BNCPU_OPENMP=0`` in the environment builds without OpenMP where it would work.
+    ``BNCPU_OPENMP=0`` in the environment builds without OpenMP where it would work. ``BNCPU_CFLAGS`` are given to
+    compiler and linker after all others, unlike ``CFLAGS``: for sanitizers.
     """
 
     def build_extensions(self) -> None:
@@ -34,12 +36,13 @@ class BuildExt(build_ext):
                 break
         else:
             print("bncpu: no working OpenMP found, the kernels will use one thread", file=sys.stderr)
+        last = shlex.split(os.environ.get("BNCPU_CFLAGS", ""))
         for extension in self.extensions:
             extension.include_dirs.append(numpy.get_include())
             extension.define_macros.append(("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"))
             extension.define_macros.append(("NPY_TARGET_VERSION", "NPY_2_1_API_VERSION"))  # the oldest supported
-            extension.extra_compile_args += compile_args
-            extension.extra_link_args += link_args
+            extension.extra_compile_args += compile_args + last
+            extension.extra_link_args += link_args + last
         super().build_extensions()
 
     @staticmethod

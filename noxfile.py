@@ -67,3 +67,28 @@ def wheel(session: nox.Session) -> None:
     """Build sdist and wheel without OpenMP, check both and test the wheel."""
     session.install("-r", ".ci/requirements.txt")
     gate(session, "wheel")
+
+
+@nox.session(default=False)
+def sanitized(session: nox.Session) -> None:
+    """Test the kernels under gcc's AddressSanitizer and UndefinedBehaviorSanitizer; all with BNCPU_SANITIZED=tests."""
+    gate(session, "sanitized")
+
+
+@nox.session(default=False)
+def fuzz(session: nox.Session) -> None:
+    """Fuzz each target for BNCPU_FUZZ_SECONDS."""
+    session.install(".")
+    gate(session, "fuzz")
+
+
+@nox.session(default=False)
+def threads(session: nox.Session) -> None:
+    """Test what uses threads under clang's ThreadSanitizer and archer."""
+    gate(session, "threads")
+
+
+@nox.session(default=False)
+def memory(session: nox.Session) -> None:
+    """Run every loop under valgrind."""
+    gate(session, "memory")

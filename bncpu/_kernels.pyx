@@ -1168,13 +1168,13 @@ def update_small(X, cnp.ndarray learned, momentum, double ddof):
     for c in range(width):
         m = _moments_at(batch, c, width)
         missing |= m.count != x.shape[0]
-        if not isfinite(m.m2 + m.mean) or (average and m.count > 0 and (m.count == 1 or m.count <= ddof)):
+        if average and m.count > 0 and (m.count == 1 or m.count <= ddof):
             return None
         if average:
             m = bn_update_momentum(_moments_at(old, c, width), m, weight, ddof)
         else:
             m = bn_merge(_moments_at(old, c, width), m, True)
-        if not isfinite(m.m2 + m.mean):
+        if not isfinite(m.m2 + m.mean):  # nor is what an infinity is merged into
             return None
         _set_moments(new, c, width, m)
         new[4 * width + c] = old[4 * width + c]

@@ -93,7 +93,7 @@ def run(code, **environment):
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.int32])
 def test_the_result_of_a_stream_reuses_the_memory_of_the_last(small, dtype, order):
-    X = np.asarray(np.random.default_rng(0).integers(0, 50, (3000, 3)), dtype=dtype, order=order)
+    X = np.asarray(np.random.default_rng(0).integers(0, 50, (2000, 3)), dtype=dtype, order=order)
     bn = BatchNormTransformer().fit(X)
     expected = bn.transform(X, out=np.empty(X.shape, np.float64 if dtype == np.int32 else dtype))
     first = bn.transform(X)

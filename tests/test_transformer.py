@@ -100,6 +100,17 @@ def test_near_constants_follow_scikit_learns_error_bound():
     np.testing.assert_allclose(averaged.scale_, theirs.scale_, rtol=1e-9)
 
 
+def test_with_momentum_near_constants_are_judged_by_the_values_of_one_batch():
+    # A spread that means nothing in 100,000 values, and something in 100.
+    batch = np.full((100, 1), 1e3)
+    batch[::2] += 1e-9
+    bn = BatchNormTransformer(momentum=0.9)
+    for _ in range(1000):
+        bn.partial_fit(batch)
+    assert bn.scale_[0] < 1
+    np.testing.assert_allclose(bn.scale_, StandardScaler().fit(batch).scale_, rtol=1e-6)
+
+
 @pytest.mark.parametrize("scale", [1e-9, 1.0, 1e9])
 def test_the_default_does_not_depend_on_units(scale):
     X = bundled("breast_cancer")

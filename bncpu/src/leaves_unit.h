@@ -150,10 +150,11 @@ static void copy(const char *from, char *to, ptrdiff_t n_bytes) {
     i = head < n_bytes ? head : n_bytes;
     memcpy(to, from, i);
     for (; i + 64 <= n_bytes; i += 64) {
-        store_f64((double *)(to + i), load_f64((const double *)(from + i), LANES), LANES, 1);
-#if LANES == 4
-        store_f64((double *)(to + i + 32), load_f64((const double *)(from + i + 32), LANES), LANES, 1);
-#endif
+        for (ptrdiff_t j = i; j < i + 64; j += sizeof(vdouble)) {
+            vdouble v;
+            memcpy(&v, from + j, sizeof v);
+            store_f64((double *)(to + j), v, LANES, 1);
+        }
     }
 #endif
     memcpy(to + i, from + i, n_bytes - i);
