@@ -375,7 +375,7 @@ def test_relu_stops_exactly_where_the_result_is_not_positive():
         np.testing.assert_array_equal(dx > 0, y > 0)
 
 
-def test_the_gradient_of_relu_passes_nan_and_stops_at_zero():
+def test_the_gradient_of_relu_passes_nan_and_stops_at_zero(isa):
     x = np.array([[1.0, np.nan], [-1.0, 1.0], [0.0, 2.0]])
     saved = SavedStatistics(np.zeros(2), np.ones(2))
     dx, _, dbeta = batch_norm_backward_frozen(np.ones_like(x), x, saved, activation="relu")
