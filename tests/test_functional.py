@@ -381,6 +381,13 @@ def test_the_gradient_of_relu_passes_nan_and_stops_at_zero(isa):
     dx, _, dbeta = batch_norm_backward_frozen(np.ones_like(x), x, saved, activation="relu")
     np.testing.assert_array_equal(dx[:, 0], [1, 0, 0])
     assert dbeta[0] == 1
+    # Where the residual alone is NaN, nothing else of the gradient is.
+    x, z = np.zeros((20, 3, 9)), np.tile([np.nan, 1.0, -1.0, 0.0, np.nan, 2.0, -2.0, 3.0, 5.0], (20, 3, 1))
+    saved = SavedStatistics(np.zeros(3), np.ones(3))
+    dx, _, dbeta, dz = batch_norm_backward_frozen(np.ones_like(x), x, saved, residual=z, activation="relu")
+    for gradient in (dx, dz):
+        np.testing.assert_array_equal(gradient, np.broadcast_to([1, 1, 0, 0, 1, 1, 0, 1, 1], x.shape))
+    np.testing.assert_array_equal(dbeta, [120] * 3)
 
 
 def test_a_constant_channel_has_no_gradient_with_eps_0():
