@@ -83,6 +83,13 @@ def fuzz(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def gpu(session: nox.Session) -> None:
+    """Test the CUDA backend in the simulator, and compile its kernels; neither needs a device."""
+    session.install("-e", ".[test]")
+    gate(session, "gpu")
+
+
+@nox.session(default=False)
 def threads(session: nox.Session) -> None:
     """Test what uses threads under clang's ThreadSanitizer and archer."""
     gate(session, "threads")

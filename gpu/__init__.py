@@ -1,8 +1,41 @@
-"""The Numba CUDA backend. So far it only says whether CUDA can be used; importing it starts nothing."""
+"""Batch normalization on NVIDIA GPUs, for arrays of CuPy, PyTorch and Numba. Importing it starts nothing."""
 
 from __future__ import annotations
 
-__all__ = ["is_available", "why_unavailable"]
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ._functional import (
+        SavedStatistics,
+        batch_norm,
+        batch_norm_backward,
+        batch_norm_backward_frozen,
+        batch_norm_forward,
+    )
+
+__all__ = [
+    "SavedStatistics",
+    "batch_norm",
+    "batch_norm_backward",
+    "batch_norm_backward_frozen",
+    "batch_norm_forward",
+    "is_available",
+    "why_unavailable",
+]
+
+_NOT_INSTALLED = "numba-cuda is not installed: pip install 'bncpu[gpu]'"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        from . import _functional
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] not in ("numba", "llvmlite"):
+            raise
+        raise ImportError(_NOT_INSTALLED) from None
+    return getattr(_functional, name)
 
 
 def is_available() -> bool:
@@ -39,7 +72,7 @@ def why_unavailable() -> str | None:
     try:
         from numba import cuda
     except ImportError:
-        return "numba-cuda is not installed: pip install 'bncpu[gpu]'"
+        return _NOT_INSTALLED
     if cuda.is_available():
         return None
     reason = getattr(cuda, "cuda_error", lambda: None)()

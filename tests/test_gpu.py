@@ -1,8 +1,28 @@
-"""The CUDA backend: so far, whether it can be used, and why not."""
+"""The CUDA backend: plans of every shape, the functions in the simulator or on a device, and what is refused.
 
+Without numba-cuda only plans are tested; with it, and NUMBA_ENABLE_CUDASIM=1 or a device, everything.
+"""
+
+import inspect
+import itertools
+import os
 import sys
 
-from bncpu import gpu
+import numpy as np
+import pytest
+from arrays import hostile_columns
+from test_problem_sizes import DESCRIPTORS, shape_of
+
+import bncpu
+from bncpu import _reference, gpu
+from bncpu.gpu import _plan
+
+SHAPES = [shape_of(descriptor) for descriptor in DESCRIPTORS]
+IS_SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
+
+needs_cuda = pytest.mark.skipif(
+    not IS_SIMULATED and not gpu.is_available(), reason=f"neither device nor simulator: {gpu.why_unavailable()}"
+)
 
 
 def test_the_gpu_says_in_one_line_why_it_cannot_be_used(monkeypatch):
@@ -11,3 +31,280 @@ def test_the_gpu_says_in_one_line_why_it_cannot_be_used(monkeypatch):
     monkeypatch.setitem(sys.modules, "numba", None)
     assert gpu.why_unavailable() == "numba-cuda is not installed: pip install 'bncpu[gpu]'"
     assert not gpu.is_available()
+
+
+def test_functions_without_numba_name_the_extra(monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("bncpu.gpu.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "numba", None)
+    with pytest.raises(ImportError, match=r"^numba-cuda is not installed: pip install 'bncpu\[gpu\]'$"):
+        gpu.batch_norm
+    with pytest.raises(AttributeError, match="no attribute 'layer'"):
+        gpu.layer
+
+
+# ---- plans ----
+
+
+def walked(p):
+    """How often each vector is visited by the threads of a grid."""
+    seen = np.zeros((p.outer, p.channels, p.inner), int)
+    for block, slice_, x, y in itertools.product(*map(range, (*p.grid, *p.block))):
+        column, position = block * p.columns + x, slice_ * p.members + y
+        o, j = divmod(position, p.inner)
+        while column < p.channels and o < p.outer:
+            seen[o, column, j] += 1
+            o, j = o + p.step[0], j + p.step[1]
+            o, j = (o + 1, j - p.inner) if j >= p.inner else (o, j)
+    return seen
+
+
+@pytest.mark.parametrize("itemsize", [2, 4, 8])
+@pytest.mark.parametrize("shape", sorted({(*shape[:1], min(shape[1], 40), *shape[2:]) for shape in SHAPES}), ids=str)
+def test_every_value_is_visited_once(shape, itemsize):
+    for axis, aligned in itertools.product((1, len(shape) - 1), (True, False)):
+        small = [min(n, 6) if axis != i and n > 6 else n for i, n in enumerate(shape)]
+        p = _plan.plan(tuple(small), axis, itemsize, aligned=aligned, multiprocessors=1, threads=16)
+        assert np.all(walked(p) == 1)
+        assert p.n * p.outer * p.channels * p.inner == np.prod(small)
+        assert p.width * p.values == np.prod(small)
+        assert (p.rows, p.width) == (np.prod(small[axis + 1 :]) == 1, small[axis])
+
+
+@pytest.mark.parametrize("itemsize", [2, 4, 8])
+@pytest.mark.parametrize(
+    "shape", [*SHAPES, (256, 64, 56, 56), (10_000_000, 8), (3, 1_000_000), (1, 70_000, 2)], ids=str
+)
+def test_plans_stay_within_the_limits_of_devices(shape, itemsize):
+    for axis in (1, len(shape) - 1):
+        p = _plan.plan(shape, axis, itemsize)
+        threads, lanes = p.columns * p.members, p.n if p.rows else 1
+        assert 1 <= threads <= 256
+        assert p.members & (p.members - 1) == 0
+        assert p.n * itemsize <= 16
+        assert 3 * 8 * threads * lanes + 4 <= 48 * 1024
+        assert 1 <= p.slices <= 65535
+        assert p.blocks * p.columns >= p.channels > (p.blocks - 1) * p.columns
+        # Whoever shares a column has enough to do.
+        assert p.slices == 1 or p.outer * p.inner >= 8 * p.slices * p.members
+
+
+# ---- the functions ----
+
+
+def device(a):
+    from numba import cuda
+
+    return None if a is None else cuda.to_device(np.ascontiguousarray(a))
+
+
+def on_host(a):
+    return a.copy_to_host()
+
+
+CASES = {
+    "planes": ((6, 3, 4, 5), 1),
+    "planes of odd size": ((5, 3, 7, 7), 1),
+    "planes in several slices": ((24, 2, 8, 8), 1),
+    "rows": ((40, 8), 1),
+    "rows of odd width": ((33, 5), 1),
+    "rows in several slices": ((300, 3), 1),
+    "many columns": ((4, 150), 1),
+    "channels last": ((3, 4, 5, 8), -1),
+    "channels first of all": ((4, 3, 8), 0),
+}
+
+
+class Case:
+    """Data of a shape, and how parameters lie along it."""
+
+    def __init__(self, name, dtype, seed=0):
+        rng = np.random.default_rng(seed)
+        self.shape, self.axis = CASES[name]
+        self.n_channels = self.shape[self.axis]
+        self.per = [1] * len(self.shape)
+        self.per[self.axis] = self.n_channels
+        far = 10.0 * np.arange(self.n_channels).reshape(self.per) % 70
+        self.x = (3 * rng.standard_normal(self.shape) + far).astype(dtype)
+        self.dy, self.z = rng.standard_normal((2, *self.shape)).astype(dtype)
+        self.gamma, self.beta = rng.standard_normal((2, self.n_channels))
+        self.mean, self.var = rng.standard_normal(self.n_channels), rng.random(self.n_channels)
+
+
+@pytest.fixture(params=CASES)
+def case(request, dtype):
+    return Case(request.param, dtype)
+
+
+@pytest.fixture(params=[np.float16, np.float32, np.float64], ids=["float16", "float32", "float64"])
+def dtype(request):
+    return request.param
+
+
+def assert_rounded(got, expected, ulps=1.0):
+    """Equal to what float64 arithmetic gives, rounded once; a few of its own roundings more are allowed."""
+    eps = np.finfo(got.dtype).eps
+    largest = np.maximum(np.abs(expected), 1e-2)
+    assert got.shape == expected.shape
+    assert np.all(np.abs(got.astype(float) - expected) <= ulps * eps * largest + 64 * np.finfo(float).eps * 100)
+
+
+@needs_cuda
+@pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
+def test_inference_equals_the_reference(case, fused):
+    c = case
+    more = dict(activation="relu", residual=device(c.z)) if fused else {}
+    y = gpu.batch_norm(*map(device, (c.x, c.mean, c.var, c.gamma, c.beta)), channel_axis=c.axis, **more)
+    expected = _reference.batch_norm(c.x, c.mean, c.var, c.gamma, c.beta, channel_axis=c.axis)
+    expected = np.maximum(expected + c.z, 0) if fused else expected
+    assert on_host(y).dtype == c.x.dtype
+    assert_rounded(on_host(y), expected)
+
+
+@needs_cuda
+@pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
+def test_forward_and_backward_equal_the_reference(case, fused):
+    c = case
+    more = dict(activation="relu", residual=c.z) if fused else {}
+    there = {name: device(a) if name == "residual" else a for name, a in more.items()}
+    running = [np.zeros(c.n_channels), np.ones(c.n_channels)]
+    on_device = [device(a) for a in running]
+    x, gamma, beta = map(device, (c.x, c.gamma, c.beta))
+    y, saved = gpu.batch_norm_forward(
+        x, gamma, beta, running_mean=on_device[0], running_var=on_device[1], ddof=1, channel_axis=c.axis, **there
+    )
+    wide = c.x.astype(float)
+    expected, mean, var = _reference.batch_norm_forward(wide, c.gamma, c.beta, channel_axis=c.axis)
+    assert_rounded(on_host(y), np.maximum(expected + c.z, 0) if fused else expected)
+    n = c.x.size // c.n_channels
+    np.testing.assert_allclose(on_host(on_device[0]), 0.1 * mean, rtol=1e-13, atol=1e-14)
+    np.testing.assert_allclose(on_host(on_device[1]), 0.9 + 0.1 * var * n / (n - 1), rtol=1e-13)
+
+    kept = bncpu.SavedStatistics(on_host(saved.mean), on_host(saved.invstd))
+    kept.mean_lo = on_host(saved.mean_lo)
+    np.testing.assert_allclose(kept.mean, mean, rtol=1e-14, atol=1e-14)
+    np.testing.assert_allclose(kept.invstd, _reference.inverse_std(var), rtol=1e-13)
+    for name, frozen in (("batch_norm_backward", False), ("batch_norm_backward_frozen", True)):
+        found = getattr(gpu, name)(device(c.dy), x, saved, gamma, beta=beta, channel_axis=c.axis, **there)
+        wanted = _reference.batch_norm_backward(
+            c.dy.astype(float), wide, kept, c.gamma, beta=c.beta, channel_axis=c.axis, frozen=frozen, **more
+        )
+        assert_rounded(on_host(found[0]), wanted[0])
+        for got, sums in zip(found[1:3], wanted[1:3], strict=True):
+            np.testing.assert_allclose(on_host(got), sums, rtol=1e-12, atol=1e-11)
+        assert len(found) == 3 + fused
+        if fused:
+            np.testing.assert_array_equal(on_host(found[3]), wanted[3].astype(c.x.dtype))
+
+
+@needs_cuda
+def test_statistics_of_hostile_columns_lose_no_digits(dtype):
+    if dtype == np.float16:
+        pytest.skip("such numbers are beyond float16")
+    names, columns = hostile_columns(600, dtype)
+    for x, axis in ((columns, 1), (np.ascontiguousarray(columns.T.reshape(9, 20, 30)), 0)):
+        _, saved = gpu.batch_norm_forward(device(x), eps=0, channel_axis=axis)
+        _, expected = bncpu.batch_norm_forward(x, eps=0, channel_axis=axis)
+        np.testing.assert_allclose(on_host(saved.invstd), expected.invstd, rtol=1e-13, err_msg=str(names))
+        # As far from the truth as rounding the distance to the first value takes it.
+        std = np.divide(1, expected.invstd, out=np.zeros(9), where=expected.invstd > 0)
+        assert np.all(np.abs(on_host(saved.mean) - expected.mean) <= 1e-14 * std + 2.0**-53 * np.abs(expected.mean))
+
+
+@needs_cuda
+def test_a_mean_far_from_0_costs_no_digits_forward_or_backward():
+    rng = np.random.default_rng(1)
+    x, dy = 1e9 + rng.standard_normal((60, 4)), rng.standard_normal((60, 4))
+    y, saved = gpu.batch_norm_forward(device(x))
+    expected, wanted = bncpu.batch_norm_forward(x)
+    np.testing.assert_allclose(on_host(y), expected, rtol=0, atol=1e-14)
+    found = gpu.batch_norm_backward(device(dy), device(x), saved)
+    for got, gradient in zip(found, bncpu.batch_norm_backward(dy, x, wanted), strict=True):
+        np.testing.assert_allclose(on_host(got), gradient, rtol=1e-13, atol=1e-13)
+
+
+@needs_cuda
+def test_calls_leave_the_workspace_ready_for_the_next_and_give_the_same_bits():
+    c = Case("rows in several slices", np.float32)
+    results = [on_host(gpu.batch_norm_forward(device(x), eps=0)[0]) for x in (c.x, 100 - c.x, c.x)]
+    assert results[0].tobytes() == results[2].tobytes()
+    np.testing.assert_allclose(results[1], -results[0], rtol=0, atol=1e-5)
+
+
+@needs_cuda
+def test_out_receives_the_result_and_may_be_the_input():
+    c = Case("planes", np.float32)
+    x, mean, var = map(device, (c.x, c.mean, c.var))
+    expected = on_host(gpu.batch_norm(x, mean, var))
+    assert gpu.batch_norm(x, mean, var, out=x) is x
+    np.testing.assert_array_equal(on_host(x), expected)
+
+
+@needs_cuda
+def test_bfloat16_words_are_read_and_rounded_to_nearest():
+    from bncpu.gpu import _compat
+
+    if not IS_SIMULATED:
+        pytest.skip("a device is shown bfloat16 by PyTorch")
+    numbers = np.random.default_rng(0).standard_normal(4096).astype(np.float32)
+    words = _compat._narrowed(numbers.astype(float), "bfloat16")
+    back = (words.astype(np.uint32) << 16).view(np.float32)
+    spacing = 2.0 ** (np.floor(np.log2(np.abs(numbers))) - 7)
+    assert np.all(np.abs(back - numbers) <= spacing / 2)
+    assert _compat._narrowed(np.array([np.nan, np.inf, 0.0, -0.0]), "bfloat16").tolist() == [0x7FC0, 0x7F80, 0, 0x8000]
+
+
+REFUSED = [
+    (dict(x=lambda: np.zeros((3, 2))), TypeError, "^x must be a device array of CuPy, PyTorch or Numba, got ndarray$"),
+    (
+        dict(x=lambda: device(np.zeros((3, 2), int))),
+        TypeError,
+        "^x must be one of float16, bfloat16, float32, float64, got",
+    ),
+    (dict(x=lambda: device(np.zeros(3))), ValueError, r"^x must have at least 2 dimensions .* got shape \(3,\)$"),
+    (dict(gamma=lambda: [1.0, 1.0]), TypeError, "^gamma must be a device array of CuPy, PyTorch or Numba, got list$"),
+    (dict(gamma=lambda: device(np.ones(3))), ValueError, r"^gamma must have shape \(2,\), one value per channel"),
+    (
+        dict(gamma=lambda: device(np.ones(2)), beta=lambda: device(np.ones(2, np.float32))),
+        TypeError,
+        "^parameters must have one dtype, got gamma float64, beta float32$",
+    ),
+    (
+        dict(residual=lambda: device(np.ones((3, 2), np.float32))),
+        ValueError,
+        "^residual must have shape, dtype and device",
+    ),
+    (dict(out=lambda: device(np.ones((2, 3)))), ValueError, r"^out must have shape, dtype and device of x, \(3, 2\)"),
+    (dict(running_mean=lambda: device(np.ones(2))), ValueError, "^running_mean and running_var must be given together"),
+    (dict(channel_axis=lambda: 2), ValueError, r"^channel_axis must name an axis of x of shape \(3, 2\), got 2$"),
+    (dict(activation=lambda: "gelu"), ValueError, "^activation must be None or 'relu', got 'gelu'$"),
+    (dict(eps=lambda: -1), ValueError, "^eps must be a number from 0 to inf, got -1$"),
+    (dict(momentum=lambda: 2), ValueError, "^momentum must be a number from 0 to 1, got 2$"),
+    (dict(x=lambda: device(np.zeros((1, 2)))), ValueError, "^x must have more than 1 values per channel, got 1$"),
+]
+
+
+@needs_cuda
+@pytest.mark.parametrize(("changes", "error", "message"), REFUSED)
+def test_a_refused_call_is_one_line_that_names_the_argument(changes, error, message):
+    arguments = {"x": device(np.zeros((3, 2)))} | {name: make() for name, make in changes.items()}
+    with pytest.raises(error, match=message):
+        gpu.batch_norm_forward(**arguments)
+
+
+@needs_cuda
+@pytest.mark.parametrize(
+    "name", ["batch_norm", "batch_norm_forward", "batch_norm_backward", "batch_norm_backward_frozen"]
+)
+def test_the_functions_have_the_signatures_of_the_cpu(name):
+    ours, theirs = (inspect.signature(getattr(module, name)).parameters for module in (gpu, bncpu))
+    expected = [p for p in theirs if p not in ("n_threads", "moments", "sums")]
+    assert list(ours) == expected
+    for p in expected:
+        assert (ours[p].kind, ours[p].default) == (theirs[p].kind, theirs[p].default)
+
+
+@needs_cuda
+def test_every_exported_name_is_there():
+    for name in gpu.__all__:
+        assert getattr(gpu, name).__doc__

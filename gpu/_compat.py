@@ -1,0 +1,313 @@
+"""What is private to numba-cuda, or is the simulator's in its place: vectors of values, read and written by address.
+
+Kernels compute on vectors of float64, whatever the type in memory: 16 bytes of values are read, widened, computed lane
+by lane with ``+ - *`` and rounded once when they are written. Memory bounds every kernel here on a data-center GPU, so
+float64 costs nothing there, and nothing is left to decide about precision.
+
+An address is an integer on a device, and an array in the simulator. numba-cuda is in maintenance: all that may break
+with one of its releases stands here.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import config
+
+SIMULATED = bool(config.ENABLE_CUDASIM)
+
+# Types in memory by name: the bytes of a value. numba has no bfloat16 everywhere: its words are read as integers.
+STORAGE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+
+
+class Access(NamedTuple):
+    """How kernels read and write `n` neighbouring values of one type; indices count such vectors."""
+
+    load: Any  # (address, index) -> vector
+    store: Any  # (address, index, vector)
+
+
+if SIMULATED:
+
+    class Words:
+        """Values in the order of memory."""
+
+        def __init__(self, values: Any) -> None:
+            self.values = values.reshape(-1)
+
+    def address(a: Any) -> Words:
+        return Words(a._ary)
+
+    def _narrowed(v: Any, storage: str) -> Any:
+        with np.errstate(all="ignore"):
+            if storage != "bfloat16":
+                return np.asarray(v).astype(storage)
+            bits = np.asarray(v).astype(np.float32).view(np.uint32)
+            rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+            return np.where(np.isnan(v), np.uint16(0x7FC0), rounded)
+
+    def access(storage: str, n: int, *, aligned: bool = True) -> Access:
+        """Vectors of `n` values of a type in memory."""
+
+        def load(address: Any, index: int) -> Any:
+            v = address.values[n * index : n * index + n]
+            assert len(v) == n, "read beyond an array"
+            if storage == "bfloat16":
+                v = (v.astype(np.uint32) << 16).view(np.float32)
+            return v.astype(np.float64)
+
+        def store(address: Any, index: int, v: Any) -> None:
+            assert n * index + n <= len(address.values), "write beyond an array"
+            address.values[n * index : n * index + n] = _narrowed(v, storage)
+
+        return Access(load, store)
+
+    def filled(n: int) -> Any:
+        return lambda value: np.full(n, value)
+
+    def total(v: Any) -> float:
+        while len(v) > 1:
+            v = v[: len(v) // 2] + v[len(v) // 2 :]
+        return float(v[0])
+
+    def lane(v: Any, k: int) -> float:
+        return float(v[k])
+
+    def relu(v: Any) -> Any:
+        return np.where(v < 0, 0.0, v)
+
+    def where_above_0(y: Any, v: Any) -> Any:
+        return np.where(y <= 0, 0.0, v)
+
+    def inverse_std(var: Any, eps: float) -> Any:
+        std = np.sqrt(var + eps)
+        return np.where(std == 0, 0.0, 1 / np.where(std == 0, 1.0, std))
+
+    def ticket(address: Any, index: int) -> int:
+        address.values[index] += 1
+        return int(address.values[index]) - 1
+
+    def reset(address: Any, index: int) -> None:
+        address.values[index] = 0
+
+else:
+
+    def address(a: Any) -> int:
+        return int(a.__cuda_array_interface__["data"][0])
+
+    from llvmlite import ir
+    from numba.cuda import types
+    from numba.cuda.extending import core_models, intrinsic, overload, register_model
+    from numba.cuda.typing.templates import signature
+
+    class Vector(types.Type):  # type: ignore[misc]
+        """`n` float64 values in registers."""
+
+        def __init__(self, n: int) -> None:
+            self.n = n
+            super().__init__(f"Vector({n})")
+
+    @register_model(Vector)
+    class _VectorModel(core_models.PrimitiveModel):  # type: ignore[misc]
+        def __init__(self, dmm: Any, fe_type: Vector) -> None:
+            super().__init__(dmm, fe_type, ir.VectorType(ir.DoubleType(), fe_type.n))
+
+    _WORDS = {
+        "float16": ir.HalfType(),
+        "bfloat16": ir.IntType(16),
+        "float32": ir.FloatType(),
+        "float64": ir.DoubleType(),
+    }
+
+    def _int(value: int, bits: int = 32) -> Any:
+        return ir.Constant(ir.IntType(bits), value)
+
+    def _whole(value: Any, n: int, ty: Any = None) -> Any:
+        return ir.Constant(ir.VectorType(ty or ir.IntType(32), n), [value] * n)
+
+    def _pointer(builder: Any, address: Any, index: Any, ty: Any) -> Any:
+        return builder.gep(builder.inttoptr(address, ty.as_pointer(addrspace=1)), [index])
+
+    def _halves(builder: Any, v: Any, n: int, words: Any) -> Any:
+        """Words of two values each, taken apart by arithmetic: a cast would be moved into the load, and narrow it."""
+        apart = ir.Constant(ir.VectorType(ir.IntType(16), n), ir.Undefined)
+        for k in range(n):
+            word = builder.extract_element(v, _int(k // 2))
+            word = builder.lshr(word, _int(16)) if k % 2 else word
+            apart = builder.insert_element(apart, builder.trunc(word, ir.IntType(16)), _int(k))
+        return builder.bitcast(apart, words)
+
+    def _from_bfloat16(builder: Any, v: Any, n: int) -> Any:
+        words = builder.zext(v, ir.VectorType(ir.IntType(32), n))
+        return builder.bitcast(builder.shl(words, _whole(16, n)), ir.VectorType(ir.FloatType(), n))
+
+    def _to_bfloat16(builder: Any, v: Any, n: int) -> Any:
+        """To the nearest, ties to even, of float32; each in the lower half of a word."""
+        words = builder.bitcast(v, ir.VectorType(ir.IntType(32), n))
+        odd = builder.and_(builder.lshr(words, _whole(16, n)), _whole(1, n))
+        rounded = builder.lshr(builder.add(words, builder.add(odd, _whole(0x7FFF, n))), _whole(16, n))
+        return builder.select(builder.fcmp_unordered("uno", v, v), _whole(0x7FC0, n), rounded)
+
+    def _in_pairs(builder: Any, v: Any, n: int) -> Any:
+        """Undo `_halves`."""
+        words = ir.Constant(ir.VectorType(ir.IntType(32), n // 2), ir.Undefined)
+        for k in range(0, n, 2):
+            low, high = (builder.extract_element(v, _int(i)) for i in (k, k + 1))
+            words = builder.insert_element(words, builder.or_(low, builder.shl(high, _int(16))), _int(k // 2))
+        return words
+
+    def access(storage: str, n: int, *, aligned: bool = True) -> Access:
+        """Vectors of `n` values of a type in memory, at addresses that are multiples of 16 bytes if `aligned`."""
+        words = ir.VectorType(_WORDS[storage], n)
+        # Two values of two bytes are read as one word: four words together, where eight halves are read in pairs.
+        pairs = aligned and STORAGE[storage] == 2 and n > 1
+        moved = ir.VectorType(ir.IntType(32), n // 2) if pairs else words
+        singles, doubles = ir.VectorType(ir.FloatType(), n), ir.VectorType(ir.DoubleType(), n)
+        align = min(16, n * STORAGE[storage]) if aligned else STORAGE[storage]
+
+        @intrinsic
+        def load(typingctx: Any, address: Any, index: Any) -> Any:
+            def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+                v = builder.load(_pointer(builder, *args, moved), align=align)
+                v = _halves(builder, v, n, words) if pairs else v
+                if storage == "bfloat16":
+                    v = _from_bfloat16(builder, v, n)
+                return v if storage == "float64" else builder.fpext(v, doubles)
+
+            return signature(Vector(n), types.uint64, types.int64), codegen
+
+        @intrinsic
+        def store(typingctx: Any, address: Any, index: Any, v: Any) -> Any:
+            def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+                v = args[2]
+                if storage == "bfloat16":
+                    v = _to_bfloat16(builder, builder.fptrunc(v, singles), n)
+                    v = _in_pairs(builder, v, n) if pairs else builder.trunc(v, words)
+                elif storage != "float64":
+                    v = builder.bitcast(builder.fptrunc(v, words), moved)
+                builder.store(v, _pointer(builder, *args[:2], moved), align=align)
+                return context.get_dummy_value()
+
+            return signature(types.none, types.uint64, types.int64, Vector(n)), codegen
+
+        return Access(load, store)
+
+    def _operator(op: Any, name: str) -> None:
+        @intrinsic
+        def compute(typingctx: Any, a: Any, b: Any) -> Any:
+            n = (a if isinstance(a, Vector) else b).n
+
+            def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+                return getattr(builder, name)(*(_spread(builder, v, n) for v in args))
+
+            return signature(Vector(n), *(t if isinstance(t, Vector) else types.float64 for t in (a, b))), codegen
+
+        @overload(op)
+        def of_vectors(a, b):  # type: ignore[no-untyped-def]  # numba compares the signatures
+            if isinstance(a, Vector) or isinstance(b, Vector):
+                return lambda a, b: compute(a, b)
+            return None
+
+    def _spread(builder: Any, v: Any, n: int) -> Any:
+        """A number in every lane."""
+        ty = ir.VectorType(ir.DoubleType(), n)
+        if v.type == ty:
+            return v
+        first = builder.insert_element(ir.Constant(ty, ir.Undefined), v, _int(0))
+        return builder.shuffle_vector(first, ir.Constant(ty, ir.Undefined), _whole(0, n))
+
+    for _op, _name in ((operator.add, "fadd"), (operator.sub, "fsub"), (operator.mul, "fmul")):
+        _operator(_op, _name)
+
+    def filled(n: int) -> Any:
+        """A function of a number: that in every one of `n` lanes."""
+
+        @intrinsic
+        def fill(typingctx: Any, value: Any) -> Any:
+            def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+                return _spread(builder, args[0], n)
+
+            return signature(Vector(n), types.float64), codegen
+
+        return fill
+
+    @intrinsic
+    def total(typingctx: Any, v: Any) -> Any:
+        """The sum of the lanes, pairwise."""
+
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            parts = [builder.extract_element(args[0], _int(k)) for k in range(v.n)]
+            while len(parts) > 1:
+                half = len(parts) // 2
+                parts = [builder.fadd(a, b) for a, b in zip(parts[:half], parts[half:], strict=True)]
+            return parts[0]
+
+        return signature(types.float64, v), codegen
+
+    @intrinsic
+    def lane(typingctx: Any, v: Any, k: Any) -> Any:
+        """One value of a vector."""
+
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            return builder.extract_element(*args)
+
+        return signature(types.float64, v, types.int64), codegen
+
+    @intrinsic
+    def relu(typingctx: Any, v: Any) -> Any:
+        """0 where the value is below it; NaN stays."""
+
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            zero = _whole(0.0, v.n, ir.DoubleType())
+            return builder.select(builder.fcmp_ordered("<", args[0], zero), zero, args[0])
+
+        return signature(v, v), codegen
+
+    @intrinsic
+    def where_above_0(typingctx: Any, y: Any, v: Any) -> Any:
+        """The gradient `v` where the result `y` is above 0, or NaN."""
+
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            zero = _whole(0.0, v.n, ir.DoubleType())
+            return builder.select(builder.fcmp_ordered("<=", args[0], zero), zero, args[1])
+
+        return signature(v, y, v), codegen
+
+    @intrinsic
+    def inverse_std(typingctx: Any, var: Any, eps: Any) -> Any:
+        """``1 / sqrt(var + eps)``, and 0 where that would divide by 0."""
+
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            double, result = ir.DoubleType(), args[0]
+            root = builder.module.declare_intrinsic("llvm.nvvm.sqrt.rn.d", fnty=ir.FunctionType(double, [double]))
+            for k in range(var.n):
+                std = builder.call(root, [builder.fadd(builder.extract_element(args[0], _int(k)), args[1])])
+                zero = builder.fcmp_ordered("==", std, ir.Constant(double, 0.0))
+                inverse = builder.fdiv(ir.Constant(double, 1.0), std)
+                inverse = builder.select(zero, ir.Constant(double, 0.0), inverse)
+                result = builder.insert_element(result, inverse, _int(k))
+            return result
+
+        return signature(var, var, types.float64), codegen
+
+    @intrinsic
+    def ticket(typingctx: Any, address: Any, index: Any) -> Any:
+        """How many have asked here before: an atomic count."""
+
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            pointer = _pointer(builder, *args, ir.IntType(32))
+            return builder.atomic_rmw("add", pointer, _int(1), "monotonic")
+
+        return signature(types.int32, types.uint64, types.int64), codegen
+
+    @intrinsic
+    def reset(typingctx: Any, address: Any, index: Any) -> Any:
+        """Count from 0 again."""
+
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            builder.store(_int(0), _pointer(builder, *args, ir.IntType(32)))
+            return context.get_dummy_value()
+
+        return signature(types.none, types.uint64, types.int64), codegen

@@ -1,0 +1,472 @@
+"""Batch normalization of device arrays: what `bncpu` does for arrays in memory, with the same names and arguments."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numba import cuda
+
+from . import _arrays, _compat, why_unavailable
+from ._arrays import Given
+from ._kernels import Kernels, Kind, kernels
+from ._plan import plan
+
+Activation = Literal["relu"] | None
+
+
+class SavedStatistics(NamedTuple):
+    """What a forward pass leaves for its backward pass, on the device.
+
+    Attributes
+    ----------
+    mean : device array of shape (C,), float64
+        Mean of each channel.
+    invstd : device array of shape (C,), float64
+        ``1 / sqrt(var + eps)`` with the biased variance; 0 where that would divide by 0.
+    mean_lo : device array of shape (C,), float64
+        What rounding took from the mean.
+    """
+
+    mean: Any
+    invstd: Any
+    mean_lo: Any
+
+
+class _Pass:
+    """One call: its arrays, how they are cut, and where it runs."""
+
+    def __init__(self, x: Any, channel_axis: Any, activation: Activation, parameters: dict[str, Any], **like: Any):
+        if reason := _unavailable():
+            raise RuntimeError(reason)
+        self.x = _arrays.given("x", x)
+        n_axes = len(self.x.shape)
+        if n_axes < 2 or 0 in self.x.shape:
+            raise ValueError(f"x must have at least 2 dimensions and no axis of length 0; got shape {self.x.shape}")
+        if not isinstance(channel_axis, int) or not -n_axes <= channel_axis < n_axes:
+            raise ValueError(f"channel_axis must name an axis of x of shape {self.x.shape}, got {channel_axis!r}")
+        if activation not in (None, "relu"):
+            raise ValueError(f"activation must be None or 'relu', got {activation!r}")
+        self.like = {name: self._like(name, a) for name, a in like.items() if a is not None}
+        self.channels = self.x.shape[channel_axis]
+        self.parameters = {name: self._parameter(name, a) for name, a in parameters.items() if a is not None}
+        kinds = {name: p.storage for name, p in self.parameters.items()}
+        if len(set(kinds.values())) > 1:
+            raise TypeError(f"parameters must have one dtype, got {', '.join(f'{k} {v}' for k, v in kinds.items())}")
+        aligned = all(a.aligned for a in (self.x, *self.like.values()))
+        itemsize = _compat.STORAGE[self.x.storage]
+        self.plan = plan(self.x.shape, channel_axis % n_axes, itemsize, aligned=aligned, **_device())
+        self.kind = Kind(
+            self.x.storage, next(iter(kinds.values()), "float64"), self.plan.rows, self.plan.n, *self.plan.block,
+            relu=activation == "relu", residual="residual" in self.like,
+        )  # fmt: skip
+        self.stream = _arrays.stream(self.x)
+
+    def _like(self, name: str, a: Any) -> Given:
+        g = _arrays.given(name, a)
+        if (g.shape, g.storage, g.device) != (self.x.shape, self.x.storage, self.x.device):
+            raise ValueError(
+                f"{name} must have shape, dtype and device of x, {self.x.shape} {self.x.storage} on {self.x.device}; "
+                f"got {g.shape} {g.storage} on {g.device}"
+            )
+        return g
+
+    def _parameter(self, name: str, a: Any) -> Given:
+        g = _arrays.given(name, a)
+        if g.shape != (self.channels,) or g.device != self.x.device:
+            raise ValueError(
+                f"{name} must have shape ({self.channels},), one value per channel, on device {self.x.device}; "
+                f"got {g.shape} on {g.device}"
+            )
+        return g
+
+    def sizes(self) -> tuple[int, ...]:
+        """Outer, channels, inner, and the steps."""
+        p = self.plan
+        return (p.outer, p.channels, p.inner, *p.step)
+
+    def address(self, name: str) -> Any:
+        """Of an array like x, or x itself if it is not given: never read then."""
+        return self.like.get(name, self.x).address
+
+    def parameter(self, name: str) -> tuple[Any, int]:
+        """Address and step of a parameter."""
+        p = self.parameters.get(name)
+        return (self.x.address, 0) if p is None else (p.address, 1)
+
+    def launch(self, kernel: Any, *arguments: Any) -> None:
+        """Start a kernel."""
+        kernel[self.plan.grid, self.plan.block, self.stream](*arguments)
+
+    def kernels(self, **changes: Any) -> Kernels:
+        """Those of this call."""
+        return kernels(self.kind._replace(**changes))
+
+    def saved(self, saved: SavedStatistics) -> tuple[Any, Any, Any]:
+        """Addresses of mean, mean_lo and invstd."""
+        found = [_arrays.given(f"saved.{name}", getattr(saved, name)) for name in ("mean", "mean_lo", "invstd")]
+        for g in found:
+            if g.shape != (self.channels,) or g.storage != "float64":
+                expected = f"float64 arrays of shape ({self.channels},)"
+                raise ValueError(f"saved must hold {expected}, got {g.shape} {g.storage}")
+        mean, mean_lo, invstd = (g.address for g in found)
+        return mean, mean_lo, invstd
+
+    def workspace(self) -> tuple[Any, Any]:
+        """Memory for the parts of slices, and for counting them."""
+        return _workspace(self.x.device, self.stream, 3 * self.plan.slices * self.plan.width, self.plan.blocks)
+
+
+_workspaces: dict[Any, tuple[Any, Any]] = {}
+
+
+def _workspace(device: int, stream: Any, n_parts: int, n_counts: int) -> tuple[Any, Any]:
+    """Reused by later calls on the same stream, which come after. Counts are 0 between calls."""
+    key = device, getattr(stream, "handle", None) and int(stream.handle.value or 0)
+    parts, counts = _workspaces.get(key, (None, None))
+    if parts is None or parts.size < n_parts or counts.size < n_counts:
+        n_parts, n_counts = (1 << (n - 1).bit_length() for n in (n_parts, n_counts))
+        parts = cuda.device_array(n_parts, np.float64)
+        counts = cuda.to_device(np.zeros(n_counts, np.int32))
+        _workspaces[key] = parts, counts
+    return _compat.address(parts), _compat.address(counts)
+
+
+@cache
+def _unavailable() -> str | None:
+    return None if _compat.SIMULATED else why_unavailable()
+
+
+def _device() -> dict[str, int]:
+    """What a plan must know of it. Threads of the simulator are threads of Python: few."""
+    if _compat.SIMULATED:
+        return {"multiprocessors": 1, "threads": 16}
+    return {"multiprocessors": cuda.get_current_device().MULTIPROCESSOR_COUNT}
+
+
+def _real(name: str, value: Any, high: float = np.inf) -> float:
+    is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    if not is_number or not 0 <= value <= high or value == np.inf:
+        raise ValueError(f"{name} must be a number from 0 to {high}, got {value!r}")
+    return float(value)
+
+
+def batch_norm(
+    x: Any,
+    mean: Any,
+    var: Any,
+    gamma: Any = None,
+    beta: Any = None,
+    *,
+    eps: float = 1e-5,
+    channel_axis: int = 1,
+    activation: Activation = None,
+    residual: Any = None,
+    out: Any = None,
+) -> Any:
+    """Normalize with given statistics: batch normalization at inference.
+
+    ``y = gamma * (x - mean) / sqrt(var + eps) + beta`` [1]_, then ``+ residual``, then the activation.
+
+    Parameters
+    ----------
+    x : device array of shape (N, C) or (N, C, ...), float16, bfloat16, float32 or float64
+        Of CuPy, PyTorch or Numba, C-contiguous. Not modified, unless it is `out`.
+    mean, var : device arrays of shape (C,)
+        Statistics.
+    gamma, beta : device arrays of shape (C,), optional
+        Scale and shift; 1 and 0 if not given. Mean, var, gamma and beta have one dtype.
+    eps : float, default=1e-5
+        Added to the variance.
+    channel_axis : int, default=1
+        The axis of x that holds the channels.
+    activation : {None, 'relu'}, default=None
+        Applied last.
+    residual : device array like x, optional
+        Added before the activation.
+    out : device array like x, optional
+        Receives the result; may be x.
+
+    Returns
+    -------
+    device array like x
+        `out` if given. Computed in float64, rounded once.
+
+    Raises
+    ------
+    RuntimeError
+        If there is no usable device.
+    TypeError
+        If an argument is no device array, or of another dtype than expected.
+    ValueError
+        If an array has another shape or device than expected, or is not contiguous.
+
+    References
+    ----------
+    .. [1] Ioffe & Szegedy (2015), "Batch Normalization: Accelerating Deep Network Training by Reducing
+       Internal Covariate Shift", algorithm 2.
+
+    Examples
+    --------
+    >>> import cupy  # doctest: +SKIP
+    >>> from bncpu import gpu
+    >>> x, one = cupy.random.rand(32, 64, 56, 56), cupy.ones(64)  # doctest: +SKIP
+    >>> y = gpu.batch_norm(x, one, one)  # doctest: +SKIP
+    """
+    eps = _real("eps", eps)
+    parameters = {"mean": mean, "var": var, "gamma": gamma, "beta": beta}
+    p = _Pass(x, channel_axis, activation, parameters, residual=residual, out=out)
+    for name in ("mean", "var"):
+        if name not in p.parameters:
+            raise TypeError(f"{name} must be a device array of shape ({p.channels},), got None")
+    y = p.like.get("out") or _arrays.like(p.x)
+    mean_, var_ = p.parameter("mean")[0], p.parameter("var")[0]
+    p.launch(
+        p.kernels(given=True).apply, p.x.address, p.address("residual"), y.address, *p.sizes(),
+        mean_, mean_, var_, *p.parameter("gamma"), *p.parameter("beta"), eps,
+    )  # fmt: skip
+    return y.array
+
+
+def batch_norm_forward(
+    x: Any,
+    gamma: Any = None,
+    beta: Any = None,
+    *,
+    running_mean: Any = None,
+    running_var: Any = None,
+    momentum: float = 0.9,
+    ddof: float = 0,
+    eps: float = 1e-5,
+    channel_axis: int = 1,
+    activation: Activation = None,
+    residual: Any = None,
+    out: Any = None,
+) -> tuple[Any, SavedStatistics]:
+    """Normalize with the statistics of the batch: batch normalization in training.
+
+    Per channel over its m values: ``mean = sum(x) / m``, ``var = sum((x - mean)**2) / m``,
+    ``y = gamma * (x - mean) / sqrt(var + eps) + beta`` [1]_; then ``+ residual``, then the activation.
+
+    Parameters
+    ----------
+    x : device array of shape (N, C) or (N, C, ...), float16, bfloat16, float32 or float64
+        Of CuPy, PyTorch or Numba, C-contiguous. Not modified, unless it is `out`.
+    gamma, beta : device arrays of shape (C,), optional
+        Scale and shift; 1 and 0 if not given.
+    running_mean, running_var : device arrays of shape (C,), optional
+        Updated in place on the device: ``momentum * running + (1 - momentum) * batch``. Both or neither. They,
+        gamma and beta have one dtype.
+    momentum : float in [0, 1], default=0.9
+        The weight of the old value: PyTorch's ``momentum=0.1`` is 0.9 here.
+    ddof : float, default=0
+        The variance that running_var learns divides by ``m - ddof``. PyTorch's is 1.
+    eps : float, default=1e-5
+        Added to the variance.
+    channel_axis : int, default=1
+        The axis of x that holds the channels.
+    activation : {None, 'relu'}, default=None
+        Applied last.
+    residual : device array like x, optional
+        Added before the activation.
+    out : device array like x, optional
+        Receives the result; may be x.
+
+    Returns
+    -------
+    y : device array like x
+        `out` if given. Computed in float64, rounded once.
+    saved : SavedStatistics
+        For the backward pass, on the device.
+
+    Raises
+    ------
+    RuntimeError
+        If there is no usable device.
+    TypeError
+        If an argument is no device array, or of another dtype than expected.
+    ValueError
+        If an array has another shape or device than expected, is not contiguous, or has too few values.
+
+    References
+    ----------
+    .. [1] Ioffe & Szegedy (2015), "Batch Normalization: Accelerating Deep Network Training by Reducing
+       Internal Covariate Shift", algorithm 1.
+
+    Examples
+    --------
+    >>> import cupy  # doctest: +SKIP
+    >>> from bncpu import gpu
+    >>> y, saved = gpu.batch_norm_forward(cupy.random.rand(32, 64, 56, 56))  # doctest: +SKIP
+    """
+    eps, momentum, ddof = _real("eps", eps), _real("momentum", momentum, 1), _real("ddof", ddof)
+    parameters = {"gamma": gamma, "beta": beta, "running_mean": running_mean, "running_var": running_var}
+    p = _Pass(x, channel_axis, activation, parameters, residual=residual, out=out)
+    if (running_mean is None) != (running_var is None):
+        raise ValueError("running_mean and running_var must be given together, got only one of them")
+    if p.plan.values < 2 or (running_mean is not None and p.plan.values <= ddof):
+        raise ValueError(f"x must have more than {max(1.0, ddof):g} values per channel, got {p.plan.values}")
+    saved = SavedStatistics(*(_arrays.float64(p.x, (p.channels,)).array for _ in range(3)))
+    mean, mean_lo, invstd = p.saved(saved)
+    p.launch(
+        p.kernels(relu=False, residual=False).moments, p.x.address, *p.sizes(), *p.workspace(),
+        mean, mean_lo, invstd, eps, p.parameter("running_mean")[0], *p.parameter("running_var"), momentum, ddof,
+    )  # fmt: skip
+    y = p.like.get("out") or _arrays.like(p.x)
+    p.launch(
+        p.kernels().apply, p.x.address, p.address("residual"), y.address, *p.sizes(), mean, mean_lo, invstd,
+        *p.parameter("gamma"), *p.parameter("beta"), eps,
+    )  # fmt: skip
+    return y.array, saved
+
+
+def batch_norm_backward(
+    dy: Any,
+    x: Any,
+    saved: SavedStatistics,
+    gamma: Any = None,
+    *,
+    beta: Any = None,
+    channel_axis: int = 1,
+    activation: Activation = None,
+    residual: Any = None,
+    out: Any = None,
+) -> tuple[Any, ...]:
+    """Compute the gradients of `batch_norm_forward`.
+
+    ``dx = gamma * invstd * (dy - mean(dy) - x_hat * mean(dy * x_hat))`` [1]_, ``dgamma = sum(dy * x_hat)``,
+    ``dbeta = sum(dy)``; dy is 0 where the activation gave 0.
+
+    Parameters
+    ----------
+    dy : device array like x
+        Gradient of the result.
+    x : device array
+        What was normalized.
+    saved : SavedStatistics
+        Of the forward pass.
+    gamma, beta : device arrays of shape (C,), optional
+        Of the forward pass. Beta is needed with an activation only.
+    channel_axis : int, default=1
+        The axis of x that holds the channels.
+    activation : {None, 'relu'}, default=None
+        Of the forward pass.
+    residual : device array like x, optional
+        Of the forward pass.
+    out : device array like x, optional
+        Receives dx; may be dy or x.
+
+    Returns
+    -------
+    dx : device array like x
+        `out` if given.
+    dgamma, dbeta : device arrays of shape (C,), float64
+        Gradients of the parameters.
+    dresidual : device array like x
+        Only if there is a residual.
+
+    Raises
+    ------
+    RuntimeError
+        If there is no usable device.
+    TypeError
+        If an argument is no device array, or of another dtype than expected.
+    ValueError
+        If an array has another shape or device than expected, or is not contiguous.
+
+    References
+    ----------
+    .. [1] Ioffe & Szegedy (2015), "Batch Normalization: Accelerating Deep Network Training by Reducing
+       Internal Covariate Shift", section 3.
+
+    Examples
+    --------
+    >>> from bncpu import gpu
+    >>> y, saved = gpu.batch_norm_forward(x)  # doctest: +SKIP
+    >>> dx, dgamma, dbeta = gpu.batch_norm_backward(dy, x, saved)  # doctest: +SKIP
+    """
+    return _backward(dy, x, saved, gamma, beta, channel_axis, activation, residual, out, frozen=False)
+
+
+def batch_norm_backward_frozen(
+    dy: Any,
+    x: Any,
+    saved: SavedStatistics,
+    gamma: Any = None,
+    *,
+    beta: Any = None,
+    channel_axis: int = 1,
+    activation: Activation = None,
+    residual: Any = None,
+    out: Any = None,
+) -> tuple[Any, ...]:
+    """Compute the gradients of `batch_norm`, whose statistics do not depend on x.
+
+    ``dx = gamma * invstd * dy``: no sample's gradient depends on another sample.
+
+    Parameters
+    ----------
+    dy : device array like x
+        Gradient of the result.
+    x : device array
+        What was normalized.
+    saved : SavedStatistics
+        Mean and inverse standard deviation, and 0, all float64.
+    gamma, beta : device arrays of shape (C,), optional
+        Of the forward pass. Beta is needed with an activation only.
+    channel_axis : int, default=1
+        The axis of x that holds the channels.
+    activation : {None, 'relu'}, default=None
+        Of the forward pass.
+    residual : device array like x, optional
+        Of the forward pass.
+    out : device array like x, optional
+        Receives dx; may be dy or x.
+
+    Returns
+    -------
+    dx : device array like x
+        `out` if given.
+    dgamma, dbeta : device arrays of shape (C,), float64
+        Gradients of the parameters.
+    dresidual : device array like x
+        Only if there is a residual.
+
+    Raises
+    ------
+    RuntimeError
+        If there is no usable device.
+    TypeError
+        If an argument is no device array, or of another dtype than expected.
+    ValueError
+        If an array has another shape or device than expected, or is not contiguous.
+
+    Examples
+    --------
+    >>> from bncpu import gpu
+    >>> dx, dgamma, dbeta = gpu.batch_norm_backward_frozen(dy, x, saved)  # doctest: +SKIP
+    """
+    return _backward(dy, x, saved, gamma, beta, channel_axis, activation, residual, out, frozen=True)
+
+
+def _backward(
+    dy: Any, x: Any, saved: SavedStatistics, gamma: Any, beta: Any, channel_axis: int, activation: Activation,
+    residual: Any, out: Any, *, frozen: bool,
+) -> tuple[Any, ...]:  # fmt: skip
+    p = _Pass(x, channel_axis, activation, {"gamma": gamma, "beta": beta}, dy=dy, residual=residual, out=out)
+    if "dy" not in p.like:
+        raise TypeError("dy must be a device array, got None")
+    mean, mean_lo, invstd = p.saved(saved)
+    dgamma, dbeta = (_arrays.float64(p.x, (p.channels,)) for _ in range(2))
+    data = p.address("dy"), p.x.address, p.address("residual")
+    coefficients = mean, mean_lo, invstd, *p.parameter("gamma"), *p.parameter("beta"), dgamma.address, dbeta.address
+    p.launch(p.kernels().backward_sums, *data, *p.sizes(), *p.workspace(), *coefficients)
+    dx = p.like.get("out") or _arrays.like(p.x)
+    dz = _arrays.like(p.x) if "residual" in p.like else None
+    p.launch(
+        p.kernels().backward_apply, *data, dx.address, (dz or dx).address, *p.sizes(), *coefficients,
+        0.0 if frozen else 1.0 / p.plan.values,
+    )  # fmt: skip
+    gradients = dx.array, dgamma.array, dbeta.array
+    return gradients if dz is None else (*gradients, dz.array)

@@ -1,0 +1,139 @@
+"""Compile every kernel for devices that need not be there, and look at the machine code.
+
+    python -m bncpu.gpu.ptx_check            # every kernel; exit code 1 if a promise is broken
+    python -m bncpu.gpu.ptx_check --full     # and print them all
+
+Data is read and written in 16 bytes, nothing is kept in local memory, and registers leave room for enough threads.
+Needs the extra `gpu` and nvdisasm; no driver, and not the simulator.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ._plan import ACCESS, Plan, plan
+
+ARCHITECTURES = ((8, 0), (9, 0))
+SHAPES = {"rows": (4096, 256), "planes": (64, 64, 56, 56)}
+
+# At most so many for vectors of up to 4 values, and of 8: the threads of a multiprocessor share 65,536.
+REGISTERS = {"apply": (64, 96), "backward_apply": (96, 144), "moments": (96, 128), "backward_sums": (96, 160)}
+
+
+class Code(NamedTuple):
+    """What was made of one kernel."""
+
+    name: str
+    registers: int
+    limit: int
+    faults: list[str]
+
+
+def signatures() -> dict[str, Any]:
+    """Types of the arguments of each kernel."""
+    from numba.cuda import types
+
+    address, size, number = types.uint64, types.int64, types.float64
+    sizes, statistics = (size,) * 5, (address,) * 3
+    parameters = (address, size, address, size)
+    return {
+        "moments": (address, *sizes, address, address, *statistics, number, address, address, size, number, number),
+        "apply": ((address,) * 3 + sizes + statistics + parameters + (number,)),
+        "backward_sums": ((address,) * 3 + sizes + (address,) * 2 + statistics + parameters + (address,) * 2),
+        "backward_apply": ((address,) * 5 + sizes + statistics + parameters + (address,) * 2 + (number,)),
+    }
+
+
+def compiled(kernel: Any, signature: Any, capability: tuple[int, int]) -> tuple[str, str]:
+    """PTX, and the disassembly of what is made of it."""
+    from cuda.core import Linker, LinkerOptions, ObjectCode
+    from numba import cuda
+    from numba.cuda import dispatcher
+
+    class Device:
+        compute_capability = capability
+
+    dispatcher.get_current_device = lambda: Device  # none is needed for a kernel that is only compiled
+    ptx, _ = cuda.compile_ptx(kernel.py_func, signature, cc=capability)
+    options = LinkerOptions(arch="sm_{}{}".format(*capability))
+    cubin = Linker(ObjectCode.from_ptx(ptx.encode()), options=options).link("cubin")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "kernel.cubin")
+        path.write_bytes(cubin.code)
+        sass = subprocess.run([nvdisasm(), str(path)], capture_output=True, text=True, check=True).stdout
+    return ptx, sass
+
+
+def nvdisasm() -> str:
+    """Where the disassembler is."""
+    import nvidia
+
+    for folder in nvidia.__path__:
+        for found in Path(folder).rglob("nvdisasm*"):
+            if found.is_file():
+                return str(found)
+    raise SystemExit("nvdisasm is not installed: pip install nvidia-cuda-nvdisasm")
+
+
+def checked(kind: Any, p: Plan, name: str, signature: Any, capability: tuple[int, int]) -> Code:
+    """What is wrong with a kernel, if anything."""
+    from ._kernels import kernels
+
+    ptx, sass = compiled(getattr(kernels(kind), name), signature, capability)
+    faults = []
+    if ".local" in ptx or re.search(r"\b(LDL|STL)\b", sass):
+        faults.append("local memory")
+    if "LDG.E.128" not in sass:
+        faults.append("no load of 16 bytes")
+    if "apply" in name and "STG.E.128" not in sass:
+        faults.append("no store of 16 bytes")
+    registers = 1 + max(map(int, re.findall(r"\bR(\d+)\b", sass)))
+    limit = REGISTERS[name][p.n > 4]
+    if registers > limit:
+        faults.append(f"{registers} registers")
+    what = "".join(f" {flag}" for flag in ("relu", "residual", "given") if getattr(kind, flag))
+    form = "rows" if p.rows else "planes"
+    return Code(f"sm_{''.join(map(str, capability))} {form} {kind.storage} {name}{what}", registers, limit, faults)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Check every kernel."""
+    parser = argparse.ArgumentParser(prog="python -m bncpu.gpu.ptx_check", description=__doc__.splitlines()[0])
+    parser.add_argument("--full", action="store_true", help="print every kernel")
+    asked = parser.parse_args(arguments)
+    from ._compat import SIMULATED, STORAGE
+    from ._kernels import Kind
+
+    if SIMULATED:
+        raise SystemExit("the simulator compiles nothing: unset NUMBA_ENABLE_CUDASIM")
+    found = []
+    for capability, shape, (storage, itemsize), fused in itertools.product(
+        ARCHITECTURES, SHAPES.values(), STORAGE.items(), (False, True)
+    ):
+        p = plan(shape, 1, itemsize)
+        assert p.n * itemsize == ACCESS
+        kind = Kind(storage, "float32", p.rows, p.n, *p.block, relu=fused, residual=fused)
+        for name, signature in signatures().items():
+            if (fused and name == "moments") or (not fused and capability != ARCHITECTURES[-1]):
+                continue  # nothing new
+            found.append(checked(kind, p, name, signature, capability))
+            if name == "apply":
+                found.append(checked(kind._replace(given=True), p, name, signature, capability))
+    for code in found:
+        if asked.full or code.faults:
+            verdict = ", ".join(code.faults) or "as promised"
+            print(f"{code.name:64} {code.registers:4} registers of {code.limit}  {verdict}")
+    n_faulty = sum(bool(code.faults) for code in found)
+    print(f"{len(found)} kernels compiled, {n_faulty} not as promised")
+    return int(n_faulty > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
