@@ -225,7 +225,7 @@ def kernels(kind: Kind) -> Kernels:
                 back = hi - first
                 store_one(mean, at, in_one(hi))
                 store_one(mean_lo, at, in_one((first - (hi - back)) + (b[i] - back)))
-                m2 = max(c[i], 0.0)
+                m2 = 0.0 if c[i] < 0.0 else c[i]  # NaN stays
                 store_one(invstd, at, inverse_std(in_one(m2 / a[i]), eps))
                 if running_step:
                     old = lane(load_parameter(running_mean, at), 0)

@@ -224,6 +224,25 @@ def test_a_mean_far_from_0_costs_no_digits_forward_or_backward():
 
 
 @needs_cuda
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of the simulator, which computes with NumPy
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("shape", [(40, 8), (6, 8, 4)], ids=["rows", "planes"])
+def test_bad_values_stay_in_their_channel_and_show_in_its_statistics(shape, bad):
+    x = np.random.default_rng(2).standard_normal(shape)
+    clean = on_host(gpu.batch_norm_forward(device(x))[0])
+    x[3, 5] = bad
+    running = [device(np.zeros(8)), device(np.ones(8))]
+    y, saved = gpu.batch_norm_forward(device(x), running_mean=running[0], running_var=running[1])
+    others = np.arange(8) != 5
+    np.testing.assert_array_equal(on_host(y)[:, others], clean[:, others])
+    assert np.all(np.isnan(on_host(y)[:, 5]))
+    for statistic in (saved.mean, saved.invstd, *running):
+        found = on_host(statistic)
+        assert np.all(np.isfinite(found[others]))
+        assert not np.isfinite(found[5])
+
+
+@needs_cuda
 def test_calls_leave_the_workspace_ready_for_the_next_and_give_the_same_bits():
     c = Case("rows in several slices", np.float32)
     results = [on_host(gpu.batch_norm_forward(device(x), eps=0)[0]) for x in (c.x, 100 - c.x, c.x)]
