@@ -78,12 +78,11 @@ class Stream:
         """What no transformer learns."""
         good, shape = np.ones(self.shape), self.shape
         wrong = [np.array(1.0), np.ones(3), 3.0, None, "abc", [], [[]], np.empty((0, 0)), good.astype("c16")]
-        wrong += [np.full(shape, "x", "O"), np.full(shape, np.inf), np.full(shape, 1e400), {"a": good}]
-        wrong += [np.delete(good, np.s_[:], self.apart), np.delete(good, np.s_[:], self.axis), np.full(shape, 1e308)]
+        wrong += [np.full(shape, "x", "O"), np.full(shape, np.inf), {"a": good}]
+        wrong += [np.delete(good, np.s_[:], self.apart), np.delete(good, np.s_[:], self.axis)]
         if self.learned:
             wrong.append(np.concatenate([good, good], self.axis))
-        wrong[-1 - bool(self.learned)].ravel()[::2] *= -1  # whose variance is beyond float64
-        return source.choice(wrong[: -1 - bool(self.learned)] + wrong[len(wrong) - bool(self.learned) :])
+        return source.choice(wrong)
 
     def run(self, source: Source) -> bool:
         """Whether every batch was accepted; AssertionError if a promise broke."""
@@ -131,17 +130,17 @@ class Stream:
     def check_statistics(self) -> None:
         """Mean and variance are those of all batches at once."""
         rows = np.concatenate([self.rows(a) for a in self.learned], axis=1)
-        self.n, self.largest = rows.shape[1], np.nanmax(np.abs(rows), axis=1, initial=0)
+        n, largest = rows.shape[1], np.nanmax(np.abs(rows), axis=1, initial=0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of channels without values
             first = np.nanmean(rows, axis=1)
             rest = np.nanmean(rows - first[:, None], axis=1)
-            self.mean, self.var = first + rest, np.nanmean((rows - first[:, None] - rest[:, None]) ** 2, axis=1)
-        assert np.array_equal(np.isnan(self.bn.running_mean_), np.isnan(self.mean))
-        deviations = np.nanmax(np.abs(rows - self.mean[:, None]), axis=1, initial=0)
-        more = eps_of(self.mean) * self.largest
-        close("mean", self.bn.running_mean_, self.mean, 2 * of_sums(self.n) * deviations + 2 * more)
-        close("var", self.bn.running_var_, self.var, 2 * of_sums(self.n) * deviations**2 + (8 * more) ** 2)
+            mean, var = first + rest, np.nanmean((rows - first[:, None] - rest[:, None]) ** 2, axis=1)
+        assert np.array_equal(np.isnan(self.bn.running_mean_), np.isnan(mean))
+        deviations = np.nanmax(np.abs(rows - mean[:, None]), axis=1, initial=0)
+        more = eps_of(mean) * largest
+        close("mean", self.bn.running_mean_, mean, 2 * of_sums(n) * deviations + 2 * more)
+        close("var", self.bn.running_var_, var, 2 * of_sums(n) * deviations**2 + (8 * more) ** 2)
 
     def check_transform(self, X: Any, numbers: Any) -> None:
         """The affine transform with what was learned, in the type of the values."""
