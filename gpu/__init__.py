@@ -70,10 +70,12 @@ def why_unavailable() -> str | None:
     None
     """
     try:
+        import numba_cuda  # noqa: F401  (without it numba.cuda is another, older one)
         from numba import cuda
     except ImportError:
         return _NOT_INSTALLED
     if cuda.is_available():
         return None
     reason = getattr(cuda, "cuda_error", lambda: None)()
-    return "no usable CUDA device" + (f": {str(reason).splitlines()[0]}" if reason else "")
+    lines = [line.strip() for line in str(reason or "").splitlines() if line.strip()]
+    return ": ".join(["no usable CUDA device", *lines[:1]])

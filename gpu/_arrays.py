@@ -10,8 +10,6 @@ from numba import cuda
 
 from . import _compat
 
-_STORAGE = {"f2": "float16", "f4": "float32", "f8": "float64", "V2": "bfloat16"}
-
 
 class Given(NamedTuple):
     """An array as kernels see it."""
@@ -20,7 +18,6 @@ class Given(NamedTuple):
     address: Any
     shape: tuple[int, ...]
     storage: str
-    device: int
 
     @property
     def aligned(self) -> bool:
@@ -36,39 +33,47 @@ def library_of(a: Any) -> str | None:
     return "numba" if root == "numba" else None
 
 
-def given(name: str, a: Any) -> Given:
-    """Read where an array lies; TypeError or ValueError if kernels cannot read it there."""
+def given(name: str, a: Any, *, written: bool = False) -> Given:
+    """Read where an array lies; TypeError or ValueError if kernels cannot read it there, or write it."""
     library = library_of(a)
     if library is None:
         raise TypeError(f"{name} must be a device array of CuPy, PyTorch or Numba, got {type(a).__name__}")
-    if library == "torch":  # whose interface knows no bfloat16
-        shape, storage = tuple(a.shape), str(a.dtype).removeprefix("torch.")
+    if library == "torch":
+        storage, native, writeable = str(a.dtype).removeprefix("torch."), True, True
         contiguous, address, device = a.is_contiguous(), a.data_ptr(), a.device.index
     elif _compat.SIMULATED:
-        values = a._ary
-        shape, storage, contiguous = values.shape, values.dtype.name, values.flags.c_contiguous
-        address, device = _compat.address(a), 0
+        a_ = a._ary
+        storage, native, writeable = a_.dtype.name, a_.dtype.isnative, a_.flags.writeable
+        contiguous, address, device = a_.flags.c_contiguous, _compat.address(a), 0
     else:
-        interface = a.__cuda_array_interface__
-        shape, storage = interface["shape"], _STORAGE.get(interface["typestr"][1:], interface["typestr"])
-        contiguous, address = _is_contiguous(interface), interface["data"][0]
-        device = a.device.id if library == "cupy" else cuda.current_context().device.id
-    if storage not in _compat.STORAGE:
-        raise TypeError(f"{name} must be one of {', '.join(_compat.STORAGE)}, got {storage}")
+        storage, native = a.dtype.name, a.dtype.isnative
+        address, read_only = a.__cuda_array_interface__["data"]
+        writeable, contiguous = not read_only, _is_contiguous(a)
+        device = a.device.id if library == "cupy" else current_device()
+    if storage not in _compat.STORAGE or not native:
+        raise TypeError(f"{name} must be one of {', '.join(_compat.STORAGE)}, got {storage if native else a.dtype}")
     if not contiguous:
         raise ValueError(f"{name} must be C-contiguous, as nothing is copied in silence; make a contiguous copy first")
-    return Given(a, address, shape, storage, device)
+    if written and not writeable:
+        raise ValueError(f"{name} must be writeable, got a read-only array")
+    if device != current_device():
+        raise ValueError(f"{name} must be on the current device, {current_device()}, got one on device {device}")
+    return Given(a, address, tuple(a.shape), storage)
 
 
-def _is_contiguous(interface: dict[str, Any]) -> bool:
-    if interface.get("strides") is None:
-        return True
-    size = np.dtype(interface["typestr"]).itemsize
-    for n, stride in zip(reversed(interface["shape"]), reversed(interface["strides"]), strict=True):
+def _is_contiguous(a: Any) -> bool:
+    # Not as the interface says it: Numba's has no strides for a broadcast array.
+    size = a.dtype.itemsize
+    for n, stride in zip(reversed(a.shape), reversed(a.strides), strict=True):
         if n > 1 and stride != size:
             return False
         size *= n
     return True
+
+
+def current_device() -> int:
+    """That on which kernels run."""
+    return 0 if _compat.SIMULATED else int(cuda.current_context().device.id)
 
 
 def like(x: Given) -> Given:
@@ -90,11 +95,9 @@ def float64(x: Given, shape: tuple[int, ...]) -> Given:
     return given("out", cuda.device_array(shape, np.float64))
 
 
-def stream(x: Given) -> Any:
-    """The stream on which the library of an array is working."""
+def stream(x: Given) -> int:
+    """The stream on which the library of an array is working; 0 is the default."""
     library = library_of(x.array)
     if library == "torch":
-        return cuda.external_stream(sys.modules["torch"].cuda.current_stream(x.array.device).cuda_stream)
-    if library == "cupy":
-        return cuda.external_stream(sys.modules["cupy"].cuda.get_current_stream().ptr)
-    return cuda.default_stream()
+        return int(sys.modules["torch"].cuda.current_stream(x.array.device).cuda_stream)
+    return int(sys.modules["cupy"].cuda.get_current_stream().ptr) if library == "cupy" else 0

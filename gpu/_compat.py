@@ -11,12 +11,30 @@ with one of its releases stands here.
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 from numba import config
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
+
+
+@contextmanager
+def without_advice() -> Iterator[None]:
+    """Launch few blocks where there is little to do, without numba's warning about it."""
+    if SIMULATED:
+        yield
+        return
+    from numba.cuda.core import config as settings
+
+    before, settings.CUDA_LOW_OCCUPANCY_WARNINGS = settings.CUDA_LOW_OCCUPANCY_WARNINGS, 0
+    try:
+        yield
+    finally:
+        settings.CUDA_LOW_OCCUPANCY_WARNINGS = before
+
 
 # Types in memory by name: the bytes of a value. numba has no bfloat16 everywhere: its words are read as integers.
 STORAGE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}

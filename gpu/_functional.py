@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from functools import cache
 from typing import Any, Literal, NamedTuple
 
@@ -44,7 +45,8 @@ class _Pass:
         n_axes = len(self.x.shape)
         if n_axes < 2 or 0 in self.x.shape:
             raise ValueError(f"x must have at least 2 dimensions and no axis of length 0; got shape {self.x.shape}")
-        if not isinstance(channel_axis, int) or not -n_axes <= channel_axis < n_axes:
+        is_index = isinstance(channel_axis, (int, np.integer)) and not isinstance(channel_axis, bool)
+        if not is_index or not -n_axes <= channel_axis < n_axes:
             raise ValueError(f"channel_axis must name an axis of x of shape {self.x.shape}, got {channel_axis!r}")
         if activation not in (None, "relu"):
             raise ValueError(f"activation must be None or 'relu', got {activation!r}")
@@ -61,24 +63,21 @@ class _Pass:
             self.x.storage, next(iter(kinds.values()), "float64"), self.plan.rows, self.plan.n, *self.plan.block,
             relu=activation == "relu", residual="residual" in self.like,
         )  # fmt: skip
-        self.stream = _arrays.stream(self.x)
+        self.handle = _arrays.stream(self.x)
+        self.stream = cuda.external_stream(self.handle) if self.handle else cuda.default_stream()
 
     def _like(self, name: str, a: Any) -> Given:
-        g = _arrays.given(name, a)
-        if (g.shape, g.storage, g.device) != (self.x.shape, self.x.storage, self.x.device):
+        g = _arrays.given(name, a, written=name == "out")
+        if (g.shape, g.storage) != (self.x.shape, self.x.storage):
             raise ValueError(
-                f"{name} must have shape, dtype and device of x, {self.x.shape} {self.x.storage} on {self.x.device}; "
-                f"got {g.shape} {g.storage} on {g.device}"
+                f"{name} must have shape and dtype of x, {self.x.shape} {self.x.storage}; got {g.shape} {g.storage}"
             )
         return g
 
     def _parameter(self, name: str, a: Any) -> Given:
-        g = _arrays.given(name, a)
-        if g.shape != (self.channels,) or g.device != self.x.device:
-            raise ValueError(
-                f"{name} must have shape ({self.channels},), one value per channel, on device {self.x.device}; "
-                f"got {g.shape} on {g.device}"
-            )
+        g = _arrays.given(name, a, written=name.startswith("running"))
+        if g.shape != (self.channels,):
+            raise ValueError(f"{name} must have shape ({self.channels},), one value per channel; got {g.shape}")
         return g
 
     def sizes(self) -> tuple[int, ...]:
@@ -97,7 +96,9 @@ class _Pass:
 
     def launch(self, kernel: Any, *arguments: Any) -> None:
         """Start a kernel."""
-        kernel[self.plan.grid, self.plan.block, self.stream](*arguments)
+        with _compat.without_advice():
+            configured = kernel[self.plan.grid, self.plan.block, self.stream]
+        configured(*arguments)
 
     def kernels(self, **changes: Any) -> Kernels:
         """Those of this call."""
@@ -114,23 +115,19 @@ class _Pass:
         return mean, mean_lo, invstd
 
     def workspace(self) -> tuple[Any, Any]:
-        """Memory for the parts of slices, and for counting them."""
-        return _workspace(self.x.device, self.stream, 3 * self.plan.slices * self.plan.width, self.plan.blocks)
+        """Memory for the parts of slices, and for counting them; kept until the call ends."""
+        key = _arrays.current_device(), self.handle, threading.get_ident()
+        n_parts, n_counts = 3 * self.plan.slices * self.plan.width, self.plan.blocks
+        self.kept = _workspaces.get(key)
+        if self.kept is None or self.kept[0].size < n_parts or self.kept[1].size < n_counts:
+            n_parts, n_counts = (1 << (n - 1).bit_length() for n in (n_parts, n_counts))
+            counts = cuda.to_device(np.zeros(n_counts, np.int32), stream=self.stream)
+            _workspaces[key] = self.kept = cuda.device_array(n_parts, np.float64, stream=self.stream), counts
+        return _compat.address(self.kept[0]), _compat.address(self.kept[1])
 
 
+# By device, stream and thread: later calls come after. Counts are 0 between calls.
 _workspaces: dict[Any, tuple[Any, Any]] = {}
-
-
-def _workspace(device: int, stream: Any, n_parts: int, n_counts: int) -> tuple[Any, Any]:
-    """Reused by later calls on the same stream, which come after. Counts are 0 between calls."""
-    key = device, getattr(stream, "handle", None) and int(stream.handle.value or 0)
-    parts, counts = _workspaces.get(key, (None, None))
-    if parts is None or parts.size < n_parts or counts.size < n_counts:
-        n_parts, n_counts = (1 << (n - 1).bit_length() for n in (n_parts, n_counts))
-        parts = cuda.device_array(n_parts, np.float64)
-        counts = cuda.to_device(np.zeros(n_counts, np.int32))
-        _workspaces[key] = parts, counts
-    return _compat.address(parts), _compat.address(counts)
 
 
 @cache
@@ -465,8 +462,8 @@ def _backward(
     dx = p.like.get("out") or _arrays.like(p.x)
     dz = _arrays.like(p.x) if "residual" in p.like else None
     p.launch(
-        p.kernels().backward_apply, *data, dx.address, (dz or dx).address, *p.sizes(), *coefficients,
-        0.0 if frozen else 1.0 / p.plan.values,
+        p.kernels(frozen=frozen).backward_apply, *data, dx.address, (dz or dx).address, *p.sizes(), *coefficients,
+        1.0 / p.plan.values,
     )  # fmt: skip
     gradients = dx.array, dgamma.array, dbeta.array
     return gradients if dz is None else (*gradients, dz.array)

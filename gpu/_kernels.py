@@ -33,13 +33,13 @@ class Kind(NamedTuple):
     relu: bool = False
     residual: bool = False
     given: bool = False  # a mean and a variance of type `parameters`; else saved statistics
+    frozen: bool = False  # statistics do not depend on x
 
 
 class Kernels(NamedTuple):
     """Compiled when they are first launched. Sizes are in vectors; `channels` counts those of the channels axis.
 
-    `step_outer`, `step_inner` are where a thread goes next; `width` is the number of channels. Parameters that are not
-    given have a step of 0, else 1.
+    `step_outer`, `step_inner` are where a thread goes next. Parameters that are not given have a step of 0, else 1.
     """
 
     moments: Any
@@ -51,7 +51,7 @@ class Kernels(NamedTuple):
 @cache
 def kernels(kind: Kind) -> Kernels:
     """The kernels of a kind."""
-    storage, parameters, rows, n, columns, members, with_relu, with_residual, given = kind
+    storage, parameters, rows, n, columns, members, with_relu, with_residual, given, frozen = kind
     lanes = n if rows else 1  # channels of a column
     entries = columns * members * lanes
     load, store = _compat.access(storage, n)
@@ -146,12 +146,12 @@ def kernels(kind: Kind) -> Kernels:
             cuda.syncthreads()
             if cuda.threadIdx.x == 0 and cuda.threadIdx.y == 0:
                 last[0] = ticket(done, cuda.blockIdx.x)
+                cuda.threadfence()
             cuda.syncthreads()
             if last[0] != slices - 1:
                 return False
             if cuda.threadIdx.x == 0 and cuda.threadIdx.y == 0:
                 reset(done, cuda.blockIdx.x)
-            cuda.threadfence()
             for k in range(lanes):
                 a_, b_, c_ = 0.0, 0.0, 0.0
                 slice_ = cuda.threadIdx.y
@@ -226,7 +226,9 @@ def kernels(kind: Kind) -> Kernels:
                 store_one(mean, at, in_one(hi))
                 store_one(mean_lo, at, in_one((first - (hi - back)) + (b[i] - back)))
                 m2 = 0.0 if c[i] < 0.0 else c[i]  # NaN stays
-                store_one(invstd, at, inverse_std(in_one(m2 / a[i]), eps))
+                var = m2 / a[i]
+                var += var - var  # NaN where it is beyond float64
+                store_one(invstd, at, inverse_std(in_one(var), eps))
                 if running_step:
                     old = lane(load_parameter(running_mean, at), 0)
                     store_parameter(running_mean, at, in_one(momentum * old + (1.0 - momentum) * hi))
@@ -304,6 +306,18 @@ def kernels(kind: Kind) -> Kernels:
         def passed(y, dy):
             return dy
 
+    if frozen:
+
+        @cuda.jit(device=True)
+        def gradient(direct, centered, k_x, k_offset):
+            return direct
+
+    else:
+
+        @cuda.jit(device=True)
+        def gradient(direct, centered, k_x, k_offset):
+            return direct + (centered * k_x + k_offset)
+
     @cuda.jit
     def apply(
         x, z, y, outer, channels, inner, step_outer, step_inner,
@@ -378,7 +392,7 @@ def kernels(kind: Kind) -> Kernels:
     ):  # fmt: skip
         """``dx = gamma * invstd * (dy - mean(dy) - x_hat * mean(dy * x_hat))``, from the end.
 
-        `per_value` is 1 over the number of values of a channel, and 0 for statistics that do not depend on x.
+        `per_value` is 1 over the number of values of a channel.
         """
         column = cuda.blockIdx.x * columns + cuda.threadIdx.x
         if column >= channels:
@@ -398,7 +412,7 @@ def kernels(kind: Kind) -> Kernels:
             i = ((outer - 1 - o) * channels + column) * inner + j
             centered = load(x, i) - k_mean
             g = passed(plus(centered * k_scale + k_shift, z, i), load(dy, i))
-            store(dx, i, g * k_dy + (centered * k_x + k_offset))
+            store(dx, i, gradient(g * k_dy, centered, k_x, k_offset))
             kept(dz, i, g)
             o += step_outer
             j += step_inner

@@ -40,7 +40,8 @@ def signatures() -> dict[str, Any]:
     """Types of the arguments of each kernel."""
     from numba.cuda import types
 
-    address, size, number = types.uint64, types.int64, types.float64
+    address = size = types.int64  # as Python's integers are passed
+    number = types.float64
     sizes, statistics = (size,) * 5, (address,) * 3
     parameters = (address, size, address, size)
     return {

@@ -28,6 +28,7 @@ needs_cuda = pytest.mark.skipif(
 def test_the_gpu_says_in_one_line_why_it_cannot_be_used(monkeypatch):
     reason = gpu.why_unavailable()
     assert gpu.is_available() == (reason is None)
+    assert reason is None or (reason == reason.strip() and len(reason.splitlines()) == 1)
     monkeypatch.setitem(sys.modules, "numba", None)
     assert gpu.why_unavailable() == "numba-cuda is not installed: pip install 'bncpu[gpu]'"
     assert not gpu.is_available()
@@ -251,12 +252,47 @@ def test_calls_leave_the_workspace_ready_for_the_next_and_give_the_same_bits():
 
 
 @needs_cuda
-def test_out_receives_the_result_and_may_be_the_input():
-    c = Case("planes", np.float32)
-    x, mean, var = map(device, (c.x, c.mean, c.var))
-    expected = on_host(gpu.batch_norm(x, mean, var))
-    assert gpu.batch_norm(x, mean, var, out=x) is x
-    np.testing.assert_array_equal(on_host(x), expected)
+@pytest.mark.parametrize("name", ["planes", "rows"])
+def test_out_receives_the_result_and_may_be_any_input(name):
+    c = Case(name, np.float32)
+    dy, mean, var = map(device, (c.dy, c.mean, c.var))
+    _, saved = gpu.batch_norm_forward(device(c.x))
+    calls = {
+        "x in inference": lambda x, out: gpu.batch_norm(x, mean, var, out=out),
+        "x in training": lambda x, out: gpu.batch_norm_forward(x, out=out)[0],
+        "x backward": lambda x, out: gpu.batch_norm_backward(dy, x, saved, out=out)[0],
+    }
+    for call in calls.values():
+        x = device(c.x)
+        expected = on_host(call(x, None))
+        assert call(x, x) is x
+        np.testing.assert_array_equal(on_host(x), expected)
+    again = device(c.dy)
+    assert gpu.batch_norm_backward(again, device(c.x), saved, out=again)[0] is again
+    np.testing.assert_array_equal(on_host(again), expected)
+    # Without gamma and beta, which are 1 and 0.
+    _, kept = bncpu.batch_norm_forward(c.x)
+    np.testing.assert_allclose(on_host(again), bncpu.batch_norm_backward(c.dy, c.x, kept)[0], rtol=0, atol=1e-6)
+
+
+@needs_cuda
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of the simulator, which computes with NumPy
+def test_with_frozen_statistics_no_sample_depends_on_a_bad_one():
+    c = Case("rows", np.float64)
+    c.dy[3, 5], c.x[7, 2] = np.nan, np.inf
+    saved = gpu.SavedStatistics(*(device(a) for a in (c.mean, np.ones(8), np.zeros(8))))
+    dx, *_ = gpu.batch_norm_backward_frozen(device(c.dy), device(c.x), saved)
+    expected, *_ = bncpu.batch_norm_backward_frozen(c.dy, c.x, bncpu.SavedStatistics(c.mean, np.ones(8)))
+    np.testing.assert_array_equal(on_host(dx), expected)
+
+
+@needs_cuda
+@pytest.mark.filterwarnings("ignore:(invalid value|overflow):RuntimeWarning")  # of the simulator
+def test_a_variance_beyond_float64_is_nan_as_on_the_cpu():
+    x = np.where(np.arange(40)[:, None] % 2, 1e200, -1e200) * np.ones(4)
+    y, saved = gpu.batch_norm_forward(device(x))
+    assert np.all(np.isnan(on_host(saved.invstd)))
+    assert np.all(np.isnan(on_host(y)))
 
 
 @needs_cuda
@@ -291,10 +327,12 @@ REFUSED = [
     (
         dict(residual=lambda: device(np.ones((3, 2), np.float32))),
         ValueError,
-        "^residual must have shape, dtype and device",
+        "^residual must have shape and dtype of x",
     ),
-    (dict(out=lambda: device(np.ones((2, 3)))), ValueError, r"^out must have shape, dtype and device of x, \(3, 2\)"),
+    (dict(out=lambda: device(np.ones((2, 3)))), ValueError, r"^out must have shape and dtype of x, \(3, 2\) float64"),
     (dict(running_mean=lambda: device(np.ones(2))), ValueError, "^running_mean and running_var must be given together"),
+    (dict(x=lambda: device(np.zeros((3, 2), ">f4"))), TypeError, "^x must be one of .*, got >f4$"),
+    (dict(channel_axis=lambda: True), ValueError, "^channel_axis must name an axis .* got True$"),
     (dict(channel_axis=lambda: 2), ValueError, r"^channel_axis must name an axis of x of shape \(3, 2\), got 2$"),
     (dict(activation=lambda: "gelu"), ValueError, "^activation must be None or 'relu', got 'gelu'$"),
     (dict(eps=lambda: -1), ValueError, "^eps must be a number from 0 to inf, got -1$"),
@@ -309,6 +347,18 @@ def test_a_refused_call_is_one_line_that_names_the_argument(changes, error, mess
     arguments = {"x": device(np.zeros((3, 2)))} | {name: make() for name, make in changes.items()}
     with pytest.raises(error, match=message):
         gpu.batch_norm_forward(**arguments)
+
+
+@needs_cuda
+def test_an_axis_may_be_an_integer_of_numpy_and_memory_must_be_contiguous():
+    x = device(np.ones((3, 2)))
+    assert gpu.batch_norm(x, device(np.ones(2)), device(np.ones(2)), channel_axis=np.int64(1)).shape == (3, 2)
+    from bncpu.gpu import _arrays
+
+    for a in (np.ones((3, 4)), np.ones((3, 1, 4))[:, ::-1], np.ones((3, 4))[:1]):
+        assert _arrays._is_contiguous(a)
+    for a in (np.ones((4, 3)).T, np.ones((3, 4))[:, ::2], np.broadcast_to(np.ones(4), (3, 4))):
+        assert not _arrays._is_contiguous(a)
 
 
 @needs_cuda
