@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 import pytest
-from arrays import hostile_columns
+from arrays import DTYPES, hostile_columns
 from test_problem_sizes import DESCRIPTORS, shape_of
 
 import bncpu
@@ -199,9 +199,8 @@ def test_forward_and_backward_equal_the_reference(case, fused):
 
 
 @needs_cuda
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_statistics_of_hostile_columns_lose_no_digits(dtype):
-    if dtype == np.float16:
-        pytest.skip("such numbers are beyond float16")
     names, columns = hostile_columns(600, dtype)
     for x, axis in ((columns, 1), (np.ascontiguousarray(columns.T.reshape(9, 20, 30)), 0)):
         _, saved = gpu.batch_norm_forward(device(x), eps=0, channel_axis=axis)
@@ -295,12 +294,10 @@ def test_a_variance_beyond_float64_is_nan_as_on_the_cpu():
     assert np.all(np.isnan(on_host(y)))
 
 
-@needs_cuda
+@pytest.mark.skipif(not IS_SIMULATED, reason="of the simulator, which has to round to bfloat16 itself")
 def test_bfloat16_words_are_read_and_rounded_to_nearest():
     from bncpu.gpu import _compat
 
-    if not IS_SIMULATED:
-        pytest.skip("a device is shown bfloat16 by PyTorch")
     numbers = np.random.default_rng(0).standard_normal(4096).astype(np.float32)
     words = _compat._narrowed(numbers.astype(float), "bfloat16")
     back = (words.astype(np.uint32) << 16).view(np.float32)
