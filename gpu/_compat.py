@@ -1,8 +1,8 @@
 """What is private to numba-cuda, or is the simulator's in its place: vectors of values, read and written by address.
 
 Kernels compute on vectors of float64, whatever the type in memory: 16 bytes of values are read, widened, computed lane
-by lane with ``+ - *`` and rounded once when they are written. Memory bounds every kernel here on a data-center GPU, so
-float64 costs nothing there, and nothing is left to decide about precision.
+by lane with ``+ - *`` and rounded once when they are written. By the data sheets, data-center GPUs do these operations
+in less time than memory takes for the values, and nothing is left to decide about precision.
 
 An address is an integer on a device, and an array in the simulator. numba-cuda is in maintenance: all that may break
 with one of its releases stands here.
@@ -120,7 +120,7 @@ else:
     from numba.cuda.extending import core_models, intrinsic, overload, register_model
     from numba.cuda.typing.templates import signature
 
-    class Vector(types.Type):  # type: ignore[misc]
+    class Vector(types.Type):
         """`n` float64 values in registers."""
 
         def __init__(self, n: int) -> None:
@@ -128,7 +128,7 @@ else:
             super().__init__(f"Vector({n})")
 
     @register_model(Vector)
-    class _VectorModel(core_models.PrimitiveModel):  # type: ignore[misc]
+    class _VectorModel(core_models.PrimitiveModel):
         def __init__(self, dmm: Any, fe_type: Vector) -> None:
             super().__init__(dmm, fe_type, ir.VectorType(ir.DoubleType(), fe_type.n))
 
@@ -223,7 +223,7 @@ else:
             return signature(Vector(n), *(t if isinstance(t, Vector) else types.float64 for t in (a, b))), codegen
 
         @overload(op)
-        def of_vectors(a, b):  # type: ignore[no-untyped-def]  # numba compares the signatures
+        def of_vectors(a, b):  # numba compares the signatures
             if isinstance(a, Vector) or isinstance(b, Vector):
                 return lambda a, b: compute(a, b)
             return None
