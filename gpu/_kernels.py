@@ -98,6 +98,16 @@ def kernels(kind: Kind) -> Kernels:
             return in_channels(otherwise)
         return load_parameters(address, column)
 
+    # ---- the walk ----
+
+    @cuda.jit(device=True)
+    def onward(o, j, step_outer, step_inner, inner):
+        """Where a thread goes next."""
+        o, j = o + step_outer, j + step_inner
+        if j >= inner:
+            o, j = o + 1, j - inner
+        return o, j
+
     # ---- merging ----
 
     @cuda.jit(device=True)
@@ -195,11 +205,7 @@ def kernels(kind: Kind) -> Kernels:
             s = s + d
             q = q + d * d
             count += values_per_step
-            o += step_outer
-            j += step_inner
-            if j >= inner:
-                j -= inner
-                o += 1
+            o, j = onward(o, j, step_outer, step_inner, inner)
         offset = shift
         if count > 0.0:
             offset = shift - spread(load(x, column * inner))
@@ -335,11 +341,7 @@ def kernels(kind: Kind) -> Kernels:
         while o < outer:
             i = ((outer - 1 - o) * channels + column) * inner + j
             store(y, i, activated(plus((load(x, i) - k_mean) * k_scale + k_shift, z, i)))
-            o += step_outer
-            j += step_inner
-            if j >= inner:
-                j -= inner
-                o += 1
+            o, j = onward(o, j, step_outer, step_inner, inner)
 
     @cuda.jit
     def backward_sums(
@@ -365,11 +367,7 @@ def kernels(kind: Kind) -> Kernels:
             g = passed(plus(centered * k_scale + k_shift, z, i), load(dy, i))
             s = s + g
             q = q + g * centered
-            o += step_outer
-            j += step_inner
-            if j >= inner:
-                j -= inner
-                o += 1
+            o, j = onward(o, j, step_outer, step_inner, inner)
         for k in range(lanes):
             i = (cuda.threadIdx.y * columns + cuda.threadIdx.x) * lanes + k
             a[i] = summed(s, k)
@@ -414,10 +412,6 @@ def kernels(kind: Kind) -> Kernels:
             g = passed(plus(centered * k_scale + k_shift, z, i), load(dy, i))
             store(dx, i, gradient(g * k_dy, centered, k_x, k_offset))
             kept(dz, i, g)
-            o += step_outer
-            j += step_inner
-            if j >= inner:
-                j -= inner
-                o += 1
+            o, j = onward(o, j, step_outer, step_inner, inner)
 
     return Kernels(moments, apply, backward_sums, backward_apply)
