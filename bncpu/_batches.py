@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.sparse import issparse
 
 from bncpu import _buffers, _dispatch, _layout, _normalize
+from bncpu._device import DeviceBatch
 from bncpu.moments import Coefficients, Moments, merge, rounded, two_sum
 
 # Values converted at a time: 8 MiB of float64.
@@ -35,13 +36,15 @@ def moments(X: Any, weights: NDArray[np.float64] | None, n_threads: int | None) 
 
     Parameters
     ----------
-    X : ndarray of shape (N, C, ...), or CSR or CSC matrix of shape (N, C)
+    X : ndarray or DeviceBatch of shape (N, C, ...), or CSR or CSC matrix of shape (N, C)
     weights : ndarray of shape (N,), float64, or None
         One per sample.
     n_threads : int or None
     """
     if issparse(X):
         return _sparse_moments(X, weights)
+    if isinstance(X, DeviceBatch):
+        return X.moments(weights)
     x4, _ = _layout.in_form(X, (1,))
     if x4 is not None and (weights is None or X.ndim == 2):
         return _normalize.moments(x4, weights, skip_missing=True, n_threads=n_threads)
@@ -59,15 +62,17 @@ def apply(X: Any, coefficients: Coefficients, *, out: Any = None, n_threads: int
 
     Parameters
     ----------
-    X : ndarray of shape (N, C, ...), or CSR or CSC matrix of shape (N, C)
+    X : ndarray or DeviceBatch of shape (N, C, ...), or CSR or CSC matrix of shape (N, C)
         For sparse matrices mean and shift must be 0.
     coefficients : Coefficients
         In float64.
-    out : ndarray of the shape of X and its `_layout.result_dtype`, or X itself, or None
+    out : ndarray of the shape of X and its `_layout.result_dtype`, device array like that of X, X itself, or None
     n_threads : int or None
     """
     if issparse(X):
         return _sparse_apply(X, coefficients.scale, out)
+    if isinstance(X, DeviceBatch):
+        return X.apply(coefficients, out), False
     x4, layout = _layout.in_form(X, (1,))
     if x4 is not None:
         y = _layout.target((layout,), out, X)
@@ -82,6 +87,14 @@ def apply(X: Any, coefficients: Coefficients, *, out: Any = None, n_threads: int
         infinite |= _normalize.apply(layout.form(x), layout.form(piece), coefficients, n_threads=n_threads)
         _layout.delivered(piece, y[part], dtype)
     return _layout.delivered(y, out, dtype), infinite
+
+
+def can_be_overwritten(X: Any) -> bool:
+    """Whether `apply` can put its result in the place of X."""
+    if isinstance(X, DeviceBatch):
+        return True
+    values = X.data if issparse(X) else X
+    return bool(values.flags.writeable) and values.dtype == _layout.result_dtype(values.dtype) and _layout.apart(values)
 
 
 # ---- sparse ----

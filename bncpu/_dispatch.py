@@ -1,9 +1,10 @@
-"""Which kernels serve an array, and with how many threads."""
+"""Which kernels or functions serve an array, by its type, and with how many threads."""
 
 from __future__ import annotations
 
 import os
 from types import ModuleType
+from typing import Any
 
 try:
     from bncpu import _kernels
@@ -12,6 +13,9 @@ except ImportError:
         f"no compiled kernel in {os.path.dirname(__file__)}; if this is bncpu's source tree, start Python in another "
         "folder to use the installed package, or install with pip install -e ."
     ) from None
+
+from bncpu import gpu
+from bncpu.gpu._library import library_of
 
 # A fork leaves the child without OpenMP's idle threads, and its first parallel loop would wait for them.
 if hasattr(os, "register_at_fork"):
@@ -22,8 +26,13 @@ if os.environ.get("BNCPU_ISA"):
 
 
 def kernels(array: object) -> ModuleType:
-    """The kernel module for the type of `array`: compiled C for NumPy, the only one so far."""
+    """The kernel module for an array in CPU memory."""
     return _kernels
+
+
+def device_functions(array: object) -> Any:
+    """`bncpu.gpu` for a device array, whose functions do everything there; None for anything else."""
+    return gpu if library_of(array) is not None else None
 
 
 def threads(n_threads: int | None, n_bytes: int) -> int:

@@ -18,6 +18,8 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from bncpu import _batches, _layout
 from bncpu._compat import foreign_namespace
+from bncpu._device import DeviceBatch
+from bncpu.gpu._library import library_of
 from bncpu.moments import BackwardSums, Call, Moments, SavedStatistics
 
 Array = NDArray[np.floating[Any]]
@@ -273,6 +275,12 @@ def as_in_forward(s: Any, now: Call) -> None:
             raise ValueError(f"{name} must be given, as in the forward pass that made saved; got None")
 
 
+def whole_batch(name: str, s: Any) -> None:
+    """Sums of parts are for arrays in memory."""
+    if s is not None:
+        raise TypeError(f"{name} must be None for device arrays, which are normalized whole; got {type(s).__name__}")
+
+
 def sums_of_all(name: str, kind: Any, s: Any, x: Array, n_channels: int) -> Any:
     """Merged moments or gradient sums of a batch of which x is a part, one value per channel each; None stays None."""
     if s is None:
@@ -459,6 +467,8 @@ def samples(X: Any, channel_axis: int | None) -> Samples:
         )
     if type(X) is np.ndarray and channel_axis is None:
         return Samples(X)
+    if library_of(X) is not None:
+        return Samples(_on_device(X, channel_axis))
     xp, device = foreign_namespace(X), None
     if xp is not None:
         X, device = _shared("X", X), X.device
@@ -476,6 +486,17 @@ def samples(X: Any, channel_axis: int | None) -> Samples:
             raise ValueError(f"X must hold at least one value, got shape {X.shape}")
         X = _layout.channels_second(X, channel_axis)
     return Samples(X, channel_axis, xp, device)
+
+
+def _on_device(X: Any, channel_axis: int | None) -> DeviceBatch:
+    n_axes, shape = len(X.shape), tuple(X.shape)
+    if n_axes < 2 or 0 in shape or (channel_axis is None and n_axes > 2):
+        wanted = "of shape (n_samples, n_features)" if channel_axis is None else "of at least 2 dimensions"
+        raise ValueError(f"X must be {wanted} and hold at least one value, got a device array of shape {shape}")
+    axis = 1 if channel_axis is None else channel_axis
+    if not -n_axes <= axis < n_axes or axis % n_axes == 0:
+        raise ValueError(f"channel_axis={axis} must name an axis of X but the first, of samples; got shape {shape}")
+    return DeviceBatch(X, axis % n_axes)
 
 
 def _shared(name: str, a: Any) -> NDArray[Any]:
@@ -506,6 +527,8 @@ def sliceable(X: Any, p: Parameters) -> Any:
 
 def _checks(X: Any, p: Parameters) -> dict[str, Any]:
     """Options of scikit-learn's validation."""
+    if isinstance(X, DeviceBatch):
+        return {"skip_check_array": True}
     # Numbers of any kind are converted a piece at a time; anything else, all at once.
     numeric = isinstance(X, np.ndarray) and (X.dtype.kind in "biu" or (X.dtype.kind == "f" and X.dtype.itemsize <= 8))
     return {
@@ -542,6 +565,8 @@ def sample_weight(sample_weight: Any, X: Any) -> NDArray[np.float64] | None:
     """Weights as contiguous float64: finite, not negative, not all 0."""
     if sample_weight is None:
         return None
+    if library_of(sample_weight) is not None:
+        raise TypeError(f"sample_weight must be in CPU memory, got a device array: {type(sample_weight).__name__}")
     if foreign_namespace(sample_weight) is not None:
         sample_weight = _shared("sample_weight", sample_weight)
     weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
@@ -553,8 +578,9 @@ def sample_weight(sample_weight: Any, X: Any) -> NDArray[np.float64] | None:
 def to_transform(t: Any, X: Any, p: Parameters) -> Samples:
     """X of transform, of the fitted width and names."""
     given = samples(X, p.channel_axis)
-    if p.channel_axis is not None and _wrapped(t):
-        raise ValueError("with channel_axis the result is an array; set_output(transform='default') first")
+    if _wrapped(t) and (p.channel_axis is not None or isinstance(given.X, DeviceBatch)):
+        kind = "with channel_axis the result is an" if p.channel_axis is not None else "the result is a device"
+        raise ValueError(f"{kind} array; set_output(transform='default') first")
     if _is_plain(t, given.X):
         return given
     if p.channel_axis is not None:
@@ -567,10 +593,10 @@ def to_transform(t: Any, X: Any, p: Parameters) -> Samples:
 def to_invert(t: Any, X: Any, p: Parameters) -> Samples:
     """X of inverse_transform; without names, which a transformed array has lost."""
     given = samples(X, p.channel_axis)
-    X = check_array(given.X, estimator=t, input_name="X", **_checks(given.X, p))
-    given = given._replace(X=X)
+    if not isinstance(given.X, DeviceBatch):
+        given = given._replace(X=check_array(given.X, estimator=t, input_name="X", **_checks(given.X, p)))
     _same_width(t, given)
-    stays_sparse(X, p, "uncenter")
+    stays_sparse(given.X, p, "uncenter")
     return given
 
 
@@ -627,7 +653,8 @@ def _infinities(X: Any) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
             yield _batches.rows(X, part)[infinite], _batches.columns(X, part)[infinite]
         return
     for part in _batches.pieces(X):
-        rows, columns = np.nonzero(np.isinf(X[part]))[:2]
+        values = X[part].in_memory() if isinstance(X, DeviceBatch) else X[part]
+        rows, columns = np.nonzero(np.isinf(values))[:2]
         yield rows + part.start, columns
 
 
@@ -665,6 +692,8 @@ def out_of_transform(t: Any, given: Samples, out: Any) -> Any:
     """`out` of transform in the axes of `given.X`."""
     if _wrapped(t):
         raise ValueError("out is only for NumPy output; set_output(transform='default') first")
+    if isinstance(given.X, DeviceBatch):
+        return out
     if given.xp is not None or issparse(given.X):
         kind = "a sparse matrix" if given.xp is None else f"an array of {given.xp.__name__}"
         raise TypeError(f"out is only for dense NumPy input, got {kind}")

@@ -2,6 +2,8 @@
 
 The two-phase forms are the same functions: collect with `batch_norm_moments` or `batch_norm_backward_sums` from every
 part of a batch, `merge`, and apply by passing the result to `batch_norm_forward` or `batch_norm_backward`.
+
+The four passes send arrays of CuPy, PyTorch and Numba on a GPU to `bncpu.gpu`.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bncpu import _kernels, _validation
+from bncpu import _dispatch, _kernels, _validation
 from bncpu._passes import Activation, Part, Pass
 from bncpu.moments import (
     BackwardSums,
@@ -104,6 +106,9 @@ def batch_norm(
         y = _kernels.normalize_plain(x, mean, var, gamma, beta, eps, out, activation == "relu", n_threads)
         if y is not None:
             return y
+    if (device := _dispatch.device_functions(x)) is not None:
+        more = {"activation": activation, "residual": residual, "out": out}
+        return device.batch_norm(x, mean, var, gamma, beta, eps=eps, channel_axis=channel_axis, **more)
     axis = _validation.data("x", x, channel_axis)
     n_channels = x.shape[axis]
     center = _validation.required("mean", mean, n_channels)
@@ -219,6 +224,11 @@ def batch_norm_forward(
             saved = SavedStatistics(center, invstd)
             saved.mean_lo, saved.call = center_lo, _validation.call(1, activation, gamma, beta, None)
             return y, saved
+    if (device := _dispatch.device_functions(x)) is not None:
+        _validation.whole_batch("moments", moments)
+        more: dict[str, Any] = {"activation": activation, "residual": residual, "out": out}
+        more |= {"running_mean": running_mean, "running_var": running_var, "momentum": momentum, "ddof": ddof}
+        return device.batch_norm_forward(x, gamma, beta, eps=eps, channel_axis=channel_axis, **more)
     axis = _validation.data("x", x, channel_axis)
     n_channels = x.shape[axis]
     scale = _validation.per_channel("gamma", gamma, n_channels)
@@ -448,13 +458,18 @@ def _backward(
     out: Array | None,
     n_threads: int | None,
 ) -> tuple[Array, ...]:
+    frozen = isinstance(sums, str)
+    if (device := _dispatch.device_functions(x)) is not None:
+        _validation.whole_batch("sums", None if frozen else sums)
+        backward = device.batch_norm_backward_frozen if frozen else device.batch_norm_backward
+        more = {"activation": activation, "residual": residual, "out": out}
+        return backward(dy, x, saved, gamma, beta=beta, channel_axis=channel_axis, **more)
     axis = _validation.data("x", x, channel_axis)
     n_channels = x.shape[axis]
     _validation.as_in_forward(saved, _validation.call(axis, activation, gamma, beta, residual))
     saved = _validation.saved(saved, (n_channels,), "one value per channel")
     scale = _validation.per_channel("gamma", gamma, n_channels)
     shift = _validation.per_channel("beta", beta, n_channels)
-    frozen = isinstance(sums, str)
     given = None if frozen else _validation.sums_of_all("sums", BackwardSums, sums, x, n_channels)
     arrays = Pass(x, ((axis,),), **_validation.backward(dy, x, activation, residual, out, n_threads))
     part = arrays.whole

@@ -10,13 +10,12 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.sparse import issparse
 from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
 from sklearn.utils import gen_batches
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import _num_samples, check_is_fitted
 
-from bncpu import _batches, _kernels, _layout, _state_file, _validation, moments
+from bncpu import _batches, _kernels, _state_file, _validation, moments
 from bncpu._compat import UNWATCHED, CallbackSupportMixin, fit_task, is_watched, rows, with_callbacks
 from bncpu._validation import Parameters, Samples
 from bncpu.moments import Coefficients, Moments
@@ -80,7 +79,8 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
 
     Data may be dense of any number type and memory order, memory-mapped or read-only included, and is read where it
     lies; DataFrames of pandas, polars and pyarrow; array-API arrays in CPU memory where scikit-learn's
-    ``array_api_dispatch`` is on, with the result of the same library; or, with ``with_mean=False``, CSR and CSC
+    ``array_api_dispatch`` is on, with the result of the same library; arrays of CuPy, PyTorch and Numba on a GPU, with
+    the extra ``gpu``, whose infinities :meth:`transform` does not look for; or, with ``with_mean=False``, CSR and CSC
     matrices. Statistics are NumPy arrays always.
 
     Parameters
@@ -543,9 +543,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
     def _apply(self, given: Samples, coefficients: Coefficients, copy: bool | None, out: Any) -> Any:
         _validation.threads(self.n_threads)
         X = given.X
-        values = X.data if issparse(X) else X
-        overwritten = out is None and not (self.copy if copy is None else copy) and values.flags.writeable
-        if overwritten and values.dtype == _layout.result_dtype(values.dtype) and _layout.apart(values):
+        if out is None and not (self.copy if copy is None else copy) and _batches.can_be_overwritten(X):
             out = X
         y, infinite = _batches.apply(X, coefficients, out=out, n_threads=self.n_threads)
         if infinite:

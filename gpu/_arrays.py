@@ -9,6 +9,7 @@ import numpy as np
 from numba import cuda
 
 from . import _compat
+from ._library import library_of
 
 
 class Given(NamedTuple):
@@ -23,14 +24,6 @@ class Given(NamedTuple):
     def aligned(self) -> bool:
         """Whether it lies at a multiple of 16 bytes."""
         return bool(_compat.SIMULATED or self.address % 16 == 0)
-
-
-def library_of(a: Any) -> str | None:
-    """The library of a device array; None of anything else."""
-    root = type(a).__module__.partition(".")[0]
-    if root in ("torch", "cupy"):
-        return root if root == "cupy" or getattr(a, "is_cuda", False) else None
-    return "numba" if root == "numba" else None
 
 
 def given(name: str, a: Any, *, written: bool = False) -> Given:

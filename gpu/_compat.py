@@ -99,6 +99,15 @@ if SIMULATED:
     def where_above_0(y: Any, v: Any) -> Any:
         return np.where(y <= 0, 0.0, v)
 
+    def present(v: Any) -> Any:
+        return np.where(np.isnan(v), 0.0, 1.0)
+
+    def known(v: Any) -> Any:
+        return np.where(np.isnan(v), 0.0, v)
+
+    def where_0(count: Any, a: Any, b: Any) -> Any:
+        return np.where(count == 0, a, b)
+
     def inverse_std(var: Any, eps: float) -> Any:
         std = np.sqrt(var + eps)
         return np.where(std == 0, 0.0, 1 / np.where(std == 0, 1.0, std))
@@ -292,6 +301,36 @@ else:
             return builder.select(builder.fcmp_ordered("<=", args[0], zero), zero, args[1])
 
         return signature(v, y, v), codegen
+
+    @intrinsic
+    def present(typingctx: Any, v: Any) -> Any:
+        """1, and 0 for NaN."""
+
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            zero, one = (_whole(value, v.n, ir.DoubleType()) for value in (0.0, 1.0))
+            return builder.select(builder.fcmp_unordered("uno", args[0], args[0]), zero, one)
+
+        return signature(v, v), codegen
+
+    @intrinsic
+    def known(typingctx: Any, v: Any) -> Any:
+        """The value, and 0 for NaN."""
+
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            zero = _whole(0.0, v.n, ir.DoubleType())
+            return builder.select(builder.fcmp_unordered("uno", args[0], args[0]), zero, args[0])
+
+        return signature(v, v), codegen
+
+    @intrinsic
+    def where_0(typingctx: Any, count: Any, a: Any, b: Any) -> Any:
+        """One vector where a count is 0, the other elsewhere."""
+
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            zero = _whole(0.0, count.n, ir.DoubleType())
+            return builder.select(builder.fcmp_ordered("==", args[0], zero), args[1], args[2])
+
+        return signature(a, count, a, b), codegen
 
     @intrinsic
     def inverse_std(typingctx: Any, var: Any, eps: Any) -> Any:

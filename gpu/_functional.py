@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -38,7 +38,10 @@ class SavedStatistics(NamedTuple):
 class _Pass:
     """One call: its arrays, how they are cut, and where it runs."""
 
-    def __init__(self, x: Any, channel_axis: Any, activation: Activation, parameters: dict[str, Any], **like: Any):
+    def __init__(
+        self, x: Any, channel_axis: Any, activation: Activation, parameters: dict[str, Any], *,
+        skipping: bool = False, **like: Any,
+    ):  # fmt: skip
         if reason := _unavailable():
             raise RuntimeError(reason)
         self.x = _arrays.given("x", x)
@@ -59,9 +62,11 @@ class _Pass:
         aligned = all(a.aligned for a in (self.x, *self.like.values()))
         itemsize = _compat.STORAGE[self.x.storage]
         self.plan = plan(self.x.shape, channel_axis % n_axes, itemsize, aligned=aligned, **_device())
+        if skipping and not self.plan.rows:
+            self.plan = plan(self.x.shape, channel_axis % n_axes, itemsize, aligned=False, **_device())
         self.kind = Kind(
             self.x.storage, next(iter(kinds.values()), "float64"), self.plan.rows, self.plan.n, *self.plan.block,
-            relu=activation == "relu", residual="residual" in self.like,
+            relu=activation == "relu", residual="residual" in self.like, skipping=skipping,
         )  # fmt: skip
         self.handle = _arrays.stream(self.x)
         self.stream = cuda.external_stream(self.handle) if self.handle else cuda.default_stream()
@@ -305,16 +310,17 @@ def batch_norm_forward(
     if p.plan.values < 2 or (running_mean is not None and p.plan.values <= ddof):
         raise ValueError(f"x must have more than {max(1.0, ddof):g} values per channel, got {p.plan.values}")
     saved = SavedStatistics(*(_arrays.float64(p.x, (p.channels,)).array for _ in range(3)))
-    mean, mean_lo, invstd = p.saved(saved)
-    p.launch(
-        p.kernels(relu=False, residual=False).moments, p.x.address, *p.sizes(), *p.workspace(),
-        mean, mean_lo, invstd, eps, p.parameter("running_mean")[0], *p.parameter("running_var"), momentum, ddof,
-    )  # fmt: skip
+    statistics = p.saved(saved)
     y = p.like.get("out") or _arrays.like(p.x)
-    p.launch(
-        p.kernels().apply, p.x.address, p.address("residual"), y.address, *p.sizes(), mean, mean_lo, invstd,
-        *p.parameter("gamma"), *p.parameter("beta"), eps,
-    )  # fmt: skip
+    data = p.x.address, p.address("residual"), y.address
+    affine = *statistics, *p.parameter("gamma"), *p.parameter("beta"), eps
+    running = p.parameter("running_mean")[0], *p.parameter("running_var"), momentum, ddof
+    if p.plan.slices == 1:
+        p.launch(p.kernels().forward, *data, *p.sizes(), *affine, *running)
+    else:
+        moments = p.kernels(relu=False, residual=False).moments
+        p.launch(moments, p.x.address, *p.sizes(), *p.workspace(), *statistics, eps, *running)
+        p.launch(p.kernels().apply, *data, *p.sizes(), *affine)
     return y.array, saved
 
 
@@ -458,12 +464,75 @@ def _backward(
     dgamma, dbeta = (_arrays.float64(p.x, (p.channels,)) for _ in range(2))
     data = p.address("dy"), p.x.address, p.address("residual")
     coefficients = mean, mean_lo, invstd, *p.parameter("gamma"), *p.parameter("beta"), dgamma.address, dbeta.address
-    p.launch(p.kernels().backward_sums, *data, *p.sizes(), *p.workspace(), *coefficients)
     dx = p.like.get("out") or _arrays.like(p.x)
     dz = _arrays.like(p.x) if "residual" in p.like else None
-    p.launch(
-        p.kernels(frozen=frozen).backward_apply, *data, dx.address, (dz or dx).address, *p.sizes(), *coefficients,
-        1.0 / p.plan.values,
-    )  # fmt: skip
+    gradients_of_data = *data, dx.address, (dz or dx).address, *p.sizes(), *coefficients, 1.0 / p.plan.values
+    if p.plan.slices == 1:
+        p.launch(p.kernels(frozen=frozen).backward, *gradients_of_data)
+    else:
+        p.launch(p.kernels().backward_sums, *data, *p.sizes(), *p.workspace(), *coefficients)
+        p.launch(p.kernels(frozen=frozen).backward_apply, *gradients_of_data)
     gradients = dx.array, dgamma.array, dbeta.array
     return gradients if dz is None else (*gradients, dz.array)
+
+
+# ---- for a transformer, whose state is in CPU memory ----
+
+
+def collect(x: Any, channel_axis: int, weights: Any = None) -> Any:
+    """Count, mean, its low part and m2 of each channel, in CPU memory; NaN is left out. Waits for the device.
+
+    Parameters
+    ----------
+    x : device array, C-contiguous, with samples on axis 0
+    channel_axis : int
+        Not 0.
+    weights : ndarray of shape (n_samples,), float64, or None
+    """
+    p = _Pass(x, channel_axis, None, {}, skipping=True)
+    sent = None if weights is None else cuda.to_device(weights, stream=p.stream)
+    weight, step = (p.x.address, 0) if sent is None else (_compat.address(sent), 1)
+    result = cuda.device_array((4, p.channels), np.float64, stream=p.stream)
+    p.launch(
+        p.kernels().collect, p.x.address, *p.sizes(), *p.workspace(),
+        weight, step, max(1, p.plan.outer // p.x.shape[0]), _compat.address(result),
+    )  # fmt: skip
+    moments = result.copy_to_host(stream=p.stream)
+    p.stream.synchronize()
+    return moments
+
+
+class Uploaded(NamedTuple):
+    """Coefficients on the device, usable on any stream."""
+
+    kept: tuple[Any, ...]
+    addresses: tuple[Any, ...]
+
+
+@lru_cache(maxsize=16)
+def _uploaded(device: int, *coefficients: bytes) -> Uploaded:
+    """Mean, scale and shift, and zeros. Waits until they are there, which is needed once."""
+    mean, scale, shift = (np.frombuffer(values) for values in coefficients)
+    kept = tuple(cuda.to_device(values) for values in (mean, np.zeros_like(mean), scale, shift))
+    return Uploaded(kept, tuple(map(_compat.address, kept)))
+
+
+def scaled(x: Any, channel_axis: int, mean: Any, scale: Any, shift: Any, out: Any = None) -> Any:
+    """``(x - mean) * scale + shift``; coefficients that are new are sent first, else nothing waits for the device.
+
+    Parameters
+    ----------
+    x : device array, C-contiguous
+    channel_axis : int
+    mean, scale, shift : ndarray of shape (C,), float64
+    out : device array like x, optional
+    """
+    p = _Pass(x, channel_axis, None, {}, out=out)
+    y = p.like.get("out") or _arrays.like(p.x)
+    sent = _uploaded(_arrays.current_device(), *(np.ascontiguousarray(a).tobytes() for a in (mean, scale, shift)))
+    center, none, factor, offset = sent.addresses
+    p.launch(
+        p.kernels().apply, p.x.address, p.x.address, y.address, *p.sizes(),
+        center, none, factor, p.x.address, 0, offset, 1, 0.0,
+    )  # fmt: skip
+    return y.array

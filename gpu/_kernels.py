@@ -1,5 +1,7 @@
 """The kernels: {moments, apply} forward, {sums, apply} backward, each over one walk that serves both memory forms.
 
+Where one block has all of a channel, one kernel does both steps of a direction.
+
 An array is ``(outer, channels, inner)`` in vectors of n values. In the form of planes a vector holds n neighbours of
 one channel; in the form of rows, where inner is 1, one value of each of n channels. A block has `columns` x `members`
 threads: a column is a vector of the channels axis, and its members share that column's values with those of the other
@@ -9,6 +11,8 @@ A thread sums deviations from its own first value, so that an outlier costs no d
 Members and slices merge (Chan, Golub & LeVeque, 1983) in an order that depends on the plan alone; the last block of a
 column to finish merges the slices and folds. Until then a mean is a deviation from the channel's first value, and then
 it is told in two parts, so that a large mean costs no digits.
+
+For a transformer the same sums leave NaN out and are weighted by sample: `collect`.
 """
 
 from __future__ import annotations
@@ -34,6 +38,7 @@ class Kind(NamedTuple):
     residual: bool = False
     given: bool = False  # a mean and a variance of type `parameters`; else saved statistics
     frozen: bool = False  # statistics do not depend on x
+    skipping: bool = False  # NaN is left out, and samples are weighted; vectors of planes hold one value then
 
 
 class Kernels(NamedTuple):
@@ -44,14 +49,17 @@ class Kernels(NamedTuple):
 
     moments: Any
     apply: Any
+    forward: Any  # moments and apply, for plans of one slice
     backward_sums: Any
     backward_apply: Any
+    backward: Any  # both, for plans of one slice
+    collect: Any
 
 
 @cache
 def kernels(kind: Kind) -> Kernels:
     """The kernels of a kind."""
-    storage, parameters, rows, n, columns, members, with_relu, with_residual, given, frozen = kind
+    storage, parameters, rows, n, columns, members, with_relu, with_residual, given, frozen, skipping = kind
     lanes = n if rows else 1  # channels of a column
     entries = columns * members * lanes
     load, store = _compat.access(storage, n)
@@ -64,6 +72,7 @@ def kernels(kind: Kind) -> Kernels:
     in_values, in_channels, in_one = (_compat.filled(size) for size in (n, lanes, 1))
     lane, total = _compat.lane, _compat.total
     relu, where_above_0, inverse_std = _compat.relu, _compat.where_above_0, _compat.inverse_std
+    present, known, where_0 = _compat.present, _compat.known, _compat.where_0
     ticket, reset = _compat.ticket, _compat.reset
 
     # ---- channels of a column, and values of a vector ----
@@ -181,7 +190,119 @@ def kernels(kind: Kind) -> Kernels:
 
     merge_moments, merge_sums = merging(join_moments), merging(join_sums)
 
-    values_per_step = 1.0 if rows else float(n)
+    # ---- moments ----
+
+    if skipping:
+
+        @cuda.jit(device=True)
+        def weighed(weights, step, o, per_sample):
+            """The weight of the sample of a position."""
+            return 1.0 if step == 0 else lane(load_one(weights, o // per_sample), 0)
+
+        @cuda.jit(device=True)
+        def taken(v, weight, shift, count, s, q):
+            """Sums with one more vector. The first value that counts is what deviations are from."""
+            shift = where_0(count, v, shift)
+            weights = present(v) * weight
+            d = known(v - shift)
+            return shift, count + weights, s + weights * d, q + weights * d * d
+
+        @cuda.jit(device=True)
+        def base(v):
+            """What a mean is told from."""
+            return known(v)
+
+        @cuda.jit(device=True)
+        def counted(count, steps):
+            return count
+
+    else:
+
+        @cuda.jit(device=True)
+        def weighed(weights, step, o, per_sample):
+            return 1.0
+
+        @cuda.jit(device=True)
+        def taken(v, weight, shift, count, s, q):
+            d = v - shift
+            return shift, count, s + d, q + d * d
+
+        @cuda.jit(device=True)
+        def base(v):
+            return v
+
+        @cuda.jit(device=True)
+        def counted(count, steps):
+            return in_values(steps)
+
+    @cuda.jit(device=True)
+    def sum_moments(
+        x, outer, channels, inner, step_outer, step_inner, weights, weight_step, per_sample,
+        partial, done, a, b, c, last,
+    ):  # fmt: skip
+        """Count, mean less the channel's `base`, and m2 into the entries of member 0; as `merge` returns."""
+        column = cuda.blockIdx.x * columns + cuda.threadIdx.x
+        position = cuda.blockIdx.y * members + cuda.threadIdx.y
+        o, j = position // inner, position % inner
+        steps = 0.0
+        count = s = q = shift = in_values(0.0)
+        if column < channels and o < outer:
+            shift = spread(load(x, (o * channels + column) * inner + j))
+        while column < channels and o < outer:
+            weight = weighed(weights, weight_step, o, per_sample)
+            v = load(x, (o * channels + column) * inner + j)
+            shift, count, s, q = taken(v, weight, shift, count, s, q)
+            steps += 1.0
+            o, j = onward(o, j, step_outer, step_inner, inner)
+        count = counted(count, steps)
+        offset = in_values(0.0)
+        if steps > 0.0:
+            offset = where_0(count, offset, shift - spread(base(load(x, column * inner))))
+        for k in range(lanes):
+            i = (cuda.threadIdx.y * columns + cuda.threadIdx.x) * lanes + k
+            a[i] = summed(count, k)
+            b[i] = summed(s, k)
+            c[i] = summed(q, k)
+        for k in range(lanes):
+            i = (cuda.threadIdx.y * columns + cuda.threadIdx.x) * lanes + k
+            if a[i] > 0.0:
+                mean_of_s = b[i] / a[i]
+                c[i] -= b[i] * mean_of_s
+                b[i] = mean_of_s
+        for k in range(lanes):
+            b[(cuda.threadIdx.y * columns + cuda.threadIdx.x) * lanes + k] += lane(offset, k)
+        return merge_moments(a, b, c, last, partial, done, channels)
+
+    @cuda.jit(device=True)
+    def told(x, at, inner, b):
+        """The mean of a channel in two parts."""
+        first = lane(base(load_value(x, at * distance * inner)), 0)
+        hi = first + b
+        back = hi - first
+        return hi, (first - (hi - back)) + (b - back)
+
+    @cuda.jit(device=True)
+    def finish_moments(
+        x, channels, inner, a, b, c, mean, mean_lo, invstd, eps,
+        running_mean, running_var, running_step, momentum, ddof,
+    ):  # fmt: skip
+        column = cuda.blockIdx.x * columns + cuda.threadIdx.x
+        if cuda.threadIdx.y == 0 and column < channels:
+            for k in range(lanes):
+                i = cuda.threadIdx.x * lanes + k
+                at = column * lanes + k
+                hi, lo = told(x, at, inner, b[i])
+                store_one(mean, at, in_one(hi))
+                store_one(mean_lo, at, in_one(lo))
+                m2 = 0.0 if c[i] < 0.0 else c[i]  # NaN stays
+                var = m2 / a[i]
+                var += var - var  # NaN where it is beyond float64
+                store_one(invstd, at, inverse_std(in_one(var), eps))
+                if running_step:
+                    old = lane(load_parameter(running_mean, at), 0)
+                    store_parameter(running_mean, at, in_one(momentum * old + (1.0 - momentum) * hi))
+                    old, var = lane(load_parameter(running_var, at), 0), m2 / (a[i] - ddof)
+                    store_parameter(running_var, at, in_one(momentum * old + (1.0 - momentum) * var))
 
     @cuda.jit
     def moments(
@@ -193,53 +314,38 @@ def kernels(kind: Kind) -> Kernels:
         b = cuda.shared.array(entries, float64)
         c = cuda.shared.array(entries, float64)
         last = cuda.shared.array(1, int32)
+        if sum_moments(
+            x, outer, channels, inner, step_outer, step_inner, x, 0, 1, partial, done, a, b, c, last
+        ):  # fmt: skip
+            finish_moments(
+                x, channels, inner, a, b, c, mean, mean_lo, invstd, eps,
+                running_mean, running_var, running_step, momentum, ddof,
+            )  # fmt: skip
+
+    @cuda.jit
+    def collect(
+        x, outer, channels, inner, step_outer, step_inner, partial, done, weights, weight_step, per_sample, result,
+    ):  # fmt: skip
+        """Count, mean, its low part and m2 of every channel, one after the other. A sample has `per_sample` rows."""
+        a = cuda.shared.array(entries, float64)
+        b = cuda.shared.array(entries, float64)
+        c = cuda.shared.array(entries, float64)
+        last = cuda.shared.array(1, int32)
         column = cuda.blockIdx.x * columns + cuda.threadIdx.x
-        position = cuda.blockIdx.y * members + cuda.threadIdx.y
-        o, j = position // inner, position % inner
-        count = 0.0
-        s = q = shift = in_values(0.0)
-        if column < channels and o < outer:
-            shift = spread(load(x, (o * channels + column) * inner + j))
-        while column < channels and o < outer:
-            d = load(x, (o * channels + column) * inner + j) - shift
-            s = s + d
-            q = q + d * d
-            count += values_per_step
-            o, j = onward(o, j, step_outer, step_inner, inner)
-        offset = shift
-        if count > 0.0:
-            offset = shift - spread(load(x, column * inner))
-        for k in range(lanes):
-            i = (cuda.threadIdx.y * columns + cuda.threadIdx.x) * lanes + k
-            a[i] = lane(offset, k)
-            b[i] = summed(s, k)
-            c[i] = summed(q, k)
-        for k in range(lanes):
-            i = (cuda.threadIdx.y * columns + cuda.threadIdx.x) * lanes + k
-            mean_of_s = b[i] / max(count, 1.0)
-            c[i] -= b[i] * mean_of_s
-            b[i] = a[i] + mean_of_s
-            a[i] = count
-        if not merge_moments(a, b, c, last, partial, done, channels):
+        if not sum_moments(
+            x, outer, channels, inner, step_outer, step_inner, weights, weight_step, per_sample,
+            partial, done, a, b, c, last,
+        ):  # fmt: skip
             return
         if cuda.threadIdx.y == 0 and column < channels:
             for k in range(lanes):
                 i = cuda.threadIdx.x * lanes + k
-                at = column * lanes + k
-                first = lane(load_value(x, at * distance * inner), 0)
-                hi = first + b[i]
-                back = hi - first
-                store_one(mean, at, in_one(hi))
-                store_one(mean_lo, at, in_one((first - (hi - back)) + (b[i] - back)))
-                m2 = 0.0 if c[i] < 0.0 else c[i]  # NaN stays
-                var = m2 / a[i]
-                var += var - var  # NaN where it is beyond float64
-                store_one(invstd, at, inverse_std(in_one(var), eps))
-                if running_step:
-                    old = lane(load_parameter(running_mean, at), 0)
-                    store_parameter(running_mean, at, in_one(momentum * old + (1.0 - momentum) * hi))
-                    old, var = lane(load_parameter(running_var, at), 0), m2 / (a[i] - ddof)
-                    store_parameter(running_var, at, in_one(momentum * old + (1.0 - momentum) * var))
+                at, width = column * lanes + k, channels * lanes
+                hi, lo = told(x, at, inner, b[i])
+                store_one(result, at, in_one(a[i]))
+                store_one(result, at + width, in_one(hi))
+                store_one(result, at + 2 * width, in_one(lo))
+                store_one(result, at + 3 * width, in_one(0.0 if c[i] < 0.0 else c[i]))
 
     # ---- what a channel's statistics and parameters make of its values ----
 
@@ -324,12 +430,12 @@ def kernels(kind: Kind) -> Kernels:
         def gradient(direct, centered, k_x, k_offset):
             return direct + (centered * k_x + k_offset)
 
-    @cuda.jit
-    def apply(
+    @cuda.jit(device=True)
+    def write_forward(
         x, z, y, outer, channels, inner, step_outer, step_inner,
         mean, mean_lo, invstd, gamma, gamma_step, beta, beta_step, eps,
     ):  # fmt: skip
-        """``activation(gamma * (x - mean) * invstd + beta + z)``, from the end: what was read last is in the cache."""
+        """From the end: what was read last is in the cache."""
         column = cuda.blockIdx.x * columns + cuda.threadIdx.x
         if column >= channels:
             return
@@ -344,15 +450,42 @@ def kernels(kind: Kind) -> Kernels:
             o, j = onward(o, j, step_outer, step_inner, inner)
 
     @cuda.jit
-    def backward_sums(
-        dy, x, z, outer, channels, inner, step_outer, step_inner, partial, done,
-        mean, mean_lo, invstd, gamma, gamma_step, beta, beta_step, dgamma, dbeta,
+    def apply(
+        x, z, y, outer, channels, inner, step_outer, step_inner,
+        mean, mean_lo, invstd, gamma, gamma_step, beta, beta_step, eps,
     ):  # fmt: skip
-        """``dgamma = sum(dy * x_hat)`` and ``dbeta = sum(dy)`` of every channel, dy being 0 where ReLU gave 0."""
+        """``activation(gamma * (x - mean) * invstd + beta + z)``."""
+        write_forward(
+            x, z, y, outer, channels, inner, step_outer, step_inner,
+            mean, mean_lo, invstd, gamma, gamma_step, beta, beta_step, eps,
+        )  # fmt: skip
+
+    @cuda.jit
+    def forward(
+        x, z, y, outer, channels, inner, step_outer, step_inner, mean, mean_lo, invstd,
+        gamma, gamma_step, beta, beta_step, eps, running_mean, running_var, running_step, momentum, ddof,
+    ):  # fmt: skip
+        """`moments`, then `apply`."""
         a = cuda.shared.array(entries, float64)
         b = cuda.shared.array(entries, float64)
         c = cuda.shared.array(entries, float64)
         last = cuda.shared.array(1, int32)
+        sum_moments(x, outer, channels, inner, step_outer, step_inner, x, 0, 1, x, x, a, b, c, last)
+        finish_moments(
+            x, channels, inner, a, b, c, mean, mean_lo, invstd, eps,
+            running_mean, running_var, running_step, momentum, ddof,
+        )  # fmt: skip
+        cuda.syncthreads()
+        write_forward(
+            x, z, y, outer, channels, inner, step_outer, step_inner,
+            mean, mean_lo, invstd, gamma, gamma_step, beta, beta_step, eps,
+        )  # fmt: skip
+
+    @cuda.jit(device=True)
+    def sum_backward(
+        dy, x, z, outer, channels, inner, step_outer, step_inner, partial, done,
+        mean, mean_lo, invstd, gamma, gamma_step, beta, beta_step, dgamma, dbeta, a, b, c, last,
+    ):  # fmt: skip
         column = cuda.blockIdx.x * columns + cuda.threadIdx.x
         position = cuda.blockIdx.y * members + cuda.threadIdx.y
         o, j = position // inner, position % inner
@@ -383,15 +516,12 @@ def kernels(kind: Kind) -> Kernels:
                 store_one(dgamma, at, in_one((b[i] - lo * a[i]) * inverse))
                 store_one(dbeta, at, in_one(a[i]))
 
-    @cuda.jit
-    def backward_apply(
+    @cuda.jit(device=True)
+    def write_backward(
         dy, x, z, dx, dz, outer, channels, inner, step_outer, step_inner,
         mean, mean_lo, invstd, gamma, gamma_step, beta, beta_step, dgamma, dbeta, per_value,
     ):  # fmt: skip
-        """``dx = gamma * invstd * (dy - mean(dy) - x_hat * mean(dy * x_hat))``, from the end.
-
-        `per_value` is 1 over the number of values of a channel.
-        """
+        """From the end."""
         column = cuda.blockIdx.x * columns + cuda.threadIdx.x
         if column >= channels:
             return
@@ -414,4 +544,53 @@ def kernels(kind: Kind) -> Kernels:
             kept(dz, i, g)
             o, j = onward(o, j, step_outer, step_inner, inner)
 
-    return Kernels(moments, apply, backward_sums, backward_apply)
+    @cuda.jit
+    def backward_sums(
+        dy, x, z, outer, channels, inner, step_outer, step_inner, partial, done,
+        mean, mean_lo, invstd, gamma, gamma_step, beta, beta_step, dgamma, dbeta,
+    ):  # fmt: skip
+        """``dgamma = sum(dy * x_hat)`` and ``dbeta = sum(dy)`` of every channel, dy being 0 where ReLU gave 0."""
+        a = cuda.shared.array(entries, float64)
+        b = cuda.shared.array(entries, float64)
+        c = cuda.shared.array(entries, float64)
+        last = cuda.shared.array(1, int32)
+        sum_backward(
+            dy, x, z, outer, channels, inner, step_outer, step_inner, partial, done,
+            mean, mean_lo, invstd, gamma, gamma_step, beta, beta_step, dgamma, dbeta, a, b, c, last,
+        )  # fmt: skip
+
+    @cuda.jit
+    def backward_apply(
+        dy, x, z, dx, dz, outer, channels, inner, step_outer, step_inner,
+        mean, mean_lo, invstd, gamma, gamma_step, beta, beta_step, dgamma, dbeta, per_value,
+    ):  # fmt: skip
+        """``dx = gamma * invstd * (dy - mean(dy) - x_hat * mean(dy * x_hat))``.
+
+        `per_value` is 1 over the number of values of a channel.
+        """
+        write_backward(
+            dy, x, z, dx, dz, outer, channels, inner, step_outer, step_inner,
+            mean, mean_lo, invstd, gamma, gamma_step, beta, beta_step, dgamma, dbeta, per_value,
+        )  # fmt: skip
+
+    @cuda.jit
+    def backward(
+        dy, x, z, dx, dz, outer, channels, inner, step_outer, step_inner,
+        mean, mean_lo, invstd, gamma, gamma_step, beta, beta_step, dgamma, dbeta, per_value,
+    ):  # fmt: skip
+        """`backward_sums`, then `backward_apply`."""
+        a = cuda.shared.array(entries, float64)
+        b = cuda.shared.array(entries, float64)
+        c = cuda.shared.array(entries, float64)
+        last = cuda.shared.array(1, int32)
+        sum_backward(
+            dy, x, z, outer, channels, inner, step_outer, step_inner, x, x,
+            mean, mean_lo, invstd, gamma, gamma_step, beta, beta_step, dgamma, dbeta, a, b, c, last,
+        )  # fmt: skip
+        cuda.syncthreads()
+        write_backward(
+            dy, x, z, dx, dz, outer, channels, inner, step_outer, step_inner,
+            mean, mean_lo, invstd, gamma, gamma_step, beta, beta_step, dgamma, dbeta, per_value,
+        )  # fmt: skip
+
+    return Kernels(moments, apply, forward, backward_sums, backward_apply, backward, collect)

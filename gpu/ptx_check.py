@@ -15,6 +15,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +25,15 @@ ARCHITECTURES = ((8, 0), (9, 0))
 SHAPES = {"rows": (4096, 256), "planes": (64, 64, 56, 56)}
 
 # At most so many for vectors of up to 4 values, and of 8: the threads of a multiprocessor share 65,536.
-REGISTERS = {"apply": (64, 96), "backward_apply": (96, 144), "moments": (96, 128), "backward_sums": (96, 160)}
+REGISTERS = {
+    "apply": (64, 96),
+    "backward_apply": (96, 144),
+    "moments": (96, 128),
+    "backward_sums": (96, 160),
+    "forward": (96, 128),
+    "backward": (112, 176),
+    "collect": (128, 255),
+}
 
 
 class Code(NamedTuple):
@@ -44,11 +53,17 @@ def signatures() -> dict[str, Any]:
     number = types.float64
     sizes, statistics = (size,) * 5, (address,) * 3
     parameters = (address, size, address, size)
+    running = (address, address, size, number, number)
+    apply = (address,) * 3 + sizes + statistics + parameters + (number,)
+    backward = (address,) * 5 + sizes + statistics + parameters + (address,) * 2 + (number,)
     return {
-        "moments": (address, *sizes, address, address, *statistics, number, address, address, size, number, number),
-        "apply": ((address,) * 3 + sizes + statistics + parameters + (number,)),
-        "backward_sums": ((address,) * 3 + sizes + (address,) * 2 + statistics + parameters + (address,) * 2),
-        "backward_apply": ((address,) * 5 + sizes + statistics + parameters + (address,) * 2 + (number,)),
+        "moments": (address, *sizes, address, address, *statistics, number, *running),
+        "apply": apply,
+        "forward": apply + running,
+        "backward_sums": (address,) * 3 + sizes + (address,) * 2 + statistics + parameters + (address,) * 2,
+        "backward_apply": backward,
+        "backward": backward,
+        "collect": (address, *sizes, address, address, address, size, size, address),
     }
 
 
@@ -85,15 +100,16 @@ def nvdisasm() -> str:
 
 def checked(kind: Any, p: Plan, name: str, signature: Any, capability: tuple[int, int]) -> Code:
     """What is wrong with a kernel, if anything."""
+    from ._compat import STORAGE
     from ._kernels import kernels
 
     ptx, sass = compiled(getattr(kernels(kind), name), signature, capability)
     faults = []
     if ".local" in ptx or re.search(r"\b(LDL|STL)\b", sass):
         faults.append("local memory")
-    if "LDG.E.128" not in sass:
+    if p.n * STORAGE[kind.storage] == ACCESS and "LDG.E.128" not in sass:
         faults.append("no load of 16 bytes")
-    if "apply" in name and "STG.E.128" not in sass:
+    if name not in ("moments", "backward_sums", "collect") and "STG.E.128" not in sass:
         faults.append("no store of 16 bytes")
     registers = 1 + max(map(int, re.findall(r"\bR(\d+)\b", sass)))
     limit = REGISTERS[name][p.n > 4]
@@ -102,6 +118,16 @@ def checked(kind: Any, p: Plan, name: str, signature: Any, capability: tuple[int
     what = "".join(f" {flag}" for flag in ("relu", "residual", "given") if getattr(kind, flag))
     form = "rows" if p.rows else "planes"
     return Code(f"sm_{''.join(map(str, capability))} {form} {kind.storage} {name}{what}", registers, limit, faults)
+
+
+def variants(name: str, *, newest: bool) -> list[dict[str, Any]]:
+    """Of a kernel: the one with most to do, and on the newest devices that with least, too."""
+    if name in ("moments", "collect"):
+        return [{"skipping": name == "collect"}]
+    plain: dict[str, Any] = {}
+    fused: dict[str, Any] = {"relu": True, "residual": True}
+    both = [fused, plain] if newest and name not in ("forward", "backward") else [fused]
+    return [*both, *({**some, "given": True} for some in both)] if name == "apply" else both
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -114,19 +140,18 @@ def main(arguments: list[str] | None = None) -> int:
 
     if SIMULATED:
         raise SystemExit("the simulator compiles nothing: unset NUMBA_ENABLE_CUDASIM")
-    found = []
-    for capability, shape, (storage, itemsize), fused in itertools.product(
-        ARCHITECTURES, SHAPES.values(), STORAGE.items(), (False, True)
-    ):
-        p = plan(shape, 1, itemsize)
-        assert p.n * itemsize == ACCESS
-        kind = Kind(storage, "float32", p.rows, p.n, *p.block, relu=fused, residual=fused)
+    work: list[tuple[Any, ...]] = []
+    for capability, shape, (storage, itemsize) in itertools.product(ARCHITECTURES, SHAPES.values(), STORAGE.items()):
+        whole, single = plan(shape, 1, itemsize), plan(shape, 1, itemsize, aligned=False)
+        assert whole.n * itemsize == ACCESS
         for name, signature in signatures().items():
-            if (fused and name == "moments") or (not fused and capability != ARCHITECTURES[-1]):
-                continue  # nothing new
-            found.append(checked(kind, p, name, signature, capability))
-            if name == "apply":
-                found.append(checked(kind._replace(given=True), p, name, signature, capability))
+            p = single if name == "collect" and not whole.rows else whole
+            kind = Kind(storage, "float32", p.rows, p.n, *p.block)
+            newest = capability == ARCHITECTURES[-1]
+            kinds = (kind._replace(**changes) for changes in variants(name, newest=newest))
+            work.extend((each, p, name, signature, capability) for each in kinds)
+    with ProcessPoolExecutor() as pool:
+        found = list(pool.map(checked, *zip(*work, strict=True)))
     for code in found:
         if asked.full or code.faults:
             verdict = ", ".join(code.faults) or "as promised"

@@ -6,6 +6,7 @@ Without numba-cuda only plans are tested; with it, and NUMBA_ENABLE_CUDASIM=1 or
 import inspect
 import itertools
 import os
+import pickle
 import sys
 
 import numpy as np
@@ -306,6 +307,143 @@ def test_bfloat16_words_are_read_and_rounded_to_nearest():
     assert _compat._narrowed(np.array([np.nan, np.inf, 0.0, -0.0]), "bfloat16").tolist() == [0x7FC0, 0x7F80, 0, 0x8000]
 
 
+# ---- from the package's own functions and transformer, by the type of the array ----
+
+
+@needs_cuda
+def test_the_packages_functions_take_device_arrays():
+    c = Case("planes", np.float32)
+    x, dy, gamma, beta, mean, var = map(device, (c.x, c.dy, c.gamma, c.beta, c.mean, c.var))
+    calls = {
+        "batch_norm": ((x, mean, var, gamma, beta), {"activation": "relu"}),
+        "batch_norm_forward": ((x, gamma, beta), {"residual": dy}),
+    }
+    for name, (arguments, more) in calls.items():
+        results = [getattr(module, name)(*arguments, **more) for module in (bncpu, gpu)]
+        y, expected = (on_host(result[0] if isinstance(result, tuple) else result) for result in results)
+        assert y.tobytes() == expected.tobytes()
+    saved = results[0][1]
+    assert type(saved) is gpu.SavedStatistics
+    for name in ("batch_norm_backward", "batch_norm_backward_frozen"):
+        both = [getattr(module, name)(dy, x, saved, gamma, beta=beta, activation="relu") for module in (bncpu, gpu)]
+        for got, expected in zip(*both, strict=True):
+            assert on_host(got).tobytes() == on_host(expected).tobytes()
+    with pytest.raises(TypeError, match=r"^moments must be None for device arrays, which .* got Moments$"):
+        bncpu.batch_norm_forward(x, moments=bncpu.batch_norm_moments(c.x))
+
+
+LEARNING = [
+    ({}, None, False),
+    ({}, -1, True),
+    ({"momentum": 0.9, "ddof": 1}, None, True),
+    ({"momentum": 0.9}, 1, False),
+    ({"halflife": 7.0}, None, False),
+    ({"halflife": 7.0}, 1, True),
+    ({"batch_size": 9, "momentum": 0.5}, None, False),
+]
+
+
+def streams(channel_axis, dtype=np.float32):
+    """Batches with far means and missing values, the first value of a channel and a whole channel among them."""
+    rng = np.random.default_rng(3)
+    shape = (33, 5) if channel_axis is None else (12, 3, 2, 5) if channel_axis == -1 else (12, 5, 2, 3)
+    per = [1] * len(shape)
+    per[1 if channel_axis is None else channel_axis] = 5
+    for _ in range(3):
+        x = (rng.standard_normal(shape) + np.reshape([0, 1e3, -50, 7, 0], per)).astype(dtype)
+        x[rng.random(shape) < 0.1] = np.nan
+        x[0] = np.nan
+        yield x
+
+
+def assert_same_state(ours, theirs):
+    for name in ("count", "mean", "m2"):
+        got, expected = (getattr(t._learned.moments, name) for t in (ours, theirs))
+        np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-12, err_msg=name)
+    np.testing.assert_allclose(ours.running_var_, theirs.running_var_, rtol=1e-12)
+    np.testing.assert_allclose(ours.n_samples_seen_, theirs.n_samples_seen_, rtol=1e-15)  # a sum of weights
+    assert ours.n_batches_seen_ == theirs.n_batches_seen_
+
+
+@needs_cuda
+@pytest.mark.parametrize(("parameters", "channel_axis", "weighted"), LEARNING)
+def test_a_transformer_learns_the_same_from_device_arrays_and_gives_them_back(parameters, channel_axis, weighted):
+    ours, theirs = (bncpu.BatchNormTransformer(channel_axis=channel_axis, **parameters) for _ in range(2))
+    learn = "fit" if "batch_size" in parameters else "partial_fit"
+    for x in streams(channel_axis):
+        weight = np.random.default_rng(4).random(len(x)) if weighted else None
+        getattr(theirs, learn)(x, sample_weight=weight)
+        assert getattr(ours, learn)(device(x), sample_weight=weight) is ours
+    assert_same_state(ours, theirs)
+
+    y = ours.transform(device(x))
+    assert type(y) is type(device(x))
+    expected = theirs.transform(x.astype(float))
+    np.testing.assert_allclose(on_host(y), expected, rtol=1e-6, atol=1e-6)
+    back = ours.inverse_transform(y)
+    np.testing.assert_allclose(on_host(back), x, rtol=1e-6, atol=1e-6)
+    given = device(x)
+    assert ours.transform(given, copy=False) is given
+    np.testing.assert_array_equal(on_host(given), on_host(y))
+    assert ours.transform(device(x), out=given) is given
+
+
+@needs_cuda
+def test_a_state_learned_on_a_device_is_one_in_memory(tmp_path):
+    first, second, _ = streams(None)
+    ours, theirs = bncpu.BatchNormTransformer(), bncpu.BatchNormTransformer()
+    ours.fit(device(first)).merge(bncpu.BatchNormTransformer().fit(device(second)))
+    theirs.fit(first).merge(bncpu.BatchNormTransformer().fit(second))
+    ours.save(tmp_path / "state.json")
+    for again in (pickle.loads(pickle.dumps(ours)), bncpu.BatchNormTransformer.load(tmp_path / "state.json")):
+        assert_same_state(again, theirs)
+        np.testing.assert_allclose(again.transform(first), theirs.transform(first), rtol=1e-6)
+
+
+@needs_cuda
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_transformer_loses_no_digits_of_hostile_columns_on_a_device(dtype):
+    names, columns = hostile_columns(600, dtype)
+    found = bncpu.BatchNormTransformer().fit(device(columns))._learned.moments
+    expected = bncpu.BatchNormTransformer().fit(columns)._learned.moments
+    np.testing.assert_allclose(found.m2, expected.m2, rtol=1e-12, err_msg=str(names))
+    # As far from the truth as rounding the distance to the first value takes it.
+    bound = 1e-14 * np.sqrt(expected.m2 / 600) + 2.0**-53 * np.abs(expected.mean)
+    assert np.all(np.abs(found.mean - expected.mean) <= bound)
+
+
+@needs_cuda
+@pytest.mark.filterwarnings("ignore:(invalid value|overflow):RuntimeWarning")  # of the simulator
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda x: {"X": device(np.where(np.arange(5) == 3, np.inf, x))}, r"^Input X contains inf.*column\(s\) 3\."),
+        (lambda x: {"X": device(x[:, :4])}, "^X has 4 features, but BatchNormTransformer is expecting 5 features"),
+        (lambda x: {"X": device(x[None])}, r"^X must be of shape \(n_samples, n_features\).*got.* \(1, 33, 5\)$"),
+        (lambda x: {"X": device(x), "sample_weight": device(x[:, 0])}, "^sample_weight must be in CPU memory, got"),
+        (lambda x: {"X": device(x), "sample_weight": np.zeros(33)}, "at least one non-zero"),
+        (lambda x: {"X": device(x.astype(int))}, "^x must be one of float16, bfloat16, float32, float64, got int64"),
+    ],
+)
+def test_a_refused_device_array_leaves_the_transformer_as_it_was(make, message):
+    x = np.random.default_rng(0).standard_normal((33, 5))
+    t = bncpu.BatchNormTransformer().fit(device(x))
+    before = pickle.dumps(t)
+    with pytest.raises((TypeError, ValueError), match=message):
+        t.partial_fit(**make(x))
+    assert pickle.dumps(t) == before
+
+
+@needs_cuda
+def test_device_arrays_have_samples_first_and_are_not_wrapped():
+    x = device(np.random.default_rng(0).standard_normal((33, 5)))
+    with pytest.raises(ValueError, match=r"^channel_axis=0 must name an axis of X but the first"):
+        bncpu.BatchNormTransformer(channel_axis=0).fit(x)
+    t = bncpu.BatchNormTransformer().fit(x).set_output(transform="pandas")
+    with pytest.raises(ValueError, match=r"^the result is a device array; set_output"):
+        t.transform(x)
+
+
 REFUSED = [
     (dict(x=lambda: np.zeros((3, 2))), TypeError, "^x must be a device array of CuPy, PyTorch or Numba, got ndarray$"),
     (
@@ -374,3 +512,17 @@ def test_the_functions_have_the_signatures_of_the_cpu(name):
 def test_every_exported_name_is_there():
     for name in gpu.__all__:
         assert getattr(gpu, name).__doc__
+
+
+@needs_cuda
+@pytest.mark.parametrize("n_groups", [6, 2, 1], ids=["instance", "group", "layer"])
+def test_norms_of_each_sample_are_batch_norms_of_another_view(n_groups):
+    rng = np.random.default_rng(5)
+    x, dy = rng.standard_normal((2, 3, 6, 4, 4))
+    views = [device(a.reshape(1, 3 * n_groups, -1)) for a in (x, dy)]
+    y, saved = gpu.batch_norm_forward(views[0])
+    expected, of_cpu = bncpu.group_norm_forward(x, n_groups)
+    np.testing.assert_allclose(on_host(y).reshape(x.shape), expected, rtol=1e-13, atol=1e-14)
+    dx, *_ = gpu.batch_norm_backward(views[1], views[0], saved)
+    wanted, *_ = bncpu.group_norm_backward(dy, x, of_cpu)
+    np.testing.assert_allclose(on_host(dx).reshape(x.shape), wanted, rtol=1e-12, atol=1e-13)

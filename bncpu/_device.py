@@ -1,0 +1,64 @@
+"""A batch on a GPU as the rest of the library sees one: samples on axis 0, channels on axis 1; nothing is moved."""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bncpu import gpu
+from bncpu.gpu._library import library_of
+from bncpu.moments import Coefficients, Moments
+
+
+class DeviceBatch:
+    """A device array of CuPy, PyTorch or Numba.
+
+    Parameters
+    ----------
+    array : device array
+    channel_axis : int
+        Neither 0, which samples lie along, nor negative.
+    """
+
+    def __init__(self, array: Any, channel_axis: int) -> None:
+        self.array, self.channel_axis = array, channel_axis
+        axes = list(array.shape)
+        n_channels = axes.pop(channel_axis)
+        self.shape = (axes[0], n_channels, *axes[1:])
+        self.ndim, self.size, self.dtype = len(self.shape), math.prod(self.shape), array.dtype
+
+    def __len__(self) -> int:
+        return int(self.shape[0])
+
+    def __getitem__(self, rows: slice) -> DeviceBatch:
+        return DeviceBatch(self.array[rows], self.channel_axis)
+
+    def moments(self, weights: NDArray[np.float64] | None) -> tuple[Moments, bool]:
+        """As `_batches.moments`; waits for the device."""
+        found = Moments(*_functions().collect(self.array, self.channel_axis, weights))
+        return found, weights is not None or bool(np.any(found.count != self.size // self.shape[1]))
+
+    def apply(self, coefficients: Coefficients, out: Any) -> Any:
+        """As `_batches.apply`, but infinities are not looked for: that would have to wait for the device."""
+        out = out.array if isinstance(out, DeviceBatch) else out
+        return _functions().scaled(self.array, self.channel_axis, *coefficients, out=out)
+
+    def in_memory(self) -> NDArray[Any]:
+        """A copy in CPU memory."""
+        library = library_of(self.array)
+        if library == "torch":
+            a = self.array.detach().to(dtype=sys.modules["torch"].float64).cpu().numpy()
+        else:
+            a = self.array.get() if library == "cupy" else self.array.copy_to_host()
+        return np.moveaxis(a, self.channel_axis, 1)
+
+
+def _functions() -> Any:
+    gpu.batch_norm  # noqa: B018  (says which extra is missing, if it is)
+    from bncpu.gpu import _functional
+
+    return _functional

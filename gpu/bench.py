@@ -1,0 +1,329 @@
+"""How fast the CUDA kernels are here, beside a copy on the device and PyTorch with and without cuDNN.
+
+    python -m gpu.bench --log gpu-bench.json          # from the root of the repository; nothing need be built
+
+First results are compared with float64 on hostile data; a wrong one ends it. Then all candidates of a row take turns in
+random order, each timed by events on the device; a figure is the median over the rounds. Data smaller than the L2 cache
+stays there, for all of them. In the simulator, with --smallest, everything runs but nothing it prints is a speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import cuda
+
+from . import _compat
+from ._functional import batch_norm, batch_norm_backward, batch_norm_forward
+
+try:
+    import torch
+except ImportError:
+    torch = None
+
+EPS = 1e-5
+ROUNDS = 40
+WARM_UP = 5
+SHAPES = (
+    ("NCHW", (256, 64, 56, 56)),
+    ("NCHW", (64, 256, 56, 56)),
+    ("NHWC", (256, 56, 56, 64)),
+    ("NHWC", (64, 56, 56, 256)),
+    ("rows", (1024, 2048)),
+    ("rows", (1_000_000, 256)),
+)
+SMALL = ("rows", (32, 64))
+# Reads and writes of the data, at least: statistics need it once before it is normalized.
+PASSES = {"batch_norm": 2, "batch_norm_forward": 3, "batch_norm_backward": 5}
+
+Call = Callable[[], Any]
+
+
+class Data(NamedTuple):
+    """Arguments of one row, on the device."""
+
+    layout: str
+    axis: int
+    x: Any
+    dy: Any
+    out: Any
+    parameters: dict[str, Any]  # gamma, beta, mean, var: float32, or float64 for float64
+
+
+# ---- arrays ----
+
+
+def send(a: Any) -> Any:
+    """An array of the host to the device: PyTorch's if it is there, else Numba's."""
+    a = np.ascontiguousarray(a)
+    return cuda.to_device(a) if torch is None else torch.from_numpy(a).cuda()
+
+
+def fetch(a: Any) -> Any:
+    """An array of the device to the host."""
+    return a.copy_to_host() if torch is None else a.cpu().numpy()
+
+
+def data(layout: str, shape: tuple[int, ...], dtype: str, seed: int = 0) -> Data:
+    """Random values, filled on the device where that can be."""
+    axis = 1 if layout != "NHWC" else len(shape) - 1
+    rng = np.random.default_rng(seed)
+    wide = "float64" if dtype == "float64" else "float32"
+    host = {"gamma": rng.random(shape[axis]) + 0.5, "beta": rng.random(shape[axis])}
+    host |= {"mean": np.full(shape[axis], 0.1), "var": np.full(shape[axis], 1.2)}
+    parameters = {name: send(a.astype(wide)) for name, a in host.items()}
+    if torch is None:
+        x, dy = (send(rng.standard_normal(shape, np.float32).astype(dtype)) for _ in range(2))
+        return Data(layout, axis, x, dy, cuda.device_array_like(x), parameters)
+    torch.manual_seed(seed)
+    kind = getattr(torch, dtype)
+    x, dy = (torch.randn(shape, device="cuda", dtype=torch.float32).to(kind) for _ in range(2))
+    return Data(layout, axis, x, dy, torch.empty_like(x), parameters)
+
+
+# ---- correctness ----
+
+
+def hostile(shape: tuple[int, ...], axis: int, dtype: str) -> Any:
+    """Channels with a mean far from 0, an outlier first, a tiny scale, and no spread at all."""
+    rng = np.random.default_rng(1)
+    x = np.moveaxis(rng.standard_normal(shape), axis, 0).copy()
+    limit = 1e4 if dtype == "float16" else 1e9
+    x[0::4] += limit / 10
+    x[1::4].reshape(len(x[1::4]), -1)[:, 0] = limit
+    x[2::4] *= 1e-3
+    x[3::4] = 7.0
+    return np.moveaxis(x, 0, axis).astype(dtype)
+
+
+def faults(layout: str, shape: tuple[int, ...], dtype: str) -> list[str]:
+    """What differs from float64 by more than rounding once, and a few roundings of float64 itself."""
+    axis = 1 if layout != "NHWC" else len(shape) - 1
+    host = hostile(shape, axis, dtype)
+    dy = np.random.default_rng(2).standard_normal(shape).astype(dtype)
+    others = tuple(i for i in range(len(shape)) if i != axis)
+    wide, dy_ = host.astype(np.longdouble), dy.astype(np.longdouble)
+    mean = wide.mean(others, keepdims=True)
+    var = ((wide - mean) ** 2).mean(others, keepdims=True)
+    x_hat = (wide - mean) / np.sqrt(var + EPS)
+    dgamma, dbeta = (dy_ * x_hat).sum(others, keepdims=True), dy_.sum(others, keepdims=True)
+    n = host.size // shape[axis]
+    dx = (dy_ - dbeta / n - x_hat * dgamma / n) / np.sqrt(var + EPS)
+    x = send(host)
+    given = mean.astype(float), var.astype(float)
+    at_once = (wide - given[0]) / np.sqrt(given[1].astype(np.longdouble) + EPS)
+    y, saved = batch_norm_forward(x, channel_axis=axis)
+    results = {
+        "batch_norm": (batch_norm(x, *(send(a.reshape(-1)) for a in given), channel_axis=axis), at_once),
+        "batch_norm_forward": (y, x_hat),
+        "batch_norm_backward": (batch_norm_backward(send(dy), x, saved, channel_axis=axis)[0], dx),
+    }
+    # Of float64: the distance of values from the mean, in standard deviations, is what is rounded.
+    eps, own = np.finfo(dtype).eps, 64 * np.finfo(float).eps
+    found = []
+    for name, (got, expected) in results.items():
+        scale = np.abs(expected) + np.abs(expected).max(others, keepdims=True) * own / eps + np.finfo(dtype).tiny
+        worst = float(np.max(np.abs(fetch(got) - expected) / scale / eps))
+        if not worst <= 1:
+            found.append(f"{name} {layout} {shape} {dtype}: off by {worst:.3g} units in the last place")
+    return found
+
+
+# ---- candidates ----
+
+
+def ours(d: Data) -> dict[str, Call]:
+    """Our functions."""
+    p = d.parameters
+    affine = {"gamma": p["gamma"], "beta": p["beta"]}
+    saved = batch_norm_forward(d.x, channel_axis=d.axis)[1]
+    more = {"channel_axis": d.axis, "out": d.out}
+    return {
+        "batch_norm": lambda: batch_norm(d.x, p["mean"], p["var"], **affine, **more),
+        "batch_norm_forward": lambda: batch_norm_forward(d.x, **affine, **more),
+        "batch_norm_backward": lambda: batch_norm_backward(d.dy, d.x, saved, **affine, **more),
+    }
+
+
+def of_torch(d: Data, cudnn: bool) -> dict[str, Call]:
+    """PyTorch's, below autograd, as its layers call them."""
+    ops, p = torch.ops.aten, d.parameters
+    x, dy = (a.permute(0, 3, 1, 2) if d.layout == "NHWC" else a for a in (d.x, d.dy))
+    x4, dy4 = (a if a.ndim == 4 or not cudnn else a[:, :, None, None] for a in (x, dy))
+    weights, running = (p["gamma"], p["beta"]), (p["mean"].clone(), p["var"].clone())
+    if not cudnn:
+        _, mean, invstd = ops.native_batch_norm(x, *weights, *running, True, 0.1, EPS)
+        backward = (dy, x, weights[0], *running, mean, invstd, True, EPS, [True] * 3)
+        return {
+            "batch_norm": lambda: ops.native_batch_norm(x, *weights, *running, False, 0.1, EPS),
+            "batch_norm_forward": lambda: ops.native_batch_norm(x, *weights, *running, True, 0.1, EPS),
+            "batch_norm_backward": lambda: ops.native_batch_norm_backward(*backward),
+        }
+    _, mean, invstd, reserve = ops.cudnn_batch_norm(x4, *weights, *running, True, 0.1, EPS)
+    given = (x4, dy4, weights[0], *running, mean, invstd, EPS, reserve)
+    return {
+        "batch_norm": lambda: ops.cudnn_batch_norm(x4, *weights, *running, False, 0.1, EPS),
+        "batch_norm_forward": lambda: ops.cudnn_batch_norm(x4, *weights, *running, True, 0.1, EPS),
+        "batch_norm_backward": lambda: ops.cudnn_batch_norm_backward(*given),
+    }
+
+
+def candidates(d: Data) -> dict[str, dict[str, Call]]:
+    """By name, then by operation."""
+    found = {"bncpu": ours(d)}
+    for name, cudnn in (("PyTorch", False), ("cuDNN", True)) if torch is not None else ():
+        try:
+            found[name] = of_torch(d, cudnn)
+        except RuntimeError as error:
+            print(f"{name}: {str(error).splitlines()[0]}", file=sys.stderr)
+    return found
+
+
+# ---- timing ----
+
+
+@cuda.jit
+def busy(a, n):
+    """About `n` times four cycles of one thread."""
+    s = a[0]
+    for _ in range(n):
+        s = s * 0.5 + 1.0
+    a[0] = s
+
+
+def on_device(call: Call) -> float:
+    """Seconds between two events around a call. The device is busy before, while the host gets all of it in line."""
+    start, end, a = cuda.event(), cuda.event(), cuda.device_array(1)
+    with _compat.without_advice():
+        busy[1, 1](a, 1 if _compat.SIMULATED else 200_000)
+    start.record()
+    call()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end)) / 1e3
+
+
+def on_host(call: Call, repeat: int) -> float:
+    """Seconds until a call returns, the device having time to follow."""
+    cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(repeat):
+        call()
+    seconds = time.perf_counter() - start
+    cuda.synchronize()
+    return seconds / repeat
+
+
+def in_turn(calls: dict[str, Call], rounds: int, timed: Callable[[Call], float]) -> dict[str, list[float]]:
+    """Seconds of each call in every round, in a random order."""
+    order, found = list(calls), {name: [] for name in calls}
+    for done in range(rounds + WARM_UP):
+        random.shuffle(order)
+        for name in order:
+            seconds = timed(calls[name])
+            if done >= WARM_UP:
+                found[name].append(seconds)
+    return found
+
+
+def table(rows: list[dict[str, Any]], columns: list[str]) -> str:
+    """Markdown."""
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    return "\n".join([*lines, *("| " + " | ".join(str(row.get(c, "")) for c in columns) + " |" for row in rows)])
+
+
+def timed_rows(shapes: Any, dtypes: Any, rounds: int, log: list[Any]) -> list[dict[str, Any]]:
+    """A row for each shape, type and operation."""
+    rows = []
+    for (layout, shape), dtype in ((s, t) for s in shapes for t in dtypes):
+        d = data(layout, shape, dtype)
+        copy = (lambda d=d: d.out.copy_to_device(d.x)) if torch is None else (lambda d=d: d.out.copy_(d.x))
+        by_name = candidates(d)
+        for operation, passes in PASSES.items():
+            calls = {"copy": copy, **{name: found[operation] for name, found in by_name.items()}}
+            seconds = in_turn(calls, rounds, on_device)
+            log.append({"layout": layout, "shape": shape, "dtype": dtype, "operation": operation, "seconds": seconds})
+            median = {name: statistics.median(values) for name, values in seconds.items()}
+            size = prod(shape) * np.dtype(dtype).itemsize
+            floor = median["copy"] * passes / 2
+            row = {"operation": operation, "data": f"{layout} {'x'.join(map(str, shape))} {dtype}"}
+            row |= {f"{name}, us": f"{1e6 * t:.1f}" for name, t in median.items()}
+            row |= {"GB/s": f"{passes * size / median['bncpu'] / 1e9:.0f}", "of copy": f"{floor / median['bncpu']:.2f}"}
+            rows.append(row)
+            print(row, file=sys.stderr, flush=True)
+    return rows
+
+
+def environment() -> dict[str, str]:
+    """What the figures depend on."""
+    found = {"date": datetime.date.today().isoformat(), "python": platform.python_version()}
+    for name in ("numba-cuda", "numba", "torch"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "none"
+    commands = {
+        "commit": ["git", "rev-parse", "HEAD"],
+        "device, driver": ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"],
+    }
+    for name, command in commands.items():
+        try:
+            found[name] = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            found[name] = "unknown"
+    if _compat.SIMULATED:
+        found["device, driver"] = "simulator: no figure is a speed"
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Check, time, print."""
+    parser = argparse.ArgumentParser(prog="python -m gpu.bench", description=__doc__.splitlines()[0])
+    parser.add_argument("--log", help="a file for every single time, as JSON")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "float16"])
+    parser.add_argument("--smallest", action="store_true", help="tiny shapes, one round: to try the program")
+    asked = parser.parse_args(arguments)
+    shapes, small, rounds, calls = SHAPES, SMALL, asked.rounds, 1000
+    if asked.smallest:
+        shapes, small = (("NCHW", (4, 4, 2, 2)), ("NHWC", (4, 2, 2, 4)), ("rows", (8, 4))), ("rows", (4, 4))
+        rounds = calls = 1
+    about, log = environment(), []
+    print("\n".join(f"{name}: {value}" for name, value in about.items()))
+    checked = (("NCHW", (16, 8, 28, 28)), ("NHWC", (16, 28, 28, 8)), ("rows", (4099, 12)))
+    checked = shapes if asked.smallest else checked
+    wrong = [fault for shape in checked for dtype in (*asked.dtypes, "float64") for fault in faults(*shape, dtype)]
+    print("\n".join(wrong) or "results on hostile data: right")
+    if wrong:
+        return 1
+    rows = timed_rows(shapes, asked.dtypes, rounds, log)
+    names = ["copy", *(["bncpu"] if torch is None else ["bncpu", "PyTorch", "cuDNN"])]
+    print(table(rows, ["operation", "data", *(f"{name}, us" for name in names), "GB/s", "of copy"]))
+    d = data(*small, "float32")
+    print("\nuntil a call returns, us:")
+    for operation in PASSES:
+        by_name = {name: found[operation] for name, found in candidates(d).items()}
+        seconds = in_turn(by_name, min(rounds, 7), lambda call: on_host(call, calls))
+        log.append({"operation": operation, "on host": seconds})
+        print(operation, {name: round(1e6 * statistics.median(values), 1) for name, values in seconds.items()})
+    if asked.log:
+        with open(asked.log, "w", encoding="utf-8") as file:
+            json.dump({"about": about, "log": log}, file)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

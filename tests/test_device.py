@@ -1,0 +1,71 @@
+"""Device arrays are recognised by their type, and a batch of them has samples and channels where one in memory has."""
+
+import sys
+
+import numpy as np
+import pytest
+
+import bncpu
+from bncpu._device import DeviceBatch
+from bncpu._layout import channels_second
+from bncpu.gpu._library import library_of
+
+
+class Array(np.ndarray):
+    """What CuPy's arrays look like, in memory."""
+
+    def get(self):
+        return np.asarray(self)
+
+
+Array.__module__ = "cupy"
+
+
+def like_cupys(a):
+    return np.asarray(a).view(Array)
+
+
+@pytest.mark.parametrize("channel_axis", [1, 2, 3])
+def test_a_batch_has_samples_first_and_channels_second(channel_axis):
+    a = np.arange(120.0).reshape(5, 2, 3, 4)
+    batch = DeviceBatch(like_cupys(a), channel_axis)
+    expected = channels_second(a, channel_axis)
+    assert (batch.shape, batch.ndim, batch.size, len(batch)) == (expected.shape, 4, 120, 5)
+    np.testing.assert_array_equal(batch.in_memory(), expected)
+    np.testing.assert_array_equal(batch[1:3].in_memory(), expected[1:3])
+
+
+def test_arrays_in_memory_are_not_taken_for_device_arrays():
+    class Tensor:
+        is_cuda = False
+
+    Tensor.__module__ = "torch"
+    for a in (np.ones(3), [1.0], Tensor(), None):
+        assert library_of(a) is None
+    Tensor.is_cuda = True
+    assert (library_of(Tensor()), library_of(like_cupys(1))) == ("torch", "cupy")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x, t: bncpu.batch_norm(x, x[0], x[0]),
+        lambda x, t: bncpu.batch_norm_forward(x),
+        lambda x, t: bncpu.batch_norm_backward(x, x, None),
+        lambda x, t: bncpu.batch_norm_backward_frozen(x, x, None),
+        lambda x, t: t.fit(x),
+        lambda x, t: t.partial_fit(x),
+        lambda x, t: t.transform(x),
+        lambda x, t: t.inverse_transform(x),
+    ],
+)
+def test_a_device_array_without_the_extra_is_one_line(call, monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("bncpu.gpu._")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "numba", None)
+    t = bncpu.BatchNormTransformer().fit([[1.0, 2.0], [2.0, 5.0]])
+    before = t.__getstate__()
+    with pytest.raises(ImportError, match=r"^numba-cuda is not installed: pip install 'bncpu\[gpu\]'$"):
+        call(like_cupys(np.ones((2, 2))), t)
+    assert t.__getstate__().keys() == before.keys()
+    np.testing.assert_array_equal(t.running_var_, [0.25, 2.25])
