@@ -53,7 +53,8 @@ if SIMULATED:
         """Values in the order of memory."""
 
         def __init__(self, values: Any) -> None:
-            self.values = values.reshape(-1)
+            values = values.reshape(-1)
+            self.values = values.view(np.uint16) if values.dtype.name == "bfloat16" else values
 
     def address(a: Any) -> Words:
         return Words(a._ary)

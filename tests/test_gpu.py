@@ -12,6 +12,7 @@ import sys
 import numpy as np
 import pytest
 from arrays import DTYPES, hostile_columns
+from ml_dtypes import bfloat16
 from test_problem_sizes import DESCRIPTORS, shape_of
 
 import bncpu
@@ -442,6 +443,22 @@ def test_device_arrays_have_samples_first_and_are_not_wrapped():
     t = bncpu.BatchNormTransformer().fit(x).set_output(transform="pandas")
     with pytest.raises(ValueError, match=r"^the result is a device array; set_output"):
         t.transform(x)
+
+
+@needs_cuda
+@pytest.mark.parametrize("name", ["planes", "rows"])
+def test_bfloat16_is_computed_in_float64_and_rounded_by_way_of_float32(name):
+    c = Case(name, np.float32)
+    x, dy = c.x.astype(bfloat16), c.dy.astype(bfloat16)
+    wide = x.astype(float)
+    y, saved = gpu.batch_norm_forward(device(x), device(c.gamma), activation="relu")
+    expected, of_cpu = bncpu.batch_norm_forward(wide, c.gamma, activation="relu")
+    assert on_host(y).dtype == bfloat16
+    np.testing.assert_array_equal(on_host(y), expected.astype(np.float32).astype(bfloat16))
+    found = gpu.batch_norm_backward(device(dy), device(x), saved, device(c.gamma), activation="relu")
+    wanted = bncpu.batch_norm_backward(dy.astype(float), wide, of_cpu, c.gamma, activation="relu")
+    np.testing.assert_array_equal(on_host(found[0]), wanted[0].astype(np.float32).astype(bfloat16))
+    np.testing.assert_allclose(on_host(found[1]), wanted[1], rtol=1e-12)
 
 
 REFUSED = [
