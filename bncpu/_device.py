@@ -44,8 +44,7 @@ class DeviceBatch:
 
     def apply(self, coefficients: Coefficients, out: Any) -> Any:
         """As `_batches.apply`, but infinities are not looked for: that would have to wait for the device."""
-        out = out.array if isinstance(out, DeviceBatch) else out
-        return _functions().scaled(self.array, self.channel_axis, *coefficients, out=out)
+        return _functions().scaled(self.array, self.channel_axis, *coefficients, out=as_given(out))
 
     def in_memory(self) -> NDArray[Any]:
         """A copy in CPU memory."""
@@ -55,6 +54,11 @@ class DeviceBatch:
         else:
             a = self.array.get() if library == "cupy" else self.array.copy_to_host()
         return np.moveaxis(a, self.channel_axis, 1)
+
+
+def as_given(X: Any) -> Any:
+    """The device array of a batch, or what is none."""
+    return X.array if isinstance(X, DeviceBatch) else X
 
 
 def _functions() -> Any:

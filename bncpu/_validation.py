@@ -232,6 +232,8 @@ def values_per_channel(name: str, n: float, ddof: float) -> None:
 
 def saved(s: Any, shape: tuple[int, ...], what: str, *, centred: bool = True) -> SavedStatistics:
     """Statistics of a forward pass, as float64; without a mean if not `centred`."""
+    if library_of(getattr(s, "invstd", None)) is not None:
+        raise TypeError("saved must be of a forward pass of arrays in CPU memory, as x is; got that of device arrays")
     if not isinstance(s, SavedStatistics):
         raise TypeError(f"saved must be the SavedStatistics of a forward pass, got {type(s).__name__}")
     if (s.mean is None) == centred:
@@ -569,7 +571,8 @@ def sample_weight(sample_weight: Any, X: Any) -> NDArray[np.float64] | None:
         raise TypeError(f"sample_weight must be in CPU memory, got a device array: {type(sample_weight).__name__}")
     if foreign_namespace(sample_weight) is not None:
         sample_weight = _shared("sample_weight", sample_weight)
-    weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+    n_samples = np.empty((len(X), 0)) if isinstance(X, DeviceBatch) else X  # scikit-learn looks at nothing else
+    weights = _check_sample_weight(sample_weight, n_samples, dtype=np.float64, ensure_non_negative=True)
     if not np.any(weights):
         raise ValueError("Sample weights must contain at least one non-zero number; sample_weight is all 0.")
     return np.ascontiguousarray(weights)

@@ -17,6 +17,7 @@ from sklearn.utils.validation import _num_samples, check_is_fitted
 
 from bncpu import _batches, _kernels, _state_file, _validation, moments
 from bncpu._compat import UNWATCHED, CallbackSupportMixin, fit_task, is_watched, rows, with_callbacks
+from bncpu._device import as_given
 from bncpu._validation import Parameters, Samples
 from bncpu.moments import Coefficients, Moments
 
@@ -228,7 +229,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         ----------
         X : array-like or sparse matrix of shape (n_samples, n_features)
             Or any shape with `channel_axis`. float16, float32 and float64 are computed as they are, anything else
-            as float64.
+            as float64; on a GPU, bfloat16 too, and nothing else.
         y : None
             Ignored.
         sample_weight : array-like of shape (n_samples,), optional
@@ -363,10 +364,10 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
             batch = rows(given.X, part) if cut else given.X
             some = None if weights is None else weights[part]
             step = task.subcontext("batch") if cut else UNWATCHED
-            step.call_on_fit_task_begin(estimator=self, X=batch)
+            step.call_on_fit_task_begin(estimator=self, X=as_given(batch))
             after._learn(batch, some, p, part.start or 0, new=new and part is batches[0], ordered=ordered)
             so_far = functools.partial(after._fitted_attributes, p)
-            if step.call_on_fit_task_end(estimator=self, X=batch, reconstruction_attributes=so_far):
+            if step.call_on_fit_task_end(estimator=self, X=as_given(batch), reconstruction_attributes=so_far):
                 break
         self._commit(after._fitted_attributes(p))
         task.call_on_fit_task_end(**watched, reconstruction_attributes={})
@@ -467,7 +468,8 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         copy : bool, optional
             False overwrites X where it is a writeable float array, and not broadcast. By default the parameter `copy`.
         out : ndarray of the shape and dtype of the result, optional
-            Receives the result. Only for dense NumPy input, and without `set_output`.
+            Receives the result. Only for dense NumPy input, or a device array for device arrays, and without
+            `set_output`.
 
         Returns
         -------

@@ -103,11 +103,11 @@ if SIMULATED:
     def present(v: Any) -> Any:
         return np.where(np.isnan(v), 0.0, 1.0)
 
-    def known(v: Any) -> Any:
-        return np.where(np.isnan(v), 0.0, v)
-
     def where_0(count: Any, a: Any, b: Any) -> Any:
         return np.where(count == 0, a, b)
+
+    def any_above(a: Any, b: Any) -> bool:
+        return bool(np.any(a > b))
 
     def inverse_std(var: Any, eps: float) -> Any:
         std = np.sqrt(var + eps)
@@ -123,7 +123,8 @@ if SIMULATED:
 else:
 
     def address(a: Any) -> int:
-        return int(a.__cuda_array_interface__["data"][0])
+        # Not by the array interface, which makes a number of the stream that an array was made on.
+        return int(a.device_ctypes_pointer.value)
 
     from llvmlite import ir
     from numba.cuda import types
@@ -314,16 +315,6 @@ else:
         return signature(v, v), codegen
 
     @intrinsic
-    def known(typingctx: Any, v: Any) -> Any:
-        """The value, and 0 for NaN."""
-
-        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            zero = _whole(0.0, v.n, ir.DoubleType())
-            return builder.select(builder.fcmp_unordered("uno", args[0], args[0]), zero, args[0])
-
-        return signature(v, v), codegen
-
-    @intrinsic
     def where_0(typingctx: Any, count: Any, a: Any, b: Any) -> Any:
         """One vector where a count is 0, the other elsewhere."""
 
@@ -332,6 +323,19 @@ else:
             return builder.select(builder.fcmp_ordered("==", args[0], zero), args[1], args[2])
 
         return signature(a, count, a, b), codegen
+
+    @intrinsic
+    def any_above(typingctx: Any, a: Any, b: Any) -> Any:
+        """Whether any value of one vector is above that of the other."""
+
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            above = builder.fcmp_ordered(">", *args)
+            found = builder.extract_element(above, _int(0))
+            for k in range(1, a.n):
+                found = builder.or_(found, builder.extract_element(above, _int(k)))
+            return found
+
+        return signature(types.boolean, a, b), codegen
 
     @intrinsic
     def inverse_std(typingctx: Any, var: Any, eps: Any) -> Any:

@@ -69,7 +69,7 @@ class _Pass:
             relu=activation == "relu", residual="residual" in self.like, skipping=skipping,
         )  # fmt: skip
         self.handle = _arrays.stream(self.x)
-        self.stream = cuda.external_stream(self.handle) if self.handle else cuda.default_stream()
+        self.stream = _stream(_arrays.current_device(), self.handle)
 
     def _like(self, name: str, a: Any) -> Given:
         g = _arrays.given(name, a, written=name == "out")
@@ -101,9 +101,9 @@ class _Pass:
 
     def launch(self, kernel: Any, *arguments: Any) -> None:
         """Start a kernel."""
-        with _compat.without_advice():
-            configured = kernel[self.plan.grid, self.plan.block, self.stream]
-        configured(*arguments)
+        # In the simulator a kernel is what was last made of it.
+        configured = _configured.__wrapped__ if _compat.SIMULATED else _configured
+        configured(kernel, self.plan.grid, self.plan.block, self.stream)(*arguments)
 
     def kernels(self, **changes: Any) -> Kernels:
         """Those of this call."""
@@ -122,7 +122,7 @@ class _Pass:
     def workspace(self) -> tuple[Any, Any]:
         """Memory for the parts of slices, and for counting them; kept until the call ends."""
         key = _arrays.current_device(), self.handle, threading.get_ident()
-        n_parts, n_counts = 3 * self.plan.slices * self.plan.width, self.plan.blocks
+        n_parts, n_counts = 4 * self.plan.slices * self.plan.width, self.plan.blocks
         self.kept = _workspaces.get(key)
         if self.kept is None or self.kept[0].size < n_parts or self.kept[1].size < n_counts:
             n_parts, n_counts = (1 << (n - 1).bit_length() for n in (n_parts, n_counts))
@@ -133,6 +133,20 @@ class _Pass:
 
 # By device, stream and thread: later calls come after. Counts are 0 between calls.
 _workspaces: dict[Any, tuple[Any, Any]] = {}
+
+
+@lru_cache(maxsize=256)
+def _stream(device: int, handle: int) -> Any:
+    return cuda.external_stream(handle) if handle else cuda.default_stream()
+
+
+@lru_cache(maxsize=1024)
+def _configured(kernel: Any, grid: Any, block: Any, stream: Any) -> Any:
+    with _configuring, _compat.without_advice():
+        return kernel[grid, block, stream]
+
+
+_configuring = threading.Lock()  # the advice is a setting of the process
 
 
 @cache
@@ -514,6 +528,7 @@ def _uploaded(device: int, *coefficients: bytes) -> Uploaded:
     """Mean, scale and shift, and zeros. Waits until they are there, which is needed once."""
     mean, scale, shift = (np.frombuffer(values) for values in coefficients)
     kept = tuple(cuda.to_device(values) for values in (mean, np.zeros_like(mean), scale, shift))
+    cuda.synchronize()  # a copy from memory that is not pinned returns before it has arrived
     return Uploaded(kept, tuple(map(_compat.address, kept)))
 
 

@@ -7,10 +7,9 @@ one channel; in the form of rows, where inner is 1, one value of each of n chann
 threads: a column is a vector of the channels axis, and its members share that column's values with those of the other
 blocks of the column, the slices. The forms differ only in whether the lanes of a vector are added up in the end.
 
-A thread sums deviations from its own first value, so that an outlier costs no digits that it would not cost anyway.
-Members and slices merge (Chan, Golub & LeVeque, 1983) in an order that depends on the plan alone; the last block of a
-column to finish merges the slices and folds. Until then a mean is a deviation from the channel's first value, and then
-it is told in two parts, so that a large mean costs no digits.
+A thread sums deviations from its own first value: an outlier there costs it as many roundings as it has values. Members
+and slices merge (Chan, Golub & LeVeque, 1983) in an order that depends on the plan alone; the last block of a column to
+finish merges the slices and folds. A mean is told in two parts, so that a large one costs no digits.
 
 For a transformer the same sums leave NaN out and are weighted by sample: `collect`.
 """
@@ -23,6 +22,9 @@ from typing import Any, NamedTuple
 from numba import cuda, float64, int32
 
 from . import _compat
+
+# In `collect` a shift serves values of so many times its weight: as many roundings at most does an outlier cost.
+MOST_OF_A_SHIFT = 64.0
 
 
 class Kind(NamedTuple):
@@ -66,13 +68,11 @@ def kernels(kind: Kind) -> Kernels:
     load_wide, _ = _compat.access("float64", lanes, aligned=False)
     load_parameters, _ = _compat.access(parameters, lanes, aligned=False)
     load_one, store_one = _compat.access("float64", 1)
-    load_value, _ = _compat.access(storage, 1)
-    distance = 1 if rows else n  # values from one channel's first to the next one's, by inner
     load_parameter, store_parameter = _compat.access(parameters, 1)
     in_values, in_channels, in_one = (_compat.filled(size) for size in (n, lanes, 1))
     lane, total = _compat.lane, _compat.total
     relu, where_above_0, inverse_std = _compat.relu, _compat.where_above_0, _compat.inverse_std
-    present, known, where_0 = _compat.present, _compat.known, _compat.where_0
+    present, where_0, any_above = _compat.present, _compat.where_0, _compat.any_above
     ticket, reset = _compat.ticket, _compat.reset
 
     # ---- channels of a column, and values of a vector ----
@@ -120,20 +120,50 @@ def kernels(kind: Kind) -> Kernels:
     # ---- merging ----
 
     @cuda.jit(device=True)
-    def join_moments(count, mean, m2, count_, mean_, m2_):
-        both = count + count_
-        if both == 0.0:
-            return 0.0, 0.0, 0.0
-        delta, share = mean_ - mean, count_ / both
-        return both, mean + delta * share, m2 + m2_ + delta * (count * share) * delta
+    def two_sum(a, b):
+        """The sum, and what rounding took from it."""
+        total = a + b
+        back = total - a
+        return total, (a - (total - back)) + (b - back)
 
     @cuda.jit(device=True)
-    def join_sums(a, b, c, a_, b_, c_):
-        return a + a_, b + b_, c + c_
+    def join_moments(p, q):
+        """Count, mean in two parts and m2; a part without count tells of an infinity by its m2."""
+        n, hi, lo, m2 = p
+        n_, hi_, lo_, m2_ = q
+        if n == 0.0:
+            return n_, hi_, lo_, m2_ + m2
+        if n_ == 0.0:
+            return n, hi, lo, m2 + m2_
+        if n < n_:  # a light part moves the mean of a heavy one, else rounding would move it by more
+            n, hi, lo, m2, n_, hi_, lo_, m2_ = n_, hi_, lo_, m2_, n, hi, lo, m2
+        delta, share = (hi_ - hi) + (lo_ - lo), n_ / (n + n_)
+        mean, rest = two_sum(hi, delta * share)
+        return n + n_, mean, lo + rest, m2 + m2_ + delta * (n * share) * delta
 
-    def merging(join):
+    @cuda.jit(device=True)
+    def join_sums(p, q):
+        return p[0] + q[0], p[1] + q[1]
+
+    @cuda.jit(device=True)
+    def four(parts, i):
+        return parts[0, i], parts[1, i], parts[2, i], parts[3, i]
+
+    @cuda.jit(device=True)
+    def put_four(parts, i, p):
+        parts[0, i], parts[1, i], parts[2, i], parts[3, i] = p
+
+    @cuda.jit(device=True)
+    def two(parts, i):
+        return parts[0, i], parts[1, i]
+
+    @cuda.jit(device=True)
+    def put_two(parts, i, p):
+        parts[0, i], parts[1, i] = p
+
+    def merging(join, fields, get, put):
         @cuda.jit(device=True)
-        def merge_members(a, b, c):
+        def merge_members(parts):
             """All members of a column into the first."""
             half = members // 2
             cuda.syncthreads()
@@ -141,26 +171,23 @@ def kernels(kind: Kind) -> Kernels:
                 if cuda.threadIdx.y < half:
                     for k in range(lanes):
                         i = (cuda.threadIdx.y * columns + cuda.threadIdx.x) * lanes + k
-                        j = i + half * columns * lanes
-                        a[i], b[i], c[i] = join(a[i], b[i], c[i], a[j], b[j], c[j])
+                        put(parts, i, join(get(parts, i), get(parts, i + half * columns * lanes)))
                 cuda.syncthreads()
                 half //= 2
 
         @cuda.jit(device=True)
-        def merge(a, b, c, last, partial, done, channels):
+        def merge(parts, last, partial, done, channels):
             """All members and slices of a column into the entries of member 0. True in the block that has them."""
             column = cuda.blockIdx.x * columns + cuda.threadIdx.x
-            slices, width, first = cuda.gridDim.y, channels * lanes, column * lanes
-            merge_members(a, b, c)
+            slices, width = cuda.gridDim.y, channels * lanes
+            merge_members(parts)
             if slices == 1:
                 return True
             if cuda.threadIdx.y == 0 and column < channels:
                 for k in range(lanes):
-                    i = cuda.threadIdx.x * lanes + k
-                    at = 3 * cuda.blockIdx.y * width + first + k
-                    store_one(partial, at, in_one(a[i]))
-                    store_one(partial, at + width, in_one(b[i]))
-                    store_one(partial, at + 2 * width, in_one(c[i]))
+                    for f in range(fields):
+                        at = (fields * cuda.blockIdx.y + f) * width + column * lanes + k
+                        store_one(partial, at, in_one(parts[f, cuda.threadIdx.x * lanes + k]))
             cuda.threadfence()
             cuda.syncthreads()
             if cuda.threadIdx.x == 0 and cuda.threadIdx.y == 0:
@@ -172,23 +199,24 @@ def kernels(kind: Kind) -> Kernels:
             if cuda.threadIdx.x == 0 and cuda.threadIdx.y == 0:
                 reset(done, cuda.blockIdx.x)
             for k in range(lanes):
-                a_, b_, c_ = 0.0, 0.0, 0.0
-                slice_ = cuda.threadIdx.y
-                while slice_ < slices and column < channels:
-                    at = 3 * slice_ * width + first + k
-                    a_, b_, c_ = join(
-                        a_, b_, c_, lane(load_one(partial, at), 0), lane(load_one(partial, at + width), 0),
-                        lane(load_one(partial, at + 2 * width), 0),
-                    )  # fmt: skip
-                    slice_ += members
                 i = (cuda.threadIdx.y * columns + cuda.threadIdx.x) * lanes + k
-                a[i], b[i], c[i] = a_, b_, c_
-            merge_members(a, b, c)
+                slice_ = cuda.threadIdx.y
+                for f in range(fields):
+                    parts[f, i] = 0.0
+                while slice_ < slices and column < channels:
+                    before = get(parts, i)
+                    for f in range(fields):
+                        at = (fields * slice_ + f) * width + column * lanes + k
+                        parts[f, i] = lane(load_one(partial, at), 0)
+                    put(parts, i, join(before, get(parts, i)))
+                    slice_ += members
+            merge_members(parts)
             return True
 
         return merge
 
-    merge_moments, merge_sums = merging(join_moments), merging(join_sums)
+    merge_moments = merging(join_moments, 4, four, put_four)
+    merge_sums = merging(join_sums, 2, two, put_two)
 
     # ---- moments ----
 
@@ -200,17 +228,18 @@ def kernels(kind: Kind) -> Kernels:
             return 1.0 if step == 0 else lane(load_one(weights, o // per_sample), 0)
 
         @cuda.jit(device=True)
-        def taken(v, weight, shift, count, s, q):
-            """Sums with one more vector. The first value that counts is what deviations are from."""
-            shift = where_0(count, v, shift)
-            weights = present(v) * weight
-            d = known(v - shift)
-            return shift, count + weights, s + weights * d, q + weights * d * d
+        def is_due(v, weight, count, anchor):
+            """Whether a value would make too much of others whose shift weighs too little."""
+            return any_above(count + present(v) * weight, anchor * MOST_OF_A_SHIFT)
 
         @cuda.jit(device=True)
-        def base(v):
-            """What a mean is told from."""
-            return known(v)
+        def taken(v, weight, shift, anchor, count, s, q):
+            """Sums with one more vector; the first value that counts is the shift, and its weight the anchor."""
+            there = present(v)
+            weights = there * weight
+            shift, anchor = where_0(count, v, shift), where_0(count, weights, anchor)
+            d = where_0(there, there, v - shift)  # NaN stays for an infinity, whatever its weight
+            return shift, anchor, count + weights, s + weights * d, q + weights * d * d
 
         @cuda.jit(device=True)
         def counted(count, steps):
@@ -223,85 +252,77 @@ def kernels(kind: Kind) -> Kernels:
             return 1.0
 
         @cuda.jit(device=True)
-        def taken(v, weight, shift, count, s, q):
-            d = v - shift
-            return shift, count, s + d, q + d * d
+        def is_due(v, weight, count, anchor):
+            return False
 
         @cuda.jit(device=True)
-        def base(v):
-            return v
+        def taken(v, weight, shift, anchor, count, s, q):
+            d = v - shift
+            return shift, anchor, count, s + d, q + d * d
 
         @cuda.jit(device=True)
         def counted(count, steps):
             return in_values(steps)
 
     @cuda.jit(device=True)
+    def put_aside(parts, shift, count, s, q):
+        """Join sums to the moments that a thread has so far."""
+        for k in range(lanes):
+            i = (cuda.threadIdx.y * columns + cuda.threadIdx.x) * lanes + k
+            n, total_, about, m2 = summed(count, k), summed(s, k), lane(shift, k), summed(q, k)
+            if n > 0.0:
+                from_about = total_ / n
+                hi, lo = two_sum(about, from_about)
+                put_four(parts, i, join_moments(four(parts, i), (n, hi, lo, m2 - total_ * from_about)))
+            else:
+                put_four(parts, i, join_moments(four(parts, i), (0.0, 0.0, 0.0, m2)))
+
+    @cuda.jit(device=True)
     def sum_moments(
-        x, outer, channels, inner, step_outer, step_inner, weights, weight_step, per_sample,
-        partial, done, a, b, c, last,
+        x, outer, channels, inner, step_outer, step_inner, weights, weight_step, per_sample, partial, done, parts, last,
     ):  # fmt: skip
-        """Count, mean less the channel's `base`, and m2 into the entries of member 0; as `merge` returns."""
+        """Moments into the entries of member 0; as `merge` returns."""
         column = cuda.blockIdx.x * columns + cuda.threadIdx.x
         position = cuda.blockIdx.y * members + cuda.threadIdx.y
         o, j = position // inner, position % inner
         steps = 0.0
-        count = s = q = shift = in_values(0.0)
+        count = s = q = shift = anchor = zeros = in_values(0.0)
+        for k in range(lanes):
+            put_four(parts, (cuda.threadIdx.y * columns + cuda.threadIdx.x) * lanes + k, (0.0, 0.0, 0.0, 0.0))
         if column < channels and o < outer:
             shift = spread(load(x, (o * channels + column) * inner + j))
         while column < channels and o < outer:
             weight = weighed(weights, weight_step, o, per_sample)
             v = load(x, (o * channels + column) * inner + j)
-            shift, count, s, q = taken(v, weight, shift, count, s, q)
+            if is_due(v, weight, count, anchor):
+                put_aside(parts, shift, count, s, q)
+                count = s = q = zeros
+            shift, anchor, count, s, q = taken(v, weight, shift, anchor, count, s, q)
             steps += 1.0
             o, j = onward(o, j, step_outer, step_inner, inner)
-        count = counted(count, steps)
-        offset = in_values(0.0)
-        if steps > 0.0:
-            offset = where_0(count, offset, shift - spread(base(load(x, column * inner))))
-        for k in range(lanes):
-            i = (cuda.threadIdx.y * columns + cuda.threadIdx.x) * lanes + k
-            a[i] = summed(count, k)
-            b[i] = summed(s, k)
-            c[i] = summed(q, k)
-        for k in range(lanes):
-            i = (cuda.threadIdx.y * columns + cuda.threadIdx.x) * lanes + k
-            if a[i] > 0.0:
-                mean_of_s = b[i] / a[i]
-                c[i] -= b[i] * mean_of_s
-                b[i] = mean_of_s
-        for k in range(lanes):
-            b[(cuda.threadIdx.y * columns + cuda.threadIdx.x) * lanes + k] += lane(offset, k)
-        return merge_moments(a, b, c, last, partial, done, channels)
-
-    @cuda.jit(device=True)
-    def told(x, at, inner, b):
-        """The mean of a channel in two parts."""
-        first = lane(base(load_value(x, at * distance * inner)), 0)
-        hi = first + b
-        back = hi - first
-        return hi, (first - (hi - back)) + (b - back)
+        put_aside(parts, shift, counted(count, steps), s, q)
+        return merge_moments(parts, last, partial, done, channels)
 
     @cuda.jit(device=True)
     def finish_moments(
-        x, channels, inner, a, b, c, mean, mean_lo, invstd, eps,
-        running_mean, running_var, running_step, momentum, ddof,
+        channels, parts, mean, mean_lo, invstd, eps, running_mean, running_var, running_step, momentum, ddof,
     ):  # fmt: skip
         column = cuda.blockIdx.x * columns + cuda.threadIdx.x
         if cuda.threadIdx.y == 0 and column < channels:
             for k in range(lanes):
-                i = cuda.threadIdx.x * lanes + k
                 at = column * lanes + k
-                hi, lo = told(x, at, inner, b[i])
+                n, hi, lo, m2 = four(parts, cuda.threadIdx.x * lanes + k)
+                hi, lo = two_sum(hi, lo)
                 store_one(mean, at, in_one(hi))
                 store_one(mean_lo, at, in_one(lo))
-                m2 = 0.0 if c[i] < 0.0 else c[i]  # NaN stays
-                var = m2 / a[i]
+                m2 = 0.0 if m2 < 0.0 else m2  # NaN stays
+                var = m2 / n
                 var += var - var  # NaN where it is beyond float64
                 store_one(invstd, at, inverse_std(in_one(var), eps))
                 if running_step:
                     old = lane(load_parameter(running_mean, at), 0)
                     store_parameter(running_mean, at, in_one(momentum * old + (1.0 - momentum) * hi))
-                    old, var = lane(load_parameter(running_var, at), 0), m2 / (a[i] - ddof)
+                    old, var = lane(load_parameter(running_var, at), 0), m2 / (n - ddof)
                     store_parameter(running_var, at, in_one(momentum * old + (1.0 - momentum) * var))
 
     @cuda.jit
@@ -310,42 +331,37 @@ def kernels(kind: Kind) -> Kernels:
         running_mean, running_var, running_step, momentum, ddof,
     ):  # fmt: skip
         """Mean and inverse standard deviation of every channel; running statistics move towards the batch's."""
-        a = cuda.shared.array(entries, float64)
-        b = cuda.shared.array(entries, float64)
-        c = cuda.shared.array(entries, float64)
+        parts = cuda.shared.array((4, entries), float64)
         last = cuda.shared.array(1, int32)
         if sum_moments(
-            x, outer, channels, inner, step_outer, step_inner, x, 0, 1, partial, done, a, b, c, last
+            x, outer, channels, inner, step_outer, step_inner, x, 0, 1, partial, done, parts, last
         ):  # fmt: skip
             finish_moments(
-                x, channels, inner, a, b, c, mean, mean_lo, invstd, eps,
-                running_mean, running_var, running_step, momentum, ddof,
-            )  # fmt: skip
+                channels, parts, mean, mean_lo, invstd, eps, running_mean, running_var, running_step, momentum, ddof
+            )
 
     @cuda.jit
     def collect(
         x, outer, channels, inner, step_outer, step_inner, partial, done, weights, weight_step, per_sample, result,
     ):  # fmt: skip
         """Count, mean, its low part and m2 of every channel, one after the other. A sample has `per_sample` rows."""
-        a = cuda.shared.array(entries, float64)
-        b = cuda.shared.array(entries, float64)
-        c = cuda.shared.array(entries, float64)
+        parts = cuda.shared.array((4, entries), float64)
         last = cuda.shared.array(1, int32)
         column = cuda.blockIdx.x * columns + cuda.threadIdx.x
         if not sum_moments(
             x, outer, channels, inner, step_outer, step_inner, weights, weight_step, per_sample,
-            partial, done, a, b, c, last,
+            partial, done, parts, last,
         ):  # fmt: skip
             return
         if cuda.threadIdx.y == 0 and column < channels:
             for k in range(lanes):
-                i = cuda.threadIdx.x * lanes + k
                 at, width = column * lanes + k, channels * lanes
-                hi, lo = told(x, at, inner, b[i])
-                store_one(result, at, in_one(a[i]))
+                n, hi, lo, m2 = four(parts, cuda.threadIdx.x * lanes + k)
+                hi, lo = two_sum(hi, lo)
+                store_one(result, at, in_one(n))
                 store_one(result, at + width, in_one(hi))
                 store_one(result, at + 2 * width, in_one(lo))
-                store_one(result, at + 3 * width, in_one(0.0 if c[i] < 0.0 else c[i]))
+                store_one(result, at + 3 * width, in_one(0.0 if m2 < 0.0 else m2))
 
     # ---- what a channel's statistics and parameters make of its values ----
 
@@ -466,15 +482,12 @@ def kernels(kind: Kind) -> Kernels:
         gamma, gamma_step, beta, beta_step, eps, running_mean, running_var, running_step, momentum, ddof,
     ):  # fmt: skip
         """`moments`, then `apply`."""
-        a = cuda.shared.array(entries, float64)
-        b = cuda.shared.array(entries, float64)
-        c = cuda.shared.array(entries, float64)
+        parts = cuda.shared.array((4, entries), float64)
         last = cuda.shared.array(1, int32)
-        sum_moments(x, outer, channels, inner, step_outer, step_inner, x, 0, 1, x, x, a, b, c, last)
+        sum_moments(x, outer, channels, inner, step_outer, step_inner, x, 0, 1, x, x, parts, last)
         finish_moments(
-            x, channels, inner, a, b, c, mean, mean_lo, invstd, eps,
-            running_mean, running_var, running_step, momentum, ddof,
-        )  # fmt: skip
+            channels, parts, mean, mean_lo, invstd, eps, running_mean, running_var, running_step, momentum, ddof
+        )
         cuda.syncthreads()
         write_forward(
             x, z, y, outer, channels, inner, step_outer, step_inner,
@@ -484,7 +497,7 @@ def kernels(kind: Kind) -> Kernels:
     @cuda.jit(device=True)
     def sum_backward(
         dy, x, z, outer, channels, inner, step_outer, step_inner, partial, done,
-        mean, mean_lo, invstd, gamma, gamma_step, beta, beta_step, dgamma, dbeta, a, b, c, last,
+        mean, mean_lo, invstd, gamma, gamma_step, beta, beta_step, dgamma, dbeta, parts, last,
     ):  # fmt: skip
         column = cuda.blockIdx.x * columns + cuda.threadIdx.x
         position = cuda.blockIdx.y * members + cuda.threadIdx.y
@@ -503,18 +516,16 @@ def kernels(kind: Kind) -> Kernels:
             o, j = onward(o, j, step_outer, step_inner, inner)
         for k in range(lanes):
             i = (cuda.threadIdx.y * columns + cuda.threadIdx.x) * lanes + k
-            a[i] = summed(s, k)
-            b[i] = summed(q, k)
-            c[i] = 0.0
-        if not merge_sums(a, b, c, last, partial, done, channels):
+            put_two(parts, i, (summed(s, k), summed(q, k)))
+        if not merge_sums(parts, last, partial, done, channels):
             return
         if cuda.threadIdx.y == 0 and column < channels:
             for k in range(lanes):
-                i = cuda.threadIdx.x * lanes + k
                 at = column * lanes + k
+                total_, product = two(parts, cuda.threadIdx.x * lanes + k)
                 lo, inverse = lane(load_one(mean_lo, at), 0), lane(load_one(invstd, at), 0)
-                store_one(dgamma, at, in_one((b[i] - lo * a[i]) * inverse))
-                store_one(dbeta, at, in_one(a[i]))
+                store_one(dgamma, at, in_one((product - lo * total_) * inverse))
+                store_one(dbeta, at, in_one(total_))
 
     @cuda.jit(device=True)
     def write_backward(
@@ -550,13 +561,11 @@ def kernels(kind: Kind) -> Kernels:
         mean, mean_lo, invstd, gamma, gamma_step, beta, beta_step, dgamma, dbeta,
     ):  # fmt: skip
         """``dgamma = sum(dy * x_hat)`` and ``dbeta = sum(dy)`` of every channel, dy being 0 where ReLU gave 0."""
-        a = cuda.shared.array(entries, float64)
-        b = cuda.shared.array(entries, float64)
-        c = cuda.shared.array(entries, float64)
+        parts = cuda.shared.array((2, entries), float64)
         last = cuda.shared.array(1, int32)
         sum_backward(
             dy, x, z, outer, channels, inner, step_outer, step_inner, partial, done,
-            mean, mean_lo, invstd, gamma, gamma_step, beta, beta_step, dgamma, dbeta, a, b, c, last,
+            mean, mean_lo, invstd, gamma, gamma_step, beta, beta_step, dgamma, dbeta, parts, last,
         )  # fmt: skip
 
     @cuda.jit
@@ -579,13 +588,11 @@ def kernels(kind: Kind) -> Kernels:
         mean, mean_lo, invstd, gamma, gamma_step, beta, beta_step, dgamma, dbeta, per_value,
     ):  # fmt: skip
         """`backward_sums`, then `backward_apply`."""
-        a = cuda.shared.array(entries, float64)
-        b = cuda.shared.array(entries, float64)
-        c = cuda.shared.array(entries, float64)
+        parts = cuda.shared.array((2, entries), float64)
         last = cuda.shared.array(1, int32)
         sum_backward(
             dy, x, z, outer, channels, inner, step_outer, step_inner, x, x,
-            mean, mean_lo, invstd, gamma, gamma_step, beta, beta_step, dgamma, dbeta, a, b, c, last,
+            mean, mean_lo, invstd, gamma, gamma_step, beta, beta_step, dgamma, dbeta, parts, last,
         )  # fmt: skip
         cuda.syncthreads()
         write_backward(

@@ -79,7 +79,7 @@ def plan(
     while (width if rows else inner) % n:
         n //= 2
     channels, inner = (width // n, 1) if rows else (width, inner // n)
-    # Shared memory holds three float64 for every thread and channel of its column.
+    # Shared memory holds four float64 for every thread and channel of its column.
     threads = threads // 2 if rows and n > 4 else threads
     columns = min(WARP, threads, 1 << (channels - 1).bit_length()) if rows else 1
     members = min(threads // columns, 1 << (outer * inner - 1).bit_length())

@@ -77,6 +77,11 @@ def fetch(a: Any) -> Any:
     return a.copy_to_host() if torch is None else a.cpu().numpy()
 
 
+def copied(a: Any) -> Any:
+    """A new array like one of the device."""
+    return send(fetch(a))
+
+
 def data(layout: str, shape: tuple[int, ...], dtype: str, seed: int = 0) -> Data:
     """Random values, filled on the device where that can be."""
     axis = 1 if layout != "NHWC" else len(shape) - 1
@@ -115,7 +120,9 @@ def faults(layout: str, shape: tuple[int, ...], dtype: str) -> list[str]:
     host = hostile(shape, axis, dtype)
     dy = np.random.default_rng(2).standard_normal(shape).astype(dtype)
     others = tuple(i for i in range(len(shape)) if i != axis)
-    wide, dy_ = host.astype(np.longdouble), dy.astype(np.longdouble)
+    # About the first value of each channel: the longest floats have not the digits for a mean far from 0 either.
+    first = host[tuple(slice(None) if i == axis else slice(1) for i in range(len(shape)))].astype(np.longdouble)
+    wide, dy_ = host.astype(np.longdouble) - first, dy.astype(np.longdouble)
     mean = wide.mean(others, keepdims=True)
     var = ((wide - mean) ** 2).mean(others, keepdims=True)
     x_hat = (wide - mean) / np.sqrt(var + EPS)
@@ -123,8 +130,8 @@ def faults(layout: str, shape: tuple[int, ...], dtype: str) -> list[str]:
     n = host.size // shape[axis]
     dx = (dy_ - dbeta / n - x_hat * dgamma / n) / np.sqrt(var + EPS)
     x = send(host)
-    given = mean.astype(float), var.astype(float)
-    at_once = (wide - given[0]) / np.sqrt(given[1].astype(np.longdouble) + EPS)
+    given = (mean + first).astype(float), var.astype(float)
+    at_once = (wide - (given[0] - first)) / np.sqrt(given[1].astype(np.longdouble) + EPS)
     y, saved = batch_norm_forward(x, channel_axis=axis)
     results = {
         "batch_norm": (batch_norm(x, *(send(a.reshape(-1)) for a in given), channel_axis=axis), at_once),
@@ -146,49 +153,64 @@ def faults(layout: str, shape: tuple[int, ...], dtype: str) -> list[str]:
 
 
 def ours(d: Data) -> dict[str, Call]:
-    """Our functions."""
+    """Our functions. As PyTorch's, they make their results, and training moves running statistics."""
     p = d.parameters
-    affine = {"gamma": p["gamma"], "beta": p["beta"]}
+    affine = {"gamma": p["gamma"], "beta": p["beta"], "channel_axis": d.axis}
+    running = dict(zip(("running_mean", "running_var"), map(copied, (p["mean"], p["var"])), strict=True))
     saved = batch_norm_forward(d.x, channel_axis=d.axis)[1]
-    more = {"channel_axis": d.axis, "out": d.out}
     return {
-        "batch_norm": lambda: batch_norm(d.x, p["mean"], p["var"], **affine, **more),
-        "batch_norm_forward": lambda: batch_norm_forward(d.x, **affine, **more),
-        "batch_norm_backward": lambda: batch_norm_backward(d.dy, d.x, saved, **affine, **more),
+        "batch_norm": lambda: batch_norm(d.x, p["mean"], p["var"], **affine),
+        "batch_norm_forward": lambda: batch_norm_forward(d.x, **affine, **running, ddof=1),
+        "batch_norm_backward": lambda: batch_norm_backward(d.dy, d.x, saved, **affine),
     }
 
 
-def of_torch(d: Data, cudnn: bool) -> dict[str, Call]:
-    """PyTorch's, below autograd, as its layers call them."""
-    ops, p = torch.ops.aten, d.parameters
+def of_torch(d: Data) -> dict[str, Call]:
+    """PyTorch's own kernels, below autograd."""
+    p = d.parameters
     x, dy = (a.permute(0, 3, 1, 2) if d.layout == "NHWC" else a for a in (d.x, d.dy))
-    x4, dy4 = (a if a.ndim == 4 or not cudnn else a[:, :, None, None] for a in (x, dy))
-    weights, running = (p["gamma"], p["beta"]), (p["mean"].clone(), p["var"].clone())
-    if not cudnn:
-        _, mean, invstd = ops.native_batch_norm(x, *weights, *running, True, 0.1, EPS)
-        backward = (dy, x, weights[0], *running, mean, invstd, True, EPS, [True] * 3)
-        return {
-            "batch_norm": lambda: ops.native_batch_norm(x, *weights, *running, False, 0.1, EPS),
-            "batch_norm_forward": lambda: ops.native_batch_norm(x, *weights, *running, True, 0.1, EPS),
-            "batch_norm_backward": lambda: ops.native_batch_norm_backward(*backward),
-        }
-    _, mean, invstd, reserve = ops.cudnn_batch_norm(x4, *weights, *running, True, 0.1, EPS)
-    given = (x4, dy4, weights[0], *running, mean, invstd, EPS, reserve)
+    given = (x, p["gamma"], p["beta"], copied(p["mean"]), copied(p["var"]))
+    _, mean, invstd = torch.native_batch_norm(*given, True, 0.1, EPS)
+    backward = torch.ops.aten.native_batch_norm_backward.default
     return {
-        "batch_norm": lambda: ops.cudnn_batch_norm(x4, *weights, *running, False, 0.1, EPS),
-        "batch_norm_forward": lambda: ops.cudnn_batch_norm(x4, *weights, *running, True, 0.1, EPS),
-        "batch_norm_backward": lambda: ops.cudnn_batch_norm_backward(*given),
+        "batch_norm": lambda: torch.native_batch_norm(*given, False, 0.1, EPS),
+        "batch_norm_forward": lambda: torch.native_batch_norm(*given, True, 0.1, EPS),
+        "batch_norm_backward": lambda: backward(
+            dy, x, given[1], given[3], given[4], mean, invstd, True, EPS, [True, True, True]
+        ),
+    }
+
+
+def of_cudnn(d: Data) -> dict[str, Call]:
+    """Those of cuDNN, by way of PyTorch."""
+    p = d.parameters
+    x, dy = (a.permute(0, 3, 1, 2) if d.layout == "NHWC" else a for a in (d.x, d.dy))
+    x, dy = (a if a.ndim == 4 else a[:, :, None, None] for a in (x, dy))
+    given = (x, p["gamma"], p["beta"], copied(p["mean"]), copied(p["var"]))
+    _, mean, invstd, reserve = torch.cudnn_batch_norm(*given, True, 0.1, EPS)
+    backward = torch.ops.aten.cudnn_batch_norm_backward.default
+    return {
+        "batch_norm": lambda: torch.cudnn_batch_norm(*given, False, 0.1, EPS),
+        "batch_norm_forward": lambda: torch.cudnn_batch_norm(*given, True, 0.1, EPS),
+        "batch_norm_backward": lambda: backward(x, dy, given[1], given[3], given[4], mean, invstd, EPS, reserve),
     }
 
 
 def candidates(d: Data) -> dict[str, dict[str, Call]]:
-    """By name, then by operation."""
-    found = {"bncpu": ours(d)}
-    for name, cudnn in (("PyTorch", False), ("cuDNN", True)) if torch is not None else ():
+    """By operation, then by name; what a peer cannot do is left out."""
+    found = {operation: {"bncpu": call} for operation, call in ours(d).items()}
+    for name, make in (("PyTorch", of_torch), ("cuDNN", of_cudnn)) if torch is not None else ():
         try:
-            found[name] = of_torch(d, cudnn)
+            calls = make(d)
         except RuntimeError as error:
             print(f"{name}: {str(error).splitlines()[0]}", file=sys.stderr)
+            continue
+        for operation, call in calls.items():
+            try:
+                call()
+                found[operation][name] = call
+            except RuntimeError as error:
+                print(f"{name} {operation}: {str(error).splitlines()[0]}", file=sys.stderr)
     return found
 
 
@@ -210,9 +232,10 @@ def on_device(call: Call) -> float:
     with _compat.without_advice():
         busy[1, 1](a, 1 if _compat.SIMULATED else 200_000)
     start.record()
-    call()
+    kept = call()  # until the end: freeing waits for the device
     end.record()
     end.synchronize()
+    del kept
     return float(start.elapsed_time(end)) / 1e3
 
 
@@ -251,10 +274,9 @@ def timed_rows(shapes: Any, dtypes: Any, rounds: int, log: list[Any]) -> list[di
     for (layout, shape), dtype in ((s, t) for s in shapes for t in dtypes):
         d = data(layout, shape, dtype)
         copy = (lambda d=d: d.out.copy_to_device(d.x)) if torch is None else (lambda d=d: d.out.copy_(d.x))
-        by_name = candidates(d)
+        by_operation = candidates(d)
         for operation, passes in PASSES.items():
-            calls = {"copy": copy, **{name: found[operation] for name, found in by_name.items()}}
-            seconds = in_turn(calls, rounds, on_device)
+            seconds = in_turn({"copy": copy, **by_operation[operation]}, rounds, on_device)
             log.append({"layout": layout, "shape": shape, "dtype": dtype, "operation": operation, "seconds": seconds})
             median = {name: statistics.median(values) for name, values in seconds.items()}
             size = prod(shape) * np.dtype(dtype).itemsize
@@ -294,12 +316,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m gpu.bench", description=__doc__.splitlines()[0])
     parser.add_argument("--log", help="a file for every single time, as JSON")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--dtypes", nargs="+", default=["float32", "float16"])
+    parser.add_argument(
+        "--dtypes", nargs="+", choices=("float16", "float32", "float64"), default=["float32", "float16"]
+    )
     parser.add_argument("--smallest", action="store_true", help="tiny shapes, one round: to try the program")
     asked = parser.parse_args(arguments)
     shapes, small, rounds, calls = SHAPES, SMALL, asked.rounds, 1000
     if asked.smallest:
-        shapes, small = (("NCHW", (4, 4, 2, 2)), ("NHWC", (4, 2, 2, 4)), ("rows", (8, 4))), ("rows", (4, 4))
+        shapes, small = (("NCHW", (4, 4, 2, 2)), ("NHWC", (4, 2, 2, 4)), ("rows", (257, 4))), ("rows", (4, 4))
         rounds = calls = 1
     about, log = environment(), []
     print("\n".join(f"{name}: {value}" for name, value in about.items()))
@@ -314,8 +338,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(table(rows, ["operation", "data", *(f"{name}, us" for name in names), "GB/s", "of copy"]))
     d = data(*small, "float32")
     print("\nuntil a call returns, us:")
-    for operation in PASSES:
-        by_name = {name: found[operation] for name, found in candidates(d).items()}
+    for operation, by_name in candidates(d).items():
         seconds = in_turn(by_name, min(rounds, 7), lambda call: on_host(call, calls))
         log.append({"operation": operation, "on host": seconds})
         print(operation, {name: round(1e6 * statistics.median(values), 1) for name, values in seconds.items()})

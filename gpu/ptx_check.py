@@ -1,10 +1,11 @@
-"""Compile every kernel for devices that need not be there, and look at the machine code.
+"""Compile every kernel, of each type and form, for devices that need not be there, and look at the machine code.
 
     python -m bncpu.gpu.ptx_check            # every kernel; exit code 1 if a promise is broken
     python -m bncpu.gpu.ptx_check --full     # and print them all
 
-Data is read and written in 16 bytes, nothing is kept in local memory, and registers leave room for enough threads.
-Needs the extra `gpu` and nvdisasm; no driver, and not the simulator.
+Where vectors have 16 bytes (all but those of planes in `collect`), data is read and written in 16 bytes; nothing is
+kept in local memory, and registers leave room for enough threads. Needs the extra `gpu` and nvdisasm; no driver, and
+not the simulator.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ REGISTERS = {
     "backward_sums": (96, 160),
     "forward": (96, 128),
     "backward": (112, 176),
-    "collect": (128, 255),
+    "collect": (144, 232),
 }
 
 

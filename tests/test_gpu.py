@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from arrays import DTYPES, hostile_columns
 from ml_dtypes import bfloat16
+from sklearn import config_context
 from test_problem_sizes import DESCRIPTORS, shape_of
 
 import bncpu
@@ -98,7 +99,12 @@ def test_plans_stay_within_the_limits_of_devices(shape, itemsize):
 def device(a):
     from numba import cuda
 
-    return None if a is None else cuda.to_device(np.ascontiguousarray(a))
+    if a is None:
+        return None
+    a = np.ascontiguousarray(a)
+    if a.dtype == bfloat16 and not IS_SIMULATED:  # the buffer protocol does not know it
+        return cuda.to_device(a.view(np.uint16)).view(bfloat16)
+    return cuda.to_device(a)
 
 
 def on_host(a):
@@ -411,6 +417,44 @@ def test_a_transformer_loses_no_digits_of_hostile_columns_on_a_device(dtype):
     # As far from the truth as rounding the distance to the first value takes it.
     bound = 1e-14 * np.sqrt(expected.m2 / 600) + 2.0**-53 * np.abs(expected.mean)
     assert np.all(np.abs(found.mean - expected.mean) <= bound)
+
+
+@needs_cuda
+@pytest.mark.parametrize("first", [1e9, 1e15, np.nan])
+@pytest.mark.parametrize("mean", [0.0, 1e9])
+@pytest.mark.parametrize(("halflife", "weight"), [(5.0, None), (None, [0.0]), (None, [1e-12]), (None, [1.0])])
+def test_a_first_value_that_weighs_little_costs_no_digits(first, mean, halflife, weight):
+    x = mean + np.random.default_rng(6).standard_normal((300, 2))
+    x[0, 0] = first
+    weights = None if weight is None else np.concatenate([weight, np.ones(299)])
+    ours, theirs = (bncpu.BatchNormTransformer(halflife=halflife) for _ in range(2))
+    ours.partial_fit(device(x), sample_weight=weights)
+    theirs.partial_fit(x, sample_weight=weights)
+    # The CPU's bound: 65 roundings of values about a shift.
+    np.testing.assert_allclose(ours.running_var_, theirs.running_var_, rtol=1e-13)
+    spread = np.sqrt(theirs.running_var_)
+    assert np.all(np.abs(ours.running_mean_ - theirs.running_mean_) <= 1e-13 * spread + 2.0**-52 * np.abs(mean))
+
+
+@needs_cuda
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of the simulator
+@pytest.mark.parametrize("row", [0, 7, 39])
+def test_an_infinity_is_refused_whatever_its_weight(row):
+    x, weights = np.random.default_rng(7).standard_normal((40, 3)), np.ones(40)
+    x[row, 1], weights[row] = np.inf, 0
+    for given in (x, device(x)):
+        with pytest.raises(ValueError, match=r"^Input X contains infinity.*column\(s\) 1\."):
+            bncpu.BatchNormTransformer().fit(given, sample_weight=weights)
+
+
+@needs_cuda
+def test_weights_are_taken_where_scikit_learn_dispatches_arrays(monkeypatch):
+    monkeypatch.setenv("SCIPY_ARRAY_API", "1")
+    x, weights = np.random.default_rng(8).standard_normal((40, 3)), np.random.default_rng(9).random(40)
+    expected = bncpu.BatchNormTransformer().fit(x, sample_weight=weights)
+    with config_context(array_api_dispatch=True):
+        found = bncpu.BatchNormTransformer().fit(device(x), sample_weight=weights)
+    np.testing.assert_allclose(found.running_var_, expected.running_var_, rtol=1e-13)
 
 
 @needs_cuda
