@@ -1,4 +1,4 @@
-"""A batch of samples, dense or sparse: its moments, and coefficients applied to it.
+"""A batch of samples, dense or sparse: what it teaches, and coefficients applied to it.
 
 Dense batches have samples on axis 0 and channels on axis 1. One that has neither of the two forms, or a dtype the
 kernels do not compute in, is converted a piece at a time, a sample at least.
@@ -6,8 +6,10 @@ kernels do not compute in, is converted a piece at a time, a sample at least.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+import functools
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,13 +17,96 @@ from scipy.sparse import issparse
 
 from bncpu import _buffers, _dispatch, _layout, _normalize
 from bncpu._device import DeviceBatch
-from bncpu.moments import Coefficients, Moments, merge, rounded, two_sum
+from bncpu.moments import (
+    Coefficients,
+    Moments,
+    merge,
+    merge_blocks,
+    recency_weights,
+    rounded,
+    two_sum,
+    update_halflife,
+)
 
 # Values converted at a time: 8 MiB of float64.
 PIECE = 1 << 20
 
 # Stored values of a sparse matrix looked at together, at least: the moments of each piece cost O(channels).
 ENTRIES = 1 << 18
+
+
+class Summary(NamedTuple):
+    """What running statistics need to know of a batch; O(channels)."""
+
+    moments: Moments
+    # Values of each channel: their weight, without recency, or with `count_values` their number.
+    observed: NDArray[np.float64]
+    # Rows since the last value of each channel, where rows have recency; else 0.
+    age: NDArray[np.float64]
+    n_samples: int
+    # Those of positive weight.
+    n_positive: int
+
+
+def summary(
+    X: Any,
+    weights: NDArray[np.float64] | None,
+    n_threads: int | None,
+    *,
+    halflife: float | None = None,
+    count_values: bool = False,
+) -> Summary:
+    """What a batch teaches; `X`, `weights` and `n_threads` as in `moments`.
+
+    Parameters
+    ----------
+    X, weights, n_threads
+    halflife : float or None
+        Let the weight of a row halve every so many rows from the last one back.
+    count_values : bool
+        `observed` is the number of values whose weight is not 0.
+    """
+    n_samples = X.shape[0]
+    n_positive = n_samples if weights is None else int(np.count_nonzero(weights))
+    if halflife is None:
+        batch, missing = moments(X, weights, n_threads)
+        seen = batch.count
+        if count_values:
+            positive = None if weights is None else (weights > 0).astype(np.float64)
+            seen = _observed(X, positive, missing, n_threads)
+        return Summary(batch, seen, np.zeros_like(seen), n_samples, n_positive)
+    recency = recency_weights(n_samples, halflife)
+    batch, missing = moments(X, recency if weights is None else recency * weights, n_threads)
+    seen = _observed(X, weights, missing, n_threads)
+    # A feature whose last value lies hundreds of half-lives before the end has faded: look at it from nearer.
+    if n_samples > 1 and np.any(batch.count < 1e-200 * seen):
+        half = n_samples // 2
+        options: dict[str, Any] = {"n_threads": n_threads, "halflife": halflife}
+        first, last = (None, None) if weights is None else (weights[:half], weights[half:])
+        return joined((summary(X[:half], first, **options), summary(X[half:], last, **options)), halflife)
+    return Summary(batch, seen, np.where(batch.count > 0, 0.0, n_samples), n_samples, n_positive)
+
+
+def joined(parts: Sequence[Summary], halflife: float | None = None) -> Summary:
+    """What batches that follow each other teach as one."""
+    if halflife is not None:
+        return functools.reduce(functools.partial(_followed, halflife), parts)
+    of_each, observed, age, n_samples, n_positive = zip(*parts, strict=True)
+    total = merge_blocks(np.stack(of_each, axis=1))
+    return Summary(total, np.sum(observed, axis=0), age[0], sum(n_samples), sum(n_positive))
+
+
+def _followed(halflife: float, a: Summary, b: Summary) -> Summary:
+    total, age = update_halflife(a.moments, a.age, b.moments, b.n_samples, halflife, b.age)
+    return Summary(total, a.observed + b.observed, age, a.n_samples + b.n_samples, a.n_positive + b.n_positive)
+
+
+def _observed(X: Any, weights: NDArray[np.float64] | None, missing: bool, n_threads: int | None) -> NDArray[np.float64]:
+    """Total weight of the values of each channel."""
+    if missing:
+        return moments(X, weights, n_threads)[0].count
+    per_sample = math.prod(X.shape[2:])
+    return np.full(X.shape[1], per_sample * (X.shape[0] if weights is None else np.sum(weights)), np.float64)
 
 
 def pieces(X: NDArray[Any]) -> Iterator[slice]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from sklearn import get_config
@@ -22,7 +23,17 @@ except ImportError:  # before 1.9
         return method
 
 
-__all__ = ["UNWATCHED", "CallbackSupportMixin", "fit_task", "foreign_namespace", "is_watched", "rows", "with_callbacks"]
+__all__ = [
+    "UNWATCHED",
+    "CallbackSupportMixin",
+    "as_table",
+    "fit_task",
+    "foreign_namespace",
+    "is_lazy",
+    "is_watched",
+    "rows",
+    "with_callbacks",
+]
 
 
 class _Unwatched:
@@ -62,7 +73,24 @@ def rows(X: Any, part: slice) -> Any:
     # polars and pyarrow; before 1.9 scikit-learn did not know how to cut the latter.
     if callable(getattr(X, "slice", None)):
         return X.slice(part.start, part.stop - part.start)
+    if is_lazy(X):
+        return X[part]
     return _safe_indexing(X, part)
+
+
+def is_lazy(X: Any) -> bool:
+    """Whether X is a collection of Dask, to be computed when it is asked for; dask is not imported."""
+    if not hasattr(X, "__dask_graph__"):
+        return False
+    return any(base.__module__.partition(".")[0] in ("dask", "dask_expr") for base in type(X).__mro__)
+
+
+def as_table(X: Any) -> Any:
+    """A record batch of pyarrow as a table, whose names scikit-learn sees; anything else as it is."""
+    pyarrow = sys.modules.get("pyarrow")
+    if pyarrow is not None and isinstance(X, pyarrow.RecordBatch):
+        return pyarrow.Table.from_batches([X])
+    return X
 
 
 def foreign_namespace(a: Any) -> Any:

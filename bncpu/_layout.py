@@ -160,6 +160,14 @@ def channels_back(y: Array, channel_axis: int) -> Array:
     return np.moveaxis(y, 1, channel_axis)
 
 
+def settled(a: Array, order: Literal["C", "F"]) -> Array:
+    """`a` in a memory order that it keeps when it is sent to another process; `order` is the one it would get there.
+
+    The last bits of statistics depend on the form, and that on the memory order.
+    """
+    return a if a.flags.forc else np.array(a, order=order)
+
+
 def kernel_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """The native float32 or float64 in which data of this dtype is computed."""
     return np.dtype(np.float32 if dtype.kind == "f" and dtype.itemsize <= 4 else np.float64)

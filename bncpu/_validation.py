@@ -17,12 +17,14 @@ from sklearn.utils import check_array, check_scalar
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from bncpu import _batches, _layout
-from bncpu._compat import foreign_namespace
+from bncpu._compat import as_table, foreign_namespace, is_lazy
 from bncpu._device import DeviceBatch
 from bncpu.gpu._library import library_of
 from bncpu.moments import BackwardSums, Call, Moments, SavedStatistics
 
 Array = NDArray[np.floating[Any]]
+
+CPU = 1  # kDLCPU of DLPack
 
 FLOATS = (np.float64, np.float32, np.float16)
 
@@ -471,6 +473,9 @@ def samples(X: Any, channel_axis: int | None) -> Samples:
         return Samples(X)
     if library_of(X) is not None:
         return Samples(_on_device(X, channel_axis))
+    if is_lazy(X):
+        return _lazy_samples(X, channel_axis)
+    X = as_table(X)
     xp, device = foreign_namespace(X), None
     if xp is not None:
         X, device = _shared("X", X), X.device
@@ -501,6 +506,37 @@ def _on_device(X: Any, channel_axis: int | None) -> DeviceBatch:
     return DeviceBatch(X, axis % n_axes)
 
 
+def _lazy_samples(X: Any, channel_axis: int | None) -> Samples:
+    """An array or DataFrame of Dask, nothing of it computed."""
+    if not hasattr(X, "chunks") and not hasattr(X, "columns"):
+        raise TypeError(f"X must be an array or a DataFrame of Dask, got a {type(X).__name__}")
+    if channel_axis is None:
+        if X.ndim != 2:
+            raise ValueError(f"X must have 2 dimensions, (n_samples, n_features), without channel_axis; got {X.ndim}")
+        return Samples(X)
+    if not hasattr(X, "chunks"):
+        raise TypeError("channel_axis is for dense arrays, got a DataFrame; its features are its columns")
+    if not -X.ndim <= channel_axis < X.ndim or X.ndim < 2:
+        raise ValueError(f"channel_axis={channel_axis} must name an axis of X, got shape {X.shape}")
+    return Samples(_layout.channels_second(X, channel_axis), channel_axis)
+
+
+def of_stream(item: Any) -> Any:
+    """The batch in what an iterable gives: of `(X, y)`, X; of a tensor in CPU memory, its memory as an array."""
+    if isinstance(item, (tuple, list)) and len(item) and getattr(item[0], "ndim", 0) >= 2:
+        item = item[0]
+    tensor = hasattr(item, "__dlpack_device__") and not isinstance(item, np.ndarray)
+    if not tensor or foreign_namespace(item) is not None or item.__dlpack_device__()[0] != CPU:
+        return item
+    return _shared("each batch", item)
+
+
+def at_least_one(n_batches: int) -> None:
+    """A stream without batches teaches nothing."""
+    if not n_batches:
+        raise ValueError("batches must hold at least one batch, got none")
+
+
 def _shared(name: str, a: Any) -> NDArray[Any]:
     """The memory of another library's array as a NumPy array."""
     try:
@@ -514,13 +550,112 @@ def batch(t: Any, X: Any, p: Parameters, *, reset: bool) -> Any:
 
     Infinities are not looked for: the kernels find them in the pass they make anyway.
     """
-    if reset or not _is_plain(t, X):
+    if is_lazy(X):
+        validate_data(t, **_known(X, p), reset=reset)
+    elif reset or not _is_plain(t, X):
         X = validate_data(t, X, reset=reset, **_checks(X, p))
     return X
 
 
+def _known(X: Any, p: Parameters) -> dict[str, Any]:
+    """For scikit-learn's validation: what is known of a Dask X, as an X without rows, and the options."""
+    if hasattr(X, "columns"):
+        numbers_only = X._meta.select_dtypes(["number", "bool", "boolean"], exclude="timedelta")
+        if numbers_only.shape[1] < X._meta.shape[1]:
+            other = [f"{name!r} ({X._meta.dtypes[name]})" for name in X.columns if name not in numbers_only.columns]
+            raise ValueError(
+                f"X must hold numbers, got column(s) {', '.join(other[:5])}; leave them out, as "
+                "X.select_dtypes('number') does"
+            )
+        empty = X._meta
+    else:
+        if math.isnan(X.shape[1]):
+            raise ValueError(f"the number of features of X must be known, got shape {X.shape}: X.compute_chunk_sizes()")
+        stays_sparse(X._meta, p)
+        empty = np.empty((0, *X.shape[1:2], *(1 for _ in X.shape[2:])), X.dtype)
+    return {"X": empty, "ensure_min_samples": 0, **_checks(empty, p)}
+
+
+class Block(NamedTuple):
+    """Where a block of a Dask X lies, and what messages need to know of the transformer, which is elsewhere."""
+
+    estimator: str
+    n_features: int
+    parameters: Parameters
+    first_row: int | None = None  # None where the sizes of the blocks are not known
+    first_column: int = 0
+
+    @property
+    def channel_axis(self) -> int | None:
+        """The transformer's."""
+        return self.parameters.channel_axis
+
+
+def block(X: Any, at: Block) -> Any:
+    """A block of a Dask X, channels on axis 1, as an array that the kernels can convert."""
+    least = {"ensure_min_samples": 0, "ensure_min_features": 0}
+    X = check_array(X, estimator=at.estimator, input_name="X", **least, **_checks(X, at.parameters))
+    stays_sparse(X, at.parameters)
+    if X.shape[1] != at.n_features:
+        raise ValueError(f"X must have {at.n_features} features in every block, got a block of shape {X.shape}")
+    return X
+
+
+def block_weights(weights: Any, X: Any) -> NDArray[np.float64] | None:
+    """Weights of a block, which may all be 0."""
+    if weights is None:
+        return None
+    weights = check_array(weights, ensure_2d=False, dtype=np.float64, ensure_min_samples=0, input_name="sample_weight")
+    if weights.shape != X.shape[:1]:
+        raise ValueError(
+            f"sample_weight must be cut into blocks as X is, got one of shape {weights.shape} beside one of {X.shape}"
+        )
+    if np.any(weights < 0):
+        raise ValueError(f"Negative values in data passed to `sample_weight`, got {np.min(weights)}")
+    return np.ascontiguousarray(weights)
+
+
+def lazy_weights(sample_weight: Any, X: Any) -> tuple[Any, bool]:
+    """Weights for a Dask X: of Dask, or float64 in memory; and whether they are to be cut as X is."""
+    chunks = X.chunks[0] if hasattr(X, "chunks") else (math.nan,) * X.npartitions
+    n_samples = sum(chunks)
+    if not is_lazy(sample_weight):
+        if math.isnan(n_samples):
+            raise ValueError(
+                "sample_weight must be a Dask array or Series, cut as X is, where X does not know the sizes of its "
+                f"blocks; got {type(sample_weight).__name__}"
+            )
+        return _not_all_zero(sample_weight, range(n_samples)), True
+    if sample_weight.ndim != 1:
+        raise ValueError(f"Sample weights must be 1D array or scalar, got {sample_weight.ndim}D array.")
+    theirs = sample_weight.chunks[0] if hasattr(sample_weight, "chunks") else (math.nan,) * sample_weight.npartitions
+    if math.isnan(n_samples + sum(theirs)):
+        if len(theirs) != len(chunks):
+            raise ValueError(f"sample_weight must have as many blocks as X, {len(chunks)}, got {len(theirs)}")
+        return sample_weight, False
+    if sum(theirs) != n_samples:
+        raise ValueError(f"sample_weight.shape == {sample_weight.shape}, expected {(n_samples,)}!")
+    return sample_weight, True
+
+
+def observed(t: Any, n_samples: int, n_positive: int, n_features: int) -> None:
+    """Check that a Dask X, now computed, has rows, and some of positive weight."""
+    if not n_samples:
+        raise ValueError(
+            f"Found array with 0 sample(s) (shape=(0, {n_features})) while a minimum of 1 is required by "
+            f"{type(t).__name__}."
+        )
+    if not n_positive:
+        raise ValueError(ALL_ZERO)
+
+
 def sliceable(X: Any, p: Parameters) -> Any:
     """X of fit in batches, as something that gives rows."""
+    if is_lazy(X):
+        if hasattr(X, "columns") or math.isnan(X.shape[0]):
+            known = "to_dask_array(lengths=True)" if hasattr(X, "columns") else "compute_chunk_sizes()"
+            raise ValueError(f"batch_size needs a Dask X that knows its number of rows: X.{known}")
+        return X
     if issparse(X):
         stays_sparse(X, p)
         return X.tocsr()
@@ -563,6 +698,9 @@ def stays_sparse(X: Any, p: Parameters, verb: str = "center") -> None:
         raise ValueError("Cannot shift sparse matrices: beta must be 0 everywhere, or X dense.")
 
 
+ALL_ZERO = "Sample weights must contain at least one non-zero number; sample_weight is all 0."
+
+
 def sample_weight(sample_weight: Any, X: Any) -> NDArray[np.float64] | None:
     """Weights as contiguous float64: finite, not negative, not all 0."""
     if sample_weight is None:
@@ -571,10 +709,14 @@ def sample_weight(sample_weight: Any, X: Any) -> NDArray[np.float64] | None:
         raise TypeError(f"sample_weight must be in CPU memory, got a device array: {type(sample_weight).__name__}")
     if foreign_namespace(sample_weight) is not None:
         sample_weight = _shared("sample_weight", sample_weight)
-    n_samples = np.empty((len(X), 0)) if isinstance(X, DeviceBatch) else X  # scikit-learn looks at nothing else
-    weights = _check_sample_weight(sample_weight, n_samples, dtype=np.float64, ensure_non_negative=True)
+    # scikit-learn looks at the number of samples alone.
+    return _not_all_zero(sample_weight, np.empty((len(X), 0)) if isinstance(X, DeviceBatch) else X)
+
+
+def _not_all_zero(sample_weight: Any, X: Any) -> NDArray[np.float64]:
+    weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
     if not np.any(weights):
-        raise ValueError("Sample weights must contain at least one non-zero number; sample_weight is all 0.")
+        raise ValueError(ALL_ZERO)
     return np.ascontiguousarray(weights)
 
 
@@ -584,6 +726,14 @@ def to_transform(t: Any, X: Any, p: Parameters) -> Samples:
     if _wrapped(t) and (p.channel_axis is not None or isinstance(given.X, DeviceBatch)):
         kind = "with channel_axis the result is an" if p.channel_axis is not None else "the result is a device"
         raise ValueError(f"{kind} array; set_output(transform='default') first")
+    if is_lazy(X):
+        if _wrapped(t):
+            raise ValueError("with a Dask X the result is Dask's; set_output(transform='default') first")
+        known = _known(given.X, p)
+        if p.channel_axis is not None:
+            _same_width(t, given)
+        validate_data(t, **known, reset=False)
+        return given
     if _is_plain(t, given.X):
         return given
     if p.channel_axis is not None:
@@ -596,6 +746,11 @@ def to_transform(t: Any, X: Any, p: Parameters) -> Samples:
 def to_invert(t: Any, X: Any, p: Parameters) -> Samples:
     """X of inverse_transform; without names, which a transformed array has lost."""
     given = samples(X, p.channel_axis)
+    if is_lazy(X):
+        known = _known(given.X, p)
+        check_array(known.pop("X"), estimator=t, input_name="X", **known)
+        _same_width(t, given)
+        return given
     if not isinstance(given.X, DeviceBatch):
         given = given._replace(X=check_array(given.X, estimator=t, input_name="X", **_checks(given.X, p)))
     _same_width(t, given)
@@ -616,21 +771,24 @@ def _wrapped(t: Any) -> bool:
     return config != "default"
 
 
-def finite_moments(t: Any, X: Any, moments: Moments, names: Any, first_row: int = 0) -> None:
+def finite_moments(t: Any, X: Any, moments: Moments, names: Any, first_row: int | None = 0) -> None:
     """Refuse moments that are not finite, of the batch X or of all that was seen; say where the infinity is."""
     overflown = ~np.isfinite(moments.m2 + moments.mean)
     if not np.any(overflown):
         return
     if X is not None:
         infinity(t, X, names, first_row, certain=False)
-    columns = _some(np.flatnonzero(overflown), names)
+    columns = _some(np.flatnonzero(overflown) + _first_column(t), names)
     raise ValueError(
         f"the variance of X overflows float64 in column(s) {columns}; scale the data, or sample_weight, first"
     )
 
 
-def infinity(t: Any, X: Any, names: Any, first_row: int = 0, *, certain: bool = True) -> None:
-    """Refuse X for its infinities, naming rows and columns; if `certain`, even if they have been overwritten."""
+def infinity(t: Any, X: Any, names: Any, first_row: int | None = 0, *, certain: bool = True) -> None:
+    """Refuse X for its infinities, naming rows and columns; if `certain`, even if they have been overwritten.
+
+    `t` is a transformer, or the `Block` that X is; a `first_row` of None says that others may lie before it.
+    """
     first, infinite = np.zeros(0, np.intp), np.zeros(X.shape[1], bool)
     for rows, columns in _infinities(X):
         if len(first) <= 5:
@@ -639,13 +797,19 @@ def infinity(t: Any, X: Any, names: Any, first_row: int = 0, *, certain: bool = 
     where = ""
     if len(first):
         words = ("row(s)", "column(s)") if t.channel_axis is None else ("sample(s)", "channel(s)")
-        where = f": {words[0]} {_some(first + first_row)}, {words[1]} {_some(np.flatnonzero(infinite), names)}"
+        found = _some(np.flatnonzero(infinite) + _first_column(t), names)
+        of_block = " of a block" if first_row is None else ""
+        where = f": {words[0]} {_some(first + (first_row or 0))}{of_block}, {words[1]} {found}"
     elif not certain:
         return
     raise ValueError(
         f"Input X contains infinity or a value too large for {X.dtype!r}{where}. "
-        f"{type(t).__name__} takes NaN as missing, but not infinity."
+        f"{t.estimator if isinstance(t, Block) else type(t).__name__} takes NaN as missing, but not infinity."
     )
+
+
+def _first_column(t: Any) -> int:
+    return t.first_column if isinstance(t, Block) else 0
 
 
 def _infinities(X: Any) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
@@ -697,8 +861,9 @@ def out_of_transform(t: Any, given: Samples, out: Any) -> Any:
         raise ValueError("out is only for NumPy output; set_output(transform='default') first")
     if isinstance(given.X, DeviceBatch):
         return out
-    if given.xp is not None or issparse(given.X):
-        kind = "a sparse matrix" if given.xp is None else f"an array of {given.xp.__name__}"
+    if given.xp is not None or issparse(given.X) or is_lazy(given.X):
+        foreign = "a Dask collection" if is_lazy(given.X) else "a sparse matrix"
+        kind = foreign if given.xp is None else f"an array of {given.xp.__name__}"
         raise TypeError(f"out is only for dense NumPy input, got {kind}")
     x = given.back(given.X)
     like("out", out, x, _layout.result_dtype(x.dtype), writeable=True)

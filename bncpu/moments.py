@@ -240,7 +240,7 @@ def update_cumulative(running: Moments, batch: Moments) -> Moments:
 
 
 def update_halflife(
-    running: Moments, age: Float64, batch: Moments, n_rows: int, halflife: float
+    running: Moments, age: Float64, batch: Moments, n_rows: int, halflife: float, batch_age: Float64 | float = 0.0
 ) -> tuple[Moments, Float64]:
     """Statistics in which a row's weight halves every `halflife` rows.
 
@@ -248,12 +248,13 @@ def update_halflife(
     stream was cut into batches.
 
     A channel's weight is that at its last value, `age` rows ago: decaying it through a long gap would
-    underflow, and its statistics would be lost. Returned are the new moments and ages.
+    underflow, and its statistics would be lost. So may be that of `batch`, `batch_age` rows before its end.
+    Returned are the new moments and ages.
     """
     seen, age = batch.count > 0, age + n_rows
     with np.errstate(over="ignore"):
-        factor = np.where(seen, 0.5 ** (age / halflife), 1.0)
-    return merge(scaled(running, factor), batch), np.where(seen, 0.0, age)
+        factor = np.where(seen, 0.5 ** ((age - batch_age) / halflife), 1.0)
+    return merge(scaled(running, factor), batch), np.where(seen, batch_age, age)
 
 
 def recency_weights(n_rows: int, halflife: float) -> Float64:

@@ -6,6 +6,7 @@ import functools
 import importlib.metadata
 import math
 import os
+from collections.abc import Iterable
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -15,8 +16,8 @@ from sklearn.utils import gen_batches
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import _num_samples, check_is_fitted
 
-from bncpu import _batches, _kernels, _state_file, _validation, moments
-from bncpu._compat import UNWATCHED, CallbackSupportMixin, fit_task, is_watched, rows, with_callbacks
+from bncpu import _batches, _dask, _kernels, _state_file, _validation, moments
+from bncpu._compat import UNWATCHED, CallbackSupportMixin, fit_task, is_lazy, is_watched, rows, with_callbacks
 from bncpu._device import as_given
 from bncpu._validation import Parameters, Samples
 from bncpu.moments import Coefficients, Moments
@@ -83,6 +84,11 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
     ``array_api_dispatch`` is on, with the result of the same library; arrays of CuPy, PyTorch and Numba on a GPU, with
     the extra ``gpu``, whose infinities :meth:`transform` does not look for; or, with ``with_mean=False``, CSR and CSC
     matrices. Statistics are NumPy arrays always.
+
+    An array or DataFrame of Dask is one batch, whatever its blocks: learned in one pass over them and a tree of merges,
+    where Dask computes; the same blocks give the same bits on any scheduler. `transform` and `inverse_transform` stay
+    lazy, and `copy` is always True. With `batch_size` there is a pass for each batch. A block uses one thread unless
+    `n_threads` says otherwise.
 
     Parameters
     ----------
@@ -233,7 +239,8 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         y : None
             Ignored.
         sample_weight : array-like of shape (n_samples,), optional
-            Not negative; weight 2 is the same as the row twice.
+            Not negative; weight 2 is the same as the row twice. For an X of Dask that does not know its number of rows,
+            an array or Series of Dask.
 
         Returns
         -------
@@ -300,6 +307,51 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
             _validation.same_mode(after._learned.mode, p.mode)
         return self._fit(X, y, sample_weight, p, after, new=new, ordered=True, batch_size=None)
 
+    def fit_stream(self, batches: Iterable[Any]) -> BatchNormTransformer:
+        """Forget everything, then learn each batch of an iterable as :meth:`partial_fit` does.
+
+        Parameters
+        ----------
+        batches : iterable
+            Of what :meth:`partial_fit` takes: a generator, a pyarrow RecordBatchReader or the batches of a
+            dataset, a PyTorch DataLoader. Of a tuple or list that starts with an array of samples, ``(X, y)``,
+            that is the batch. Weights do not fit in here: call :meth:`partial_fit` in a loop.
+
+        Returns
+        -------
+        BatchNormTransformer
+            Itself.
+
+        Raises
+        ------
+        ValueError
+            If there is no batch.
+        Exception
+            What `batches` raises, or :meth:`partial_fit` on one of them, with a note that says which. The ones
+            before it have been learned, `n_batches_seen_` in number; if it is the first, nothing has changed.
+
+        Examples
+        --------
+        >>> from bncpu import BatchNormTransformer
+        >>> BatchNormTransformer().fit_stream([[float(i)], [i + 4.0]] for i in range(3)).running_mean_
+        array([3.])
+        """
+        new = self._as_it_is()
+        new._commit({})
+        stream, n_learned = iter(batches), 0
+        try:
+            for batch in stream:
+                learner = self if n_learned else new
+                learner.partial_fit(_validation.of_stream(batch))
+                if learner is new:
+                    self._commit({name: value for name, value in vars(new).items() if name in FITTED})
+                n_learned += 1
+        except Exception as error:
+            error.add_note(f"in batch {n_learned + 1} of the stream")
+            raise
+        _validation.at_least_one(n_learned)
+        return self
+
     def _as_it_is(self) -> BatchNormTransformer:
         """One with the state of this moment. Other threads may replace that of this one, and change nothing in it."""
         now = object.__new__(type(self))
@@ -348,11 +400,12 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
     ) -> BatchNormTransformer:
         """Let `after` learn X beside the old state, batch by batch, then put its state in place in one step."""
         given = _validation.samples(X, p.channel_axis)
-        weights = _validation.sample_weight(sample_weight, given.X)
+        weights = (_dask.weights if is_lazy(X) else _validation.sample_weight)(sample_weight, given.X)
         batches = [slice(None)]
-        cut = batch_size is not None and _num_samples(given.X) > 0
+        sliceable = given.X if batch_size is None else _validation.sliceable(given.X, p)
+        cut = batch_size is not None and _num_samples(sliceable) > 0
         if cut:
-            given = given._replace(X=_validation.sliceable(given.X, p))
+            given = given._replace(X=sliceable)
             values = 0 if p.momentum is None else max(2, int(p.ddof) + 1)
             fewest = -(-values // math.prod(getattr(given.X, "shape", ())[2:]))
             batches = list(gen_batches(_num_samples(given.X), batch_size, min_batch_size=fewest))
@@ -362,7 +415,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         task.call_on_fit_task_begin(**watched)
         for part in batches:
             batch = rows(given.X, part) if cut else given.X
-            some = None if weights is None else weights[part]
+            some = weights[part] if cut and weights is not None else weights
             step = task.subcontext("batch") if cut else UNWATCHED
             step.call_on_fit_task_begin(estimator=self, X=as_given(batch))
             after._learn(batch, some, p, part.start or 0, new=new and part is batches[0], ordered=ordered)
@@ -385,68 +438,39 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
     ) -> None:
         """Learn from one batch; a refused one may leave scikit-learn's attributes changed."""
         X = _validation.batch(self, X, p, reset=new)
-        n_samples, n_features = X.shape[:2]
+        n_features = X.shape[1]
         p = p.for_features(self, n_features)
         _validation.stays_sparse(X, p)
         names = getattr(self, "feature_names_in_", None)
         if new:
             self._learned = _Learned(p.mode, np.zeros((5, n_features)))
         running, age = self._learned.moments, self._learned.age
+        halflife = p.halflife if ordered else None
+        how: dict[str, Any] = {"halflife": halflife, "count_values": p.momentum is not None}
         # Overflow is looked for in the result, below.
         with np.errstate(over="ignore", invalid="ignore"):
-            if p.halflife is not None and ordered:
-                running, age, seen = self._recent(X, weights, p.halflife, running, age, names, first_row)
+            if is_lazy(X):
+                batch = _dask.summary(self, X, weights, p, first_row, **how)
             else:
-                batch, missing = _batches.moments(X, weights, self.n_threads)
-                _validation.finite_moments(self, X, batch, names, first_row)
-                seen = batch.count
-                if p.momentum is None:
-                    running = moments.update_cumulative(running, batch)
-                else:
-                    positive = None if weights is None else (weights > 0).astype(np.float64)
-                    n_positive = n_samples if positive is None else int(positive.sum())
-                    n_values = self._observed(X, positive, missing)
-                    _validation.two_values(self, n_values, X.ndim == 2 and n_positive == 1, batch.count, p.ddof)
-                    running = moments.update_momentum(running, batch, p.momentum, p.ddof)
+                batch = _batches.summary(X, weights, self.n_threads, **how)
+            _validation.finite_moments(self, None if is_lazy(X) else X, batch.moments, names, first_row)
+            seen = batch.moments.count
+            if halflife is not None:
+                seen = batch.observed
+                running, age = moments.update_halflife(
+                    running, age, batch.moments, batch.n_samples, halflife, batch.age
+                )
+            elif p.momentum is None:
+                running = moments.update_cumulative(running, batch.moments)
+            else:
+                _validation.two_values(self, batch.observed, X.ndim == 2 and batch.n_positive == 1, seen, p.ddof)
+                running = moments.update_momentum(running, batch.moments, p.momentum, p.ddof)
         _validation.finite_moments(self, None, running, names)
 
         before = (0, 0) if new else (self.n_samples_seen_, self.n_batches_seen_)
         self.n_samples_seen_ = _collapsed(before[0] + seen, weights is not None or _is_weighted(before[0]))
         self.n_batches_seen_ = before[1] + 1
         self._learned = _Learned.of(p.mode, running, age)
-
-    def _recent(
-        self,
-        X: Any,
-        weights: NDArray[np.float64] | None,
-        halflife: float,
-        running: Moments,
-        age: NDArray[np.float64],
-        names: Any,
-        first_row: int,
-    ) -> tuple[Moments, NDArray[np.float64], NDArray[np.float64]]:
-        """Moments and ages after the rows of X in their order, and the undecayed weight of their values."""
-        n_samples = X.shape[0]
-        recency = moments.recency_weights(n_samples, halflife)
-        batch, missing = _batches.moments(X, recency if weights is None else recency * weights, self.n_threads)
-        _validation.finite_moments(self, X, batch, names, first_row)
-        seen = self._observed(X, weights, missing)
-        # A feature whose last value lies hundreds of half-lives before the end has faded: look at it from nearer.
-        if n_samples > 1 and np.any(batch.count < 1e-200 * seen):
-            half = n_samples // 2
-            first, last = (None, None) if weights is None else (weights[:half], weights[half:])
-            running, age, seen_first = self._recent(X[:half], first, halflife, running, age, names, first_row)
-            running, age, seen_last = self._recent(X[half:], last, halflife, running, age, names, first_row + half)
-            return running, age, seen_first + seen_last
-        running, age = moments.update_halflife(running, age, batch, n_samples, halflife)
-        return running, age, seen
-
-    def _observed(self, X: Any, weights: NDArray[np.float64] | None, missing: bool) -> NDArray[np.float64]:
-        """Total weight of the values of each feature."""
-        if missing:
-            return _batches.moments(X, weights, self.n_threads)[0].count
-        per_sample = math.prod(X.shape[2:])
-        return np.full(X.shape[1], per_sample * (X.shape[0] if weights is None else np.sum(weights)), np.float64)
 
     def _commit(self, fitted: dict[str, Any]) -> None:
         """Put new fitted attributes in place of all old ones in one step."""
@@ -545,6 +569,8 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
     def _apply(self, given: Samples, coefficients: Coefficients, copy: bool | None, out: Any) -> Any:
         _validation.threads(self.n_threads)
         X = given.X
+        if is_lazy(X):
+            return given.back(_dask.apply(self, X, coefficients, self._applied.parameters))
         if out is None and not (self.copy if copy is None else copy) and _batches.can_be_overwritten(X):
             out = X
         y, infinite = _batches.apply(X, coefficients, out=out, n_threads=self.n_threads)

@@ -1,0 +1,198 @@
+"""Arrays and DataFrames of Dask: what they teach, in one pass over the blocks, and coefficients applied to them lazily.
+
+A block becomes a `_batches.Summary`, of O(channels), where it lies; these are joined `FAN_IN` at a time, in an order
+that depends on the blocks alone, so that the result does not depend on scheduler and workers. Tasks hold what they
+need of the transformer and nothing else. Dask is there where these functions are called: X is its.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bncpu import _batches, _layout, _validation
+from bncpu._batches import Summary
+from bncpu._validation import Block, Parameters
+from bncpu.moments import Coefficients, Moments
+
+# Summaries joined in one task.
+FAN_IN = 8
+
+# Column of the weights of a DataFrame beside its own.
+WEIGHTS = "bncpu sample_weight"
+
+
+def weights(sample_weight: Any, X: Any) -> Any:
+    """Weights as an array or Series of Dask with a block for each block of rows of X, or None."""
+    if sample_weight is None:
+        return None
+    import dask.array
+
+    sample_weight, known = _validation.lazy_weights(sample_weight, X)
+    if known:
+        return dask.array.asarray(sample_weight).rechunk((X.chunks[0],))
+    is_series = not hasattr(sample_weight, "chunks")
+    return sample_weight.to_dask_array() if is_series and hasattr(X, "chunks") else sample_weight
+
+
+def summary(
+    t: Any, X: Any, weights: Any, p: Parameters, first_row: int, *, halflife: float | None, count_values: bool
+) -> Summary:
+    """As `_batches.summary`, of an array (N, C, ...) or a DataFrame of Dask; its blocks are computed once.
+
+    Parameters
+    ----------
+    t : BatchNormTransformer
+        The one that learns.
+    X, weights : Dask collections
+        Checked by `_validation.batch`, and made by `weights`.
+    p : Parameters
+    first_row : int
+        Rows before those of X, for messages.
+    halflife, count_values
+        As in `_batches.summary`.
+    """
+    import dask.array
+    from dask.highlevelgraph import HighLevelGraph
+
+    at = Block(type(t).__name__, X.shape[1], p._replace(gamma=None, beta=None))
+    options = {"halflife": halflife, "count_values": count_values, "n_threads": t.n_threads or 1}
+    read, join = functools.partial(_read, at, options), functools.partial(_batches.joined, halflife=halflife)
+    name = "bncpu-summary-" + dask.base.tokenize(X, weights, read, first_row)
+
+    if halflife is not None and X.ndim > 2:  # rows in their order, each of them whole
+        X = X.rechunk(dict.fromkeys(range(2, X.ndim), -1))
+    sizes, widths = _sizes(X)
+    rows = [None if math.isnan(row) else int(row) for row in itertools.accumulate(sizes, initial=first_row)]
+    columns = list(itertools.accumulate(widths, initial=0))
+    blocks, weight_keys, inputs = _inputs(X, weights, p.channel_axis)
+    tasks: dict[Any, Any] = {}
+    totals = []
+    for j in np.flatnonzero(widths).tolist():
+        leaves = {
+            (name, j, 0, n): (read, block, weight_keys[i], rows[i], columns[j], widths[j])
+            for n, (i, block) in enumerate((i, block) for i in range(len(sizes)) for block in blocks[i][j])
+        }
+        tasks |= leaves
+        totals.append(_tree(join, list(leaves), tasks))
+    tasks[name, 0] = (_beside, totals)
+    # An array, whose optimization fuses tasks; of one object.
+    graph = HighLevelGraph.from_collections(name, tasks, dependencies=inputs)
+    total: Summary = dask.array.Array(graph, name, ((1,),), dtype=object).compute()[0]
+    _validation.observed(t, total.n_samples, total.n_positive, at.n_features)
+    return total
+
+
+def _sizes(X: Any) -> tuple[tuple[float, ...], tuple[int, ...]]:
+    """Rows and columns of the blocks; NaN for rows that are not known."""
+    return X.chunks[:2] if hasattr(X, "chunks") else ((math.nan,) * X.npartitions, (X.shape[1],))
+
+
+def _inputs(X: Any, weights: Any, channel_axis: int | None) -> tuple[Any, list[Any], list[Any]]:
+    """Keys of the blocks by rows, columns and all else, keys of their weights, and what has them in its graph."""
+    from dask.core import flatten
+
+    n_rows, n_columns = (len(sizes) for sizes in _sizes(X))
+    weight_keys, inputs = [None] * n_rows, []
+    if hasattr(weights, "chunks"):
+        weight_keys, inputs = weights.__dask_keys__(), [weights]
+    if not hasattr(X, "chunks"):
+        if weights is not None and not inputs:  # a Series: in one frame with X, what they share is computed once
+            X = X.assign(**{WEIGHTS: weights})
+        partitions = X.to_delayed()
+        return [[[partition.key]] for partition in partitions], weight_keys, [partitions[0], *inputs]
+    if channel_axis is not None:  # blocks are sent as they are, not as views with other axes
+        X = _layout.channels_back(X, channel_axis)
+    keys, order = list(flatten(X.__dask_keys__())), np.arange(math.prod(X.numblocks)).reshape(X.numblocks)
+    if channel_axis is not None:
+        order = _layout.channels_second(order, channel_axis)
+    order = order.reshape(n_rows, n_columns, -1)
+    return [[[keys[n] for n in column] for column in row] for row in order.tolist()], weight_keys, [X, *inputs]
+
+
+def _tree(join: Any, keys: list[Any], tasks: dict[Any, Any]) -> Any:
+    """Add tasks that join those of `keys` to one, whose key is returned."""
+    while len(keys) > 1:
+        name, j, level, _ = keys[0]
+        parts = [keys[start : start + FAN_IN] for start in range(0, len(keys), FAN_IN)]
+        keys = [(name, j, level + 1, i) for i in range(len(parts))]
+        tasks |= {key: (join, part) for key, part in zip(keys, parts, strict=True)}
+    return keys[0]
+
+
+def _read(
+    at: Block,
+    options: dict[str, Any],
+    block: Any,
+    weights: Any,
+    first_row: int | None,
+    first_column: int,
+    n_features: int,
+) -> Summary:
+    """The summary of a block, in a worker."""
+    at = at._replace(first_row=first_row, first_column=first_column, n_features=n_features)
+    if hasattr(block, "columns") and WEIGHTS in block.columns:
+        block, weights = block.drop(columns=WEIGHTS), block[WEIGHTS]
+    if isinstance(block, np.ndarray):
+        block = _layout.settled(block, "C")
+        if at.channel_axis is not None:
+            block = _layout.channels_second(block, at.channel_axis)
+    names = getattr(block, "columns", None)
+    X = _validation.block(block, at)
+    if names is not None:
+        X = _layout.settled(X, "F")
+    with np.errstate(over="ignore", invalid="ignore"):
+        made = _batches.summary(X, _validation.block_weights(weights, X), **options)
+    _validation.finite_moments(at, X, made.moments, names, first_row)
+    return made
+
+
+def _beside(parts: list[Summary]) -> NDArray[Any]:
+    """Of blocks that lie beside each other: of the same rows, with other channels. An array of one object."""
+    of_each, observed, age, n_samples, n_positive = zip(*parts, strict=True)
+    moments = Moments(*np.concatenate(of_each, axis=1))
+    made = np.empty(1, dtype=object)
+    made[0] = Summary(moments, np.concatenate(observed), np.concatenate(age), n_samples[0], n_positive[0])
+    return made
+
+
+def apply(t: Any, X: Any, coefficients: Coefficients, p: Parameters) -> Any:
+    """As `_batches.apply`, of an array (N, C, ...) or a DataFrame of Dask, when the result is computed."""
+    at = Block(type(t).__name__, X.shape[1], p._replace(gamma=None, beta=None))
+    if not hasattr(X, "chunks"):
+        dtype = _layout.result_dtype(_validation.block(X._meta, at).dtype)
+        changed = functools.partial(_apply_to_frame, at, t.n_threads or 1, coefficients)
+        return X.map_partitions(changed, meta=X._meta.astype(dtype), enforce_metadata=False)
+    import dask.array
+
+    dtype = _layout.result_dtype(_validation.block(np.empty((0, *X.shape[1:2]), X.dtype), at).dtype)
+    axes, inputs = tuple(range(X.ndim)), []
+    for values in (np.arange(X.shape[1]), *coefficients):  # a block gets those of its columns
+        inputs += [dask.array.from_array(values, chunks=(X.chunks[1],)), (1,)]
+    changed = functools.partial(_apply_to_array, at, t.n_threads or 1, dtype)
+    options = {"dtype": dtype, "meta": X._meta.astype(dtype), "align_arrays": False, "token": "bncpu-apply"}
+    return dask.array.blockwise(changed, axes, X, axes, *inputs, **options)
+
+
+def _apply_to_array(
+    at: Block, n_threads: int, dtype: np.dtype[Any], block: Any, columns: NDArray[Any], *coefficients: NDArray[Any]
+) -> Any:
+    at = at._replace(n_features=len(columns), first_column=int(columns[0]) if len(columns) else 0)
+    return _apply(at, n_threads, _validation.block(block, at), Coefficients(*coefficients)).astype(dtype, copy=False)
+
+
+def _apply_to_frame(at: Block, n_threads: int, coefficients: Coefficients, frame: Any) -> Any:
+    y = _apply(at, n_threads, _validation.block(frame, at), coefficients, frame.columns)
+    return type(frame)(y, index=frame.index, columns=frame.columns)
+
+
+def _apply(at: Block, n_threads: int, X: Any, coefficients: Coefficients, names: Any = None) -> Any:
+    y, infinite = _batches.apply(X, coefficients, n_threads=n_threads)
+    if infinite:
+        _validation.infinity(at, X, names, None)
+    return y
