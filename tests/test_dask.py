@@ -18,6 +18,9 @@ from scipy import sparse
 
 from bncpu import BatchNormTransformer, _dask
 
+# Tests compare the schedulers with each other.
+pytestmark = pytest.mark.filterwarnings("ignore:Running on a single-machine scheduler when a distributed client")
+
 N, C = 60, 7
 ROWS = normal(1, (N, C), mean=1e4)
 ROWS[::7, 2] = np.nan
@@ -38,7 +41,6 @@ def _synchronous():
 def client():
     """Of two worker processes."""
     with (
-        dask.config.set({"distributed.worker.daemon": False}),
         distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
         distributed.Client(cluster) as client,
     ):
@@ -361,11 +363,12 @@ def test_momentum_needs_two_values_of_the_whole_not_of_a_block():
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_any_scheduler_gives_the_same_bits(mode, client):
+@pytest.mark.usefixtures("client")
+def test_any_scheduler_gives_the_same_bits(mode):
     X, frame = da.from_array(ROWS, chunks=(7, 3)), dask_frame()
     for x in (X, frame):
         found = set()
-        for scheduler in ("synchronous", "threads", client):
+        for scheduler in ("synchronous", "threads", "distributed"):
             with dask.config.set(scheduler=scheduler):
                 t = BatchNormTransformer(**MODES[mode]).partial_fit(x).partial_fit(x)
                 found.add((*bits(t), np.asarray(t.transform(x)).tobytes()))
@@ -382,9 +385,10 @@ def test_a_worker_that_dies_in_the_middle_of_a_fit_changes_nothing_of_the_result
         return block
 
     X = da.from_array(ROWS, chunks=(5, 7))
-    with dask.config.set(scheduler=client):
+    with dask.config.set(scheduler="distributed"):
         t = BatchNormTransformer().fit(X.map_blocks(die_once, dtype=float, meta=np.empty((0, 0))))
     assert died.exists()
+    client.wait_for_workers(2)
     assert bits(t) == bits(BatchNormTransformer().fit(X))
 
 

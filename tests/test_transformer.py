@@ -857,3 +857,100 @@ def test_the_html_links_to_the_documentation_and_shows_the_state():
             assert name in html
         assert "running_var_" in make_pipeline(bn, StandardScaler())._repr_html_()
     assert "running_mean_" not in BatchNormTransformer()._repr_html_()
+
+
+# ---- streams ----
+
+
+class Tensor:
+    """What PyTorch's tensors in CPU memory are to NumPy, without `__array__`; or, elsewhere, only to other libraries."""
+
+    def __init__(self, values, device=1):
+        self.values, self.device = values, device
+        self.shape, self.ndim = values.shape, values.ndim
+
+    def __dlpack__(self, **options):
+        return self.values.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self.device, 0
+
+
+BATCHES = [normal(i, (5 + i, 2), mean=1e3, dtype=np.float32) for i in range(4)]
+
+
+def record_batches():
+    table = pa.table({"a": np.concatenate(BATCHES)[:, 0], "b": np.concatenate(BATCHES)[:, 1]})
+    return pa.RecordBatchReader.from_batches(table.schema, table.to_batches(max_chunksize=7))
+
+
+STREAMS = {
+    "arrays": lambda: BATCHES,
+    "a generator": lambda: (batch for batch in BATCHES),
+    "lists of rows": lambda: [batch.tolist() for batch in BATCHES],
+    "tables": lambda: [pa.table({"a": batch[:, 0], "b": batch[:, 1]}) for batch in BATCHES],
+    "record batches": record_batches,
+    "X and y in a tuple": lambda: ((batch, np.zeros(len(batch))) for batch in BATCHES),
+    "X and y in a list": lambda: ([Tensor(batch), Tensor(np.zeros(len(batch)))] for batch in BATCHES),
+    "tensors": lambda: map(Tensor, BATCHES),
+    "alone in a tuple": lambda: ((pd.DataFrame(batch),) for batch in BATCHES),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kind", STREAMS)
+def test_a_stream_teaches_what_its_batches_teach(kind, mode):
+    streamed = BatchNormTransformer(**MODES[mode]).fit(GOOD)
+    assert streamed.fit_stream(STREAMS[kind]()) is streamed
+    expected = BatchNormTransformer(**MODES[mode])
+    batches = list(record_batches()) if kind == "record batches" else BATCHES
+    for batch in batches:
+        expected.partial_fit(pa.table(batch) if kind == "record batches" else batch)
+    np.testing.assert_allclose(streamed.running_var_, expected.running_var_, rtol=1e-12)
+    assert streamed.n_samples_seen_ == expected.n_samples_seen_
+    assert streamed.n_batches_seen_ == len(batches)
+    assert hasattr(streamed, "feature_names_in_") == (kind in ("tables", "record batches"))
+
+
+@pytest.mark.parametrize("fitted", [False, True])
+def test_a_stream_that_fails_keeps_the_batches_before(fitted):
+    def broken(n):
+        yield from BATCHES[:n]
+        raise OSError("gone")
+
+    def infinite(n):
+        return [*BATCHES[:n], np.full((2, 2), np.inf), *BATCHES]
+
+    def empty(n):
+        return []
+
+    for stream in (broken, infinite, empty):
+        t = BatchNormTransformer().fit(GOOD) if fitted else BatchNormTransformer()
+        before = dict(vars(t))
+        with pytest.raises((OSError, ValueError)) as caught:
+            t.fit_stream(stream(0))
+        assert vars(t) == before
+        assert getattr(caught.value, "__notes__", []) == ["in batch 1 of the stream"] * (stream is not empty)
+    for stream in (broken, infinite):
+        t = BatchNormTransformer().fit(GOOD) if fitted else BatchNormTransformer()
+        with pytest.raises((OSError, ValueError)) as caught:
+            t.fit_stream(stream(3))
+        assert caught.value.__notes__ == ["in batch 4 of the stream"]
+        assert t.n_batches_seen_ == 3
+        same_bits(t.running_var_, BatchNormTransformer().fit_stream(BATCHES[:3]).running_var_)
+
+
+def test_a_stream_of_tensors_elsewhere_is_refused_by_name():
+    with pytest.raises((TypeError, ValueError), match="Tensor|dtype|array"):
+        BatchNormTransformer().fit_stream([Tensor(BATCHES[0], device=2)])
+
+
+def test_record_batches_are_read_as_tables():
+    table = pa.table({"a": [1.0, 2.0, 4.0], "b": [1.0, None, 0.0]})
+    (batch,) = table.to_batches()
+    t = BatchNormTransformer().fit(batch)
+    assert list(t.feature_names_in_) == ["a", "b"]
+    same_bits(t.running_var_, BatchNormTransformer().fit(table).running_var_)
+    same_bits(t.transform(batch), t.transform(table))
+    with pytest.raises(ValueError, match="feature names"):
+        t.partial_fit(batch.rename_columns(["b", "a"]))
