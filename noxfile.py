@@ -90,6 +90,13 @@ def gpu(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def mpi(session: nox.Session) -> None:
+    """Run the recipe for MPI on two ranks."""
+    session.install("-e", ".[test]")
+    gate(session, "mpi")
+
+
+@nox.session(default=False)
 def threads(session: nox.Session) -> None:
     """Test what uses threads under clang's ThreadSanitizer and archer."""
     gate(session, "threads")

@@ -1,8 +1,8 @@
-"""fit of an array of Dask on two worker processes, beside dask-ml's StandardScaler and Dask's own mean and var.
+"""An array of Dask, fitted on two worker processes, beside dask-ml's StandardScaler and Dask's own mean and var.
 
-Two million rows of 32 columns, float32, with a mean of 1000 standard deviations, lie on the workers. The candidates take
-turns in random order; printed are medians, ratios of each turn to ours, and the largest relative error of the variance
-against longdouble. Needs `pip install dask-ml`, and an idle machine of two cores.
+Two million rows of 32 columns, float32, with a mean of 1000 standard deviations, lie on the workers. The candidates
+take turns in random order; printed are medians, ratios of each turn to ours, and the largest relative error of the
+variance against longdouble. Needs `pip install dask-ml`, and an idle machine of two cores.
 """
 
 import random
@@ -21,6 +21,7 @@ ROWS, COLUMNS, BLOCK, TURNS = 2_000_000, 32, 100_000, 7
 
 
 def block_of(seed):
+    """Some rows."""
     rng = np.random.default_rng(int(seed))
     return rng.standard_normal((BLOCK, COLUMNS), dtype=np.float32) + np.float32(1000)
 

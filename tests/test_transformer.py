@@ -863,7 +863,7 @@ def test_the_html_links_to_the_documentation_and_shows_the_state():
 
 
 class Tensor:
-    """What PyTorch's tensors in CPU memory are to NumPy, without `__array__`; or, elsewhere, only to other libraries."""
+    """What PyTorch's tensors in CPU memory, or elsewhere, are to other libraries, without `__array__`."""
 
     def __init__(self, values, device=1):
         self.values, self.device = values, device
@@ -941,7 +941,7 @@ def test_a_stream_that_fails_keeps_the_batches_before(fitted):
 
 
 def test_a_stream_of_tensors_elsewhere_is_refused_by_name():
-    with pytest.raises((TypeError, ValueError), match="Tensor|dtype|array"):
+    with pytest.raises((TypeError, ValueError), match=r"Tensor|dtype|array"):
         BatchNormTransformer().fit_stream([Tensor(BATCHES[0], device=2)])
 
 
