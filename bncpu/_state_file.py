@@ -10,18 +10,21 @@ import os
 import re
 import secrets
 import stat
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, BinaryIO
 
 VERSION = 1
 
 UNSIGNED = "0" * 64
 
+TRANSFORMER = "bncpu.BatchNormTransformer"
+
 # The checksum is that of the file with `UNSIGNED` in its place. No start has more than `LONGEST_START` bytes.
-START = re.compile(rb'\{"format": "bncpu\.BatchNormTransformer", "version": (\d{1,9}), "sha256": "([0-9a-f]{64})", ')
+START = re.compile(rb'\{"format": "([\w.]{1,40})", "version": (\d{1,9}), "sha256": "([0-9a-f]{64})", ')
 LONGEST_START = 200
 
 
-def write(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
+def write(path: str | os.PathLike[str], content: dict[str, Any], kind: str = TRANSFORMER) -> None:
     """Write `content` to exactly `path`: afterwards, and after a crash, it holds the old state or the new one.
 
     Parameters
@@ -30,15 +33,40 @@ def write(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
         A link is followed.
     content : dict
         Of JSON values; floats finite.
+    kind : str, default="bncpu.BatchNormTransformer"
+        What it is the content of; `read` wants the same.
 
     Raises
     ------
     OSError
         If the file cannot be written. The old one is still there then.
     """
-    head = {"format": "bncpu.BatchNormTransformer", "version": VERSION, "sha256": UNSIGNED}
+    head = {"format": kind, "version": VERSION, "sha256": UNSIGNED}
     text = json.dumps({**head, **content}, allow_nan=False, default=float) + "\n"
     text = text.replace(UNSIGNED, hashlib.sha256(text.encode()).hexdigest(), 1)
+    with replacing(path) as file:
+        file.write(text.encode("ascii"))
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A new file that takes the place of `path` when the block ends, and is removed if that raises.
+
+    Parameters
+    ----------
+    path : str or path-like
+        A link is followed.
+
+    Yields
+    ------
+    file object
+        Binary, opened for writing.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written. The old one is still there then.
+    """
     final = os.path.realpath(os.fsdecode(path))
     beside = os.path.join(os.path.dirname(final), f".bncpu-{secrets.token_hex(8)}.tmp")
     try:
@@ -49,10 +77,8 @@ def write(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
         if old is not None and not stat.S_ISREG(old):
             raise OSError(errno.EINVAL, "Not a regular file")
         mode = 0o666 if old is None else stat.S_IMODE(old)
-        with open(
-            beside, "x", encoding="ascii", newline="\n", opener=lambda name, flags: os.open(name, flags, mode)
-        ) as file:
-            file.write(text)
+        with open(beside, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         if old is not None:
@@ -61,7 +87,7 @@ def write(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
     except BaseException as error:
         with contextlib.suppress(OSError):
             os.remove(beside)
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and error.filename in (None, beside):
             error.filename, error.filename2 = final, None  # not the file beside it
         raise
     _sync_folder(os.path.dirname(final))
@@ -77,12 +103,13 @@ def _sync_folder(folder: str) -> None:
             os.close(descriptor)
 
 
-def read(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read(path: str | os.PathLike[str], kind: str = TRANSFORMER) -> dict[str, Any]:
     """The content of the state file `path`; ValueError if it is not whole.
 
     Parameters
     ----------
     path : str or path-like
+    kind : str, default="bncpu.BatchNormTransformer"
 
     Returns
     -------
@@ -101,13 +128,13 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     with open(path, "rb") as file:
         head = file.read(LONGEST_START)
         start = START.match(head)
-        if start is None:  # the rest may be without end
+        if start is None or start[1].decode() != kind:  # the rest may be without end
             raise ValueError("it does not begin like one")
-        if int(start[1]) != VERSION:
-            raise ValueError(f"it has version {int(start[1])}, and this bncpu reads version {VERSION}")
+        if int(start[2]) != VERSION:
+            raise ValueError(f"it has version {int(start[2])}, and this bncpu reads version {VERSION}")
         raw = head + file.read()
-    at, end = start.span(2)
-    if hashlib.sha256(raw[:at] + UNSIGNED.encode() + raw[end:]).hexdigest() != start[2].decode():
+    at, end = start.span(3)
+    if hashlib.sha256(raw[:at] + UNSIGNED.encode() + raw[end:]).hexdigest() != start[3].decode():
         raise ValueError("its checksum does not match: it is incomplete or was changed")
     content = json.loads(
         raw.decode(),

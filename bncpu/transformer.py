@@ -714,6 +714,10 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         array([2.])
         """
         check_is_fitted(self)
+        _state_file.write(path, self._content())
+
+    def _content(self) -> dict[str, Any]:
+        """What a state file holds of a fitted transformer."""
         now = self._as_it_is()
         _validation.parameters(now).for_features(now, now.n_features_in_)
         learned, names = now._learned, getattr(now, "feature_names_in_", None)
@@ -730,7 +734,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         }
         observed = learned.moments.count > 0
         content["mean"] = [value if seen else None for value, seen in zip(content["mean"], observed, strict=True)]
-        _state_file.write(path, content)
+        return content
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> BatchNormTransformer:
@@ -766,24 +770,28 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         """
         path = os.fsdecode(path)
         try:
-            content = _state_file.read(path)
-            arrays = _validation.state(content)
-            made = cls(**{**content["parameters"], **content["in_effect"]})
-            age = arrays.pop("age")
-            made.n_features_in_ = content["n_features_in"]
-            if content["feature_names_in"] is not None:
-                made.feature_names_in_ = np.array(content["feature_names_in"], dtype=object)
-            seen = content["n_samples_seen"]
-            made.n_samples_seen_ = np.array(seen) if isinstance(seen, list) else seen
-            made.n_batches_seen_ = content["n_batches_seen"]
-            made._learned = _Learned.of(content["mode"], Moments(**arrays), age)
-            p = _validation.parameters(made)
-            _validation.same_mode(made._learned.mode, p.mode)
-            made._commit(made._fitted_attributes(p))
-            made.set_params(**content["parameters"])
-            _validation.parameters(made).for_features(made, made.n_features_in_)
+            return cls._of_content(_state_file.read(path))
         except (RecursionError, TypeError, ValueError) as error:
             raise ValueError(f"{path!r} is not a state file of BatchNormTransformer: {error}") from None
+
+    @classmethod
+    def _of_content(cls, content: dict[str, Any]) -> BatchNormTransformer:
+        """Undo `_content`; TypeError or ValueError if it cannot be what that made."""
+        arrays = _validation.state(content)
+        made = cls(**{**content["parameters"], **content["in_effect"]})
+        age = arrays.pop("age")
+        made.n_features_in_ = content["n_features_in"]
+        if content["feature_names_in"] is not None:
+            made.feature_names_in_ = np.array(content["feature_names_in"], dtype=object)
+        seen = content["n_samples_seen"]
+        made.n_samples_seen_ = np.array(seen) if isinstance(seen, list) else seen
+        made.n_batches_seen_ = content["n_batches_seen"]
+        made._learned = _Learned.of(content["mode"], Moments(**arrays), age)
+        p = _validation.parameters(made)
+        _validation.same_mode(made._learned.mode, p.mode)
+        made._commit(made._fitted_attributes(p))
+        made.set_params(**content["parameters"])
+        _validation.parameters(made).for_features(made, made.n_features_in_)
         for name in ("gamma", "beta"):
             if getattr(made, name) is not None:
                 setattr(made, name, np.array(getattr(made, name), dtype=np.float64))

@@ -362,7 +362,7 @@ MUTANTS = [
     Mutant(
         "checksum-not-verified",
         STATE_FILE,
-        "if hashlib.sha256(raw[:at] + UNSIGNED.encode() + raw[end:]).hexdigest() != start[2].decode():",
+        "if hashlib.sha256(raw[:at] + UNSIGNED.encode() + raw[end:]).hexdigest() != start[3].decode():",
         "if False:",
         "state_file",
     ),
