@@ -1,41 +1,453 @@
-"""Tables in files, a batch of rows at a time: .npy, .csv and .parquet, never loaded whole."""
+"""Tables in files, never loaded whole: every format that the commands read and write is known here alone.
+
+A file is opened as a `Table`, which has read its head only. Its rows come in pieces of whatever size the format has;
+`cut` makes batches of them, which depend on the rows alone and not on how files and their row groups divide them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import itertools
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from bncpu import _state_file
 
 # A batch is at most this much, as float64.
 BATCH_BYTES = 32 << 20
 BATCH_ROWS = 65536
 
+# Rows of a Parquet file decoded at a time: more no longer fit the caches.
+DECODED_ROWS = 65536
 
-class Table(NamedTuple):
-    """The numbers of a file."""
+# Text of a .csv parsed at a time.
+CSV_BYTES = 4 << 20
 
-    columns: list[str]
-    left_out: list[str]  # columns that are not numbers
-    n_batches: int | None  # None where the file does not tell
-    batches: Iterator[NDArray[Any]]  # of shape (n_rows, n_columns)
+# Of a Parquet column read at a time, so that large row groups are not read whole.
+COLUMN_BYTES = 1 << 20
+
+Array = NDArray[Any]
 
 
-def read(path: Path, n_batches: int = 1) -> Table:
-    """Open the file `path`, by its ending.
+class Piece(Protocol):
+    """Some rows of a table."""
+
+    def __len__(self) -> int:
+        """Their number."""
+
+    def into(self, X: Array, start: int, names: Sequence[str]) -> None:
+        """Put the rows from `start` on into X, which has one column for each of `names`."""
+
+    def carried(self, start: int, n_rows: int) -> Any:
+        """The same rows with all columns that were read, as a record batch; None where there are only numbers."""
+
+
+class Table:
+    """A file whose head has been read.
 
     Parameters
     ----------
     path : Path
-    n_batches : int, default=1
-        A small file is cut into about so many batches.
 
-    Returns
-    -------
-    Table
-        Missing values are NaN.
+    Attributes
+    ----------
+    columns : list of str
+        All names. A .npy has none, and gets x0, x1, ...
+    numbers : list of str
+        Those of columns that hold numbers; one without any value so far, which is also in `empty`, may do so.
+    n_rows : int or None
+        None where the head does not tell.
+    order : {"C", "F"}
+        Memory order in which pieces are fastest to put into an array.
+    position : int
+        Bytes of the file read so far, about.
+    """
+
+    kind: str
+    named = True
+    order: Literal["C", "F"] = "F"
+    n_rows: int | None = None
+    position = 0
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.size = os.stat(path).st_size
+        self.columns: list[str] = []
+        self.numbers: list[str] = []
+        self.empty: list[str] = []
+        with self.named_errors():
+            self.read_head()
+        if not self.numbers:
+            raise ValueError(f"{str(path)!r} has no column of numbers")
+
+    @contextlib.contextmanager
+    def named_errors(self) -> Iterator[None]:
+        """What a reader of another library says, with the file and what it must be like."""
+        try:
+            yield
+        except OSError as error:
+            if error.filename is None:  # pyarrow's
+                raise OSError(f"{str(self.path)!r} cannot be read: {error}") from None
+            raise
+        except ValueError as error:
+            raise ValueError(self.explained(str(error))) from None
+
+    def explained(self, error: str) -> str:
+        """An error of the reader in one line, with the file and what it must be like."""
+        return f"{str(self.path)!r} is not {self.kind}: {' '.join(error.split())}"
+
+    def read_head(self) -> None:
+        """Set the attributes."""
+        raise NotImplementedError
+
+    def dtype(self, names: Sequence[str]) -> np.dtype[Any]:
+        """In which these columns are read: float32 if all are."""
+        raise NotImplementedError
+
+    def pieces(self, names: Sequence[str], skip: int = 0, carry: str | None = None) -> Iterator[Piece]:
+        """The rows from `skip` on, with the columns `names`.
+
+        Parameters
+        ----------
+        names : sequence of str
+        skip : int, default=0
+        carry : {"text", "typed"}, optional
+            Read all columns: the others of a .csv as the text they are, or as what they look like.
+        """
+        with self.named_errors():
+            yield from self.read_pieces(names, skip, carry)
+        self.position = self.size
+
+    def read_pieces(self, names: Sequence[str], skip: int, carry: str | None) -> Iterator[Piece]:
+        """`pieces`, with errors as the reader has them."""
+        raise NotImplementedError
+
+    def place(self, row: int) -> str:
+        """Where in the file a row is, counted from 0."""
+        return f"{str(self.path)!r}, row {row:,}"
+
+
+# ---- .npy ----
+
+
+class Npy(Table):
+    """An array of numbers, read in pieces with plain reads: a map of it might not fit the address space."""
+
+    kind = "an array of numbers as np.save writes it"
+    named = False
+    n_rows: int
+
+    def read_head(self) -> None:
+        with open(self.path, "rb") as file:
+            if file.read(4) == b"PK\3\4":
+                raise ValueError("it holds several arrays")
+            file.seek(0)
+            version = np.lib.format.read_magic(file)
+            if version not in ((1, 0), (2, 0)):
+                raise ValueError(f"it has version {version}")
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, fortran, self.numpy_dtype = read(file)
+            self.start = file.tell()
+        if len(shape) != 2 or self.numpy_dtype.kind not in "biuf":
+            raise ValueError(f"it must hold numbers of shape (n_rows, n_columns), got {self.numpy_dtype} of {shape}")
+        self.n_rows, n_columns = shape
+        self.order = "F" if fortran else "C"
+        missing = self.start + self.n_rows * n_columns * self.numpy_dtype.itemsize - self.size
+        if missing > 0:
+            raise ValueError(f"{missing:,} bytes are missing at its end")
+        self.columns = self.numbers = [f"x{c}" for c in range(n_columns)]
+
+    def dtype(self, names: Sequence[str]) -> np.dtype[Any]:
+        return self.numpy_dtype
+
+    def read_pieces(self, names: Sequence[str], skip: int, carry: str | None) -> Iterator[Piece]:
+        with open(self.path, "rb", buffering=0) as file:
+            yield _NpyRows(self, file, skip)
+
+
+class _NpyRows:
+    """What is left of a .npy, read where it is wanted."""
+
+    def __init__(self, table: Npy, file: Any, skip: int) -> None:
+        self.table, self.file, self.skip = table, file, skip
+
+    def __len__(self) -> int:
+        return max(0, self.table.n_rows - self.skip)
+
+    def into(self, X: Array, start: int, names: Sequence[str]) -> None:
+        table, start = self.table, start + self.skip
+        in_order = X.flags.c_contiguous if table.order == "C" else X.strides[0] == X.itemsize
+        if X.dtype != table.numpy_dtype or not in_order:
+            part = np.empty(X.shape, table.numpy_dtype, order=table.order)
+            self.into(part, start - self.skip, names)
+            X[...] = part
+            return
+        if table.order == "C":
+            self.fill(X, start * len(table.columns))
+        else:
+            for c in range(X.shape[1]):
+                self.fill(X[:, c], c * table.n_rows + start)
+        table.position = table.start + start * len(table.columns) * table.numpy_dtype.itemsize
+
+    def fill(self, to: Array, first: int) -> None:
+        """Read contiguous values from the number `first` on."""
+        if not to.size:
+            return
+        self.file.seek(self.table.start + first * to.itemsize)
+        left = to.reshape(-1).view(np.uint8).data
+        while left:
+            n = self.file.readinto(left)
+            if not n:
+                raise ValueError("it became shorter while it was read")
+            left = left[n:]
+
+    def carried(self, start: int, n_rows: int) -> Any:
+        return None
+
+
+# ---- what pyarrow reads ----
+
+
+class _Columns:
+    """A record batch."""
+
+    def __init__(self, batch: Any) -> None:
+        self.batch = batch
+
+    def __len__(self) -> int:
+        return int(self.batch.num_rows)
+
+    def into(self, X: Array, start: int, names: Sequence[str]) -> None:
+        for c, name in enumerate(names):
+            X[:, c] = _as_numbers(self.batch.column(name).slice(start, len(X)), X.dtype)
+
+    def carried(self, start: int, n_rows: int) -> Any:
+        return self.batch.slice(start, n_rows)
+
+
+def _as_numbers(column: Any, dtype: np.dtype[Any]) -> Array:
+    """An Arrow array as NumPy's, nulls as NaN; without a copy where that is possible."""
+    from pyarrow import from_numpy_dtype, types
+
+    if column.null_count or not (types.is_integer(column.type) or types.is_floating(column.type)):
+        column = column.cast(from_numpy_dtype(dtype), safe=False)
+    return np.asarray(column.to_numpy(zero_copy_only=False))
+
+
+class ArrowTable(Table):
+    """A file that pyarrow reads: its schema, and the record batches from a row on."""
+
+    schema: Any
+
+    def read_head(self) -> None:
+        self.schema = self.read_schema(_pyarrow(self.path))
+        self.columns = list(self.schema.names)
+        self.numbers, self.empty = _numbers(self.schema)
+
+    def read_schema(self, arrow: Any) -> Any:
+        raise NotImplementedError
+
+    def dtype(self, names: Sequence[str]) -> np.dtype[Any]:
+        single = all(str(self.schema.field(name).type) == "float" for name in names)
+        return np.dtype(np.float32 if single else np.float64)
+
+    def read_pieces(self, names: Sequence[str], skip: int, carry: str | None) -> Iterator[Piece]:
+        skipped = self.skipped(skip)
+        for batch in self.record_batches(_pyarrow(self.path), skipped, names, carry):
+            skip -= skipped
+            skipped = min(skip, batch.num_rows)
+            yield _Columns(batch.slice(skipped))
+
+    def skipped(self, skip: int) -> int:
+        """How many of the first `skip` rows need not be read."""
+        return 0
+
+    def record_batches(self, arrow: Any, skipped: int, names: Sequence[str], carry: str | None) -> Iterator[Any]:
+        """All but the first `skipped` rows."""
+        raise NotImplementedError
+
+
+class Csv(ArrowTable):
+    """UTF-8 with a header line; gzip by its ending."""
+
+    kind = "UTF-8 with a header line and commas, each column of one type"
+    block = CSV_BYTES
+
+    def read_schema(self, arrow: Any) -> Any:
+        with self.opened(arrow, 1 << 20, {})[1] as reader:
+            return reader.schema
+
+    def opened(self, arrow: Any, block: int, types: dict[str, Any], names: Sequence[str] | None = None) -> Any:
+        """The file, which knows the position in it, and a reader. In one thread pyarrow is as fast, and counts rows."""
+        csv = arrow.csv
+        raw = file = arrow.OSFile(str(self.path))
+        if self.path.suffix.lower() == ".gz":
+            file = arrow.CompressedInputStream(raw, "gzip")
+        return raw, csv.open_csv(
+            file,
+            csv.ReadOptions(use_threads=False, block_size=block),
+            csv.ParseOptions(newlines_in_values=True),
+            csv.ConvertOptions(include_columns=names, column_types=types),
+        )
+
+    def record_batches(self, arrow: Any, skipped: int, names: Sequence[str], carry: str | None) -> Iterator[Any]:
+        types = {}
+        for field in self.schema:
+            if field.name in names:
+                # What looks whole in the first rows may have fractions later.
+                if not arrow.types.is_boolean(field.type):
+                    types[field.name] = arrow.float64()
+            elif carry == "text" or arrow.types.is_null(field.type):
+                types[field.name] = arrow.string()
+            elif carry:
+                types[field.name] = field.type
+        raw, reader = self.opened(arrow, self.block, types, None if carry else names)
+        with raw, reader:
+            for batch in reader:
+                self.position = raw.tell()
+                yield batch
+
+    def explained(self, error: str) -> str:
+        found = re.search(r"Row #(\d+): (.*)", error, flags=re.DOTALL)
+        if found is None:
+            return super().explained(error)
+        place, what = f"{str(self.path)!r}, line {self.line(int(found[1])):,}", found[2]
+        column = re.search(r"In CSV column #(\d+)", error)
+        value = re.search(r"invalid value '(.*)'", what, flags=re.DOTALL)
+        if column and value:
+            return f"{place}: {value[1]!r} in column {self.columns[int(column[1])]!r} is no number"
+        return f"{place}: {' '.join(what.split())}"
+
+    def place(self, row: int) -> str:
+        return f"{str(self.path)!r}, line {self.line(row + 2):,}"
+
+    def line(self, record: int) -> int:
+        """The line, from 1, in which a record, from 1 with the header, begins: quoted values may hold line breaks."""
+        import gzip
+
+        opener: Any = gzip.open if self.path.suffix.lower() == ".gz" else open
+        quotes = 0
+        with opener(self.path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                if quotes % 2 == 0 and line.strip(b"\r\n"):
+                    record -= 1
+                    if record == 0:
+                        return number
+                quotes += line.count(b'"')
+        raise AssertionError
+
+
+class Parquet(ArrowTable):
+    """A Parquet file."""
+
+    kind = "a Parquet file"
+
+    def read_schema(self, arrow: Any) -> Any:
+        with arrow.parquet.ParquetFile(self.path) as file:
+            self.n_rows = file.metadata.num_rows
+            # Rows before each row group.
+            lengths = [file.metadata.row_group(k).num_rows for k in range(file.metadata.num_row_groups)]
+            self.starts = np.cumsum([0, *lengths])
+            return file.schema_arrow
+
+    def skipped(self, skip: int) -> int:
+        return int(self.starts[self.starts <= skip][-1])
+
+    def record_batches(self, arrow: Any, skipped: int, names: Sequence[str], carry: str | None) -> Iterator[Any]:
+        groups = range(int(np.searchsorted(self.starts, skipped)), len(self.starts) - 1)
+        done = skipped
+        with arrow.parquet.ParquetFile(self.path, buffer_size=COLUMN_BYTES) as file:
+            for batch in file.iter_batches(DECODED_ROWS, row_groups=groups, columns=None if carry else list(names)):
+                done += batch.num_rows
+                self.position = self.size * done // max(1, int(self.starts[-1]))
+                yield batch
+
+
+class Ipc(ArrowTable):
+    """Arrow's own format, as a file or a stream."""
+
+    kind = "an Arrow file or stream"
+
+    def opened(self, arrow: Any, options: Any = None) -> tuple[Any, Any, bool]:
+        """The file, a reader, and whether it knows where each record batch is."""
+        try:
+            file = arrow.memory_map(str(self.path))  # a record batch may be larger than memory
+        except OSError:  # larger than the address space allows
+            file = arrow.OSFile(str(self.path))
+        with_places = file.read(6) == b"ARROW1"
+        file.seek(0)
+        reader = (arrow.ipc.open_file if with_places else arrow.ipc.open_stream)(file, options=options)
+        return file, reader, with_places
+
+    def read_schema(self, arrow: Any) -> Any:
+        file, reader, _ = self.opened(arrow)
+        with file:
+            return reader.schema
+
+    def record_batches(self, arrow: Any, skipped: int, names: Sequence[str], carry: str | None) -> Iterator[Any]:
+        wanted = None if carry else [self.columns.index(name) for name in names]
+        file, reader, with_places = self.opened(arrow, arrow.ipc.IpcReadOptions(included_fields=wanted))
+        with file:
+            if not with_places:
+                for batch in reader:
+                    self.position = file.tell()
+                    yield batch
+            else:
+                for k in range(reader.num_record_batches):
+                    yield reader.get_batch(k)
+                    self.position = self.size * (k + 1) // reader.num_record_batches
+
+
+def _pyarrow(path: Path) -> Any:
+    try:
+        import pyarrow
+        import pyarrow.csv
+        import pyarrow.ipc
+        import pyarrow.parquet
+    except ImportError:
+        raise ImportError(f"{path.suffix} files need pyarrow: pip install 'bncpu[io]'") from None
+    return pyarrow
+
+
+def _numbers(schema: Any) -> tuple[list[str], list[str]]:
+    """Names of the columns that hold numbers, and of those among them without any value so far."""
+    from pyarrow import types
+
+    twice = [name for k, name in enumerate(schema.names) if name in schema.names[:k]]
+    if twice:
+        raise ValueError(f"two columns are named {twice[0]!r}")
+    tests = (types.is_integer, types.is_floating, types.is_boolean, types.is_decimal, types.is_null)
+    numbers = [field.name for field in schema if any(test(field.type) for test in tests)]
+    return numbers, [field.name for field in schema if types.is_null(field.type)]
+
+
+# ---- any file ----
+
+FORMATS: dict[str, type[Table]] = {
+    ".npy": Npy,
+    ".csv": Csv,
+    ".csv.gz": Csv,
+    ".parquet": Parquet,
+    ".arrow": Ipc,
+    ".feather": Ipc,
+    ".ipc": Ipc,
+}
+
+
+def ending(path: Path) -> str | None:
+    """That of a file which can be read and written, or None."""
+    return next((end for end in FORMATS if path.name.lower().endswith(end)), None)
+
+
+def open_table(path: Path) -> Table:
+    """Read the head of the file `path`, which is of the kind that its ending says.
 
     Raises
     ------
@@ -44,105 +456,175 @@ def read(path: Path, n_batches: int = 1) -> Table:
     OSError
         If the file cannot be read.
     ValueError
-        If it is no table of numbers, there or in a later batch.
+        If it is no table of numbers.
     """
-    readers = {".npy": _npy, ".csv": _csv, ".parquet": _parquet}
-    if path.suffix.lower() not in readers:
-        raise ValueError(f"the file must end in {', '.join(readers)}; got {str(path)!r}")
-    try:
-        table = readers[path.suffix.lower()](path, n_batches)
-    except ValueError as error:
-        raise _about(path, error) from None
-    if not table.columns:
-        raise ValueError(f"{str(path)!r} has no column of numbers")
-    return table._replace(batches=_checked(path, table.batches))
+    end = ending(path)
+    if end is None:
+        raise ValueError(f"the file must end in {', '.join(FORMATS)}; got {str(path)!r}")
+    return FORMATS[end](path)
 
 
-def _about(path: Path, error: Exception) -> ValueError:
-    """What a reader of another library says, with the file and what it must be like."""
-    kinds = {
-        ".npy": "an array of numbers as np.save writes it",
-        ".csv": "UTF-8 with a header line and commas, each column of one type",
-        ".parquet": "a Parquet file",
-    }
-    return ValueError(f"{str(path)!r} is not {kinds[path.suffix.lower()]}: {error}")
+class Batch(NamedTuple):
+    """Rows of a table."""
+
+    X: Array  # of shape (n_rows, n_columns)
+    weights: NDArray[np.float64] | None  # of shape (n_rows,)
+    carried: list[Any]  # the same rows with all columns, as record batches
 
 
-def _checked(path: Path, batches: Iterator[NDArray[Any]]) -> Iterator[NDArray[Any]]:
-    try:
-        yield from batches
-    except ValueError as error:
-        raise _about(path, error) from None
+def cut(
+    pieces: Iterable[Piece],
+    names: Sequence[str],
+    n_rows: int,
+    dtype: np.dtype[Any],
+    order: Literal["C", "F"],
+    *,
+    weights: str | None = None,
+    carry: bool = False,
+    fewest: int = 0,
+) -> Iterator[Batch]:
+    """Batches of `n_rows` rows; the last one has the rest, and those before it if the rest is less than `fewest`.
+
+    The arrays of a batch are overwritten by the second batch after it.
+    """
+    full = n_rows + fewest
+    spaces = [(np.empty((full, len(names)), dtype, order=order), np.empty((full, 1))) for _ in range(2)]
+    (X, w), at = spaces[0], 0
+    carried: list[Any] = []
+
+    def batch(n: int) -> Batch:
+        return Batch(X[:n], None if weights is None else w[:n, 0], carried)
+
+    for piece in pieces:
+        start = 0
+        while start < len(piece):
+            n = min(full - at, len(piece) - start)
+            piece.into(X[at : at + n], start, names)
+            if weights is not None:
+                piece.into(w[at : at + n], start, [weights])
+            if carry:
+                carried.append(piece.carried(start, n))
+            at, start = at + n, start + n
+            if at == full:
+                yield batch(n_rows)
+                spaces.reverse()
+                spaces[0][0][:fewest], spaces[0][1][:fewest] = X[n_rows:], w[n_rows:]
+                (X, w), at, carried = spaces[0], fewest, []
+    if at:
+        yield batch(at)
 
 
-def _npy(path: Path, n_batches: int) -> Table:
-    try:
-        X = np.load(path, mmap_mode="r")
-    except (EOFError, ValueError):
-        raise ValueError("it cannot be mapped into memory") from None
-    if not isinstance(X, np.ndarray):
-        raise ValueError("it holds several arrays")
-    if X.ndim != 2 or X.dtype.kind not in "biuf":
-        raise ValueError(f"it must hold numbers of shape (n_rows, n_columns), got {X.dtype} of {X.shape}")
-    step = _rows_per_batch(len(X), X.shape[1], n_batches)
-    batches = (X[start : start + step] for start in range(0, len(X), step))
-    return Table([f"x{c}" for c in range(X.shape[1])], [], -(-len(X) // step), batches)
+def ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The same, read by a thread while the one before is in use."""
+    with ThreadPoolExecutor(1) as reader:
+        coming = reader.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = reader.submit(next, batches, None)
+            yield batch
 
 
-def _csv(path: Path, n_batches: int) -> Table:
-    arrow = _arrow("csv")
-    csv = arrow.csv
-    with csv.open_csv(path) as start:
-        schema = start.schema
-    numbers, left_out = _numbers(schema)
-    if not numbers:
-        return Table([], left_out, None, iter(()))
-    # What looks whole in the first rows may have fractions later.
-    real = {name: arrow.float64() for name in numbers if not arrow.types.is_boolean(schema.field(name).type)}
-    options = csv.ConvertOptions(include_columns=numbers, column_types=real)
-    size = min(BATCH_BYTES // 4, max(1 << 12, path.stat().st_size // n_batches))
-    reading = csv.ReadOptions(block_size=size)
-    return Table(numbers, left_out, None, map(_dense, csv.open_csv(path, reading, convert_options=options)))
+# ---- for the demo ----
 
 
-def _parquet(path: Path, n_batches: int) -> Table:
-    arrow = _arrow("parquet")
-    file = arrow.parquet.ParquetFile(path)
-    numbers, left_out = _numbers(file.schema_arrow)
-    step = _rows_per_batch(file.metadata.num_rows, len(numbers), n_batches)
-    batches = map(_dense, file.iter_batches(step, columns=numbers))
-    return Table(numbers, left_out, -(-file.metadata.num_rows // step), batches)
+class Numbers(NamedTuple):
+    """The numbers of a file."""
+
+    columns: list[str]
+    left_out: list[str]  # columns that are not numbers
+    n_batches: int | None  # None where the file does not tell
+    batches: Iterator[Array]  # of shape (n_rows, n_columns), each overwritten by the second after it
 
 
-def _arrow(part: str) -> Any:
-    try:
-        import pyarrow
-        import pyarrow.csv
-        import pyarrow.parquet
-    except ImportError:
-        raise ImportError(f"reading .{part} needs pyarrow: pip install 'bncpu[demo]'") from None
-    return pyarrow
+def read(path: Path, n_batches: int = 1) -> Numbers:
+    """All numbers of the file `path`, a small one cut into about `n_batches`; errors as `open_table`, also later."""
+    table = open_table(path)
+    if isinstance(table, Csv):
+        table.block = min(BATCH_BYTES // 4, max(1 << 12, table.size // n_batches))
+    step = max(1, min(BATCH_ROWS, BATCH_BYTES // (8 * len(table.numbers)), -(-(table.n_rows or 0) // n_batches)))
+    pieces: Iterable[Piece] = table.pieces(table.numbers)
+    names, dtype = table.numbers, table.dtype(table.numbers)
+    if table.n_rows is None:
+        whole = (cut([piece], names, max(1, len(piece)), dtype, table.order) for piece in pieces)
+        batches: Iterator[Batch] = itertools.chain.from_iterable(whole)
+    else:
+        batches = cut(pieces, names, step, dtype, table.order)
+    left_out = [name for name in table.columns if name not in names]
+    n = None if table.n_rows is None else -(-table.n_rows // step)
+    return Numbers(names, left_out, n, (batch.X for batch in batches))
 
 
-def _numbers(schema: Any) -> tuple[list[str], list[str]]:
-    """Names of the columns that hold numbers, and of the others; one without any value so far may become numbers."""
-    from pyarrow import types
-
-    twice = [name for k, name in enumerate(schema.names) if name in schema.names[:k]]
-    if twice:
-        raise ValueError(f"two columns are named {twice[0]!r}")
-    tests = (types.is_integer, types.is_floating, types.is_boolean, types.is_null)
-    numbers = [field.name for field in schema if any(test(field.type) for test in tests)]
-    return numbers, [name for name in schema.names if name not in numbers]
+# ---- writing ----
 
 
-def _dense(batch: Any) -> NDArray[np.float64]:
-    """A record batch as an array in column order, nulls as NaN."""
-    X = np.empty((batch.num_rows, batch.num_columns), order="F")
-    for c, column in enumerate(batch.columns):
-        X[:, c] = column.cast("float64", safe=False).to_numpy(zero_copy_only=False)
-    return X
+class Result(NamedTuple):
+    """Rows to write."""
+
+    Y: Array  # of shape (n_rows, n_columns)
+    names: Sequence[str]  # of its columns
+    carried: list[Any]  # as of a batch; empty where there is nothing else
 
 
-def _rows_per_batch(n_rows: int, n_columns: int, n_batches: int) -> int:
-    return max(1, min(BATCH_ROWS, BATCH_BYTES // (8 * max(1, n_columns)), -(-n_rows // n_batches)))
+def write(path: Path, results: Iterable[Result]) -> None:
+    """Write rows to the file `path`, of the kind that its ending says; whatever happens, it is the old or the new one.
+
+    Raises
+    ------
+    ImportError, OSError
+        As `open_table`, and what `results` raises.
+    """
+    with _state_file.replacing(path) as file:
+        if FORMATS[str(ending(path))] is Npy:
+            _write_npy(file, results)
+        else:
+            _write_arrow(path, file, results)
+
+
+def _write_npy(file: BinaryIO, results: Iterable[Result]) -> None:
+    n_rows = 0
+    for result in results:
+        if n_rows == 0:
+            dtype, n_columns = result.Y.dtype, result.Y.shape[1]
+            _npy_header(file, (0, n_columns), dtype)
+        file.write(np.ascontiguousarray(result.Y).data)
+        n_rows += len(result.Y)
+    if n_rows:
+        file.seek(0)
+        _npy_header(file, (n_rows, n_columns), dtype)  # as long as before: NumPy leaves room for axis 0 to grow
+
+
+def _npy_header(file: BinaryIO, shape: tuple[int, int], dtype: np.dtype[Any]) -> None:
+    head = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, head)
+
+
+def _write_arrow(path: Path, file: BinaryIO, results: Iterable[Result]) -> None:
+    arrow = _pyarrow(path)
+    makers: dict[Any, Any] = {Csv: arrow.csv.CSVWriter, Parquet: arrow.parquet.ParquetWriter, Ipc: arrow.ipc.new_file}
+    make = makers[FORMATS[str(ending(path))]]
+    with contextlib.ExitStack() as stack:
+        sink: Any = file
+        if path.suffix.lower() == ".gz":
+            sink = stack.enter_context(arrow.CompressedOutputStream(file, "gzip"))
+        writer = None
+        for result in results:
+            table = _arrow_table(arrow, result)
+            if writer is None:
+                writer = stack.enter_context(make(sink, table.schema))
+            writer.write_table(table)
+
+
+def _arrow_table(arrow: Any, result: Result) -> Any:
+    """The results in the place of the columns they come from; nulls stay nulls."""
+    columns = dict(zip(result.names, result.Y.T, strict=True))
+    if not result.carried:
+        return arrow.table({name: arrow.array(y) for name, y in columns.items()})
+    before = arrow.Table.from_batches(result.carried)
+    arrays, fields = [], []
+    for field, column in zip(before.schema, before.columns, strict=True):
+        if field.name in columns:
+            missing = column.is_null().to_numpy() if column.null_count else None
+            column = arrow.array(columns[field.name], mask=missing)
+            field = arrow.field(field.name, column.type, metadata=field.metadata)
+        arrays.append(column)
+        fields.append(field)
+    return arrow.Table.from_arrays(arrays, schema=arrow.schema(fields, before.schema.metadata))

@@ -57,8 +57,8 @@ def test_one_address_everywhere():
 def test_the_oldest_set_is_the_lower_bounds():
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
     project, extras = pyproject["project"], pyproject["project"]["optional-dependencies"]
-    required = [*pyproject["build-system"]["requires"], *project["dependencies"], *extras["demo"], *extras["test"]]
-    required += extras["dask"]
+    required = [*pyproject["build-system"]["requires"], *project["dependencies"]]
+    required += [*extras["dask"], *extras["io"], *extras["demo"], *extras["test"]]
     bounds = dict(re.sub(r"\[.*\]", "", name).split(">=") for name in required if not name.startswith("bncpu["))
     pins = dict(re.findall(r"^(.+)==(.+)$", (ROOT / ".ci" / "oldest.txt").read_text(), flags=re.MULTILINE))
     for name, bound in bounds.items():

@@ -50,14 +50,14 @@ def test_numbers_come_as_float64_and_gaps_as_nan(file):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int16", "bool", ">f8"])
-def test_npy_files_are_mapped(dtype, tmp_path, monkeypatch):
+def test_npy_files_keep_their_dtype(dtype, tmp_path, monkeypatch):
     monkeypatch.setattr(_tables, "BATCH_ROWS", 4)
     X = np.arange(30).reshape(10, 3).astype(dtype)
     np.save(tmp_path / "x.npy", X)
     table = _tables.read(tmp_path / "x.npy")
-    batches = list(table.batches)
+    batches = [batch.copy() for batch in table.batches]
     assert table.n_batches == len(batches) == 3
-    assert all(isinstance(batch, np.memmap) and batch.dtype == dtype for batch in batches)
+    assert all(batch.dtype == dtype for batch in batches)
     np.testing.assert_array_equal(np.concatenate(batches), X)
     assert table.columns == ["x0", "x1", "x2"]
 
@@ -82,7 +82,7 @@ def test_a_whole_number_that_becomes_real_late_in_a_csv_is_read(tmp_path, monkey
     assert sum(map(len, batches)) == 300_001
     lines[-1] = "1,oops"
     (tmp_path / "x.csv").write_text("\n".join(lines))
-    with pytest.raises(ValueError, match=r"x\.csv' is not .*each column of one type: In CSV column #1.*'oops'"):
+    with pytest.raises(ValueError, match=r"x\.csv', line 300,002: 'oops' in column 'b' is no number"):
         list(_tables.read(tmp_path / "x.csv").batches)
 
 
@@ -95,7 +95,7 @@ def test_a_small_file_is_cut_into_the_batches_asked_for(kind, tmp_path):
         "csv": lambda: pyarrow.csv.write_csv(frame, path),
         "parquet": lambda: pyarrow.parquet.write_table(frame, path),
     }[kind]()
-    batches = list(_tables.read(path, n_batches=20).batches)
+    batches = [batch.copy() for batch in _tables.read(path, n_batches=20).batches]
     assert 18 <= len(batches) <= 22
     np.testing.assert_array_equal(np.concatenate(batches), X)
 
@@ -103,7 +103,7 @@ def test_a_small_file_is_cut_into_the_batches_asked_for(kind, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("x.txt", b"1", r"the file must end in \.npy, \.csv, \.parquet; got '.*x.txt'"),
+        ("x.txt", b"1", r"the file must end in \.npy, \.csv, .*, \.ipc; got '.*x.txt'"),
         ("x.csv", b"a,b\nx,y\n", "has no column of numbers"),
         ("x.csv", b"", "Empty CSV file"),
         ("x.csv", b"a,b\n1,2\n3\n", "Expected 2 columns, got 1"),
@@ -111,13 +111,13 @@ def test_a_small_file_is_cut_into_the_batches_asked_for(kind, tmp_path):
         (
             "x.npy",
             b"not npy",
-            "x.npy' is not an array of numbers as np.save writes it: it cannot be mapped into memory",
+            "x.npy' is not an array of numbers as np.save writes it: EOF: reading magic string",
         ),
-        ("x.npy", b"", "cannot be mapped into memory"),
+        ("x.npy", b"", "is not an array of numbers as np.save writes it"),
         (
             "x.csv",
             b"a\n1;2\n3,4\n",
-            "is not UTF-8 with a header line and commas, each column of one type: .*Expected 1",
+            r"x.csv', line 3: Expected 1 columns, got 2",
         ),
         ("x.csv", "a\n\xf6\n".encode("latin-1"), "no column of numbers|UTF-?8"),
     ],
@@ -167,7 +167,5 @@ def test_a_missing_pyarrow_is_named_with_its_extra(file, monkeypatch):
         return imports(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(
-        ImportError, match=rf"reading \{file.suffix.lower()} needs pyarrow: pip install 'bncpu\[demo\]'"
-    ):
+    with pytest.raises(ImportError, match=rf"^\{file.suffix} files need pyarrow: pip install 'bncpu\[io\]'"):
         _tables.read(file)
