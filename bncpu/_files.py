@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
-from bncpu import BatchNormTransformer, _layout, _state_file, _tables
+from bncpu import BatchNormTransformer, _kernels, _layout, _state_file, _tables
 from bncpu._tables import Batch, Table
 
 CHECKPOINT = "bncpu.fit"
@@ -157,6 +158,11 @@ def progress(stream: Stream, label: str) -> Iterator[Callable[[int], None]]:
         yield show
 
 
+def one_processor_for_reading() -> Any:
+    """While this lasts, the kernels leave a processor to the thread that reads: in turns both would be slower."""
+    return threadpool_limits(max(1, _kernels.max_threads() - 1), user_api="openmp")
+
+
 # ---- fit ----
 
 
@@ -193,7 +199,8 @@ def fit(inputs: Sequence[Path], out: Path, plan: Plan, *, resume: bool, tell: Ca
     partial = out.with_name(out.name + ".partial")
     tables = [_tables.open_table(path) for path in inputs]
     names = _columns_of_all(tables, plan)
-    left_out = [name for name in tables[0].columns if name not in tables[0].numbers]
+    numbers = set(tables[0].numbers)
+    left_out = [name for name in tables[0].columns if name not in numbers]
     if left_out and plan.columns is None:
         tell(f"left out, not numbers: {', '.join(left_out)}")
     batch_rows = plan.batch_rows or max(1, _tables.BATCH_BYTES // (8 * len(names)))
@@ -225,7 +232,7 @@ def fit(inputs: Sequence[Path], out: Path, plan: Plan, *, resume: bool, tell: Ca
 
     saved = time.monotonic()
     try:
-        with progress(stream, "fit") as show:
+        with progress(stream, "fit") as show, one_processor_for_reading():
             for n, batch in enumerate(_tables.ahead(batches), n_batches):
                 rows = {n: rows[n], n + 1: rows[n] + len(batch.X)}
                 try:
@@ -283,10 +290,11 @@ def _difference(table: Table, first: Table) -> str:
 
 def require(table: Table, names: Sequence[str]) -> None:
     """Columns with numbers must be there."""
+    columns, numbers = set(table.columns), set(table.numbers)
     for name in names:
-        if name not in table.columns:
+        if name not in columns:
             raise ValueError(f"{str(table.path)!r} has no column {name!r}")
-        if name not in table.numbers:
+        if name not in numbers:
             raise ValueError(f"the column {name!r} of {str(table.path)!r} does not hold numbers")
 
 
@@ -349,7 +357,8 @@ def transform(state: Path, source: Path, out: Path) -> str:
         del bn.feature_names_in_  # they have been checked, and the batches are plain arrays
     if len(names) != bn.n_features_in_:
         raise ValueError(f"{str(source)!r} has {len(names)} columns of numbers, and {str(state)!r} {bn.n_features_in_}")
-    rest = [name for name in table.columns if name not in names]
+    normalized = set(names)
+    rest = [name for name in table.columns if name not in normalized]
     kind = _tables.ending(out)
     if kind == ".npy" and rest:
         raise ValueError(f"a .npy cannot hold the column {rest[0]!r} of {str(source)!r} beside the numbers")
@@ -363,7 +372,7 @@ def transform(state: Path, source: Path, out: Path) -> str:
 
     def results() -> Iterator[_tables.Result]:
         nonlocal rows
-        with progress(stream, "transform") as show:
+        with progress(stream, "transform") as show, one_processor_for_reading():
             for batch in _tables.ahead(batches):
                 try:
                     Y = bn.transform(batch.X, out=space[: len(batch.X)])

@@ -10,10 +10,11 @@ import contextlib
 import itertools
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple, Protocol
+from typing import Any, BinaryIO, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,13 +28,14 @@ BATCH_ROWS = 65536
 # Rows of a Parquet file decoded at a time: more no longer fit the caches.
 DECODED_ROWS = 65536
 
-# Text of a .csv parsed at a time.
-CSV_BYTES = 4 << 20
+# Text of a .csv parsed at a time, a row at least: the first that holds the first row. pyarrow reads several ahead.
+CSV_BYTES = (1 << 20, 1 << 24, 1 << 28)
 
 # Of a Parquet column read at a time, so that large row groups are not read whole.
 COLUMN_BYTES = 1 << 20
 
 Array = NDArray[Any]
+T = TypeVar("T")
 
 
 class Piece(Protocol):
@@ -260,7 +262,7 @@ class ArrowTable(Table):
 
     def read_pieces(self, names: Sequence[str], skip: int, carry: str | None) -> Iterator[Piece]:
         skipped = self.skipped(skip)
-        for batch in self.record_batches(_pyarrow(self.path), skipped, names, carry):
+        for batch in ahead(self.record_batches(_pyarrow(self.path), skipped, names, carry)):
             skip -= skipped
             skipped = min(skip, batch.num_rows)
             yield _Columns(batch.slice(skipped))
@@ -278,11 +280,18 @@ class Csv(ArrowTable):
     """UTF-8 with a header line; gzip by its ending."""
 
     kind = "UTF-8 with a header line and commas, each column of one type"
-    block = CSV_BYTES
+    block = CSV_BYTES[0]
 
     def read_schema(self, arrow: Any) -> Any:
-        with self.opened(arrow, 1 << 20, {})[1] as reader:
-            return reader.schema
+        try:
+            with self.opened(arrow, self.block, {})[1] as reader:
+                return reader.schema
+        except ValueError as error:
+            larger = [size for size in CSV_BYTES if size > self.block]
+            if not re.search("straddling|file or block", str(error)) or not larger:
+                raise
+            self.block = larger[0]
+            return self.read_schema(arrow)
 
     def opened(self, arrow: Any, block: int, types: dict[str, Any], names: Sequence[str] | None = None) -> Any:
         """The file, which knows the position in it, and a reader. In one thread pyarrow is as fast, and counts rows."""
@@ -363,7 +372,7 @@ class Parquet(ArrowTable):
     def record_batches(self, arrow: Any, skipped: int, names: Sequence[str], carry: str | None) -> Iterator[Any]:
         groups = range(int(np.searchsorted(self.starts, skipped)), len(self.starts) - 1)
         done = skipped
-        with arrow.parquet.ParquetFile(self.path, buffer_size=COLUMN_BYTES) as file:
+        with arrow.parquet.ParquetFile(self.path, buffer_size=COLUMN_BYTES, pre_buffer=False) as file:
             for batch in file.iter_batches(DECODED_ROWS, row_groups=groups, columns=None if carry else list(names)):
                 done += batch.num_rows
                 self.position = self.size * done // max(1, int(self.starts[-1]))
@@ -420,7 +429,7 @@ def _numbers(schema: Any) -> tuple[list[str], list[str]]:
     """Names of the columns that hold numbers, and of those among them without any value so far."""
     from pyarrow import types
 
-    twice = [name for k, name in enumerate(schema.names) if name in schema.names[:k]]
+    twice = [name for name, n in Counter(schema.names).items() if n > 1]
     if twice:
         raise ValueError(f"two columns are named {twice[0]!r}")
     tests = (types.is_integer, types.is_floating, types.is_boolean, types.is_decimal, types.is_null)
@@ -514,13 +523,13 @@ def cut(
         yield batch(at)
 
 
-def ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """The same, read by a thread while the one before is in use."""
+def ahead(items: Iterator[T]) -> Iterator[T]:
+    """The same, each made by a thread while the one before is in use."""
     with ThreadPoolExecutor(1) as reader:
-        coming = reader.submit(next, batches, None)
-        while (batch := coming.result()) is not None:
-            coming = reader.submit(next, batches, None)
-            yield batch
+        coming = reader.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = reader.submit(next, items, None)
+            yield item
 
 
 # ---- for the demo ----
@@ -538,7 +547,7 @@ class Numbers(NamedTuple):
 def read(path: Path, n_batches: int = 1) -> Numbers:
     """All numbers of the file `path`, a small one cut into about `n_batches`; errors as `open_table`, also later."""
     table = open_table(path)
-    if isinstance(table, Csv):
+    if isinstance(table, Csv) and table.block == CSV_BYTES[0]:
         table.block = min(BATCH_BYTES // 4, max(1 << 12, table.size // n_batches))
     step = max(1, min(BATCH_ROWS, BATCH_BYTES // (8 * len(table.numbers)), -(-(table.n_rows or 0) // n_batches)))
     pieces: Iterable[Piece] = table.pieces(table.numbers)
@@ -548,7 +557,8 @@ def read(path: Path, n_batches: int = 1) -> Numbers:
         batches: Iterator[Batch] = itertools.chain.from_iterable(whole)
     else:
         batches = cut(pieces, names, step, dtype, table.order)
-    left_out = [name for name in table.columns if name not in names]
+    known = set(names)
+    left_out = [name for name in table.columns if name not in known]
     n = None if table.n_rows is None else -(-table.n_rows // step)
     return Numbers(names, left_out, n, (batch.X for batch in batches))
 
@@ -604,7 +614,10 @@ def _write_arrow(path: Path, file: BinaryIO, results: Iterable[Result]) -> None:
     with contextlib.ExitStack() as stack:
         sink: Any = file
         if path.suffix.lower() == ".gz":
-            sink = stack.enter_context(arrow.CompressedOutputStream(file, "gzip"))
+            own = stack.enter_context(
+                open(file.fileno(), "wb", closefd=False)
+            )  # pyarrow closes what it compresses into
+            sink = stack.enter_context(arrow.CompressedOutputStream(own, "gzip"))
         writer = None
         for result in results:
             table = _arrow_table(arrow, result)

@@ -2,9 +2,11 @@
 
 import ast
 import re
+import shlex
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from bncpu import __version__, cli
@@ -17,6 +19,21 @@ from bncpu import __version__, cli
         (["normalise"], "invalid choice: 'normalise'"),
         (["demo", "--rows", "0"], "--rows must be at least 1, got 0"),
         (["demo", "--picture", "nowhere/x.png"], "--picture must be in an existing folder, got nowhere"),
+        (["fit", "x.npy"], "the following arguments are required: -o/--out"),
+        (["fit", "-o", "s.json"], "the following arguments are required: IN"),
+        (["fit", "x.npy", "-o", "nowhere/s.json"], "-o must be in an existing folder, got nowhere"),
+        (
+            ["fit", "x.npy", "-o", "s.json", "--momentum", "0.9", "--halflife", "9"],
+            "not allowed with argument --momentum",
+        ),
+        (["fit", "x.npy", "-o", "s.json", "--momentum", "2"], "momentum == 2.0, must be < 1"),
+        (["fit", "x.npy", "-o", "s.json", "--eps", "-1"], "eps == -1.0, must be >= 0"),
+        (["fit", "x.npy", "-o", "s.json", "--batch-rows", "0"], "--batch-rows must be at least 1, got 0"),
+        (["fit", "x.npy", "-o", "s.json", "--columns", "a,,b"], "--columns must be different names"),
+        (["fit", "x.npy", "-o", "s.json", "--columns", "a,a"], "--columns must be different names"),
+        (["fit", "x.npy", "-o", "s.json", "--columns", "a,b", "--weights", "b"], "--weights b is one of --columns"),
+        (["transform", "s.json", "x.npy", "-o", "y.txt"], "-o must end in .npy, .csv, .csv.gz, .parquet"),
+        (["merge", "-o", "s.json"], "the following arguments are required: STATE"),
     ],
 )
 def test_wrong_arguments_exit_with_2(arguments, message, capsys):
@@ -31,6 +48,25 @@ def test_the_version_is_printed(capsys):
         cli.main(["--version"])
     assert stop.value.code == 0
     assert capsys.readouterr().out == f"bncpu {__version__}\n"
+
+
+@pytest.mark.parametrize("command", ["fit", "transform", "merge", "show", "demo", "bench"])
+def test_the_help_of_a_command_has_an_example_that_parses(command, capsys, monkeypatch, tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, "--help"])
+    assert stop.value.code == 0
+    example = re.search(rf"examples?: bncpu ({command}[^;]*)", capsys.readouterr().out.replace("\n", " "))[1]
+    monkeypatch.chdir(tmp_path)
+    if command in cli.FILE_COMMANDS:
+        assert cli.main(shlex.split(example)) == 1  # the files are not there: no wrong argument
+        assert re.fullmatch(r"bncpu: (no file matches|\[Errno 2\] No such file).*\n", capsys.readouterr().err)
+
+
+@pytest.mark.filterwarnings("default")
+def test_pytorchs_momentum_is_one_line_of_warning(tmp_path, capsys):
+    np.save(tmp_path / "x.npy", np.eye(3))
+    assert cli.main(["fit", str(tmp_path / "x.npy"), "-o", str(tmp_path / "s.json"), "--momentum", "0.1"]) == 0
+    assert re.fullmatch(r"bncpu: .*momentum.*\n", capsys.readouterr().err)
 
 
 def test_python_m_bncpu_is_the_command():

@@ -1,11 +1,15 @@
 """The commands over files: what they make of a stream of files, whatever the format, the cuts and the interruptions."""
 
+import csv
+import gzip
 import os
+import re
 import subprocess
 import sys
 import textwrap
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.feather
@@ -13,7 +17,7 @@ import pyarrow.parquet
 import pytest
 from arrays import examples, normal
 
-from bncpu import BatchNormTransformer, _files, cli
+from bncpu import BatchNormTransformer, _files, _tables, _validation, cli
 
 ENDINGS = ["npy", "csv", "csv.gz", "parquet", "arrow", "feather", "ipc"]
 NAMES = ["a", "b c", "d,e"]
@@ -50,7 +54,10 @@ def read(path):
     elif path.suffix in (".csv", ".gz"):
         table = pyarrow.csv.read_csv(path)
     else:
-        table = pyarrow.feather.read_table(path)
+        with pa.memory_map(str(path)) as file:
+            make = pa.ipc.open_file if file.read(6) == b"ARROW1" else pa.ipc.open_stream
+            file.seek(0)
+            table = make(file).read_all()
     return {name: column.to_numpy() for name, column in zip(table.schema.names, table.columns, strict=True)}
 
 
@@ -247,15 +254,474 @@ KILLED = """
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
-@pytest.mark.parametrize("options", [["--momentum", "0.9"], ["--weights", "w", "--halflife", "1000"]])
-def test_a_fit_killed_at_random_moments_goes_on_to_the_same_bytes(options, tmp_path):
+def test_a_fit_killed_at_random_moments_goes_on_to_the_same_bytes(tmp_path):
     X, w = normal(4, (20_000, 3)), np.random.default_rng(5).uniform(0, 2, 20_000)
     names = ["0.csv", "1.parquet", "2.arrow", "3.csv.gz", "4.ipc"]
     parts = [slice(0, 6000), slice(6000, 6001), slice(6001, 13_000), slice(13_000, 13_100), slice(13_100, 20_000)]
     for name, part in zip(names, parts, strict=True):
-        write(tmp_path / name, X[part], extra={"w": w[part]} if "--weights" in options else None)
-    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path), "--batch-rows", "512", *options]
-    command += [str(tmp_path / "state.json"), str(examples(2, 10))]
+        write(tmp_path / name, X[part], extra={"w": w[part]})
+    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path), "--batch-rows", "512"]
+    command += ["--momentum", "0.9", "--weights", "w", str(tmp_path / "state.json"), str(examples(2, 20))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) >= 2
+
+
+def test_ctrl_c_keeps_what_was_learned_and_says_how_to_go_on(X, tmp_path, capsys, monkeypatch):
+    path, out = write(tmp_path / "x.csv", X), tmp_path / "state.json"
+    arguments = ("fit", path, "-o", out, "--batch-rows", 64)
+    learn, n_calls = BatchNormTransformer.partial_fit, 0
+
+    def interrupted(bn, *args, **rest):
+        nonlocal n_calls
+        n_calls += 1
+        if n_calls == 5:
+            raise KeyboardInterrupt
+        learn(bn, *args, **rest)
+        if n_calls == 8:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(BatchNormTransformer, "partial_fit", interrupted)
+    for more in ([], ["--resume"]):
+        assert run(*arguments, *more) == 130
+        line = capsys.readouterr().err
+        assert line == f"bncpu: interrupted; the same command with --resume goes on from '{out}.partial'\n"
+        assert not out.exists()
+    monkeypatch.undo()
+    assert run(*arguments, "--resume") == 0
+    same(out, learned(X, 64))
+    assert sorted(os.listdir(tmp_path)) == ["state.json", "x.csv"]
+
+
+def test_ctrl_c_before_anything_was_learned_keeps_nothing(X, tmp_path, capsys, monkeypatch):
+    def interrupted(*args, **rest):
+        raise KeyboardInterrupt
+
+    path = write(tmp_path / "x.csv", X)
+    monkeypatch.setattr(BatchNormTransformer, "partial_fit", interrupted)
+    assert run("fit", path, "-o", tmp_path / "state.json", "--resume") == 130
+    assert capsys.readouterr().err == "bncpu: interrupted; nothing is kept\n"
+    monkeypatch.undo()
+    run("fit", path, "-o", tmp_path / "state.json")
+    monkeypatch.setattr(BatchNormTransformer, "transform", interrupted)
+    (tmp_path / "out.csv").write_text("old")
+    assert run("transform", tmp_path / "state.json", path, "-o", tmp_path / "out.csv") == 130
+    assert capsys.readouterr().err == f"bncpu: interrupted; '{tmp_path / 'out.csv'}' is as it was\n"
+    assert (tmp_path / "out.csv").read_text() == "old"
+    assert sorted(os.listdir(tmp_path)) == ["out.csv", "state.json", "x.csv"]
+
+
+@pytest.fixture
+def checkpoint(X, tmp_path, monkeypatch, capsys):
+    """A fit of two files that failed in the second; gives its arguments."""
+    first, second = write(tmp_path / "0.csv", X[:500]), write(tmp_path / "1.csv", X[500:])
+    monkeypatch.setattr("bncpu._files.CHECKPOINT_SECONDS", 0)
+    learn = BatchNormTransformer.partial_fit
+
+    def failing(bn, *args, **rest):
+        if getattr(bn, "n_batches_seen_", 0) == 6:
+            raise OSError("the disk is gone")
+        return learn(bn, *args, **rest)
+
+    arguments = ["fit", first, second, "-o", tmp_path / "state.json", "--batch-rows", 100]
+    with monkeypatch.context() as patch:
+        patch.setattr(BatchNormTransformer, "partial_fit", failing)
+        assert run(*arguments) == 1
+    return arguments
+
+
+def test_a_failed_fit_says_that_its_checkpoint_stays_and_skips_what_was_read(
+    checkpoint, X, tmp_path, capsys, monkeypatch
+):
+    partial = tmp_path / "state.json.partial"
+    assert capsys.readouterr().err == f"bncpu: the disk is gone (the checkpoint '{partial}' stays)\n"
+    opened = []
+    pieces = _tables.Csv.record_batches
+    monkeypatch.setattr(
+        _tables.Csv, "record_batches", lambda table, *rest: opened.append(table.path.name) or pieces(table, *rest)
+    )
+    assert run(*checkpoint, "--resume") == 0
+    assert opened == ["1.csv"]
+    same(tmp_path / "state.json", learned(X, 100))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--eps", 0.5], r"--eps was 0\.0, and is 0\.5"),
+        (["--halflife", 9], r"--halflife was None, and is 9\.0"),
+        (["--columns", "a"], r"--columns was \['a', 'b c', 'd,e'\], and is \['a'\]"),
+        (["--batch-rows", 99], "--batch-rows was 100, and is 99"),
+    ],
+)
+def test_a_checkpoint_of_another_fit_is_refused(more, message, checkpoint, tmp_path, capsys):
+    before = (tmp_path / "state.json.partial").read_bytes()
+    capsys.readouterr()
+    assert run(*checkpoint, *more, "--resume") == 1
+    line = rf"bncpu: '.*state\.json\.partial' is of another fit: {message}; start afresh without --resume\n"
+    assert re.fullmatch(line, capsys.readouterr().err)
+    assert (tmp_path / "state.json.partial").read_bytes() == before and not (tmp_path / "state.json").exists()
+    assert run(*checkpoint, *more) == 0
+    assert not (tmp_path / "state.json.partial").exists()
+
+
+def test_a_checkpoint_of_other_files_is_refused(checkpoint, X, tmp_path, capsys):
+    first, second = checkpoint[1:3]
+    other = write(tmp_path / "other.csv", X)
+    rest = [*checkpoint[3:], "--resume"]
+    for inputs, message in (
+        ([first, other], f"'{second}' was read, not '{other}'"),
+        ([first], "there were 2 input files, and are 1"),
+        ([first, second, other], "there were 2 input files, and are 3"),
+    ):
+        capsys.readouterr()
+        assert run("fit", *inputs, *rest) == 1
+        assert message in capsys.readouterr().err
+    os.utime(first, ns=(1, 1))
+    assert run(*checkpoint, "--resume") == 1
+    assert f"'{first}' has changed" in capsys.readouterr().err
+    (tmp_path / "state.json.partial").write_text("{}")
+    assert run(*checkpoint, "--resume") == 1
+    assert "is no checkpoint of a fit: it does not begin like one; start afresh" in capsys.readouterr().err
+
+
+def test_nothing_to_resume_is_a_fresh_start(X, tmp_path):
+    path = write(tmp_path / "x.csv", X)
+    assert run("fit", path, "-o", tmp_path / "state.json", "--batch-rows", 64, "--resume") == 0
+    same(tmp_path / "state.json", learned(X, 64))
+
+
+# ---- memory ----
+
+# More than the limit in each file, in a process that may have 64 MiB more than it has after its imports.
+LIMITED = """
+    import re, resource, sys
+    from bncpu import cli
+    import pyarrow.csv, pyarrow.parquet, pyarrow.ipc
+    with open("/proc/self/status") as file:
+        now = int(re.search(r"VmData:\\\\s+(\\\\d+)", file.read())[1]) << 10
+    limit = now + (64 << 20)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    *inputs, state, = sys.argv[1:]
+    for path in inputs:
+        assert cli.main(["fit", path, "-o", state, "--batch-rows", "30000"]) == 0
+    assert cli.main(["transform", state, inputs[0], "-o", state + ".parquet"]) == 0
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems do not limit the memory of a process")
+def test_files_ten_times_larger_than_memory_are_learned_and_transformed(tmp_path):
+    n_rows = 10 * (64 << 20) // 64
+    with open(tmp_path / "x.npy", "wb") as file:  # zeros that take no place on the disk
+        head = {"descr": "<f8", "fortran_order": False, "shape": (n_rows, 8)}
+        np.lib.format.write_array_header_1_0(file, head)
+        file.truncate(file.tell() + n_rows * 64)
+    with pyarrow.parquet.ParquetWriter(
+        tmp_path / "x.parquet", pa.schema([(name, "float64") for name in "abcdefgh"])
+    ) as file:
+        part = pa.table({name: np.arange(n_rows // 10) % 7.0 for name in "abcdefgh"})
+        for _ in range(10):
+            file.write_table(part)
+    small_stacks = ["sh", "-c", 'ulimit -s 1024; exec "$@"', "sh"]  # of threads, which count
+    command = [*small_stacks, sys.executable, "-c", textwrap.dedent(LIMITED).replace("\\\\", "\\")]
+    paths = [str(tmp_path / name) for name in ("x.npy", "x.parquet", "state.json")]
+    # What is mapped counts, used or not; pyarrow's own allocator and glibc's arenas keep more of it.
+    env = {**os.environ, "ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "1"}
+    done = subprocess.run([*command, *paths], capture_output=True, text=True, check=False, env=env)
+    assert done.returncode == 0, done.stderr
+    state = BatchNormTransformer.load(tmp_path / "state.json")
+    assert state.n_samples_seen_ == n_rows // 10 * 10
+    assert state.mean_ == pytest.approx(np.full(8, 3), rel=1e-4)
+
+
+# ---- transform ----
+
+
+@pytest.mark.parametrize("into", ENDINGS)
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_every_format_is_transformed_into_every_other(ending, into, X, tmp_path, monkeypatch):
+    monkeypatch.setattr("bncpu._files.TRANSFORM_BYTES", 8 * 3 * 77)
+    path, state, out = write(tmp_path / f"x.{ending}", X), tmp_path / "state.json", tmp_path / f"out.{into}"
+    assert run("fit", path, "-o", state) == run("transform", state, path, "-o", out) == 0
+    bn = BatchNormTransformer.load(state)
+    Y = bn._apply(_validation.Samples(X), bn._applied.forward, None, None)
+    columns = read(out)
+    expected = range(3) if into == "npy" else ["x0", "x1", "x2"] if ending == "npy" else NAMES
+    assert list(columns) == list(expected)
+    np.testing.assert_array_equal(np.stack(list(columns.values()), axis=1), Y)
+
+
+@pytest.mark.parametrize(("dtype", "result"), [("float32", "float32"), ("float64", "float64"), ("int16", "float64")])
+@pytest.mark.parametrize("ending", ["npy", "parquet"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_results_are_double_unless_the_input_is_single(ending, dtype, result, order, X, tmp_path):
+    X = np.array(X, dtype=dtype, order=order)
+    path, state, out = write(tmp_path / f"x.{ending}", X), tmp_path / "state.json", tmp_path / f"out.{ending}"
+    assert run("fit", path, "-o", state) == run("transform", state, path, "-o", out) == 0
+    Y = np.stack(list(read(out).values()), axis=1)
+    assert Y.dtype == result
+    bn = BatchNormTransformer.load(state)
+    np.testing.assert_array_equal(Y, bn._apply(_validation.Samples(X), bn._applied.forward, None, None))
+
+
+@pytest.mark.parametrize("into", ["csv", "parquet", "arrow"])
+@pytest.mark.parametrize("ending", ["csv", "parquet", "ipc"])
+def test_other_columns_are_carried_through_in_their_place(ending, into, X, tmp_path):
+    ids = [f"r{k}" for k in range(1000)]
+    extra = {"id": ids, "label": np.arange(1000), "day": pa.array(np.arange(1000, dtype=np.int32), pa.date32())}
+    path, state, out = (
+        write(tmp_path / f"x.{ending}", X, extra=extra),
+        tmp_path / "state.json",
+        tmp_path / f"out.{into}",
+    )
+    assert run("fit", path, "-o", state, "--columns", '"d,e",a') == run("transform", state, path, "-o", out) == 0
+    before, after = read(path), read(out)
+    assert list(before) == list(after) == ["id", "label", "day", *NAMES]
+    for name in ("id", "label", "day", "b c"):
+        np.testing.assert_array_equal(before[name], after[name])
+        assert before[name].dtype == after[name].dtype
+    bn = BatchNormTransformer().fit(X[:, [2, 0]])
+    np.testing.assert_allclose(np.stack([after["d,e"], after["a"]], axis=1), bn.transform(X[:, [2, 0]]), rtol=1e-9)
+
+
+def test_text_of_a_csv_stays_as_it_is(tmp_path):
+    (tmp_path / "x.csv").write_text('id,x,n,t\n007,1,1e2,NA\n008,,0.10,"two\nlines"\n009,3,,""\n')
+    state, out = tmp_path / "state.json", tmp_path / "out.csv"
+    assert run("fit", tmp_path / "x.csv", "-o", state, "--columns", "x") == 0
+    assert run("transform", state, tmp_path / "x.csv", "-o", out) == 0
+    with open(out, newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["id", "x", "n", "t"]
+    assert [[row[0], *row[2:]] for row in rows[1:]] == [
+        ["007", "1e2", "NA"],
+        ["008", "0.10", "two\nlines"],
+        ["009", "", ""],
+    ]
+    assert [row[1] for row in rows[1:]] == ["-1", "", "1"]
+
+
+def test_a_null_stays_a_null_and_nan_stays_nan(tmp_path):
+    pyarrow.parquet.write_table(pa.table({"x": [1.0, None, float("nan"), 3.0]}), tmp_path / "x.parquet")
+    state, out = tmp_path / "state.json", tmp_path / "out.parquet"
+    assert (
+        run("fit", tmp_path / "x.parquet", "-o", state)
+        == run("transform", state, tmp_path / "x.parquet", "-o", out)
+        == 0
+    )
+    first, null, nan, last = pyarrow.parquet.read_table(out)["x"].to_pylist()
+    assert (first, null, last) == (-1, None, 1) and np.isnan(nan)
+
+
+def test_columns_are_found_by_name_wherever_they_are(X, tmp_path):
+    write(tmp_path / "x.parquet", X)
+    write(tmp_path / "turned.csv", X[:, ::-1], NAMES[::-1])
+    state, out = tmp_path / "state.json", tmp_path / "out.parquet"
+    assert run("fit", tmp_path / "x.parquet", "-o", state) == 0
+    assert run("transform", state, tmp_path / "turned.csv", "-o", out) == 0
+    assert list(read(out)) == NAMES[::-1]
+    np.testing.assert_allclose([read(out)[name].std() for name in NAMES], 1)
+
+
+def test_a_state_made_in_python_transforms_files(X, tmp_path):
+    path, state, out = write(tmp_path / "x.csv", X), tmp_path / "state.json", tmp_path / "out.npy"
+    bn = BatchNormTransformer(gamma=[1, 2, 3], beta=[0, 1, 2]).fit(X)
+    bn.save(state)
+    assert run("transform", state, path, "-o", out) == 0
+    np.testing.assert_array_equal(np.load(out), bn.transform(X))
+
+
+# ---- merge and show ----
+
+
+def test_merged_states_are_those_of_all_rows(X, tmp_path):
+    states = []
+    for k, part in enumerate(np.split(X, [300, 310])):
+        states.append(tmp_path / f"{k}.json")
+        run("fit", write(tmp_path / f"{k}.parquet", part), "-o", states[-1])
+    assert run("merge", *states, "-o", tmp_path / "all.json") == 0
+    merged = BatchNormTransformer.load(tmp_path / "all.json")
+    np.testing.assert_allclose(merged.mean_, X.mean(axis=0), rtol=1e-14)
+    np.testing.assert_allclose(merged.var_, X.var(axis=0), rtol=1e-12)
+    assert merged.n_samples_seen_ == 1000 and list(merged.feature_names_in_) == NAMES
+
+
+def test_show_prints_what_a_state_holds(tmp_path, capsys):
+    (tmp_path / "x.csv").write_text("name,speed\nx,1\ny,\nz,3\n")
+    run("fit", tmp_path / "x.csv", "-o", tmp_path / "state.json", "--halflife", "1e9", "--eps", "0.5")
+    capsys.readouterr()
+    assert run("show", tmp_path / "state.json") == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "halflife statistics of 2 rows in 1 batches; parameters: eps=0.5, halflife=1000000000.0",
+        "",
+        "column     mean      std  count",
+        "speed   2.00000  1.00000      2",
+    ]
+
+
+# ---- what is wrong ----
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a,b\n1,2\n\n3,oops\n", r"line 4: 'oops' in column 'b' is no number"),
+        ("a,b\n1,2\n3,4,5\n", "line 3: Expected 2 columns, got 3: 3,4,5"),
+        ('t,a,b\n"one\ntwo",1,2\nx,3,-inf\n', "line 4: infinity in column 'b'; leave it out or make it missing"),
+        ("a,b\r\n1,inf\r\n\r\ninf,3\r\n", "line 2: infinity in column 'b' and 1 more; leave it out or make it missing"),
+    ],
+)
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("command", ["fit", "transform"])
+def test_a_bad_row_of_a_csv_is_named_by_its_line(command, compressed, text, message, tmp_path, capsys):
+    filler = {2: "1,2\n", 3: "u,1,2\n"}[len(text.split("\n")[0].split(","))]
+    head, rest = text.split("\n", 1)
+    if "oops" in text:  # not in the first block, which decides what a column holds
+        n = 400_000
+        text, message = head + "\n" + filler * n + rest, message.replace("line 4", f"line {n + 4:,}")
+    path, state, out = tmp_path / "x.csv", tmp_path / "state.json", tmp_path / "out.csv"
+    path.write_bytes(text.encode())
+    if compressed:
+        path = tmp_path / "x.csv.gz"
+        path.write_bytes(gzip.compress(text.encode(), 1))
+    BatchNormTransformer().fit(pd.DataFrame({"a": [0.0, 1.0], "b": [0.0, 1.0]})).save(state)
+    before, arguments = state.read_bytes(), {"fit": (path, "-o", state), "transform": (state, path, "-o", out)}
+    assert run(command, *arguments[command]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == f"bncpu: '{path}', {message}"
+    assert state.read_bytes() == before
+    assert sorted(os.listdir(tmp_path)) == sorted({path.name, "x.csv", "state.json"})
+
+
+@pytest.mark.parametrize("ending", ["npy", "parquet", "arrow"])
+def test_a_bad_row_of_a_binary_file_is_named_by_its_number(ending, X, tmp_path, capsys):
+    first = write(tmp_path / f"0.{ending}", X[:321])
+    X[700, 1] = -np.inf
+    second, out = write(tmp_path / f"1.{ending}", X[321:]), tmp_path / "state.json"
+    assert run("fit", first, second, "-o", out, "--batch-rows", 50) == 1
+    column = "x1" if ending == "npy" else "b c"
+    where = f"'{second}', row 379: infinity in column '{column}'"
+    assert capsys.readouterr().err == f"bncpu: {where}; leave it out or make it missing\n"
+    assert not out.exists()
+    run("fit", first, "-o", out)
+    old = write(tmp_path / f"out.{ending}", X[:2]).read_bytes()
+    assert run("transform", out, second, "-o", tmp_path / f"out.{ending}") == 1
+    assert where in capsys.readouterr().err
+    assert (tmp_path / f"out.{ending}").read_bytes() == old
+    assert len(os.listdir(tmp_path)) == 4
+
+
+@pytest.mark.parametrize("weight", [-1.0, np.nan, np.inf])
+def test_a_bad_weight_is_named_by_its_line(weight, X, tmp_path, capsys):
+    weights = np.ones(1000)
+    weights[432] = weight
+    path = write(tmp_path / "x.csv", X, extra={"w": weights})
+    assert run("fit", path, "-o", tmp_path / "s.json", "--weights", "w", "--batch-rows", 100) == 1
+    message = f"'{path}', line 434: the weight is {weight:g}; weights must be finite and not negative"
+    assert capsys.readouterr().err == f"bncpu: {message}\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "more", "message"),
+    [
+        ({"0.csv": "a,b\n1,2\n", "1.csv": "a,c\n1,2\n"}, [], "1.csv' has no column 'b'"),
+        ({"0.csv": "a,b\n1,2\n", "1.csv": "a,b\n1,x\n"}, [], "the column 'b' of '.*1.csv' does not hold numbers"),
+        ({"0.csv": "a\n1\n", "1.csv": "a,b\n1,2\n"}, [], "1.csv' has a column 'b' of numbers, '.*0.csv' has not"),
+        ({"0.csv": "a\n1\n"}, ["--columns", "b"], "0.csv' has no column 'b'"),
+        ({"0.csv": "a\n1\n"}, ["--weights", "b"], "0.csv' has no column 'b'"),
+        ({"0.csv": "a\n1\n"}, ["--weights", "a"], "0.csv' has no column of numbers beside the weights"),
+        ({"0.csv": "a\nx\n"}, [], "0.csv' has no column of numbers"),
+        ({"0.csv": "a\n1\n"}, ["--momentum", "0.9"], "line 2.*: with momentum a batch needs at least two values"),
+        ({"0.csv": "a,w\n1,0\n"}, ["--weights", "w"], "line 2.*at least one non-zero number"),
+        ({}, [], "no table in '.*in'"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_one_line(files, more, message, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    for name, text in files.items():
+        (tmp_path / "in" / name).write_text(text)
+    assert run("fit", tmp_path / "in", "-o", tmp_path / "s.json", *more) == 1
+    assert re.fullmatch(rf"bncpu: .*{message}.*\n", capsys.readouterr().err)
+    assert os.listdir(tmp_path) == ["in"]
+
+
+def test_npys_that_do_not_fit_are_one_line(X, tmp_path, capsys):
+    whole, narrow = write(tmp_path / "0.npy", X), write(tmp_path / "1.npy", X[:, :2])
+    table = write(tmp_path / "2.csv", X, ["x0", "x1", "x2"])
+    cut_off = tmp_path / "3.npy"
+    cut_off.write_bytes(whole.read_bytes()[:-5])
+    out = tmp_path / "s.json"
+    for arguments, message in (
+        ([whole, narrow], "1.npy' has other columns than '.*0.npy': 2 without names, not 3 without names"),
+        ([whole, table], "2.csv' has other columns than '.*0.npy': 3, not 3 without names"),
+        ([whole, "--columns", "x0"], "0.npy' has no column names, for --columns or --weights"),
+        ([cut_off], "3.npy' is not an array of numbers as np.save writes it: 5 bytes are missing at its end"),
+        ([whole, tmp_path / "." / "0.npy"], "0.npy' is named twice"),
+        ([tmp_path / "9*.npy"], r"no file matches '.*9\*.npy'"),
+        ([tmp_path / "9.npy"], "No such file or directory: '.*9.npy'"),
+    ):
+        assert run("fit", *arguments, "-o", out) == 1
+        assert re.fullmatch(rf"bncpu: .*{message}\n", capsys.readouterr().err)
+        assert not out.exists()
+
+
+def test_an_output_that_is_an_input_is_refused(X, tmp_path, capsys):
+    path, state = write(tmp_path / "x.npy", X), tmp_path / "s.json"
+    run("fit", path, "-o", state)
+    for arguments in (["fit", path, "-o", path], ["transform", state, path, "-o", path]):
+        before = path.read_bytes()
+        assert run(*arguments) == 1
+        assert capsys.readouterr().err == f"bncpu: the output '{path}' is an input\n"
+        assert path.read_bytes() == before
+
+
+def test_a_table_that_the_state_does_not_fit_is_one_line(X, tmp_path, capsys):
+    table, array = write(tmp_path / "x.csv", X, extra={"id": range(1000)}), write(tmp_path / "x.npy", X[:, :2])
+    state, out = tmp_path / "s.json", tmp_path / "out.npy"
+    run("fit", table, "-o", state, "--columns", "a,b c")
+    other = write(tmp_path / "other.csv", X, ["a", "b", "c"])
+    (tmp_path / "empty.csv").write_text("a,b c\n")
+    (tmp_path / "three.npy").write_bytes(write(tmp_path / "y.npy", X).read_bytes())
+    for source, message in (
+        (table, "a .npy cannot hold the column 'id' of '.*x.csv' beside the numbers"),
+        (other, "other.csv' has no column 'b c'"),
+        (tmp_path / "three.npy", "three.npy' has 3 columns of numbers, and '.*s.json' 2"),
+        (tmp_path / "empty.csv", "empty.csv' has no rows"),
+    ):
+        assert run("transform", state, source, "-o", out) == 1
+        assert re.fullmatch(rf"bncpu: .*{message}\n", capsys.readouterr().err)
+        assert not out.exists()
+    assert run("transform", state, array, "-o", out) == 0
+
+
+def test_states_that_cannot_be_merged_are_named(X, tmp_path, capsys):
+    path = write(tmp_path / "x.parquet", X)
+    for name, more in (("all", []), ("two", ["--columns", "a,b c"]), ("decayed", ["--halflife", 9])):
+        run("fit", path, "-o", tmp_path / f"{name}.json", *more)
+    whole, out = tmp_path / "all.json", tmp_path / "out.json"
+    for other, message in (
+        (tmp_path / "two.json", "two.json' cannot be merged into '.*all.json': other must have 3 features, got 2"),
+        (tmp_path / "decayed.json", "decayed.json' has halflife statistics; merge needs cumulative ones, .*"),
+        (path, "x.parquet' is not a state file of BatchNormTransformer: it does not begin like one"),
+    ):
+        assert run("merge", whole, other, "-o", out) == 1
+        assert re.fullmatch(rf"bncpu: .*{message}\n", capsys.readouterr().err)
+        assert not out.exists()
+
+
+def test_too_large_a_batch_is_one_line(X, tmp_path, capsys):
+    assert run("fit", write(tmp_path / "x.npy", X), "-o", tmp_path / "s.json", "--batch-rows", 10**15) == 1
+    assert re.fullmatch(r"bncpu: not enough memory .*; a smaller --batch-rows needs less\n", capsys.readouterr().err)
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="this platform has no pseudo-terminals")
+def test_a_terminal_sees_how_far_it_is(X, tmp_path):
+    path, out = write(tmp_path / "x.csv", X), tmp_path / "state.json"
+    main, side = os.openpty()
+    command = [sys.executable, "-m", "bncpu", "fit", str(path), "-o", str(out), "--batch-rows", "99"]
+    env = {**os.environ, "COLUMNS": "200", "TERM": "xterm"}
+    done = subprocess.run(command, stderr=side, stdout=subprocess.PIPE, check=True, env=env)
+    os.close(side)
+    shown = os.read(main, 1 << 16).decode()
+    os.close(main)
+    assert done.stdout == b""
+    assert re.search(r"fit.*100%.* rows/s .* MB/s", shown)
+    assert shown.endswith(f"1,000 rows, 3 columns, 11 batches: {out}\r\n")

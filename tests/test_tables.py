@@ -129,6 +129,14 @@ def test_files_that_are_no_table_are_refused(name, content, message, tmp_path):
         list(_tables.read(path).batches)
 
 
+def test_a_line_of_a_csv_may_be_longer_than_what_is_parsed_at_a_time(tmp_path):
+    names, row = [f"{c:->1000}" for c in range(2000)], ["1"] * 2000
+    (tmp_path / "x.csv").write_text("\n".join(map(",".join, [names, row, row])))
+    table = _tables.read(tmp_path / "x.csv")
+    assert table.columns == names
+    assert [batch.shape for batch in table.batches] == [(2, 2000)]
+
+
 def test_whole_numbers_beyond_float64s_are_rounded(tmp_path):
     pyarrow.parquet.write_table(pa.table({"id": pa.array([2**60 + 1, -(2**63)])}), tmp_path / "x.parquet")
     (batch,) = _tables.read(tmp_path / "x.parquet").batches
