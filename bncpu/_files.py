@@ -437,5 +437,5 @@ def show(state: Path) -> str:
         rows.append((name, f"{mean:#.6g}", f"{std:#.6g}", f"{count:,}"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     table = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
-    head = f"{mode} statistics of {counts.max():,} rows in {bn.n_batches_seen_:,} batches; parameters: {parameters}"
+    head = f"{mode} statistics of {counts.max():,} rows in {bn.n_batches_seen_:,} batch(es); parameters: {parameters}"
     return "\n".join([head, "", *table])

@@ -307,9 +307,9 @@ class Csv(ArrowTable):
         )
 
     def record_batches(self, arrow: Any, skipped: int, names: Sequence[str], carry: str | None) -> Iterator[Any]:
-        types = {}
+        types, wanted = {}, set(names)
         for field in self.schema:
-            if field.name in names:
+            if field.name in wanted:
                 # What looks whole in the first rows may have fractions later.
                 if not arrow.types.is_boolean(field.type):
                     types[field.name] = arrow.float64()

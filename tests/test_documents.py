@@ -6,8 +6,10 @@ import re
 import tomllib
 from pathlib import Path
 
+from sklearn.datasets import load_wine
+
 import bncpu
-from bncpu import bench
+from bncpu import bench, cli
 
 ROOT = Path(__file__).parents[1]
 
@@ -25,6 +27,20 @@ def test_the_readme_prints_what_it_says(tmp_path, monkeypatch):
             exec(body, names)
         printed = out.getvalue()
     assert compared == 4
+
+
+def test_the_readme_shows_what_the_commands_print(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    data, names = load_wine(return_X_y=True, as_frame=True)[0], ["alcohol", "ash", "magnesium"]
+    table = data[names].assign(id=[f"wine {k}" for k in range(178)])
+    table[:100].to_csv("monday.csv", index=False)
+    table[100:].to_csv("tuesday.csv", index=False)
+    block = re.search(r"```console\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)[1]
+    for command, expected in re.findall(r"^\$ bncpu (.*)\n((?:[^$].*\n|\n)*)", block, flags=re.MULTILINE):
+        assert cli.main(command.split()) == 0
+        printed = capsys.readouterr()
+        assert printed.err + printed.out == expected
+    assert Path("tuesday.parquet").exists()
 
 
 def test_the_readme_has_the_two_commands():

@@ -551,7 +551,7 @@ def test_show_prints_what_a_state_holds(tmp_path, capsys):
     capsys.readouterr()
     assert run("show", tmp_path / "state.json") == 0
     assert capsys.readouterr().out.splitlines() == [
-        "halflife statistics of 2 rows in 1 batches; parameters: eps=0.5, halflife=1000000000.0",
+        "halflife statistics of 2 rows in 1 batch(es); parameters: eps=0.5, halflife=1000000000.0",
         "",
         "column     mean      std  count",
         "speed   2.00000  1.00000      2",
