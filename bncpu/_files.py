@@ -257,7 +257,8 @@ def fit(inputs: Sequence[Path], out: Path, plan: Plan, *, resume: bool, tell: Ca
         raise Interrupted(f"interrupted; {kept}") from None
     except (OSError, ValueError) as error:
         if partial.exists():
-            raise type(error)(f"{error} (the checkpoint {str(partial)!r} stays)") from None
+            kind = OSError if isinstance(error, OSError) else ValueError
+            raise kind(f"{error} (the checkpoint {str(partial)!r} stays)") from None
         raise
     partial.unlink(missing_ok=True)
     return f"{rows[bn.n_batches_seen_]:,} rows, {len(names):,} columns, {bn.n_batches_seen_:,} batches: {out}"

@@ -98,7 +98,7 @@ class Table:
             if error.filename is None:  # pyarrow's
                 raise OSError(f"{str(self.path)!r} cannot be read: {error}") from None
             raise
-        except ValueError as error:
+        except (ValueError, NotImplementedError) as error:  # a codec that pyarrow was built without, say
             raise ValueError(self.explained(str(error))) from None
 
     def explained(self, error: str) -> str:

@@ -58,6 +58,7 @@ TEMPLATE, UNIT, ALGEBRA = (f"bncpu/src/{name}.h" for name in ("leaves_template",
 KERNELS, NORMALIZE, MOMENTS = "bncpu/_kernels.pyx", "bncpu/_normalize.py", "bncpu/moments.py"
 BATCHES, FUNCTIONAL, TRANSFORMER = "bncpu/_batches.py", "bncpu/functional.py", "bncpu/transformer.py"
 STATE_FILE, VALIDATION = "bncpu/_state_file.py", "bncpu/_validation.py"
+FILES, TABLES = "bncpu/_files.py", "bncpu/_tables.py"
 
 MUTANTS = [
     # ---- variance, eps, ddof ----
@@ -368,6 +369,25 @@ MUTANTS = [
     ),
     Mutant(
         "ages-not-saved", TRANSFORMER, '"age": _as_json(learned.age)', '"age": _as_json(0 * learned.age)', "state_file"
+    ),
+    # ---- files ----
+    Mutant("checkpoint-forgets-its-rows", FILES, '"rows": rows[bn.n_batches_seen_]', '"rows": 0', "files"),
+    Mutant(
+        "small-rest-is-a-batch",
+        FILES,
+        "fewest=0 if bn.momentum is None else max(2, int(bn.ddof) + 1)",
+        "fewest=0",
+        "files",
+    ),
+    Mutant("resumed-row-group-learned-twice", TABLES, "skipped = min(skip, batch.num_rows)", "skipped = 0", "files"),
+    Mutant("weights-of-the-next-batch-lost", TABLES, "X[n_rows:], w[n_rows:]", "X[n_rows:], 0", "files"),
+    Mutant("batch-overwritten-while-in-use", TABLES, "spaces.reverse()", "pass", "files"),
+    Mutant(
+        "null-becomes-nan",
+        TABLES,
+        "missing = column.is_null().to_numpy() if column.null_count else None",
+        "missing = None",
+        "files",
     ),
     # ---- ReLU and gradients ----
     Mutant(
