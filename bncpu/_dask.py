@@ -33,11 +33,10 @@ def weights(sample_weight: Any, X: Any) -> Any:
         return None
     import dask.array
 
+    if hasattr(X, "chunks") and hasattr(sample_weight, "to_dask_array"):  # a Series
+        sample_weight = sample_weight.to_dask_array()
     sample_weight, known = _validation.lazy_weights(sample_weight, X)
-    if known:
-        return dask.array.asarray(sample_weight).rechunk((X.chunks[0],))
-    is_series = not hasattr(sample_weight, "chunks")
-    return sample_weight.to_dask_array() if is_series and hasattr(X, "chunks") else sample_weight
+    return dask.array.asarray(sample_weight).rechunk((X.chunks[0],)) if known else sample_weight
 
 
 def summary(
@@ -67,10 +66,10 @@ def summary(
 
     if halflife is not None and X.ndim > 2:  # rows in their order, each of them whole
         X = X.rechunk(dict.fromkeys(range(2, X.ndim), -1))
-    sizes, widths = _sizes(X)
+    blocks, weight_keys, inputs = _inputs(X, weights, p.channel_axis)
+    sizes, widths = X.chunks[:2] if hasattr(X, "chunks") else ((math.nan,) * len(blocks), (X.shape[1],))
     rows = [None if math.isnan(row) else int(row) for row in itertools.accumulate(sizes, initial=first_row)]
     columns = list(itertools.accumulate(widths, initial=0))
-    blocks, weight_keys, inputs = _inputs(X, weights, p.channel_axis)
     tasks: dict[Any, Any] = {}
     totals = []
     for j in np.flatnonzero(widths).tolist():
@@ -88,30 +87,26 @@ def summary(
     return total
 
 
-def _sizes(X: Any) -> tuple[tuple[float, ...], tuple[int, ...]]:
-    """Rows and columns of the blocks; NaN for rows that are not known."""
-    return X.chunks[:2] if hasattr(X, "chunks") else ((math.nan,) * X.npartitions, (X.shape[1],))
-
-
 def _inputs(X: Any, weights: Any, channel_axis: int | None) -> tuple[Any, list[Any], list[Any]]:
     """Keys of the blocks by rows, columns and all else, keys of their weights, and what has them in its graph."""
     from dask.core import flatten
 
-    n_rows, n_columns = (len(sizes) for sizes in _sizes(X))
-    weight_keys, inputs = [None] * n_rows, []
-    if hasattr(weights, "chunks"):
-        weight_keys, inputs = weights.__dask_keys__(), [weights]
+    in_array = hasattr(weights, "chunks")
+    weight_keys, inputs = (weights.__dask_keys__(), [weights]) if in_array else (None, [])
     if not hasattr(X, "chunks"):
-        if weights is not None and not inputs:  # a Series: in one frame with X, what they share is computed once
+        if weights is not None and not in_array:  # a Series: in one frame with X, what they share is computed once
             X = X.assign(**{WEIGHTS: weights})
-        partitions = X.to_delayed()
+        # Optimization may join partitions.
+        partitions = X.to_delayed(optimize_graph=not in_array)
+        weight_keys = weight_keys or [None] * len(partitions)
         return [[[partition.key]] for partition in partitions], weight_keys, [partitions[0], *inputs]
     if channel_axis is not None:  # blocks are sent as they are, not as views with other axes
         X = _layout.channels_back(X, channel_axis)
     keys, order = list(flatten(X.__dask_keys__())), np.arange(math.prod(X.numblocks)).reshape(X.numblocks)
     if channel_axis is not None:
         order = _layout.channels_second(order, channel_axis)
-    order = order.reshape(n_rows, n_columns, -1)
+    order = order.reshape(*order.shape[:2], -1)
+    weight_keys = weight_keys or [None] * len(order)
     return [[[keys[n] for n in column] for column in row] for row in order.tolist()], weight_keys, [X, *inputs]
 
 

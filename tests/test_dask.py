@@ -232,8 +232,21 @@ def test_the_dtype_of_a_dataframe_is_known_before_it_is_computed():
 
 def test_weights_may_be_a_column():
     X = dask_frame()
+    expected = BatchNormTransformer().fit(FRAME, sample_weight=FRAME["f"])
+    for weights in (X["f"], X["f"].to_dask_array()):
+        assert_same(BatchNormTransformer().fit(X, sample_weight=weights), expected)
+    t = BatchNormTransformer().fit(X.to_dask_array(), sample_weight=X["f"])
+    np.testing.assert_allclose(t.var_, expected.var_, rtol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:.*The inplace keyword in DataFrame:DeprecationWarning")
+def test_files_of_parquet_are_read_with_their_weights(tmp_path):
+    dask_frame().to_parquet(tmp_path)
+    X = dd.read_parquet(tmp_path)[["a", "b", "f"]]  # which may join files
+    expected = BatchNormTransformer().fit(FRAME[["a", "b", "f"]], sample_weight=FRAME["f"])
     t = BatchNormTransformer().fit(X, sample_weight=X["f"])
-    assert_same(t, BatchNormTransformer().fit(FRAME, sample_weight=FRAME["f"]))
+    assert_same(t, expected)
+    np.testing.assert_array_equal(t.transform(X), t.transform(FRAME[["a", "b", "f"]]))
 
 
 def test_columns_must_be_those_of_fit_and_hold_numbers():
