@@ -5,6 +5,7 @@ from importlib.metadata import version
 from bncpu import _dispatch, gpu  # noqa: F401  (_dispatch first: it says so if there is no compiled kernel)
 from bncpu._versions import show_versions
 from bncpu.buffers import release_buffers, set_buffer_limit
+from bncpu.display import BatchNormDisplay
 from bncpu.folding import fold_conv, fold_linear
 from bncpu.functional import (
     batch_norm,
@@ -16,6 +17,7 @@ from bncpu.functional import (
     merge,
 )
 from bncpu.moments import BackwardSums, Moments, SavedStatistics
+from bncpu.pipelines import simplify
 from bncpu.transformer import BatchNormTransformer
 from bncpu.variants import (
     group_norm,
@@ -36,6 +38,7 @@ __version__ = version("bncpu")
 
 __all__ = [
     "BackwardSums",
+    "BatchNormDisplay",
     "BatchNormTransformer",
     "Moments",
     "SavedStatistics",
@@ -65,4 +68,5 @@ __all__ = [
     "rms_norm_forward",
     "set_buffer_limit",
     "show_versions",
+    "simplify",
 ]

@@ -720,10 +720,10 @@ def _not_all_zero(sample_weight: Any, X: Any) -> NDArray[np.float64]:
     return np.ascontiguousarray(weights)
 
 
-def to_transform(t: Any, X: Any, p: Parameters) -> Samples:
+def to_transform(t: Any, X: Any, p: Parameters, *, only_read: bool = False) -> Samples:
     """X of transform, of the fitted width and names."""
     given = samples(X, p.channel_axis)
-    if _wrapped(t) and (p.channel_axis is not None or isinstance(given.X, DeviceBatch)):
+    if not only_read and _wrapped(t) and (p.channel_axis is not None or isinstance(given.X, DeviceBatch)):
         kind = "with channel_axis the result is an" if p.channel_axis is not None else "the result is a device"
         raise ValueError(f"{kind} array; set_output(transform='default') first")
     if is_lazy(X):
@@ -741,6 +741,13 @@ def to_transform(t: Any, X: Any, p: Parameters) -> Samples:
     X = validate_data(t, given.X, reset=False, **_checks(given.X, p))
     stays_sparse(X, p)
     return given._replace(X=X)
+
+
+def to_report(t: Any, X: Any, p: Parameters) -> Any:
+    """X of report, as that of transform; of Dask, it would be read several times."""
+    if is_lazy(X):
+        raise TypeError("report takes data in memory, got a Dask collection; compute() some of it first")
+    return to_transform(t, X, p, only_read=True).X
 
 
 def to_invert(t: Any, X: Any, p: Parameters) -> Samples:
@@ -846,8 +853,23 @@ def two_values(t: Any, n_values: NDArray[np.float64], single: bool, count: NDArr
         )
 
 
+# The mode of statistics of a layer that does not tell how many samples they are of.
+INFERENCE = "inference"
+
+
+def loaded_mode(saved: str, wanted: str) -> None:
+    """The statistics of a state file are of the kind of its parameters."""
+    if (saved, wanted) != (INFERENCE, "cumulative"):
+        same_mode(saved, wanted)
+
+
 def same_mode(fitted: str, wanted: str) -> None:
     """Running statistics of one kind cannot be continued as another."""
+    if fitted == INFERENCE:
+        raise ValueError(
+            "partial_fit cannot continue the statistics of a layer, which does not tell how many samples they are of; "
+            "give from_torch or from_keras a momentum, or call fit"
+        )
     if fitted != wanted:
         raise ValueError(
             f"partial_fit cannot continue {fitted} statistics in {wanted} mode; "

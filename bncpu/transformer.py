@@ -6,7 +6,7 @@ import functools
 import importlib.metadata
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -16,9 +16,10 @@ from sklearn.utils import gen_batches
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import _num_samples, check_is_fitted
 
-from bncpu import _batches, _dask, _kernels, _state_file, _validation, moments
+from bncpu import _batches, _dask, _kernels, _layers, _report, _state_file, _validation, moments
 from bncpu._compat import UNWATCHED, CallbackSupportMixin, fit_task, is_lazy, is_watched, rows, with_callbacks
 from bncpu._device import as_given
+from bncpu._report import Report
 from bncpu._validation import Parameters, Samples
 from bncpu.moments import Coefficients, Moments
 
@@ -365,7 +366,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         if applied is None or not _kernels.unchanged(state, applied.parameters) or is_watched(self):
             return False
         p, learned, before = applied.parameters, state["_learned"], state["n_samples_seen_"]
-        if p.halflife is not None or "feature_names_in_" in state:
+        if p.halflife is not None or "feature_names_in_" in state or learned.mode == _validation.INFERENCE:
             return False
         update = _kernels.update_small(X, learned.values, p.momentum, p.ddof)
         if update is None:
@@ -629,6 +630,68 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         self._commit(after._fitted_attributes(p))
         return self
 
+    def report(self, X: Any, sample_weight: Any = None) -> Report:
+        """What this transformer makes of X: which features have drifted, what eps takes, how large batches must be.
+
+        Parameters
+        ----------
+        X : array-like or sparse matrix of shape (n_samples, n_features)
+            What :meth:`transform` takes; the data of training, or new data. Nothing is learned from it.
+        sample_weight : array-like of shape (n_samples,), optional
+            Not negative.
+
+        Returns
+        -------
+        Report
+            A table when printed, HTML in a notebook; ``to_frame()`` is a DataFrame. Differences have standard errors
+            from effective sample sizes, ``sum(w)**2 / sum(w**2)`` [1]_; those of the running statistics take weights of
+            samples as equal, and values as independent, which the positions of an image are not.
+
+        Raises
+        ------
+        NotFittedError
+            If nothing has been learned.
+        ValueError
+            If X holds an infinity, or its width or names differ from those of fit.
+
+        References
+        ----------
+        .. [1] Kish (1965), "Survey Sampling", section 8.2.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from bncpu import BatchNormTransformer
+        >>> X = np.random.default_rng(0).standard_normal((1000, 2))
+        >>> report = BatchNormTransformer().fit(X).report(X[:100] + [0, 1])
+        >>> report.columns["remarks"].tolist()
+        ['', 'mean has moved']
+        """
+        check_is_fitted(self)
+        now = self._as_it_is()
+        p, values, _ = now._applied
+        given = _validation.to_report(now, X, p)
+        weights = _validation.sample_weight(sample_weight, given)
+        names = getattr(now, "feature_names_in_", None)
+        found, _ = _batches.moments(given, weights, now.n_threads)
+        _validation.finite_moments(now, given, found, names)
+        squares = found.count if weights is None else _batches.moments(given, weights**2, now.n_threads)[0].count
+        n_given = np.divide(found.count**2, squares, out=np.zeros_like(squares), where=squares > 0)
+        here = _report.Known(np.where(n_given > 0, found.mean, np.nan), moments.variance(found), n_given)
+        seen = np.broadcast_to(np.asarray(now.n_samples_seen_, np.float64), len(found.count))
+        mode, observed = now._learned.mode, now._learned.moments.count
+        unknown = mode == _validation.INFERENCE
+        n = np.full_like(seen, np.inf) if unknown else _report.effective_n(
+            mode, seen, now.n_batches_seen_, p.momentum, p.halflife
+        )  # fmt: skip
+        running = _report.Known(values[0], values[1], n)
+        return _report.made(
+            np.array([f"x{k}" for k in range(len(seen))], dtype=object) if names is None else names, running, here,
+            scale=values[2], eps=p.eps, observed=observed, mode=mode,
+            curve=_report.gaps(given, running) if isinstance(given, np.ndarray) else {},
+            batch_size=None if unknown else float(np.max(seen)) / now.n_batches_seen_,
+        )  # fmt: skip
+
     @classmethod
     def from_statistics(
         cls, mean: ArrayLike, var: ArrayLike, n_samples: float | ArrayLike, **params: Any
@@ -683,6 +746,194 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         made._learned = _Learned.of(p.mode, Moments(weight, mean, zeros, m2), zeros)
         made._commit(made._fitted_attributes(p))
         return made
+
+    @classmethod
+    def from_torch(
+        cls,
+        state_dict: Mapping[str, Any],
+        prefix: str = "",
+        momentum: float | None = None,
+        eps: float = 1e-5,
+        *,
+        channel_axis: int | None = None,
+    ) -> BatchNormTransformer:
+        """The transformer that does what a batch norm layer of PyTorch does in ``eval()``.
+
+        PyTorch need not be installed. ``running_var`` is taken as it stands, as PyTorch's inference does: it was
+        made with the divisor n - 1.
+
+        Parameters
+        ----------
+        state_dict : mapping of str to tensor or array-like
+            Of the layer, or of a module around it. ``weight`` becomes `gamma`, ``bias`` `beta`.
+        prefix : str, default=""
+            What comes before ``running_mean`` in the names, such as ``"features.1."``.
+        momentum : float in [0, 1), optional
+            To go on with :meth:`partial_fit` as the layer would in ``train()``, with ``ddof=1``: 1 minus the momentum
+            of the layer, whose 0.1 is 0.9 here. By default the result is for inference: PyTorch does not tell how
+            many samples it has seen, so nothing can be added to them.
+        eps : float, default=1e-5
+            That of the layer, which is not in its state.
+        channel_axis : int, optional
+            1 for BatchNorm2d and images.
+
+        Returns
+        -------
+        BatchNormTransformer
+            Fitted; `n_samples_seen_` counts from 0, `n_batches_seen_` from ``num_batches_tracked``.
+
+        Raises
+        ------
+        TypeError
+            If `state_dict` is no mapping of names to numbers.
+        ValueError
+            If it holds no running statistics under `prefix`, they do not fit each other, or a number is out of range.
+
+        See Also
+        --------
+        BatchNormTransformer.to_torch : The way back.
+
+        Examples
+        --------
+        >>> from bncpu import BatchNormTransformer
+        >>> state = {"bn.weight": [2.0], "bn.bias": [1.0], "bn.running_mean": [5.0], "bn.running_var": [4.0]}
+        >>> BatchNormTransformer.from_torch(state, prefix="bn.", eps=0).transform([[7.0]])
+        array([[3.]])
+        """
+        layer, n_batches = _layers.from_torch(state_dict, prefix)
+        return cls._from_layer(layer, n_batches, momentum, 1, eps, channel_axis)
+
+    @classmethod
+    def from_keras(
+        cls,
+        weights: Sequence[Any],
+        momentum: float | None = None,
+        eps: float = 1e-3,
+        *,
+        center: bool = True,
+        scale: bool = True,
+        channel_axis: int | None = None,
+    ) -> BatchNormTransformer:
+        """The transformer that does what a BatchNormalization layer of Keras does with ``training=False``.
+
+        Keras need not be installed.
+
+        Parameters
+        ----------
+        weights : sequence of array-like of shape (n_features,)
+            ``layer.get_weights()``: gamma, beta, moving mean, moving variance.
+        momentum : float in [0, 1), optional
+            To go on with :meth:`partial_fit` as the layer would in training, with ``ddof=0``: that of the layer, as it
+            is. By default the result is for inference: the layer does not tell how many samples it has seen.
+        eps : float, default=1e-3
+            ``layer.epsilon``, which is not among its weights.
+        center, scale : bool, default=True
+            Those of the layer: whether it has a beta and a gamma.
+        channel_axis : int, optional
+            -1 for images.
+
+        Returns
+        -------
+        BatchNormTransformer
+            Fitted; `n_samples_seen_` counts from 0, `n_batches_seen_` from 1.
+
+        Raises
+        ------
+        TypeError
+            If the weights are not numbers.
+        ValueError
+            If their number or shapes do not fit, or a number is out of range.
+
+        See Also
+        --------
+        BatchNormTransformer.to_keras : The way back.
+
+        Examples
+        --------
+        >>> from bncpu import BatchNormTransformer
+        >>> BatchNormTransformer.from_keras([[2.0], [1.0], [5.0], [4.0]], eps=0).transform([[7.0]])
+        array([[3.]])
+        """
+        layer = _layers.from_keras(weights, center=center, scale=scale)
+        return cls._from_layer(layer, 0, momentum, 0, eps, channel_axis)
+
+    @classmethod
+    def _from_layer(
+        cls, layer: _layers.Layer, n_batches: int, momentum: float | None, ddof: float, eps: float, axis: int | None
+    ) -> BatchNormTransformer:
+        affine = {"gamma": layer.gamma, "beta": layer.beta, "eps": eps, "channel_axis": axis}
+        kind = {"momentum": momentum, "ddof": ddof} if momentum is not None else {}
+        made = cls.from_statistics(layer.mean, layer.var, 1, **affine, **kind)
+        p = made._applied.parameters
+        _validation.warn_of_pytorchs_momentum(p)
+        if momentum is None:
+            made._learned = made._learned._replace(mode=_validation.INFERENCE)
+        made.n_samples_seen_, made.n_batches_seen_ = 0, max(1, n_batches)
+        made._commit(made._fitted_attributes(p))
+        return made
+
+    def to_torch(self) -> dict[str, NDArray[Any]]:
+        """The state of a layer of PyTorch that does in ``eval()`` what :meth:`transform` does.
+
+        Make the layer with this transformer's `eps`, and with 1 minus its `momentum` if it is to go on learning.
+        ``running_var`` is what PyTorch adds `eps` to: `running_var_`, but for constant features, and all with
+        ``with_std=False``, 1 - `eps`.
+
+        Returns
+        -------
+        dict of str to ndarray
+            ``weight``, ``bias``, ``running_mean`` and ``running_var`` of shape (n_features,), float64, and
+            ``num_batches_tracked``. ``{name: torch.from_numpy(a) for name, a in state.items()}`` is what
+            ``load_state_dict`` takes, which rounds to the type of the layer.
+
+        Raises
+        ------
+        NotFittedError
+            If nothing has been learned.
+
+        Examples
+        --------
+        >>> from bncpu import BatchNormTransformer
+        >>> BatchNormTransformer(eps=1e-5).fit([[0.0], [4.0]]).to_torch()["running_var"]
+        array([4.])
+        """
+        check_is_fitted(self)
+        now = self._as_it_is()
+        return _layers.to_torch(now._as_layer(), now.n_batches_seen_)
+
+    def to_keras(self) -> list[NDArray[Any]]:
+        """The weights of a layer of Keras that does with ``training=False`` what :meth:`transform` does.
+
+        Make the layer with ``epsilon=eps`` of this transformer, and with its `momentum` if it is to go on learning.
+        The moving variance is as :meth:`to_torch` says.
+
+        Returns
+        -------
+        list of ndarray of shape (n_features,), float64
+            For ``layer.set_weights``: gamma, beta, moving mean, moving variance.
+
+        Raises
+        ------
+        NotFittedError
+            If nothing has been learned.
+
+        Examples
+        --------
+        >>> from bncpu import BatchNormTransformer
+        >>> BatchNormTransformer(eps=1e-3).fit([[0.0], [4.0]]).to_keras()
+        [array([1.]), array([0.]), array([2.]), array([4.])]
+        """
+        check_is_fitted(self)
+        return _layers.to_keras(self._as_it_is()._as_layer())
+
+    def _as_layer(self) -> _layers.Layer:
+        """What a layer needs so as to subtract and divide as `transform` does."""
+        p, values, _ = self._applied
+        mean, var, divisor = values[:3].copy()
+        divisor = divisor if p.with_std else np.ones_like(divisor)
+        plain = divisor == np.sqrt(var + p.eps)
+        mean = mean if p.with_mean else np.where(np.isnan(mean), np.nan, 0.0)
+        return _layers.Layer(mean, np.where(plain | np.isnan(var), var, divisor**2 - p.eps), p.gamma, p.beta)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the transformer to a file that :meth:`load` reads: versioned JSON with a checksum.
@@ -788,7 +1039,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         made.n_batches_seen_ = content["n_batches_seen"]
         made._learned = _Learned.of(content["mode"], Moments(**arrays), age)
         p = _validation.parameters(made)
-        _validation.same_mode(made._learned.mode, p.mode)
+        _validation.loaded_mode(made._learned.mode, p.mode)
         made._commit(made._fitted_attributes(p))
         made.set_params(**content["parameters"])
         _validation.parameters(made).for_features(made, made.n_features_in_)

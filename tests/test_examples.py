@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -33,3 +35,48 @@ def test_ranks_of_mpi_end_with_the_same_statistics(tmp_path):
     launcher = shutil.which("mpiexec", path=beside_python)
     lines = printed("merge_mpi.py", tmp_path, launcher, "-n", "2").splitlines()
     assert lines == ["ranks: 2 rows: 10000", "equal to 12 digits: True", "same bits on every rank: True"]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (
+            "deploy_onnx.py",
+            "nodes: ['BatchNormalization', 'TreeEnsembleClassifier']\nsame labels: True\n"
+            "probabilities differ by less than 1e-6: True\n",
+        ),
+        (
+            "deploy_folded.py",
+            "steps: ['batchnormtransformer', 'logisticregression'] -> ['logisticregression']\nsame labels: True\n"
+            "probabilities differ by less than 1e-12: True\n",
+        ),
+        (
+            "deploy_skops.py",
+            "only ours need trust: True\nsame probabilities: True\nand it learns on: True\n",
+        ),
+    ],
+)
+def test_deployed_pipelines_predict_the_same(name, expected, tmp_path):
+    assert printed(name, tmp_path) == expected
+
+
+def test_a_layer_of_a_network_serves_and_learns_in_a_transformer(tmp_path):
+    first, second, third = printed("layer_of_torch.py", tmp_path).splitlines()
+    assert first == "as the layer in eval(): True"
+    # 20 batches leave 0.9**20 = 12 % of what the layer knew.
+    state, x = np.array([7.0, 8.0, 7.0, 3.0]), load_digits().data[:, 20:24]
+    for batch in np.array_split(x, 20):
+        state = 0.9 * state + 0.1 * batch.mean(axis=0)
+    assert second.startswith(f"adapted mean: {state.round(1)} ")
+    assert third.endswith(" 958 batches")
+
+
+def test_drift_is_told_and_drawn(tmp_path):
+    lines = printed("see_drift.py", tmp_path).splitlines()
+    moved = [line.split("  ")[0] for line in lines if "mean has moved" in line]
+    assert moved == ["mean texture"]
+    means = [float(line.split()[-1]) for line in lines[-2:]]
+    # In the end the feature is 2 standard deviations, 8.6, above what it was, 19.4; a halflife of 300 of 1,714 follows.
+    assert means[0] < 22 < 25 < means[1]
+    for name in ("drift.png", "stream.png"):
+        assert (tmp_path / name).stat().st_size > 10_000

@@ -1,0 +1,86 @@
+"""Batch norm layers of PyTorch and Keras as arrays, and back; neither is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float64 = NDArray[np.float64]
+
+
+class Layer(NamedTuple):
+    """What a layer at inference knows of each channel."""
+
+    mean: Float64
+    var: Float64
+    gamma: Float64 | None
+    beta: Float64 | None
+
+
+def from_torch(state_dict: Any, prefix: Any) -> tuple[Layer, int]:
+    """The layer under `prefix` of a module's state, and how many batches it has seen."""
+    if not isinstance(state_dict, Mapping) or not all(isinstance(key, str) for key in state_dict):
+        raise TypeError(f"state_dict must be a mapping of names to tensors, got {type(state_dict).__name__}")
+    if not isinstance(prefix, str):
+        raise TypeError(f"prefix must be a str, got {type(prefix).__name__}")
+    missing = [name for name in ("running_mean", "running_var") if prefix + name not in state_dict]
+    if missing:
+        found = [key.removesuffix("running_mean") for key in state_dict if key.endswith("running_mean")]
+        raise ValueError(f"state_dict has no {prefix + missing[0]!r}; prefix may be one of {found}")
+    values = {name: _array(name, state_dict.get(prefix + name)) for name in ("weight", "bias", *STATISTICS)}
+    layer = _checked(Layer(values["running_mean"], values["running_var"], values["weight"], values["bias"]))
+    batches = _array("num_batches_tracked", state_dict.get(prefix + "num_batches_tracked"))
+    return layer, 0 if batches is None else int(batches)
+
+
+def to_torch(layer: Layer, n_batches: int) -> dict[str, NDArray[Any]]:
+    """The state of a layer."""
+    return {
+        "weight": np.ones_like(layer.mean) if layer.gamma is None else layer.gamma.copy(),
+        "bias": np.zeros_like(layer.mean) if layer.beta is None else layer.beta.copy(),
+        "running_mean": layer.mean,
+        "running_var": layer.var,
+        "num_batches_tracked": np.array(n_batches),
+    }
+
+
+STATISTICS = ("running_mean", "running_var")
+
+
+def from_keras(weights: Any, *, center: bool, scale: bool) -> Layer:
+    """The layer that `get_weights` tells of."""
+    names = [*["gamma"] * scale, *["beta"] * center, "moving_mean", "moving_variance"]
+    if isinstance(weights, str) or not isinstance(weights, Sequence) or len(weights) != len(names):
+        got = f"{len(weights)} of them" if isinstance(weights, Sequence) else type(weights).__name__
+        raise ValueError(f"weights must be those of a layer, {', '.join(names)}; got {got}. See center and scale")
+    values = {name: _array(name, a) for name, a in zip(names, weights, strict=True)}
+    mean, var = values["moving_mean"], values["moving_variance"]
+    return _checked(Layer(mean, var, values.get("gamma"), values.get("beta")))
+
+
+def to_keras(layer: Layer) -> list[NDArray[Any]]:
+    """What `set_weights` takes."""
+    state = to_torch(layer, 0)
+    return [state[name] for name in ("weight", "bias", *STATISTICS)]
+
+
+def _array(name: str, a: Any) -> Any:
+    """An array of the host in float64; a tensor of PyTorch may be on a device, and of a type that NumPy lacks."""
+    if a is None:
+        return None
+    try:
+        a = a.detach().cpu().double().numpy() if hasattr(a, "detach") else a
+        return np.array(a, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must hold real numbers, got {type(a).__name__}: {error}") from None
+
+
+def _checked(layer: Layer) -> Layer:
+    shape = np.shape(layer.mean)
+    for name, a in layer._asdict().items():
+        if a is not None and (a.shape != shape or a.ndim != 1 or not a.size):
+            raise ValueError(f"{name} must have shape (n_features,), as the mean has; got {a.shape} and {shape}")
+    return layer

@@ -1,0 +1,258 @@
+"""What a fitted transformer makes of some data, feature by feature, and what to do about it."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float64 = NDArray[np.float64]
+
+# Below this part of its mean, a standard deviation has under 4 decimal digits left in float32.
+NEAR_CONSTANT = 1e-4 * 2.0**-10
+SHRUNK = 0.01
+DRIFTED = 4.0  # standard errors
+CURVE_ROWS = 4096
+BATCH_SIZES = (2, 4, 8, 16, 32, 64, 128, 256)
+LEAST_BATCHES = 8
+SMALL_GAP = 0.1
+SHOWN = 30
+
+
+class Known(NamedTuple):
+    """Statistics of each feature, and of how many values, effectively."""
+
+    mean: Float64
+    var: Float64
+    n: Float64
+
+
+class Report:
+    """The result of :meth:`BatchNormTransformer.report`.
+
+    Printed, it is a table for the terminal; in a notebook it is one in HTML.
+
+    Attributes
+    ----------
+    columns : dict of str to ndarray of shape (n_features,)
+        ``feature``, ``remarks``, and per feature: ``running_mean``, ``running_std``; ``mean`` and ``std`` of the data;
+        ``effective_n`` and ``running_effective_n``; ``shift``, the difference of the means in running standard
+        deviations, ``shift_error``, its standard error; ``variance_ratio`` and ``variance_ratio_error``; ``shrinkage``,
+        the part of the scale that eps takes; ``gap``.
+    gap_by_batch_size : dict of int to float
+        The root mean square difference, over the features, between data normalized by its own batch of so many
+        samples, as in training, and by the running statistics, as at inference.
+    notes : list of str
+        What the table does not say.
+    """
+
+    def __init__(self, columns: dict[str, NDArray[Any]], gap_by_batch_size: dict[int, float], notes: list[str]) -> None:
+        self.columns = columns
+        self.gap_by_batch_size = gap_by_batch_size
+        self.notes = notes
+
+    def to_frame(self) -> Any:
+        """The columns as a DataFrame with a row for each feature.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Indexed by feature.
+
+        Raises
+        ------
+        ImportError
+            If pandas is not installed.
+
+        Examples
+        --------
+        >>> from bncpu import BatchNormTransformer
+        >>> BatchNormTransformer().fit([[0.0], [4.0]]).report([[1.0], [5.0]]).to_frame()["shift"].tolist()
+        [0.5]
+        """
+        try:
+            import pandas
+        except ImportError:
+            raise ImportError("a report as a DataFrame needs pandas: pip install pandas") from None
+        return pandas.DataFrame(self.columns).set_index("feature")
+
+    def _table(self) -> tuple[list[str], list[list[str]]]:
+        """Head and cells; the features with most to say first, if there are many."""
+        c = self.columns
+        heads = ["feature", "mean", "std", "shift", "variance ratio", "gap", "effective n", "remarks"]
+        order: Sequence[int] = range(len(c["feature"]))
+        if len(order) > SHOWN:
+            order = np.argsort(-np.nan_to_num(c["gap"], nan=np.inf), kind="stable")[:SHOWN].tolist()
+        cells = [
+            [
+                str(c["feature"][k]),
+                f"{c['running_mean'][k]:.4g}",
+                f"{c['running_std'][k]:.4g}",
+                _uncertain(c["shift"][k], c["shift_error"][k], "+"),
+                _uncertain(c["variance_ratio"][k], c["variance_ratio_error"][k]),
+                "" if np.isnan(c["gap"][k]) else f"{c['gap'][k]:.2f}",
+                f"{c['effective_n'][k]:.4g}",
+                str(c["remarks"][k]),
+            ]
+            for k in order
+        ]
+        return heads, cells
+
+    def _below(self) -> list[str]:
+        hidden = len(self.columns["feature"]) - SHOWN
+        more = [f"{hidden} more features, with smaller gaps: to_frame() has all"] if hidden > 0 else []
+        curve = ", ".join(f"{size}: {gap:.2f}" for size, gap in self.gap_by_batch_size.items())
+        return [*more, *([f"gap by batch size, root mean square: {curve}"] if curve else []), *self.notes]
+
+    def __str__(self) -> str:
+        heads, cells = self._table()
+        widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
+        left = (0, len(heads) - 1)
+        lines = [
+            "  ".join(
+                cell.ljust(width) if k in left else cell.rjust(width)
+                for k, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in (heads, *cells)
+        ]
+        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], "", *self._below()])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        heads, cells = self._table()
+        rows = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in cells)
+        head = "".join(f"<th>{name}</th>" for name in heads)
+        notes = "".join(f"<li>{html.escape(note)}</li>" for note in self._below())
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table><ul>{notes}</ul>"
+
+
+def _uncertain(value: float, error: float, sign: str = "") -> str:
+    return "" if np.isnan(value) else f"{value:{sign}.2f} ± {error:.2f}"
+
+
+def effective_n(mode: str, count: Float64, n_batches: int, momentum: float | None, halflife: float | None) -> Float64:
+    """How many values of equal weight would leave a running mean as uncertain: ``sum(w)**2 / sum(w**2)``.
+
+    Parameters
+    ----------
+    mode : str
+    count : ndarray of shape (n_features,)
+        Values seen. Weights of samples are taken to be equal.
+    n_batches : int
+    momentum, halflife : float or None
+    """
+    if momentum is not None and mode == "momentum":
+        decay, n_steps, per_step = momentum, np.full_like(count, n_batches), count / max(1, n_batches)
+    elif halflife is not None and mode == "halflife":
+        decay, n_steps, per_step = 0.5 ** (1 / halflife), count, np.ones_like(count)
+    else:
+        return count
+    if decay == 0:
+        return per_step
+    # A geometric series over that of the squares.
+    left = decay**n_steps
+    return per_step * (1 + decay) / (1 - decay) * (1 - left) / (1 + left)
+
+
+def made(
+    names: NDArray[Any], running: Known, given: Known, *,
+    scale: Float64, eps: float, observed: Float64, curve: dict[int, float], batch_size: float | None, mode: str,
+) -> Report:  # fmt: skip
+    """The report from statistics of both sides.
+
+    Parameters
+    ----------
+    names : ndarray of shape (n_features,)
+    running, given : Known
+        Of the transformer, and of the data.
+    scale : ndarray of shape (n_features,)
+        What the transformer divides by.
+    eps : float
+    observed : ndarray of shape (n_features,)
+        Values behind the running statistics.
+    curve : dict of int to float
+        Of `gaps`.
+    batch_size : float or None
+        Values of a feature in a batch, so far.
+    mode : str
+    """
+    with np.errstate(all="ignore"):
+        std, given_std = np.sqrt(running.var), np.sqrt(given.var)
+        shift = (given.mean - running.mean) / std
+        ratio = given.var / running.var
+        shift_error = np.sqrt(ratio / given.n + 1 / running.n)
+        ratio_error = ratio * np.sqrt(2 / given.n + 2 / running.n)  # of normal data
+        shrinkage = 1 - std / np.sqrt(running.var + eps)
+        constant = (running.var == 0) | ((eps == 0) & (scale == 1) & (std != 1))
+        nearly = ~constant & (std < NEAR_CONSTANT * np.abs(running.mean))
+        gap = np.hypot(np.sqrt(ratio) - 1, shift)
+        drifted = ~constant & (np.abs(shift) > DRIFTED * shift_error)
+        spread = ~constant & (np.abs(ratio - 1) > DRIFTED * ratio_error)
+        shrunk = ~constant & (shrinkage > SHRUNK)
+    for a in (shift, shift_error, ratio, ratio_error, gap, shrinkage):
+        a[constant] = np.nan
+    remarks = [
+        ("never observed", observed == 0),
+        ("missing in this data", given.n == 0),
+        ("constant", constant & (observed > 0)),
+        ("nearly constant", nearly),
+        ("mean has moved", drifted),
+        ("spread has changed", spread),
+    ]
+    said = [[text for text, where in remarks if where[k]] for k in range(len(names))]
+    for k in np.flatnonzero(shrunk):
+        said[k].append(f"eps shrinks it by {shrinkage[k]:.0%}")
+    columns = {
+        "feature": names, "running_mean": running.mean, "running_std": std, "mean": given.mean, "std": given_std,
+        "effective_n": given.n, "running_effective_n": running.n, "shift": shift, "shift_error": shift_error,
+        "variance_ratio": ratio, "variance_ratio_error": ratio_error, "shrinkage": shrinkage, "gap": gap,
+        "remarks": np.array([", ".join(texts) for texts in said], dtype=object),
+    }  # fmt: skip
+    notes = [
+        "shift: in running standard deviations; gap: root mean square difference between this data normalized by its "
+        "own statistics and by the running ones",
+        f"moved, changed: by more than {DRIFTED:g} standard errors, which take the values as normal and independent",
+    ]
+    enough = next((size for size, gap in curve.items() if gap < SMALL_GAP), None)
+    if curve:
+        sizes = f"batches of {enough} samples and more" if enough else f"no batches of up to {max(curve)} samples"
+        notes.append(f"{sizes} of this data come within {SMALL_GAP:g} of the running statistics")
+    if batch_size is not None and math.isfinite(batch_size) and batch_size > 0:
+        text = f"learned from batches of {batch_size:.4g} values of a feature on average"
+        if mode == "momentum":
+            text += f": the running variance leaves out what differs between them, about 1 part in {batch_size:.4g}"
+        notes.append(text)
+    return Report(columns, curve, notes)
+
+
+def gaps(X: NDArray[Any], running: Known) -> dict[int, float]:
+    """The gap by batch size, of rows drawn without replacement.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_samples, n_features, ...)
+        NaN where missing.
+    running : Known
+    """
+    drawn = np.sort(np.random.default_rng(0).permutation(len(X))[:CURVE_ROWS])
+    useful = running.var > 0
+    rows = X[drawn][:, useful].astype(np.float64).reshape(len(drawn), np.count_nonzero(useful), -1)
+    np.random.default_rng(1).shuffle(rows)
+    found: dict[int, float] = {}
+    for size in BATCH_SIZES:
+        n_batches = len(rows) // size
+        if n_batches < LEAST_BATCHES or not rows.size:
+            break
+        batches = rows[: n_batches * size].reshape(n_batches, size, *rows.shape[1:])
+        with np.errstate(all="ignore"):
+            shift = (batches.mean(axis=(1, 3)) - running.mean[useful]) / np.sqrt(running.var[useful])
+            spread = np.sqrt(batches.var(axis=(1, 3)) / running.var[useful]) - 1
+        squares = shift**2 + spread**2  # NaN where a value of the batch is missing
+        if np.any(np.isfinite(squares)):
+            found[size] = float(np.sqrt(np.mean(squares[np.isfinite(squares)])))
+    return found

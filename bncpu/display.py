@@ -1,0 +1,255 @@
+"""Pictures of running statistics, after scikit-learn's conventions for displays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import clone
+from sklearn.utils.validation import check_is_fitted
+
+from bncpu.transformer import BatchNormTransformer
+
+BATCH, RUNNING = "#0072b2", "#d55e00"  # colour-blind safe
+STREAM_FEATURES = 4
+ESTIMATOR_FEATURES = 20
+
+Float64 = NDArray[np.float64]
+
+
+class BatchNormDisplay:
+    """Running statistics beside those of batches.
+
+    Made by :meth:`from_stream`, which shows running statistics settle or forget, batch by batch, or by
+    :meth:`from_estimator`, which shows how far new data has drifted from what was learned.
+
+    Parameters
+    ----------
+    n_seen : ndarray of shape (n_batches,), or None
+        Samples seen after each batch of a stream; None for an estimator.
+    batch_mean, batch_std : ndarray of shape (n_batches, n_features)
+        Of each batch alone; of all data, as one batch, for an estimator.
+    running_mean, running_std : ndarray of shape (n_batches, n_features)
+        Of the transformer after each batch; as they are, in one row, for an estimator.
+    feature_names : iterable of str
+        Of all features.
+    errors : tuple of two ndarrays of shape (n_features,), optional
+        Standard errors of the differences of means, in running standard deviations, and of the ratios of standard
+        deviations.
+
+    Attributes
+    ----------
+    figure_ : matplotlib Figure
+        Holds the axes, after :meth:`plot`.
+    axes_ : ndarray of matplotlib Axes
+        Of shape (2, n_shown) for a stream, a feature in each column; of shape (2,) for an estimator.
+
+    See Also
+    --------
+    BatchNormTransformer.report : The same, and more, in numbers.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bncpu import BatchNormDisplay, BatchNormTransformer
+    >>> batches = np.random.default_rng(0).standard_normal((50, 32, 2))
+    >>> display = BatchNormDisplay.from_stream(BatchNormTransformer(), batches)  # doctest: +SKIP
+    >>> display.figure_.savefig("stream.png")  # doctest: +SKIP
+    """
+
+    def __init__(
+        self, *, n_seen: NDArray[np.int64] | None, batch_mean: Float64, batch_std: Float64, running_mean: Float64,
+        running_std: Float64, feature_names: Iterable[str], errors: tuple[Float64, Float64] | None = None,
+    ) -> None:  # fmt: skip
+        self.n_seen = n_seen
+        self.batch_mean, self.batch_std = batch_mean, batch_std
+        self.running_mean, self.running_std = running_mean, running_std
+        self.feature_names = list(feature_names)
+        self.errors = errors
+
+    @classmethod
+    def from_stream(
+        cls, estimator: BatchNormTransformer, batches: Iterable[Any], *,
+        features: Sequence[int] | None = None, figure: Any = None,
+    ) -> BatchNormDisplay:  # fmt: skip
+        """Stream batches through a copy of a transformer, and draw every step.
+
+        Parameters
+        ----------
+        estimator : BatchNormTransformer
+            Its parameters are used, not what it has learned. Not modified.
+        batches : iterable of array-like of shape (n_samples, n_features)
+            What ``partial_fit`` takes.
+        features : sequence of int, optional
+            Which to draw; by default the first 4.
+        figure : matplotlib Figure or SubFigure, optional
+            Where to draw; by default a new one of pyplot.
+
+        Returns
+        -------
+        BatchNormDisplay
+            Drawn.
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is not installed.
+        ValueError
+            If there is no batch, or one is refused.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from bncpu import BatchNormDisplay, BatchNormTransformer
+        >>> batches = np.random.default_rng(0).standard_normal((50, 32, 2))
+        >>> display = BatchNormDisplay.from_stream(BatchNormTransformer(halflife=200), batches)  # doctest: +SKIP
+        """
+        _pyplot()
+        running, rows, seen = clone(estimator), [], 0
+        for batch in batches:
+            alone = clone(estimator).set_params(momentum=None, halflife=None, batch_size=None).fit(batch)
+            running.partial_fit(batch)
+            seen += len(batch)
+            spreads = (np.sqrt(t.running_var_) for t in (alone, running))
+            rows.append((seen, alone.running_mean_, running.running_mean_, *spreads))
+        if not rows:
+            raise ValueError("batches must hold at least one batch, got none")
+        n_seen, batch_mean, running_mean, batch_std, running_std = map(np.array, zip(*rows, strict=True))
+        display = cls(
+            n_seen=n_seen, batch_mean=batch_mean, batch_std=batch_std, running_mean=running_mean,
+            running_std=running_std, feature_names=running.get_feature_names_out(),
+        )  # fmt: skip
+        return display.plot(features=features, figure=figure)
+
+    @classmethod
+    def from_estimator(
+        cls, estimator: BatchNormTransformer, X: Any, *, features: Sequence[int] | None = None, figure: Any = None
+    ) -> BatchNormDisplay:
+        """Draw how far the means and the spreads of new data lie from the running statistics.
+
+        Parameters
+        ----------
+        estimator : BatchNormTransformer
+            Fitted. Not modified.
+        X : array-like of shape (n_samples, n_features)
+            What ``transform`` takes.
+        features : sequence of int, optional
+            Which to draw; by default the 20 whose mean and spread differ most.
+        figure : matplotlib Figure or SubFigure, optional
+            Where to draw; by default a new one of pyplot.
+
+        Returns
+        -------
+        BatchNormDisplay
+            Drawn.
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is not installed.
+        NotFittedError
+            If the transformer has learned nothing.
+
+        Examples
+        --------
+        >>> from bncpu import BatchNormDisplay, BatchNormTransformer
+        >>> from sklearn.datasets import load_wine
+        >>> X = load_wine().data
+        >>> display = BatchNormDisplay.from_estimator(BatchNormTransformer().fit(X[:60]), X[60:])  # doctest: +SKIP
+        """
+        _pyplot()
+        check_is_fitted(estimator)
+        c = estimator.report(X).columns
+        display = cls(
+            n_seen=None, batch_mean=c["mean"][None], batch_std=c["std"][None], running_mean=c["running_mean"][None],
+            running_std=c["running_std"][None], feature_names=c["feature"],
+            errors=(c["shift_error"], c["variance_ratio_error"] / (2 * np.sqrt(c["variance_ratio"]))),
+        )  # fmt: skip
+        return display.plot(features=features, figure=figure)
+
+    def plot(self, *, features: Sequence[int] | None = None, figure: Any = None) -> BatchNormDisplay:
+        """Draw what was collected.
+
+        Parameters
+        ----------
+        features : sequence of int, optional
+            Which to draw.
+        figure : matplotlib Figure or SubFigure, optional
+            Where to draw; by default a new one of pyplot.
+
+        Returns
+        -------
+        BatchNormDisplay
+            Itself.
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is not installed.
+
+        Examples
+        --------
+        >>> display.plot(features=[0, 3])  # doctest: +SKIP
+        """
+        if self.n_seen is None:
+            self._plot_drift(features, figure)
+        else:
+            self._plot_stream(features, figure)
+        return self
+
+    def _plot_stream(self, features: Sequence[int] | None, figure: Any) -> None:
+        shown = list(range(min(STREAM_FEATURES, len(self.feature_names)))) if features is None else list(features)
+        self.figure_ = figure or _pyplot().figure(figsize=(2 + 2.8 * len(shown), 5), layout="constrained")
+        self.axes_ = self.figure_.subplots(2, len(shown), sharex=True, squeeze=False)
+        lines = (("mean", self.batch_mean, self.running_mean), ("standard deviation", self.batch_std, self.running_std))
+        for (what, batch, running), row in zip(lines, self.axes_, strict=True):
+            for k, ax in zip(shown, row, strict=True):
+                ax.plot(self.n_seen, batch[:, k], ".", color=BATCH, alpha=0.5, label="each batch")
+                ax.plot(self.n_seen, running[:, k], "-", color=RUNNING, linewidth=2, label="running")
+            row[0].set_ylabel(f"{what}\n(unit of the feature)")
+        for k, top, bottom in zip(shown, *self.axes_, strict=True):
+            top.set_title(self.feature_names[k])
+            bottom.set_xlabel("samples seen")
+        self._legend(self.axes_[0, 0])
+
+    def _plot_drift(self, features: Sequence[int] | None, figure: Any) -> None:
+        with np.errstate(all="ignore"):
+            shift = (self.batch_mean[0] - self.running_mean[0]) / self.running_std[0]
+            ratio = self.batch_std[0] / self.running_std[0]
+        if features is None:
+            far = np.nan_to_num(np.hypot(shift, ratio - 1), nan=-1.0)
+            features = np.sort(np.argsort(-far, kind="stable")[:ESTIMATOR_FEATURES]).tolist()
+        shown = list(features)
+        places, names = np.arange(len(shown)), [self.feature_names[k] for k in shown]
+        self.figure_ = figure or _pyplot().figure(figsize=(8, 1.5 + 0.26 * len(shown)), layout="constrained")
+        self.axes_ = self.figure_.subplots(1, 2, sharey=True)
+        errors = self.errors or (None, None)
+        panels = (
+            (shift, 0.0, errors[0], "mean: distance from the running mean\n(running standard deviations)"),
+            (ratio, 1.0, errors[1], "standard deviation\n(multiples of the running one)"),
+        )
+        for ax, (values, expected, error, label) in zip(self.axes_, panels, strict=True):
+            ax.axvline(expected, color=RUNNING, linewidth=2, label="running")
+            bars = None if error is None else 2 * error[shown]
+            ax.errorbar(
+                values[shown], places, xerr=bars, fmt="o", color=BATCH, capsize=2, label="new data, ± 2 standard errors"
+            )
+            ax.set_xlabel(label)
+            ax.grid(axis="y", alpha=0.3)
+        self.axes_[0].set_yticks(places, names)
+        self.axes_[0].invert_yaxis()
+        self._legend(self.axes_[0])
+
+    def _legend(self, ax: Any) -> None:
+        handles, labels = ax.get_legend_handles_labels()
+        self.figure_.legend(handles, labels, loc="outside upper center", ncols=2)
+
+
+def _pyplot() -> Any:
+    try:
+        from matplotlib import pyplot
+    except ImportError:
+        raise ImportError("BatchNormDisplay needs matplotlib: pip install 'bncpu[plot]'") from None
+    return pyplot

@@ -1,0 +1,90 @@
+"""ONNX: a pipeline with a fitted BatchNormTransformer becomes a graph with one BatchNormalization node in its place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from bncpu.transformer import BatchNormTransformer
+
+try:
+    import onnx
+    from skl2onnx import update_registered_converter
+    from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, guess_proto_type
+    from skl2onnx.common.utils import check_input_and_output_numbers
+except ImportError as error:
+    raise ImportError(f"converting to ONNX needs {error.name}: pip install 'bncpu[onnx]'") from error
+
+__all__ = ["register"]
+
+
+def register() -> None:
+    """Teach skl2onnx to convert :class:`~bncpu.BatchNormTransformer`, alone or in a pipeline.
+
+    The transformer becomes one ``BatchNormalization`` node [1]_ for inference, in float32, or in float64 where the
+    graph's input is. NaN stays NaN; infinities, which `transform` refuses, give infinities or NaN. eps is folded into
+    the variance. The node computes ``x * a + b`` in the type of the graph, as runtimes write it: where a mean lies
+    1,000 standard deviations from 0, float32 keeps 4 digits, and a float64 input is the way. A value that lies on the
+    threshold of a tree after it, exactly, may fall to the other side.
+
+    Raises
+    ------
+    ImportError
+        If skl2onnx or onnx is not installed; from the import of this module.
+
+    References
+    ----------
+    .. [1] ONNX operators, BatchNormalization, version 15.
+
+    Examples
+    --------
+    >>> import bncpu.onnx, onnxruntime, skl2onnx  # doctest: +SKIP
+    >>> bncpu.onnx.register()  # doctest: +SKIP
+    >>> onnx_model = skl2onnx.to_onnx(pipeline, X[:1].astype("float32"))  # doctest: +SKIP
+    >>> session = onnxruntime.InferenceSession(onnx_model.SerializeToString())  # doctest: +SKIP
+    >>> session.run(None, {"X": X.astype("float32")})  # doctest: +SKIP
+    """
+    update_registered_converter(BatchNormTransformer, "BncpuBatchNormTransformer", _shape, _convert)
+
+
+def _shape(operator: Any) -> None:
+    check_input_and_output_numbers(operator, input_count_range=1, output_count_range=1)
+    given = operator.inputs[0].type
+    kind = DoubleTensorType if isinstance(given, DoubleTensorType) else FloatTensorType
+    operator.outputs[0].type = kind(given.shape)
+
+
+def _convert(scope: Any, operator: Any, container: Any) -> None:
+    fitted = operator.raw_operator
+    parameters = fitted._applied.parameters
+    n_features, axis = fitted.n_features_in_, parameters.channel_axis
+    if axis not in (None, 1):
+        raise ValueError(f"ONNX has channels on axis 1; channel_axis must be None or 1, got {axis}")
+    kind = guess_proto_type(operator.outputs[0].type)
+    name = operator.inputs[0].full_name
+    if guess_proto_type(operator.inputs[0].type) != kind:
+        given, name = name, scope.get_unique_variable_name("cast")
+        container.add_node("Cast", given, name, to=kind, name=scope.get_unique_operator_name("Cast"))
+    zeros, ones = np.zeros(n_features), np.ones(n_features)
+    statistics = {
+        "scale": ones if parameters.gamma is None else parameters.gamma,
+        "B": zeros if parameters.beta is None else parameters.beta,
+        "mean": fitted.running_mean_ if parameters.with_mean else zeros,
+        # What it divides by is exactly the transformer's divisor, that of a constant feature included.
+        "var": ones if fitted.scale_ is None else fitted.scale_**2,
+    }
+    # A feature never observed is NaN.
+    statistics["mean"] = np.where(np.isnan(fitted.running_mean_), np.nan, statistics["mean"])
+    names = [name]
+    for parameter, values in statistics.items():
+        names.append(scope.get_unique_variable_name(parameter))
+        container.add_initializer(names[-1], kind, [n_features], values.tolist())
+    container.add_node(
+        "BatchNormalization",
+        names,
+        operator.outputs[0].full_name,
+        name=scope.get_unique_operator_name("BatchNormalization"),
+        epsilon=0.0,
+        op_version=min(15, onnx.defs.onnx_opset_version(), container.target_opset),
+    )

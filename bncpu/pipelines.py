@@ -1,0 +1,106 @@
+"""A fitted transformer folded into the linear model behind it: one step less, the same predictions."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn import linear_model as lm
+from sklearn import svm
+from sklearn.pipeline import Pipeline
+from sklearn.utils.validation import check_is_fitted
+
+from bncpu.transformer import BatchNormTransformer
+
+# Models whose every prediction is a function of X @ coef_.T + intercept_, and who know nothing else of X.
+LINEAR = (
+    lm.ElasticNet, lm.ElasticNetCV, lm.GammaRegressor, lm.HuberRegressor, lm.Lars, lm.LarsCV, lm.Lasso, lm.LassoCV,
+    lm.LassoLars, lm.LassoLarsCV, lm.LassoLarsIC, lm.LinearRegression, lm.LogisticRegression,
+    lm.LogisticRegressionCV, lm.MultiTaskElasticNet, lm.MultiTaskLasso, lm.OrthogonalMatchingPursuit, lm.Perceptron,
+    lm.PoissonRegressor, lm.QuantileRegressor, lm.Ridge, lm.RidgeClassifier, lm.RidgeClassifierCV, lm.RidgeCV,
+    lm.SGDClassifier, lm.SGDRegressor, lm.TheilSenRegressor, lm.TweedieRegressor, svm.LinearSVC, svm.LinearSVR,
+)  # fmt: skip
+
+
+def simplify(pipeline: Pipeline) -> Pipeline:
+    """Fold the fitted BatchNormTransformer before the last step of a pipeline into that step, if it is linear.
+
+    The transformer computes ``(x - mean) * scale + shift``, so ``coef_ * scale`` and
+    ``intercept_ + coef_ @ (shift - mean * scale)`` do both steps at once: the same predictions but for rounding. For
+    deployment: fit what this returns again, and it learns without normalization.
+
+    Parameters
+    ----------
+    pipeline : Pipeline
+        Fitted. Not modified.
+
+    Returns
+    -------
+    Pipeline
+        A copy without the transformer, whose last step is a copy of the model with other `coef_` and `intercept_`. If
+        there is nothing to fold, the pipeline itself: another last step than scikit-learn's linear models, another
+        class derived from one, sparse coefficients, or another step before it, images, or a feature never observed.
+
+    Raises
+    ------
+    TypeError
+        If it is no pipeline.
+    NotFittedError
+        If it is not fitted.
+
+    Notes
+    -----
+    Linear models refuse NaN and infinities themselves. The new coefficients are float64, and so are predictions from
+    float32 data, which the pipeline may have computed in float32.
+
+    References
+    ----------
+    .. [1] Ioffe & Szegedy (2015), "Batch Normalization: Accelerating Deep Network Training by Reducing
+       Internal Covariate Shift", algorithm 2: the linear function that is folded.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn.datasets import load_wine
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from sklearn.pipeline import make_pipeline
+    >>> from bncpu import BatchNormTransformer, simplify
+    >>> X, y = load_wine(return_X_y=True)
+    >>> pipeline = make_pipeline(BatchNormTransformer(), LogisticRegression()).fit(X, y)
+    >>> deployed = simplify(pipeline)
+    >>> [name for name, _ in deployed.steps]
+    ['logisticregression']
+    >>> bool(np.abs(deployed.predict_proba(X) - pipeline.predict_proba(X)).max() < 1e-12)
+    True
+    """
+    if not isinstance(pipeline, Pipeline):
+        raise TypeError(f"pipeline must be a scikit-learn Pipeline, got {type(pipeline).__name__}")
+    check_is_fitted(pipeline)
+    if len(pipeline.steps) < 2:
+        return pipeline
+    (_, normalizer), (name, model) = pipeline.steps[-2:]
+    if type(normalizer) is not BatchNormTransformer or type(model) not in LINEAR:
+        return pipeline
+    check_is_fitted(normalizer)
+    check_is_fitted(model)
+    forward = normalizer._applied.forward
+    known = all(np.all(np.isfinite(a)) for a in forward)
+    if normalizer.channel_axis is not None or not isinstance(model.coef_, np.ndarray) or not known:
+        return pipeline
+    simple = copy.copy(pipeline)
+    simple.steps = [*pipeline.steps[:-2], (name, _folded(model, forward, normalizer))]
+    return simple
+
+
+def _folded(model: Any, forward: Any, normalizer: BatchNormTransformer) -> Any:
+    folded = copy.deepcopy(model)
+    coef: NDArray[Any] = model.coef_.astype(np.float64)
+    folded.coef_ = coef * forward.scale
+    folded.intercept_ = model.intercept_ + coef @ (forward.shift - forward.mean * forward.scale)
+    if hasattr(normalizer, "feature_names_in_"):
+        folded.feature_names_in_ = normalizer.feature_names_in_
+    elif hasattr(folded, "feature_names_in_"):
+        del folded.feature_names_in_  # those that set_output gave it
+    return folded

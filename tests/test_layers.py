@@ -1,0 +1,155 @@
+"""Layers of PyTorch and Keras become transformers that do the same, and back; the frameworks are not needed."""
+
+import pickle
+
+import numpy as np
+import pytest
+
+from bncpu import BatchNormTransformer, _reference, batch_norm_forward
+
+RNG = np.random.default_rng(0)
+MEAN, GAMMA, BETA = RNG.standard_normal((3, 5)) * 3
+VAR = RNG.random(5) + 0.1
+X = RNG.standard_normal((40, 5)) * 2 + MEAN
+STATE = {
+    "first.weight": GAMMA,
+    "first.bias": BETA,
+    "first.running_mean": MEAN,
+    "first.running_var": VAR,
+    "first.num_batches_tracked": np.array(12),
+    "second.weight": np.ones((3, 5)),
+}
+
+
+class Tensor:
+    """What a parameter of PyTorch on a device, in bfloat16, offers."""
+
+    def __init__(self, a):
+        self.a = a
+
+    def detach(self):
+        return self
+
+    cpu = double = detach
+
+    def numpy(self):
+        return np.asarray(self.a, np.float64)
+
+    def __array__(self, *args, **kwargs):
+        raise TypeError("Got unsupported ScalarType BFloat16")
+
+
+@pytest.mark.parametrize("kind", [np.asarray, list, Tensor])
+def test_a_layer_of_pytorch_does_at_inference_what_it_did(kind):
+    state = {name: a if a.ndim == 0 else kind(a) for name, a in STATE.items()}
+    t = BatchNormTransformer.from_torch(state, "first.")
+    expected = _reference.batch_norm(X, MEAN, VAR, GAMMA, BETA, eps=1e-5)
+    np.testing.assert_allclose(t.transform(X), expected, rtol=1e-13, atol=1e-14)
+    assert (t.n_samples_seen_, t.n_batches_seen_) == (0, 12)
+    np.testing.assert_array_equal(t.running_var_, VAR)
+
+
+def test_a_layer_of_keras_does_at_inference_what_it_did():
+    t = BatchNormTransformer.from_keras([GAMMA, BETA, MEAN, VAR])
+    np.testing.assert_allclose(
+        t.transform(X), _reference.batch_norm(X, MEAN, VAR, GAMMA, BETA, eps=1e-3), rtol=1e-13, atol=1e-14
+    )
+    plain = BatchNormTransformer.from_keras([MEAN, VAR], center=False, scale=False)
+    assert plain.gamma is None
+    assert plain.beta is None
+    centered = BatchNormTransformer.from_keras([BETA, MEAN, VAR], scale=False)
+    np.testing.assert_array_equal(centered.beta, BETA)
+
+
+@pytest.mark.parametrize(("make", "ddof"), [("from_torch", 1), ("from_keras", 0)])
+def test_with_momentum_a_layer_learns_on_as_its_framework_would(make, ddof):
+    given = (STATE, "first.") if make == "from_torch" else ([GAMMA, BETA, MEAN, VAR],)
+    t = getattr(BatchNormTransformer, make)(*given, momentum=0.9)
+    mean, var = MEAN.copy(), VAR.copy()
+    for batch in np.split(X, 4):
+        t.partial_fit(batch)
+        batch_norm_forward(batch, running_mean=mean, running_var=var, momentum=0.9, ddof=ddof)
+    np.testing.assert_allclose(t.running_mean_, mean, rtol=1e-13)
+    np.testing.assert_allclose(t.running_var_, var, rtol=1e-13)
+    assert t.n_samples_seen_ == 40
+    with pytest.warns(UserWarning, match=r"PyTorch's 0\.1 is 0\.9 here"):
+        getattr(BatchNormTransformer, make)(*given, momentum=0.1)
+
+
+def test_without_momentum_nothing_can_be_added_to_statistics_of_unknown_weight(tmp_path):
+    t = BatchNormTransformer.from_torch(STATE, "first.")
+    t.save(tmp_path / "layer.json")
+    for layer in (t, pickle.loads(pickle.dumps(t)), BatchNormTransformer.load(tmp_path / "layer.json")):
+        np.testing.assert_array_equal(layer.transform(X), t.transform(X))
+        before = pickle.dumps(layer)
+        for batch in (X, X[:1]):
+            with pytest.raises(ValueError, match=r"^partial_fit cannot continue the statistics of a layer"):
+                layer.partial_fit(batch)
+        with pytest.raises(ValueError, match=r"^merge needs cumulative statistics.*self uses inference$"):
+            layer.merge(BatchNormTransformer().fit(X))
+        with pytest.raises(ValueError, match=r"^merge needs cumulative statistics.*other uses inference$"):
+            BatchNormTransformer().fit(X).merge(layer)
+        assert pickle.dumps(layer) == before
+    np.testing.assert_allclose(t.fit(X).running_mean_, X.mean(axis=0))
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {},
+        {"eps": 1e-5, "gamma": GAMMA, "beta": BETA},
+        {"with_mean": False},
+        {"with_std": False},
+        {"momentum": 0.9, "ddof": 1},
+    ],
+)
+def test_a_transformer_becomes_a_layer_that_does_the_same(parameters):
+    x = np.column_stack([X[:, :4], np.full(40, 3.0)])
+    t = BatchNormTransformer(**parameters).fit(x)
+    state, weights = t.to_torch(), t.to_keras()
+    # As the frameworks compute inference: sqrt(var + eps) whatever var is.
+    for gamma, beta, mean, var in (list(state.values())[:4], weights):
+        y = (x - mean) / np.sqrt(var + t.eps) * gamma + beta
+        np.testing.assert_allclose(y, t.transform(x), rtol=1e-12, atol=1e-13)
+    assert list(state) == ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
+    assert state["num_batches_tracked"].dtype == np.int64
+
+
+def test_a_layer_comes_back_exactly():
+    t = BatchNormTransformer.from_torch(STATE, "first.")
+    for name, a in t.to_torch().items():
+        np.testing.assert_array_equal(a, STATE["first." + name])
+    for got, expected in zip(t.to_keras(), (GAMMA, BETA, MEAN, VAR), strict=True):
+        np.testing.assert_array_equal(got, expected)
+    state = t.to_torch()
+    state["running_mean"][:] = 0
+    np.testing.assert_array_equal(t.running_mean_, MEAN)
+
+
+def test_images_keep_their_channel_axis():
+    t = BatchNormTransformer.from_torch(STATE, "first.", channel_axis=1)
+    assert t.transform(np.zeros((2, 5, 3, 3))).shape == (2, 5, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda t: t.from_torch(STATE), ValueError, r"^state_dict has no 'running_mean'; .* \['first\.'\]$"),
+        (lambda t: t.from_torch([MEAN]), TypeError, "^state_dict must be a mapping of names to tensors, got list$"),
+        (lambda t: t.from_torch(STATE, None), TypeError, "^prefix must be a str, got NoneType$"),
+        (lambda t: t.from_torch(STATE | {"first.bias": ["a"]}, "first."), TypeError, "^bias must hold real numbers"),
+        (lambda t: t.from_torch(STATE | {"first.bias": [1]}, "first."), ValueError, r"^beta must have shape .* \(1,\)"),
+        (
+            lambda t: t.from_torch(STATE | {"first.running_var": -VAR}, "first."),
+            ValueError,
+            "^var must not be negative",
+        ),
+        (lambda t: t.from_torch(STATE, "first.", eps=-1), ValueError, "^eps"),
+        (lambda t: t.from_keras([MEAN, VAR]), ValueError, "^weights must be those of a layer, gamma, beta, .* 2 of"),
+        (lambda t: t.from_keras("ab"), ValueError, "^weights must be those of a layer"),
+        (lambda t: t.from_keras([GAMMA, BETA, MEAN[None], VAR]), ValueError, "must have shape"),
+    ],
+)
+def test_what_is_no_layer_is_refused(call, error, message):
+    with pytest.raises(error, match=message):
+        call(BatchNormTransformer)

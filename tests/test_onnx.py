@@ -1,0 +1,120 @@
+"""What ONNX Runtime computes from a converted transformer is what the transformer computes."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import onnxruntime
+import pytest
+import skl2onnx
+from sklearn import datasets
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.tree import DecisionTreeRegressor
+
+import bncpu.onnx
+from bncpu import BatchNormTransformer
+
+BUNDLED = ["breast_cancer", "diabetes", "digits", "iris", "linnerud", "wine"]
+PARAMETERS = {
+    "default": {},
+    "affine": {"eps": 1e-5, "gamma": True, "beta": True},
+    "no mean": {"with_mean": False},
+    "no std": {"with_std": False},
+    "momentum": {"momentum": 0.9},
+}
+
+
+def load(name):
+    return getattr(datasets, f"load_{name}")(return_X_y=True)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def registered():
+    bncpu.onnx.register()
+
+
+def run(fitted, X, **options):
+    model = skl2onnx.to_onnx(fitted, X[:1], **options)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return model, session.run(None, {"X": X})
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("parameters", PARAMETERS.values(), ids=PARAMETERS)
+@pytest.mark.parametrize("name", BUNDLED)
+def test_one_node_computes_what_transform_does(name, parameters, dtype):
+    X = load(name)[0].astype(dtype)
+    c = X.shape[1]
+    affine = {"gamma": np.linspace(0.5, 2, c), "beta": np.linspace(-1, 1, c)}
+    t = BatchNormTransformer(**{key: affine.get(key, value) for key, value in parameters.items()}).fit(X)
+    X[3, 1] = np.nan
+    model, (y,) = run(t, X)
+    assert [node.op_type for node in model.graph.node] == ["BatchNormalization"]
+    expected = t.transform(X.astype(float))
+    assert y.dtype == dtype
+    # The runtime rounds x * a, the offset and the sum.
+    scale = np.abs(t._applied.forward.scale)
+    center = np.abs(t._applied.forward.mean)
+    size = scale * (np.abs(X) + center) + np.abs(t._applied.forward.shift) + np.abs(expected)
+    np.testing.assert_array_equal(np.isnan(y), np.isnan(X))
+    assert np.all((np.abs(y - expected) <= 2 * np.finfo(dtype).eps * size) | np.isnan(X))
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_models_after_it_keep_their_predictions(name):
+    X, y = load(name)
+    X = X.astype(np.float32)
+    classes = name not in ("diabetes", "linnerud")
+    tree = (
+        RandomForestClassifier(10, random_state=0)
+        if classes
+        else DecisionTreeRegressor(max_leaf_nodes=30, random_state=0)
+    )
+    tree.fit(X, y if y.ndim == 1 else y[:, 0])
+    pipeline = make_pipeline(BatchNormTransformer(), tree).fit(X, y if y.ndim == 1 else y[:, 0])
+    options = {"options": {id(tree): {"zipmap": False}}} if classes else {}
+    _, (predicted, *_) = run(pipeline, X, **options)
+    np.testing.assert_allclose(predicted.ravel(), pipeline.predict(X), rtol=1e-6 if not classes else 0)
+
+
+def test_integers_images_and_features_never_observed():
+    X = np.random.default_rng(0).integers(0, 100, (50, 3))
+    t = BatchNormTransformer().fit(X)
+    _, (y,) = run(t, X)
+    np.testing.assert_allclose(y, t.transform(X), rtol=1e-5, atol=1e-6)
+    images = np.random.default_rng(0).standard_normal((6, 3, 4, 4)).astype(np.float32)
+    t = BatchNormTransformer(channel_axis=1).fit(images)
+    _, (y,) = run(t, images)
+    np.testing.assert_allclose(y, t.transform(images), rtol=1e-5, atol=1e-6)
+    t = BatchNormTransformer().fit(np.where(np.arange(3) == 1, np.nan, X))
+    _, (y,) = run(t, X.astype(np.float64))
+    np.testing.assert_array_equal(np.isnan(y), np.isnan(t.transform(X.astype(float))))
+    with pytest.raises(ValueError, match=r"^ONNX has channels on axis 1; channel_axis must be None or 1, got -1$"):
+        skl2onnx.to_onnx(BatchNormTransformer(channel_axis=-1).fit(images), images[:1])
+
+
+@pytest.mark.parametrize("opset", [9, 13, 14])
+def test_older_versions_of_the_operators_serve(opset):
+    X, _ = load("iris")
+    t = BatchNormTransformer().fit(X)
+    model, (found,) = run(t, X, target_opset=opset)
+    assert model.opset_import[0].version <= opset
+    np.testing.assert_allclose(found, t.transform(X), rtol=1e-12, atol=1e-14)
+
+
+def test_probabilities_of_a_linear_model_stay():
+    X, y = load("wine")
+    model = LogisticRegression()
+    pipeline = make_pipeline(BatchNormTransformer(), model).fit(X, y)
+    _, (_, probabilities) = run(pipeline, X, options={id(model): {"zipmap": False}})
+    np.testing.assert_allclose(probabilities, pipeline.predict_proba(X), atol=1e-6)
+
+
+def test_a_missing_extra_is_named_in_one_line():
+    code = "import json, sys; sys.modules['skl2onnx'] = None\ntry: import bncpu.onnx\n"
+    code += "except ImportError as error: print(json.dumps(str(error)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == "converting to ONNX needs skl2onnx: pip install 'bncpu[onnx]'"

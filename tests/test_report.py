@@ -1,0 +1,150 @@
+"""What a report says is so: of data made with a known drift, and against SciPy and simulation."""
+
+import re
+
+import numpy as np
+import pytest
+from scipy.sparse import csr_array
+from sklearn.exceptions import NotFittedError
+
+from bncpu import BatchNormTransformer, _report
+
+RNG = np.random.default_rng(0)
+X = RNG.standard_normal((2000, 4)) * [1, 2, 3, 4] + [0, 10, -20, 5]
+MOVED = np.array([0, 0, 3, 0])
+NAMES = np.array([f"x{k}" for k in range(4)], dtype=object)
+
+
+def test_statistics_of_both_sides_are_numpys():
+    report = BatchNormTransformer().fit(X).report(X[:300] + MOVED)
+    c = report.columns
+    np.testing.assert_array_equal(c["feature"], NAMES)
+    np.testing.assert_allclose(c["running_mean"], X.mean(axis=0), rtol=1e-13)
+    np.testing.assert_allclose(c["std"], X[:300].std(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(c["shift"], (X[:300].mean(axis=0) + MOVED - X.mean(axis=0)) / X.std(axis=0))
+    np.testing.assert_allclose(c["variance_ratio"], X[:300].var(axis=0) / X.var(axis=0))
+    np.testing.assert_array_equal(c["effective_n"], 300)
+    assert c["remarks"].tolist() == ["", "", "mean has moved", ""]
+
+
+def test_the_gap_is_the_difference_between_training_and_inference():
+    t = BatchNormTransformer().fit(X)
+    batch = X[:50]
+    by_batch = (batch - batch.mean(axis=0)) / batch.std(axis=0)
+    expected = np.sqrt(np.mean((by_batch - t.transform(batch)) ** 2, axis=0))
+    np.testing.assert_allclose(t.report(batch).columns["gap"], expected, rtol=1e-10)
+
+
+def test_standard_errors_are_those_of_a_simulation():
+    t = BatchNormTransformer().fit(X[:400])
+    draws = np.random.default_rng(1).standard_normal((400, 100, 4)) * [1, 2, 3, 4] + [0, 10, -20, 5]
+    columns = [t.report(draw).columns for draw in draws]
+    shift, error, ratio, ratio_error = (
+        np.array([c[name] for c in columns])
+        for name in ("shift", "shift_error", "variance_ratio", "variance_ratio_error")
+    )
+    # Of the new data alone: the running statistics are the same in all draws.
+    np.testing.assert_allclose(shift.std(axis=0), np.sqrt(np.mean(error**2, axis=0) - 1 / 400), rtol=0.15)
+    own = ratio_error * np.sqrt((2 / 100) / (2 / 100 + 2 / 400))
+    np.testing.assert_allclose(ratio.std(axis=0), own.mean(axis=0), rtol=0.15)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "weights"),
+    [
+        ({}, lambda n: np.ones(n)),
+        ({"halflife": 20.0}, lambda n: 0.5 ** ((n - 1 - np.arange(n)) / 20)),
+        ({"momentum": 0.8}, lambda n: np.repeat(0.8 ** np.arange(n // 10)[::-1], 10)),
+        ({"momentum": 0.0}, lambda n: np.repeat(np.arange(n // 10) == n // 10 - 1, 10)),
+    ],
+)
+def test_the_effective_sample_size_is_that_of_the_weights(parameters, weights):
+    for n in (30, 200):
+        t = BatchNormTransformer(**parameters)
+        for batch in np.split(X[:n], n // 10):
+            t.partial_fit(batch)
+        w = weights(n).astype(float)
+        found = t.report(X[:50]).columns["running_effective_n"]
+        np.testing.assert_allclose(found, w.sum() ** 2 / (w**2).sum(), rtol=1e-12)
+
+
+def test_weights_of_new_data_lower_its_effective_sample_size():
+    w = RNG.random(300)
+    x = np.where(RNG.random((300, 4)) < 0.2, np.nan, X[:300])
+    found = BatchNormTransformer().fit(X).report(x, sample_weight=w).columns["effective_n"]
+    kept = ~np.isnan(x)
+    np.testing.assert_allclose(found, (w @ kept) ** 2 / (w**2 @ kept), rtol=1e-12)
+
+
+def test_constants_near_constants_missing_and_shrunk_features_are_named():
+    x = np.column_stack(
+        [np.full(500, 3.0), 1e6 + 1e-3 * X[:500, 0], np.full(500, np.nan), 1e-3 * X[:500, 0], X[:500, 0]]
+    )
+    columns = BatchNormTransformer(eps=1e-7).fit(x).report(x).columns
+    var = x[:, 3].var()
+    shrinkage = 1 - np.sqrt(var / (var + 1e-7))
+    np.testing.assert_allclose(columns["shrinkage"][3], shrinkage)
+    said = columns["remarks"].tolist()
+    assert said[1].startswith("nearly constant")
+    del said[1]
+    assert said == ["constant", "never observed, missing in this data", f"eps shrinks it by {shrinkage:.0%}", ""]
+    missing = BatchNormTransformer().fit(X).report(np.where(np.arange(4) == 1, np.nan, X))
+    assert missing.columns["remarks"].tolist() == ["", "missing in this data", "", ""]
+
+
+def test_gaps_by_batch_size_shrink_as_theory_says():
+    t = BatchNormTransformer().fit(X)
+    found = t.report(np.random.default_rng(2).standard_normal((4096, 4)) * t.scale_ + t.mean_).gap_by_batch_size
+    assert list(found) == [2, 4, 8, 16, 32, 64, 128, 256]
+    for size in (32, 64, 128):
+        # Variance of the mean, 1/n, and of the standard deviation, about 1/(2 n).
+        np.testing.assert_allclose(found[size], np.sqrt(1.5 / size), rtol=0.1)
+
+
+def test_images_sparse_matrices_and_layers_are_reported():
+    images = RNG.standard_normal((64, 3, 5, 5))
+    report = BatchNormTransformer(channel_axis=1).fit(images).report(images)
+    np.testing.assert_array_equal(report.columns["effective_n"], 64 * 25)
+    assert list(report.gap_by_batch_size) == [2, 4, 8]
+    sparse = csr_array(np.where(RNG.random((100, 3)) < 0.8, 0, 1.0))
+    assert BatchNormTransformer(with_mean=False).fit(sparse).report(sparse).gap_by_batch_size == {}
+    layer = BatchNormTransformer.from_keras([np.ones(4), np.zeros(4), X.mean(axis=0), X.var(axis=0)])
+    columns = layer.report(X[:100]).columns
+    assert np.all(np.isfinite(columns["shift_error"]))
+    assert not columns["remarks"].any()
+
+
+def test_a_report_reads_well_as_text_html_and_frame():
+    t = BatchNormTransformer(momentum=0.9)
+    for batch in np.split(X, 200):
+        t.partial_fit(batch)
+    wide = np.column_stack([X + MOVED] * 10)
+    report = t.report(X + MOVED)
+    text = str(report)
+    assert repr(report) == text
+    head, line, *rows = text.splitlines()
+    assert head.split()[:3] == ["feature", "mean", "std"]
+    assert set(line) == {"-"}
+    assert re.match(r"x2 +-\S+ +\S+ +\+0\.77 ± 0\.\d\d .*mean has moved$", rows[2])
+    assert "learned from batches of 10 values of a feature on average: the running variance leaves out" in text
+    many = str(BatchNormTransformer().fit(wide).report(wide))
+    assert "10 more features, with smaller gaps: to_frame() has all" in many
+    frame = report.to_frame()
+    np.testing.assert_array_equal(frame["shift"], report.columns["shift"])
+    assert list(frame.index) == list(NAMES)
+    named = _report.Report({**report.columns, "feature": np.array(["<b>", "x1", "x2", "x3"], dtype=object)}, {}, [])
+    assert "<td>&lt;b&gt;</td>" in named._repr_html_()
+
+
+def test_a_report_changes_nothing_and_refuses_what_transform_refuses():
+    t = BatchNormTransformer().fit(X)
+    before = t.__getstate__()
+    t.report(X)
+    assert t.__getstate__() is not None
+    assert all(t.__getstate__()[name] is before[name] for name in ("_learned", "_applied"))
+    with pytest.raises(ValueError, match="infinity"):
+        t.report(np.where(np.arange(4) == 1, np.inf, X))
+    with pytest.raises(ValueError, match="3 features"):
+        t.report(X[:, :3])
+    with pytest.raises(NotFittedError):
+        BatchNormTransformer().report(X)
