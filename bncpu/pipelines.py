@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn import linear_model as lm
-from sklearn import svm
-from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
 from bncpu.transformer import BatchNormTransformer
 
-# Models whose every prediction is a function of X @ coef_.T + intercept_, and who know nothing else of X.
-LINEAR = (
-    lm.ElasticNet, lm.ElasticNetCV, lm.GammaRegressor, lm.HuberRegressor, lm.Lars, lm.LarsCV, lm.Lasso, lm.LassoCV,
-    lm.LassoLars, lm.LassoLarsCV, lm.LassoLarsIC, lm.LinearRegression, lm.LogisticRegression,
-    lm.LogisticRegressionCV, lm.MultiTaskElasticNet, lm.MultiTaskLasso, lm.OrthogonalMatchingPursuit, lm.Perceptron,
-    lm.PoissonRegressor, lm.QuantileRegressor, lm.Ridge, lm.RidgeClassifier, lm.RidgeClassifierCV, lm.RidgeCV,
-    lm.SGDClassifier, lm.SGDRegressor, lm.TheilSenRegressor, lm.TweedieRegressor, svm.LinearSVC, svm.LinearSVR,
-)  # fmt: skip
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
+
+# Models whose every prediction is a function of X @ coef_.T + intercept_, and who know nothing else of X: by module, as
+# importing them takes time.
+LINEAR = {
+    "linear_model": {
+        "ElasticNet", "ElasticNetCV", "GammaRegressor", "HuberRegressor", "Lars", "LarsCV", "Lasso", "LassoCV",
+        "LassoLars", "LassoLarsCV", "LassoLarsIC", "LinearRegression", "LogisticRegression", "LogisticRegressionCV",
+        "MultiTaskElasticNet", "MultiTaskLasso", "OrthogonalMatchingPursuit", "Perceptron", "PoissonRegressor",
+        "QuantileRegressor", "Ridge", "RidgeClassifier", "RidgeClassifierCV", "RidgeCV", "SGDClassifier",
+        "SGDRegressor", "TheilSenRegressor", "TweedieRegressor",
+    },
+    "svm": {"LinearSVC", "LinearSVR"},
+}  # fmt: skip
 
 
 def simplify(pipeline: Pipeline) -> Pipeline:
@@ -75,13 +79,15 @@ def simplify(pipeline: Pipeline) -> Pipeline:
     >>> bool(np.abs(deployed.predict_proba(X) - pipeline.predict_proba(X)).max() < 1e-12)
     True
     """
+    from sklearn.pipeline import Pipeline
+
     if not isinstance(pipeline, Pipeline):
         raise TypeError(f"pipeline must be a scikit-learn Pipeline, got {type(pipeline).__name__}")
     check_is_fitted(pipeline)
     if len(pipeline.steps) < 2:
         return pipeline
     (_, normalizer), (name, model) = pipeline.steps[-2:]
-    if type(normalizer) is not BatchNormTransformer or type(model) not in LINEAR:
+    if type(normalizer) is not BatchNormTransformer or not _is_linear(type(model)):
         return pipeline
     check_is_fitted(normalizer)
     check_is_fitted(model)
@@ -92,6 +98,11 @@ def simplify(pipeline: Pipeline) -> Pipeline:
     simple = copy.copy(pipeline)
     simple.steps = [*pipeline.steps[:-2], (name, _folded(model, forward, normalizer))]
     return simple
+
+
+def _is_linear(kind: type) -> bool:
+    package, _, module = kind.__module__.partition(".")
+    return package == "sklearn" and kind.__name__ in LINEAR.get(module.partition(".")[0], ())
 
 
 def _folded(model: Any, forward: Any, normalizer: BatchNormTransformer) -> Any:
