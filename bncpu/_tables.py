@@ -25,14 +25,11 @@ from bncpu import _state_file
 BATCH_BYTES = 32 << 20
 BATCH_ROWS = 65536
 
-# Rows of a Parquet file decoded at a time: more no longer fit the caches.
-DECODED_ROWS = 65536
+# Of a Parquet file read, and decoded, at a time: large row groups are not read whole, more does not fit the caches.
+PARQUET_BYTES = 4 << 20
 
 # Text of a .csv parsed at a time, a row at least: the first that holds the first row. pyarrow reads several ahead.
 CSV_BYTES = (1 << 20, 1 << 24, 1 << 28)
-
-# Of a Parquet column read at a time, so that large row groups are not read whole.
-COLUMN_BYTES = 1 << 20
 
 Array = NDArray[Any]
 T = TypeVar("T")
@@ -371,9 +368,11 @@ class Parquet(ArrowTable):
 
     def record_batches(self, arrow: Any, skipped: int, names: Sequence[str], carry: str | None) -> Iterator[Any]:
         groups = range(int(np.searchsorted(self.starts, skipped)), len(self.starts) - 1)
-        done = skipped
-        with arrow.parquet.ParquetFile(self.path, buffer_size=COLUMN_BYTES, pre_buffer=False) as file:
-            for batch in file.iter_batches(DECODED_ROWS, row_groups=groups, columns=None if carry else list(names)):
+        done, n_columns = skipped, len(self.columns if carry else names)
+        rows, buffer = max(1, PARQUET_BYTES // (8 * n_columns)), max(1 << 14, PARQUET_BYTES // n_columns)
+        # With pre_buffer it would keep the bytes of every row group read so far.
+        with arrow.parquet.ParquetFile(self.path, buffer_size=buffer, pre_buffer=False) as file:
+            for batch in file.iter_batches(rows, row_groups=groups, columns=None if carry else list(names)):
                 done += batch.num_rows
                 self.position = self.size * done // max(1, int(self.starts[-1]))
                 yield batch

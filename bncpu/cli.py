@@ -196,7 +196,9 @@ def _run(work: Callable[[], str | None]) -> int:
         except _files.Interrupted as stop:
             _tell(str(stop))
             return 130
-        except MemoryError as error:
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "start new thread" not in str(error):
+                raise
             _tell(f"not enough memory ({error}); a smaller --batch-rows needs less")
             return 1
         except (ImportError, OSError, ValueError) as error:
