@@ -158,8 +158,10 @@ def progress(stream: Stream, label: str) -> Iterator[Callable[[int], None]]:
         yield show
 
 
-def one_processor_for_reading() -> Any:
-    """While this lasts, the kernels leave a processor to the thread that reads: in turns both would be slower."""
+def room_for_reading(tables: Sequence[Table]) -> Any:
+    """While this lasts, the kernels leave a processor to what reads beside them: in turns both would be slower."""
+    if all(isinstance(table, _tables.Npy) and table.reads_ahead for table in tables):
+        return contextlib.nullcontext()
     return threadpool_limits(max(1, _kernels.max_threads() - 1), user_api="openmp")
 
 
@@ -232,8 +234,8 @@ def fit(inputs: Sequence[Path], out: Path, plan: Plan, *, resume: bool, tell: Ca
 
     saved = time.monotonic()
     try:
-        with progress(stream, "fit") as show, one_processor_for_reading():
-            for n, batch in enumerate(_tables.ahead(batches), n_batches):
+        with progress(stream, "fit") as show, room_for_reading(tables):
+            for n, batch in enumerate(_tables.ahead_of(tables, batches), n_batches):
                 rows = {n: rows[n], n + 1: rows[n] + len(batch.X)}
                 try:
                     bn.partial_fit(batch.X, sample_weight=batch.weights)
@@ -373,8 +375,8 @@ def transform(state: Path, source: Path, out: Path) -> str:
 
     def results() -> Iterator[_tables.Result]:
         nonlocal rows
-        with progress(stream, "transform") as show, one_processor_for_reading():
-            for batch in _tables.ahead(batches):
+        with progress(stream, "transform") as show, room_for_reading([table]):
+            for batch in _tables.ahead_of([table], batches):
                 try:
                     Y = bn.transform(batch.X, out=space[: len(batch.X)])
                 except ValueError as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import mmap
 import os
 import re
 from collections import Counter
@@ -21,12 +22,15 @@ from numpy.typing import NDArray
 
 from bncpu import _state_file
 
-# A batch is at most this much, as float64.
-BATCH_BYTES = 32 << 20
+# A batch is at most this much, as float64: larger ones are read again from memory.
+BATCH_BYTES = 8 << 20
 BATCH_ROWS = 65536
 
 # Of a Parquet file read, and decoded, at a time: large row groups are not read whole, more does not fit the caches.
 PARQUET_BYTES = 4 << 20
+
+# Of a .npy mapped into memory at a time: a map of the whole file might not fit the address space.
+WINDOW_BYTES = 32 << 20
 
 # Text of a .csv parsed at a time, a row at least: the first that holds the first row. pyarrow reads several ahead.
 CSV_BYTES = (1 << 20, 1 << 24, 1 << 28)
@@ -43,6 +47,9 @@ class Piece(Protocol):
 
     def into(self, X: Array, start: int, names: Sequence[str]) -> None:
         """Put the rows from `start` on into X, which has one column for each of `names`."""
+
+    def in_place(self, start: int, n_rows: int, dtype: np.dtype[Any]) -> Array | None:
+        """Rows as they lie in the file, mapped into memory; None where they must be read."""
 
     def carried(self, start: int, n_rows: int) -> Any:
         """The same rows with all columns that were read, as a record batch; None where there are only numbers."""
@@ -65,6 +72,8 @@ class Table:
         None where the head does not tell.
     order : {"C", "F"}
         Memory order in which pieces are fastest to put into an array.
+    reads_ahead : bool
+        Whether pieces are on their way before they are wanted.
     position : int
         Bytes of the file read so far, about.
     """
@@ -73,6 +82,7 @@ class Table:
     named = True
     order: Literal["C", "F"] = "F"
     n_rows: int | None = None
+    reads_ahead = True
     position = 0
 
     def __init__(self, path: Path) -> None:
@@ -135,9 +145,11 @@ class Table:
 
 # ---- .npy ----
 
+SHORTER = "it became shorter while it was read"
+
 
 class Npy(Table):
-    """An array of numbers, read in pieces with plain reads: a map of it might not fit the address space."""
+    """An array of numbers: in C order mapped into memory a window at a time, else read."""
 
     kind = "an array of numbers as np.save writes it"
     named = False
@@ -158,6 +170,7 @@ class Npy(Table):
             raise ValueError(f"it must hold numbers of shape (n_rows, n_columns), got {self.numpy_dtype} of {shape}")
         self.n_rows, n_columns = shape
         self.order = "F" if fortran else "C"
+        self.reads_ahead = not fortran
         missing = self.start + self.n_rows * n_columns * self.numpy_dtype.itemsize - self.size
         if missing > 0:
             raise ValueError(f"{missing:,} bytes are missing at its end")
@@ -176,6 +189,7 @@ class _NpyRows:
 
     def __init__(self, table: Npy, file: Any, skip: int) -> None:
         self.table, self.file, self.skip = table, file, skip
+        self.window, self.first = np.empty((0, len(table.columns)), table.numpy_dtype), 0  # rows from `first` on
 
     def __len__(self) -> int:
         return max(0, self.table.n_rows - self.skip)
@@ -195,6 +209,24 @@ class _NpyRows:
                 self.fill(X[:, c], c * table.n_rows + start)
         table.position = table.start + start * len(table.columns) * table.numpy_dtype.itemsize
 
+    def in_place(self, start: int, n_rows: int, dtype: np.dtype[Any]) -> Array | None:
+        table, start = self.table, start + self.skip
+        if table.order != "C" or dtype != table.numpy_dtype or not hasattr(mmap, "MAP_SHARED"):
+            return None
+        if not self.first <= start <= start + n_rows <= self.first + len(self.window):
+            row = len(table.columns) * dtype.itemsize
+            begin, size = table.start + start * row, min(max(n_rows * row, WINDOW_BYTES), (table.n_rows - start) * row)
+            if os.fstat(self.file.fileno()).st_size < begin + size:
+                raise ValueError(SHORTER)
+            skipped = begin % mmap.ALLOCATIONGRANULARITY
+            mapped = mmap.mmap(self.file.fileno(), skipped + size, prot=mmap.PROT_READ, offset=begin - skipped)
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(self.file.fileno(), begin + size, size, os.POSIX_FADV_WILLNEED)
+            values = np.frombuffer(mapped, dtype, size // row * len(table.columns), skipped)
+            self.window, self.first = values.reshape(-1, len(table.columns)), start
+        table.position = table.start + (start + n_rows) * len(table.columns) * dtype.itemsize
+        return self.window[start - self.first :][:n_rows]
+
     def fill(self, to: Array, first: int) -> None:
         """Read contiguous values from the number `first` on."""
         if not to.size:
@@ -204,7 +236,7 @@ class _NpyRows:
         while left:
             n = self.file.readinto(left)
             if not n:
-                raise ValueError("it became shorter while it was read")
+                raise ValueError(SHORTER)
             left = left[n:]
 
     def carried(self, start: int, n_rows: int) -> Any:
@@ -226,6 +258,9 @@ class _Columns:
     def into(self, X: Array, start: int, names: Sequence[str]) -> None:
         for c, name in enumerate(names):
             X[:, c] = _as_numbers(self.batch.column(name).slice(start, len(X)), X.dtype)
+
+    def in_place(self, start: int, n_rows: int, dtype: np.dtype[Any]) -> Array | None:
+        return None
 
     def carried(self, start: int, n_rows: int) -> Any:
         return self.batch.slice(start, n_rows)
@@ -493,7 +528,7 @@ def cut(
 ) -> Iterator[Batch]:
     """Batches of `n_rows` rows; the last one has the rest, and those before it if the rest is less than `fewest`.
 
-    The arrays of a batch are overwritten by the second batch after it.
+    The arrays of a batch are overwritten by the second batch after it, or are read-only where the file is mapped.
     """
     full = n_rows + fewest
     spaces = [(np.empty((full, len(names)), dtype, order=order), np.empty((full, 1))) for _ in range(2)]
@@ -506,6 +541,12 @@ def cut(
     for piece in pieces:
         start = 0
         while start < len(piece):
+            if at == 0 and full <= len(piece) - start and weights is None and not carry:
+                rows = piece.in_place(start, full, dtype)
+                if rows is not None:
+                    yield Batch(rows[:n_rows], None, [])
+                    start += n_rows
+                    continue
             n = min(full - at, len(piece) - start)
             piece.into(X[at : at + n], start, names)
             if weights is not None:
@@ -520,6 +561,11 @@ def cut(
                 (X, w), at, carried = spaces[0], fewest, []
     if at:
         yield batch(at)
+
+
+def ahead_of(tables: Sequence[Table], batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The same, made by a thread if the tables do not read ahead: with more threads, they would only take turns."""
+    return batches if all(table.reads_ahead for table in tables) else ahead(batches)
 
 
 def ahead(items: Iterator[T]) -> Iterator[T]:
