@@ -20,20 +20,21 @@ class Layer(NamedTuple):
     beta: Float64 | None
 
 
-def from_torch(state_dict: Any, prefix: Any) -> tuple[Layer, int]:
-    """The layer under `prefix` of a module's state, and how many batches it has seen."""
-    if not isinstance(state_dict, Mapping) or not all(isinstance(key, str) for key in state_dict):
+def from_torch(state_dict: Any, prefix: Any) -> Layer:
+    """The layer under `prefix` of a module's state."""
+    if not isinstance(state_dict, Mapping):
         raise TypeError(f"state_dict must be a mapping of names to tensors, got {type(state_dict).__name__}")
+    odd = [key for key in state_dict if not isinstance(key, str)]
+    if odd:
+        raise TypeError(f"state_dict must have names for keys, got {odd[0]!r}")
     if not isinstance(prefix, str):
         raise TypeError(f"prefix must be a str, got {type(prefix).__name__}")
-    missing = [name for name in ("running_mean", "running_var") if prefix + name not in state_dict]
+    missing = [name for name in ("running_mean", "running_var") if state_dict.get(prefix + name) is None]
     if missing:
         found = [key.removesuffix("running_mean") for key in state_dict if key.endswith("running_mean")]
         raise ValueError(f"state_dict has no {prefix + missing[0]!r}; prefix may be one of {found}")
     values = {name: _array(name, state_dict.get(prefix + name)) for name in ("weight", "bias", *STATISTICS)}
-    layer = _checked(Layer(values["running_mean"], values["running_var"], values["weight"], values["bias"]))
-    batches = _array("num_batches_tracked", state_dict.get(prefix + "num_batches_tracked"))
-    return layer, 0 if batches is None else int(batches)
+    return _checked(Layer(values["running_mean"], values["running_var"], values["weight"], values["bias"]))
 
 
 def to_torch(layer: Layer, n_batches: int) -> dict[str, NDArray[Any]]:
@@ -52,7 +53,10 @@ STATISTICS = ("running_mean", "running_var")
 
 def from_keras(weights: Any, *, center: bool, scale: bool) -> Layer:
     """The layer that `get_weights` tells of."""
-    names = [*["gamma"] * scale, *["beta"] * center, "moving_mean", "moving_variance"]
+    for name, value in (("center", center), ("scale", scale)):
+        if not isinstance(value, (bool, np.bool_)):
+            raise TypeError(f"{name} must be True or False, got {value!r}")
+    names = [*["gamma"] * int(scale), *["beta"] * int(center), "moving_mean", "moving_variance"]
     if isinstance(weights, str) or not isinstance(weights, Sequence) or len(weights) != len(names):
         got = f"{len(weights)} of them" if isinstance(weights, Sequence) else type(weights).__name__
         raise ValueError(f"weights must be those of a layer, {', '.join(names)}; got {got}. See center and scale")
@@ -73,6 +77,8 @@ def _array(name: str, a: Any) -> Any:
         return None
     try:
         a = a.detach().cpu().double().numpy() if hasattr(a, "detach") else a
+        if np.iscomplexobj(a):
+            raise TypeError("they are complex")
         return np.array(a, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name} must hold real numbers, got {type(a).__name__}: {error}") from None

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 Float64 = NDArray[np.float64]
 
 # Below this part of its mean, a standard deviation has under 4 decimal digits left in float32.
-NEAR_CONSTANT = 1e-4 * 2.0**-10
+NEAR_CONSTANT = 1e4 * 2.0**-24
 SHRUNK = 0.01
 DRIFTED = 4.0  # standard errors
-CURVE_ROWS = 4096
+CURVE_VALUES = 1 << 22
 BATCH_SIZES = (2, 4, 8, 16, 32, 64, 128, 256)
 LEAST_BATCHES = 8
 SMALL_GAP = 0.1
@@ -24,7 +24,7 @@ SHOWN = 30
 
 
 class Known(NamedTuple):
-    """Statistics of each feature, and of how many values, effectively."""
+    """Statistics of each feature, variances with the same ddof, and of how many values, effectively."""
 
     mean: Float64
     var: Float64
@@ -135,33 +135,35 @@ def _uncertain(value: float, error: float, sign: str = "") -> str:
     return "" if np.isnan(value) else f"{value:{sign}.2f} ± {error:.2f}"
 
 
-def effective_n(mode: str, count: Float64, n_batches: int, momentum: float | None, halflife: float | None) -> Float64:
+def effective_n(
+    mode: str, seen: Float64, weight: Float64, n_batches: int, momentum: float | None, halflife: float | None
+) -> Float64:
     """How many values of equal weight would leave a running mean as uncertain: ``sum(w)**2 / sum(w**2)``.
 
     Parameters
     ----------
     mode : str
-    count : ndarray of shape (n_features,)
-        Values seen. Weights of samples are taken to be equal.
+    seen : ndarray of shape (n_features,)
+        Values seen. Weights of samples are taken to be 1, and batches of momentum as of one size.
+    weight : ndarray of shape (n_features,)
+        What they weigh now.
     n_batches : int
     momentum, halflife : float or None
     """
     if momentum is not None and mode == "momentum":
-        decay, n_steps, per_step = momentum, np.full_like(count, n_batches), count / max(1, n_batches)
-    elif halflife is not None and mode == "halflife":
-        decay, n_steps, per_step = 0.5 ** (1 / halflife), count, np.ones_like(count)
-    else:
-        return count
-    if decay == 0:
-        return per_step
-    # A geometric series over that of the squares.
-    left = decay**n_steps
-    return per_step * (1 + decay) / (1 - decay) * (1 - left) / (1 + left)
+        left = momentum**n_batches  # a geometric series over that of the squares
+        return seen / n_batches * (1 + momentum) / (1 - momentum) * (1 - left) / (1 + left)
+    if halflife is not None and mode == "halflife":
+        decay = 0.5 ** (1 / halflife)
+        # More than such a series can weigh was learned by fit, as equals.
+        return np.where(weight * (1 - decay) > 1, weight, weight * (1 + decay) / (1 + decay**seen))
+    return seen
 
 
 def made(
     names: NDArray[Any], running: Known, given: Known, *,
-    scale: Float64, eps: float, observed: Float64, curve: dict[int, float], batch_size: float | None, mode: str,
+    constant: NDArray[np.bool_], eps: float, ddof: float, observed: Float64, curve: dict[int, float],
+    batch_size: float | None, mode: str,
 ) -> Report:  # fmt: skip
     """The report from statistics of both sides.
 
@@ -170,9 +172,9 @@ def made(
     names : ndarray of shape (n_features,)
     running, given : Known
         Of the transformer, and of the data.
-    scale : ndarray of shape (n_features,)
-        What the transformer divides by.
-    eps : float
+    constant : ndarray of shape (n_features,), bool
+        Features that the transformer only centers, for want of a spread.
+    eps, ddof : float
     observed : ndarray of shape (n_features,)
         Values behind the running statistics.
     curve : dict of int to float
@@ -185,21 +187,25 @@ def made(
         std, given_std = np.sqrt(running.var), np.sqrt(given.var)
         shift = (given.mean - running.mean) / std
         ratio = given.var / running.var
-        shift_error = np.sqrt(ratio / given.n + 1 / running.n)
-        ratio_error = ratio * np.sqrt(2 / given.n + 2 / running.n)  # of normal data
+        # The running variance is that of the data if nothing has changed; a small sample's own may be small by chance.
+        shift_error = np.sqrt(np.maximum(ratio, 1) / given.n + 1 / running.n)
+        ratio_error = ratio * np.sqrt(2 / (given.n - 1) + 2 / (running.n - 1))  # of normal data
         shrinkage = 1 - std / np.sqrt(running.var + eps)
-        constant = (running.var == 0) | ((eps == 0) & (scale == 1) & (std != 1))
         nearly = ~constant & (std < NEAR_CONSTANT * np.abs(running.mean))
-        gap = np.hypot(np.sqrt(ratio) - 1, shift)
+        gap = np.hypot(*gap_of(given.mean, given.var, running, eps))
+        moved = constant & ((given.var > 0) | (given.mean != running.mean)) & (given.n > 0)
         drifted = ~constant & (np.abs(shift) > DRIFTED * shift_error)
-        spread = ~constant & (np.abs(ratio - 1) > DRIFTED * ratio_error)
+        spread = ~constant & (np.abs(normal_score(ratio, given.n, running.n, ddof)) > DRIFTED)
         shrunk = ~constant & (shrinkage > SHRUNK)
     for a in (shift, shift_error, ratio, ratio_error, gap, shrinkage):
         a[constant] = np.nan
+    for a in (ratio, ratio_error):
+        a[~(given.n > 1)] = np.nan
     remarks = [
         ("never observed", observed == 0),
         ("missing in this data", given.n == 0),
-        ("constant", constant & (observed > 0)),
+        ("constant", constant & (observed > 0) & ~moved),
+        ("constant before, not here", moved),
         ("nearly constant", nearly),
         ("mean has moved", drifted),
         ("spread has changed", spread),
@@ -230,7 +236,25 @@ def made(
     return Report(columns, curve, notes)
 
 
-def gaps(X: NDArray[Any], running: Known) -> dict[int, float]:
+def normal_score(ratio: Float64, n: Float64, m: Float64, ddof: float) -> Float64:
+    """How unlikely a ratio of two variances is, in standard deviations, were the two those of the same normal data.
+
+    The cube root of F is nearly normal, for samples of any size: Paulson (1942), "An approximate normalization of the
+    analysis of variance distribution", Annals of Mathematical Statistics 13.
+    """
+    root = np.cbrt(ratio * (1 - (ddof - 1) / (n - 1)) / (1 - (ddof - 1) / (m - 1)))
+    a, b = 2 / (9 * (n - 1)), 2 / (9 * (m - 1))
+    return np.where(n > 1, ((1 - b) * root - (1 - a)) / np.sqrt(b * root**2 + a), 0.0)
+
+
+def gap_of(mean: Float64, var: Float64, running: Known, eps: float) -> tuple[Float64, Float64]:
+    """What spread and mean add to the gap: root mean square differences of values normalized in both ways."""
+    own, theirs = np.sqrt(var + eps), np.sqrt(running.var + eps)
+    std = np.sqrt(var)
+    return std / np.where(own > 0, own, 1) - std / theirs, (mean - running.mean) / theirs
+
+
+def gaps(X: NDArray[Any], running: Known, useful: NDArray[np.bool_], eps: float) -> dict[int, float]:
     """The gap by batch size, of rows drawn without replacement.
 
     Parameters
@@ -238,21 +262,29 @@ def gaps(X: NDArray[Any], running: Known) -> dict[int, float]:
     X : ndarray of shape (n_samples, n_features, ...)
         NaN where missing.
     running : Known
+    useful : ndarray of shape (n_features,), bool
+        Features with a spread.
+    eps : float
     """
-    drawn = np.sort(np.random.default_rng(0).permutation(len(X))[:CURVE_ROWS])
-    useful = running.var > 0
+    if not np.any(useful):
+        return {}
+    most = min(BATCH_SIZES[-1] * LEAST_BATCHES, CURVE_VALUES // max(1, X[:1].size))
+    drawn = np.sort(np.random.default_rng(0).permutation(len(X))[:most])
     rows = X[drawn][:, useful].astype(np.float64).reshape(len(drawn), np.count_nonzero(useful), -1)
     np.random.default_rng(1).shuffle(rows)
+    known = Known(running.mean[useful], running.var[useful], running.n[useful])
     found: dict[int, float] = {}
     for size in BATCH_SIZES:
         n_batches = len(rows) // size
-        if n_batches < LEAST_BATCHES or not rows.size:
+        if n_batches < LEAST_BATCHES:
             break
         batches = rows[: n_batches * size].reshape(n_batches, size, *rows.shape[1:])
+        there = ~np.isnan(batches)
+        count = there.sum(axis=(1, 3))
         with np.errstate(all="ignore"):
-            shift = (batches.mean(axis=(1, 3)) - running.mean[useful]) / np.sqrt(running.var[useful])
-            spread = np.sqrt(batches.var(axis=(1, 3)) / running.var[useful]) - 1
-        squares = shift**2 + spread**2  # NaN where a value of the batch is missing
-        if np.any(np.isfinite(squares)):
-            found[size] = float(np.sqrt(np.mean(squares[np.isfinite(squares)])))
+            mean = np.where(there, batches, 0).sum(axis=(1, 3)) / count
+            var = (np.where(there, batches - mean[:, None, :, None], 0) ** 2).sum(axis=(1, 3)) / count
+            squares = np.square(gap_of(mean, var, known, eps)).sum(axis=0)[count > 0]
+        if squares.size:
+            found[size] = float(np.sqrt(np.mean(squares)))
     return found

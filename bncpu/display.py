@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import clone
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import _num_samples, check_is_fitted
 
+from bncpu import _validation
 from bncpu.transformer import BatchNormTransformer
 
 BATCH, RUNNING = "#0072b2", "#d55e00"  # colour-blind safe
@@ -72,7 +73,7 @@ class BatchNormDisplay:
     @classmethod
     def from_stream(
         cls, estimator: BatchNormTransformer, batches: Iterable[Any], *,
-        features: Sequence[int] | None = None, figure: Any = None,
+        features: Sequence[int | str] | None = None, figure: Any = None,
     ) -> BatchNormDisplay:  # fmt: skip
         """Stream batches through a copy of a transformer, and draw every step.
 
@@ -80,9 +81,9 @@ class BatchNormDisplay:
         ----------
         estimator : BatchNormTransformer
             Its parameters are used, not what it has learned. Not modified.
-        batches : iterable of array-like of shape (n_samples, n_features)
-            What ``partial_fit`` takes.
-        features : sequence of int, optional
+        batches : iterable
+            What ``fit_stream`` takes.
+        features : sequence of int or str, optional
             Which to draw; by default the first 4.
         figure : matplotlib Figure or SubFigure, optional
             Where to draw; by default a new one of pyplot.
@@ -108,10 +109,11 @@ class BatchNormDisplay:
         """
         _pyplot()
         running, rows, seen = clone(estimator), [], 0
-        for batch in batches:
+        for item in batches:
+            batch = _validation.of_stream(item)
             alone = clone(estimator).set_params(momentum=None, halflife=None, batch_size=None).fit(batch)
             running.partial_fit(batch)
-            seen += len(batch)
+            seen += _num_samples(batch)
             spreads = (np.sqrt(t.running_var_) for t in (alone, running))
             rows.append((seen, alone.running_mean_, running.running_mean_, *spreads))
         if not rows:
@@ -125,7 +127,7 @@ class BatchNormDisplay:
 
     @classmethod
     def from_estimator(
-        cls, estimator: BatchNormTransformer, X: Any, *, features: Sequence[int] | None = None, figure: Any = None
+        cls, estimator: BatchNormTransformer, X: Any, *, features: Sequence[int | str] | None = None, figure: Any = None
     ) -> BatchNormDisplay:
         """Draw how far the means and the spreads of new data lie from the running statistics.
 
@@ -135,7 +137,7 @@ class BatchNormDisplay:
             Fitted. Not modified.
         X : array-like of shape (n_samples, n_features)
             What ``transform`` takes.
-        features : sequence of int, optional
+        features : sequence of int or str, optional
             Which to draw; by default the 20 whose mean and spread differ most.
         figure : matplotlib Figure or SubFigure, optional
             Where to draw; by default a new one of pyplot.
@@ -160,6 +162,8 @@ class BatchNormDisplay:
         >>> display = BatchNormDisplay.from_estimator(BatchNormTransformer().fit(X[:60]), X[60:])  # doctest: +SKIP
         """
         _pyplot()
+        if not isinstance(estimator, BatchNormTransformer):
+            raise TypeError(f"estimator must be a BatchNormTransformer, got {type(estimator).__name__}")
         check_is_fitted(estimator)
         c = estimator.report(X).columns
         display = cls(
@@ -169,12 +173,12 @@ class BatchNormDisplay:
         )  # fmt: skip
         return display.plot(features=features, figure=figure)
 
-    def plot(self, *, features: Sequence[int] | None = None, figure: Any = None) -> BatchNormDisplay:
+    def plot(self, *, features: Sequence[int | str] | None = None, figure: Any = None) -> BatchNormDisplay:
         """Draw what was collected.
 
         Parameters
         ----------
-        features : sequence of int, optional
+        features : sequence of int or str, optional
             Which to draw.
         figure : matplotlib Figure or SubFigure, optional
             Where to draw; by default a new one of pyplot.
@@ -199,8 +203,8 @@ class BatchNormDisplay:
             self._plot_stream(features, figure)
         return self
 
-    def _plot_stream(self, features: Sequence[int] | None, figure: Any) -> None:
-        shown = list(range(min(STREAM_FEATURES, len(self.feature_names)))) if features is None else list(features)
+    def _plot_stream(self, features: Sequence[int | str] | None, figure: Any) -> None:
+        shown = self._shown(range(min(STREAM_FEATURES, len(self.feature_names))) if features is None else features)
         self.figure_ = figure or _pyplot().figure(figsize=(2 + 2.8 * len(shown), 5), layout="constrained")
         self.axes_ = self.figure_.subplots(2, len(shown), sharex=True, squeeze=False)
         lines = (("mean", self.batch_mean, self.running_mean), ("standard deviation", self.batch_std, self.running_std))
@@ -214,14 +218,14 @@ class BatchNormDisplay:
             bottom.set_xlabel("samples seen")
         self._legend(self.axes_[0, 0])
 
-    def _plot_drift(self, features: Sequence[int] | None, figure: Any) -> None:
+    def _plot_drift(self, features: Sequence[int | str] | None, figure: Any) -> None:
         with np.errstate(all="ignore"):
             shift = (self.batch_mean[0] - self.running_mean[0]) / self.running_std[0]
             ratio = self.batch_std[0] / self.running_std[0]
         if features is None:
             far = np.nan_to_num(np.hypot(shift, ratio - 1), nan=-1.0)
             features = np.sort(np.argsort(-far, kind="stable")[:ESTIMATOR_FEATURES]).tolist()
-        shown = list(features)
+        shown = self._shown(features)
         places, names = np.arange(len(shown)), [self.feature_names[k] for k in shown]
         self.figure_ = figure or _pyplot().figure(figsize=(8, 1.5 + 0.26 * len(shown)), layout="constrained")
         self.axes_ = self.figure_.subplots(1, 2, sharey=True)
@@ -241,6 +245,17 @@ class BatchNormDisplay:
         self.axes_[0].set_yticks(places, names)
         self.axes_[0].invert_yaxis()
         self._legend(self.axes_[0])
+
+    def _shown(self, features: Any) -> list[int]:
+        """Indices of features given by index or name."""
+        n = len(self.feature_names)
+        if isinstance(features, (str, int)) or not all(isinstance(f, (str, int, np.integer)) for f in features):
+            raise TypeError(f"features must be a list of indices or names, got {features!r}")
+        known = {name: k for k, name in enumerate(self.feature_names)}
+        shown = [known.get(f, n) if isinstance(f, str) else int(f) for f in features]
+        if not shown or not all(-n <= k < n for k in shown):
+            raise ValueError(f"features must name some of the {n} features, got {list(features)!r}")
+        return shown
 
     def _legend(self, ax: Any) -> None:
         handles, labels = ax.get_legend_handles_labels()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from sklearn.utils.validation import check_is_fitted
 
 from bncpu.transformer import BatchNormTransformer
 
@@ -13,6 +14,7 @@ try:
     from skl2onnx import update_registered_converter
     from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, guess_proto_type
     from skl2onnx.common.utils import check_input_and_output_numbers
+    from skl2onnx.operator_converters.common import concatenate_variables
 except ImportError as error:
     raise ImportError(f"converting to ONNX needs {error.name}: pip install 'bncpu[onnx]'") from error
 
@@ -23,10 +25,11 @@ def register() -> None:
     """Teach skl2onnx to convert :class:`~bncpu.BatchNormTransformer`, alone or in a pipeline.
 
     The transformer becomes one ``BatchNormalization`` node [1]_ for inference, in float32, or in float64 where the
-    graph's input is. NaN stays NaN; infinities, which `transform` refuses, give infinities or NaN. eps is folded into
-    the variance. The node computes ``x * a + b`` in the type of the graph, as runtimes write it: where a mean lies
-    1,000 standard deviations from 0, float32 keeps 4 digits, and a float64 input is the way. A value that lies on the
-    threshold of a tree after it, exactly, may fall to the other side.
+    graph's input is; integers become float32, and skl2onnx knows no float16. NaN stays NaN; infinities, which
+    `transform` refuses, give infinities or NaN. Variance and eps are folded into the scale. The node computes ``x * a +
+    b`` in the type of the graph, as runtimes write it: where a mean lies 1,000 standard deviations from 0, float32
+    keeps 4 digits, and a float64 input is the way. A value that lies on the threshold of a tree after it, exactly, may
+    fall to the other side.
 
     Raises
     ------
@@ -49,10 +52,14 @@ def register() -> None:
 
 
 def _shape(operator: Any) -> None:
-    check_input_and_output_numbers(operator, input_count_range=1, output_count_range=1)
-    given = operator.inputs[0].type
-    kind = DoubleTensorType if isinstance(given, DoubleTensorType) else FloatTensorType
-    operator.outputs[0].type = kind(given.shape)
+    check_is_fitted(operator.raw_operator)
+    check_input_and_output_numbers(operator, input_count_range=[1, None], output_count_range=1)
+    first = operator.inputs[0].type
+    kind = DoubleTensorType if any(isinstance(i.type, DoubleTensorType) for i in operator.inputs) else FloatTensorType
+    shape = list(first.shape)
+    if len(operator.inputs) > 1:  # a column each
+        shape[1] = operator.raw_operator.n_features_in_
+    operator.outputs[0].type = kind(shape)
 
 
 def _convert(scope: Any, operator: Any, container: Any) -> None:
@@ -62,17 +69,19 @@ def _convert(scope: Any, operator: Any, container: Any) -> None:
     if axis not in (None, 1):
         raise ValueError(f"ONNX has channels on axis 1; channel_axis must be None or 1, got {axis}")
     kind = guess_proto_type(operator.outputs[0].type)
-    name = operator.inputs[0].full_name
-    if guess_proto_type(operator.inputs[0].type) != kind:
+    several = len(operator.inputs) > 1
+    name = concatenate_variables(scope, operator.inputs, container) if several else operator.inputs[0].full_name
+    if not all(type(given.type) is type(operator.outputs[0].type) for given in operator.inputs):
         given, name = name, scope.get_unique_variable_name("cast")
         container.add_node("Cast", given, name, to=kind, name=scope.get_unique_operator_name("Cast"))
     zeros, ones = np.zeros(n_features), np.ones(n_features)
+    gamma = ones if parameters.gamma is None else parameters.gamma
     statistics = {
-        "scale": ones if parameters.gamma is None else parameters.gamma,
+        # By what it divides, exactly, that of a constant feature included; its square may be beyond float32.
+        "scale": gamma if fitted.scale_ is None else gamma / fitted.scale_,
         "B": zeros if parameters.beta is None else parameters.beta,
         "mean": fitted.running_mean_ if parameters.with_mean else zeros,
-        # What it divides by is exactly the transformer's divisor, that of a constant feature included.
-        "var": ones if fitted.scale_ is None else fitted.scale_**2,
+        "var": ones,
     }
     # A feature never observed is NaN.
     statistics["mean"] = np.where(np.isnan(fitted.running_mean_), np.nan, statistics["mean"])

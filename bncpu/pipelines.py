@@ -20,9 +20,10 @@ LINEAR = {
     "linear_model": {
         "ElasticNet", "ElasticNetCV", "GammaRegressor", "HuberRegressor", "Lars", "LarsCV", "Lasso", "LassoCV",
         "LassoLars", "LassoLarsCV", "LassoLarsIC", "LinearRegression", "LogisticRegression", "LogisticRegressionCV",
-        "MultiTaskElasticNet", "MultiTaskLasso", "OrthogonalMatchingPursuit", "Perceptron", "PoissonRegressor",
-        "QuantileRegressor", "Ridge", "RidgeClassifier", "RidgeClassifierCV", "RidgeCV", "SGDClassifier",
-        "SGDRegressor", "TheilSenRegressor", "TweedieRegressor",
+        "MultiTaskElasticNet", "MultiTaskElasticNetCV", "MultiTaskLasso", "MultiTaskLassoCV",
+        "OrthogonalMatchingPursuit", "Perceptron", "PoissonRegressor", "QuantileRegressor", "Ridge", "RidgeCV",
+        "RidgeClassifier", "RidgeClassifierCV", "SGDClassifier", "SGDRegressor", "TheilSenRegressor",
+        "TweedieRegressor",
     },
     "svm": {"LinearSVC", "LinearSVR"},
 }  # fmt: skip
@@ -87,6 +88,7 @@ def simplify(pipeline: Pipeline) -> Pipeline:
     if len(pipeline.steps) < 2:
         return pipeline
     (_, normalizer), (name, model) = pipeline.steps[-2:]
+    normalizer = getattr(normalizer, "estimator", normalizer) if _is_frozen(normalizer) else normalizer
     if type(normalizer) is not BatchNormTransformer or not _is_linear(type(model)):
         return pipeline
     check_is_fitted(normalizer)
@@ -96,8 +98,12 @@ def simplify(pipeline: Pipeline) -> Pipeline:
     if normalizer.channel_axis is not None or not isinstance(model.coef_, np.ndarray) or not known:
         return pipeline
     simple = copy.copy(pipeline)
-    simple.steps = [*pipeline.steps[:-2], (name, _folded(model, forward, normalizer))]
+    simple.steps = [*copy.deepcopy(pipeline.steps[:-2]), (name, _folded(model, forward, normalizer))]
     return simple
+
+
+def _is_frozen(step: Any) -> bool:
+    return type(step).__module__.startswith("sklearn.frozen")
 
 
 def _is_linear(kind: type) -> bool:

@@ -644,8 +644,9 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         -------
         Report
             A table when printed, HTML in a notebook; ``to_frame()`` is a DataFrame. Differences have standard errors
-            from effective sample sizes, ``sum(w)**2 / sum(w**2)`` [1]_; those of the running statistics take weights of
-            samples as equal, and values as independent, which the positions of an image are not.
+            from effective sample sizes, ``sum(w)**2 / sum(w**2)`` [1]_. Values are taken as normal and independent,
+            which the positions of an image are not; those behind the running statistics as of weight 1, with `momentum`
+            in batches of one size.
 
         Raises
         ------
@@ -672,24 +673,28 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         p, values, _ = now._applied
         given = _validation.to_report(now, X, p)
         weights = _validation.sample_weight(sample_weight, given)
+        weights = None if weights is None else weights / np.max(weights)
         names = getattr(now, "feature_names_in_", None)
         found, _ = _batches.moments(given, weights, now.n_threads)
         _validation.finite_moments(now, given, found, names)
         squares = found.count if weights is None else _batches.moments(given, weights**2, now.n_threads)[0].count
         n_given = np.divide(found.count**2, squares, out=np.zeros_like(squares), where=squares > 0)
-        here = _report.Known(np.where(n_given > 0, found.mean, np.nan), moments.variance(found), n_given)
+        # Weighted as if it were so many values: ddof is of those.
+        each = np.divide(n_given, found.count, out=np.ones_like(squares), where=squares > 0)
+        var = moments.variance(moments.scaled(found, each), p.ddof)
+        here = _report.Known(np.where(n_given > 0, found.mean, np.nan), var, n_given)
         seen = np.broadcast_to(np.asarray(now.n_samples_seen_, np.float64), len(found.count))
         mode, observed = now._learned.mode, now._learned.moments.count
-        unknown = mode == _validation.INFERENCE
-        n = np.full_like(seen, np.inf) if unknown else _report.effective_n(
-            mode, seen, now.n_batches_seen_, p.momentum, p.halflife
-        )  # fmt: skip
+        n = _report.effective_n(mode, seen, observed, now.n_batches_seen_, p.momentum, p.halflife)
+        n = np.where((seen == 0) & (observed > 0), np.inf, n)  # a layer does not tell
         running = _report.Known(values[0], values[1], n)
+        constant = (values[1] == 0) | ((p.eps == 0) & (values[2] == 1) & (values[1] != 1))
+        useful = ~constant & (values[1] > 0)
         return _report.made(
             np.array([f"x{k}" for k in range(len(seen))], dtype=object) if names is None else names, running, here,
-            scale=values[2], eps=p.eps, observed=observed, mode=mode,
-            curve=_report.gaps(given, running) if isinstance(given, np.ndarray) else {},
-            batch_size=None if unknown else float(np.max(seen)) / now.n_batches_seen_,
+            constant=constant, eps=p.eps, ddof=p.ddof, observed=observed, mode=mode,
+            curve=_report.gaps(given, running, useful, p.eps) if isinstance(given, np.ndarray) else {},
+            batch_size=None if mode == _validation.INFERENCE else float(np.max(seen)) / now.n_batches_seen_,
         )  # fmt: skip
 
     @classmethod
@@ -780,7 +785,8 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         Returns
         -------
         BatchNormTransformer
-            Fitted; `n_samples_seen_` counts from 0, `n_batches_seen_` from ``num_batches_tracked``.
+            Fitted; `n_samples_seen_` counts from 0, `n_batches_seen_` from 1. In a pipeline that is fitted, wrap it in
+            :class:`~sklearn.frozen.FrozenEstimator`, or it learns anew.
 
         Raises
         ------
@@ -800,8 +806,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         >>> BatchNormTransformer.from_torch(state, prefix="bn.", eps=0).transform([[7.0]])
         array([[3.]])
         """
-        layer, n_batches = _layers.from_torch(state_dict, prefix)
-        return cls._from_layer(layer, n_batches, momentum, 1, eps, channel_axis)
+        return cls._from_layer(_layers.from_torch(state_dict, prefix), momentum, 1, eps, channel_axis)
 
     @classmethod
     def from_keras(
@@ -835,7 +840,8 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         Returns
         -------
         BatchNormTransformer
-            Fitted; `n_samples_seen_` counts from 0, `n_batches_seen_` from 1.
+            Fitted; `n_samples_seen_` counts from 0, `n_batches_seen_` from 1. In a pipeline that is fitted, wrap it in
+            :class:`~sklearn.frozen.FrozenEstimator`, or it learns anew.
 
         Raises
         ------
@@ -855,11 +861,11 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         array([[3.]])
         """
         layer = _layers.from_keras(weights, center=center, scale=scale)
-        return cls._from_layer(layer, 0, momentum, 0, eps, channel_axis)
+        return cls._from_layer(layer, momentum, 0, eps, channel_axis)
 
     @classmethod
     def _from_layer(
-        cls, layer: _layers.Layer, n_batches: int, momentum: float | None, ddof: float, eps: float, axis: int | None
+        cls, layer: _layers.Layer, momentum: float | None, ddof: float, eps: float, axis: int | None
     ) -> BatchNormTransformer:
         affine = {"gamma": layer.gamma, "beta": layer.beta, "eps": eps, "channel_axis": axis}
         kind = {"momentum": momentum, "ddof": ddof} if momentum is not None else {}
@@ -868,16 +874,17 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         _validation.warn_of_pytorchs_momentum(p)
         if momentum is None:
             made._learned = made._learned._replace(mode=_validation.INFERENCE)
-        made.n_samples_seen_, made.n_batches_seen_ = 0, max(1, n_batches)
+        made.n_samples_seen_ = 0
         made._commit(made._fitted_attributes(p))
         return made
 
     def to_torch(self) -> dict[str, NDArray[Any]]:
         """The state of a layer of PyTorch that does in ``eval()`` what :meth:`transform` does.
 
-        Make the layer with this transformer's `eps`, and with 1 minus its `momentum` if it is to go on learning.
+        Make the layer with this transformer's `eps`, ``affine``, and with 1 minus its `momentum` if it is to go on
+        learning.
         ``running_var`` is what PyTorch adds `eps` to: `running_var_`, but for constant features, and all with
-        ``with_std=False``, 1 - `eps`.
+        ``with_std=False``, which have a variance and a weight that leave them as they are.
 
         Returns
         -------
@@ -904,8 +911,8 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
     def to_keras(self) -> list[NDArray[Any]]:
         """The weights of a layer of Keras that does with ``training=False`` what :meth:`transform` does.
 
-        Make the layer with ``epsilon=eps`` of this transformer, and with its `momentum` if it is to go on learning.
-        The moving variance is as :meth:`to_torch` says.
+        Make the layer with ``epsilon=eps`` of this transformer, with its `momentum` if it is to go on learning, and
+        with ``center`` and ``scale``. The moving variance is as :meth:`to_torch` says.
 
         Returns
         -------
@@ -931,9 +938,14 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         p, values, _ = self._applied
         mean, var, divisor = values[:3].copy()
         divisor = divisor if p.with_std else np.ones_like(divisor)
-        plain = divisor == np.sqrt(var + p.eps)
+        other = (divisor != np.sqrt(var + p.eps)) & ~np.isnan(var)
+        var[other] = np.maximum(divisor[other] ** 2 - p.eps, 0)
+        gamma = p.gamma
+        if np.any(other):
+            gamma = np.ones_like(var) if gamma is None else gamma.copy()
+            gamma[other] *= np.sqrt(var[other] + p.eps) / divisor[other]
         mean = mean if p.with_mean else np.where(np.isnan(mean), np.nan, 0.0)
-        return _layers.Layer(mean, np.where(plain | np.isnan(var), var, divisor**2 - p.eps), p.gamma, p.beta)
+        return _layers.Layer(mean, var, gamma, p.beta)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the transformer to a file that :meth:`load` reads: versioned JSON with a checksum.

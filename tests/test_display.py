@@ -6,7 +6,9 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 from matplotlib import pyplot as plt
+from scipy.sparse import csr_array
 from sklearn.exceptions import NotFittedError
+from sklearn.preprocessing import StandardScaler
 
 from bncpu import BatchNormDisplay, BatchNormTransformer
 
@@ -43,6 +45,13 @@ def test_a_stream_is_drawn_as_it_was_learned():
     assert (again is display, display.axes_.shape) == (True, (2, 1))
 
 
+def test_streams_of_pairs_and_sparse_matrices_are_drawn():
+    display = BatchNormDisplay.from_stream(BatchNormTransformer(), [(batch, np.zeros(16)) for batch in BATCHES])
+    np.testing.assert_allclose(display.batch_mean, BATCHES.mean(axis=1), rtol=1e-12)
+    sparse = BatchNormDisplay.from_stream(BatchNormTransformer(with_mean=False), map(csr_array, BATCHES))
+    np.testing.assert_array_equal(sparse.n_seen, display.n_seen)
+
+
 def test_drift_is_drawn_as_it_is_reported():
     t = BatchNormTransformer().fit(np.concatenate(BATCHES))
     x = BATCHES[0] + [0, 0, 2, 0, 0, 0]
@@ -54,7 +63,7 @@ def test_drift_is_drawn_as_it_is_reported():
     np.testing.assert_allclose(drawn, columns["shift"], rtol=1e-12)
     np.testing.assert_allclose(display.axes_[1].containers[0].lines[0].get_xdata() ** 2, columns["variance_ratio"])
     assert [label.get_text() for label in display.axes_[0].get_yticklabels()] == [f"x{k}" for k in range(6)]
-    only = BatchNormDisplay.from_estimator(t, x, features=[2])
+    only = BatchNormDisplay.from_estimator(t, x, features=["x2"])
     np.testing.assert_allclose(only.axes_[0].containers[0].lines[0].get_xdata(), columns["shift"][2])
 
 
@@ -63,6 +72,18 @@ def test_what_cannot_be_drawn_is_refused(monkeypatch):
         BatchNormDisplay.from_estimator(BatchNormTransformer(), BATCHES[0])
     with pytest.raises(ValueError, match=r"^batches must hold at least one batch, got none$"):
         BatchNormDisplay.from_stream(BatchNormTransformer(), [])
+    t = BatchNormTransformer().fit(BATCHES[0])
+    for features, error in (
+        ([7], ValueError),
+        (["y"], ValueError),
+        ([], ValueError),
+        ("x2", TypeError),
+        (1, TypeError),
+    ):
+        with pytest.raises(error, match=r"^features must"):
+            BatchNormDisplay.from_estimator(t, BATCHES[1], features=features)
+    with pytest.raises(TypeError, match=r"^estimator must be a BatchNormTransformer, got StandardScaler$"):
+        BatchNormDisplay.from_estimator(StandardScaler(), BATCHES[0])
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r"^BatchNormDisplay needs matplotlib: pip install 'bncpu\[plot\]'$"):
         BatchNormDisplay.from_stream(BatchNormTransformer(), BATCHES)

@@ -45,7 +45,7 @@ def test_a_layer_of_pytorch_does_at_inference_what_it_did(kind):
     t = BatchNormTransformer.from_torch(state, "first.")
     expected = _reference.batch_norm(X, MEAN, VAR, GAMMA, BETA, eps=1e-5)
     np.testing.assert_allclose(t.transform(X), expected, rtol=1e-13, atol=1e-14)
-    assert (t.n_samples_seen_, t.n_batches_seen_) == (0, 12)
+    assert (t.n_samples_seen_, t.n_batches_seen_) == (0, 1)
     np.testing.assert_array_equal(t.running_var_, VAR)
 
 
@@ -100,6 +100,7 @@ def test_without_momentum_nothing_can_be_added_to_statistics_of_unknown_weight(t
         {"eps": 1e-5, "gamma": GAMMA, "beta": BETA},
         {"with_mean": False},
         {"with_std": False},
+        {"with_std": False, "eps": 2.0},
         {"momentum": 0.9, "ddof": 1},
     ],
 )
@@ -117,11 +118,12 @@ def test_a_transformer_becomes_a_layer_that_does_the_same(parameters):
 
 def test_a_layer_comes_back_exactly():
     t = BatchNormTransformer.from_torch(STATE, "first.")
-    for name, a in t.to_torch().items():
+    state = t.to_torch()
+    assert state.pop("num_batches_tracked") == 1
+    for name, a in state.items():
         np.testing.assert_array_equal(a, STATE["first." + name])
     for got, expected in zip(t.to_keras(), (GAMMA, BETA, MEAN, VAR), strict=True):
         np.testing.assert_array_equal(got, expected)
-    state = t.to_torch()
     state["running_mean"][:] = 0
     np.testing.assert_array_equal(t.running_mean_, MEAN)
 
@@ -135,6 +137,9 @@ def test_images_keep_their_channel_axis():
     ("call", "error", "message"),
     [
         (lambda t: t.from_torch(STATE), ValueError, r"^state_dict has no 'running_mean'; .* \['first\.'\]$"),
+        (lambda t: t.from_torch({1: MEAN}), TypeError, "^state_dict must have names for keys, got 1$"),
+        (lambda t: t.from_torch(STATE | {"first.weight": [1j] * 5}, "first."), TypeError, "^weight must hold real"),
+        (lambda t: t.from_keras([MEAN, VAR], scale="no"), TypeError, "^scale must be True or False, got 'no'$"),
         (lambda t: t.from_torch([MEAN]), TypeError, "^state_dict must be a mapping of names to tensors, got list$"),
         (lambda t: t.from_torch(STATE, None), TypeError, "^prefix must be a str, got NoneType$"),
         (lambda t: t.from_torch(STATE | {"first.bias": ["a"]}, "first."), TypeError, "^bias must hold real numbers"),

@@ -10,6 +10,7 @@ import pytest
 import skl2onnx
 from sklearn import datasets
 from sklearn.ensemble import RandomForestClassifier
+from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.tree import DecisionTreeRegressor
@@ -94,6 +95,28 @@ def test_integers_images_and_features_never_observed():
     np.testing.assert_array_equal(np.isnan(y), np.isnan(t.transform(X.astype(float))))
     with pytest.raises(ValueError, match=r"^ONNX has channels on axis 1; channel_axis must be None or 1, got -1$"):
         skl2onnx.to_onnx(BatchNormTransformer(channel_axis=-1).fit(images), images[:1])
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e20])
+def test_spreads_whose_squares_are_beyond_float32_are_no_matter(scale):
+    X = (np.random.default_rng(0).standard_normal((50, 3)) * scale).astype(np.float32)
+    t = BatchNormTransformer().fit(X)
+    np.testing.assert_allclose(run(t, X)[1][0], t.transform(X), rtol=1e-5, atol=1e-6)
+
+
+def test_a_fitted_frame_is_taken_a_column_at_a_time():
+    frame, y = datasets.load_wine(return_X_y=True, as_frame=True)
+    frame["hue"] = frame["hue"].astype(np.float32)
+    frame["proline"] = frame["proline"].astype(np.int64)
+    linear = LogisticRegression()
+    pipeline = make_pipeline(BatchNormTransformer(), linear).fit(frame, y)
+    model = skl2onnx.to_onnx(pipeline, frame[:1], options={id(linear): {"zipmap": False}})
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    columns = zip(session.get_inputs(), frame, strict=True)
+    labels, _ = session.run(None, {given.name: frame[[name]].to_numpy() for given, name in columns})
+    np.testing.assert_array_equal(labels, pipeline.predict(frame))
+    with pytest.raises(NotFittedError):
+        skl2onnx.to_onnx(BatchNormTransformer(), frame[:1])
 
 
 @pytest.mark.parametrize("opset", [9, 13, 14])

@@ -7,6 +7,7 @@ import pytest
 from sklearn.datasets import load_diabetes, load_wine
 from sklearn.decomposition import PCA
 from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -75,6 +76,16 @@ def test_steps_before_stay():
     simple = simplify(pipeline.fit(X, y))
     assert [name for name, _ in simple.steps] == ["standardscaler", "pca", "logisticregression"]
     np.testing.assert_allclose(simple.predict_proba(X), pipeline.predict_proba(X), rtol=1e-12)
+
+
+def test_a_frozen_layer_is_folded_and_what_comes_before_is_a_copy():
+    X, y = load_wine(return_X_y=True)
+    layer = FrozenEstimator(BatchNormTransformer().fit(X))
+    pipeline = make_pipeline(StandardScaler(with_mean=False, with_std=False), layer, LogisticRegression()).fit(X, y)
+    simple = simplify(pipeline)
+    np.testing.assert_allclose(simple.predict_proba(X), pipeline.predict_proba(X), rtol=1e-10)
+    simple.set_output(transform="pandas")
+    assert isinstance(pipeline[0].transform(X), np.ndarray)
 
 
 class Derived(LinearRegression):
