@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from sklearn import get_config
 from sklearn.utils import _safe_indexing
 from sklearn.utils._array_api import get_namespace
@@ -31,6 +33,7 @@ __all__ = [
     "foreign_namespace",
     "is_lazy",
     "is_watched",
+    "numbers_of_table",
     "rows",
     "with_callbacks",
 ]
@@ -91,6 +94,24 @@ def as_table(X: Any) -> Any:
     if pyarrow is not None and isinstance(X, pyarrow.RecordBatch):
         return pyarrow.Table.from_batches([X])
     return X
+
+
+def numbers_of_table(X: Any) -> NDArray[Any] | None:
+    """The columns of a pyarrow table in column order, nulls as NaN; None of anything else, or if one is not of numbers.
+
+    As an array of rows, a table is made one number at a time.
+    """
+    pyarrow = sys.modules.get("pyarrow")
+    if pyarrow is None or not isinstance(X, pyarrow.Table) or not X.num_columns:
+        return None
+    columns = [column.to_numpy() for column in X.columns]
+    if any(column.dtype.kind not in "iuf" for column in columns):
+        return None
+    dtype = np.result_type(*columns)
+    numbers = np.empty(X.shape, dtype if dtype.kind == "f" and dtype.itemsize <= 8 else np.float64, order="F")
+    for c, column in enumerate(columns):
+        numbers[:, c] = column
+    return numbers
 
 
 def foreign_namespace(a: Any) -> Any:

@@ -17,7 +17,7 @@ from sklearn.utils import check_array, check_scalar
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from bncpu import _batches, _layout
-from bncpu._compat import as_table, foreign_namespace, is_lazy
+from bncpu._compat import as_table, foreign_namespace, is_lazy, numbers_of_table
 from bncpu._device import DeviceBatch
 from bncpu.gpu._library import library_of
 from bncpu.moments import BackwardSums, Call, Moments, SavedStatistics
@@ -553,8 +553,17 @@ def batch(t: Any, X: Any, p: Parameters, *, reset: bool) -> Any:
     if is_lazy(X):
         validate_data(t, **_known(X, p), reset=reset)
     elif reset or not _is_plain(t, X):
-        X = validate_data(t, X, reset=reset, **_checks(X, p))
+        X = _validated(t, X, p, reset=reset)
     return X
+
+
+def _validated(t: Any, X: Any, p: Parameters, *, reset: bool) -> Any:
+    """By scikit-learn: width, names and numbers."""
+    numbers = numbers_of_table(X)
+    if numbers is None:
+        return validate_data(t, X, reset=reset, **_checks(X, p))
+    validate_data(t, X, reset=reset, skip_check_array=True)
+    return check_array(numbers, estimator=t, input_name="X", **_checks(numbers, p))
 
 
 def _known(X: Any, p: Parameters) -> dict[str, Any]:
@@ -738,7 +747,7 @@ def to_transform(t: Any, X: Any, p: Parameters, *, only_read: bool = False) -> S
         return given
     if p.channel_axis is not None:
         _same_width(t, given)
-    X = validate_data(t, given.X, reset=False, **_checks(given.X, p))
+    X = _validated(t, given.X, p, reset=False)
     stays_sparse(X, p)
     return given._replace(X=X)
 

@@ -146,3 +146,20 @@ if HAS_CALLBACKS:
         printed = capsys.readouterr().out
         assert "BatchNormTransformer" in printed
         assert "100%" in printed
+
+
+@pytest.mark.parametrize("make", [pa.table, pa.record_batch])
+def test_tables_are_learned_in_column_order_with_nulls_as_missing(make):
+    rng = np.random.default_rng(0)
+    single = rng.standard_normal(100).astype(np.float32)
+    columns = {"a": pa.array([None, *range(99)]), "b": single, "c": rng.random(100)}
+    X = np.asfortranarray(np.column_stack([[np.nan, *range(99)], columns["b"], columns["c"]]))
+    t, expected = BatchNormTransformer().fit(make(columns)), BatchNormTransformer().fit(X)
+    assert list(t.feature_names_in_) == ["a", "b", "c"]
+    for found, wanted in zip(t._learned.moments, expected._learned.moments, strict=True):
+        assert found.tobytes() == wanted.tobytes()
+    np.testing.assert_array_equal(t.transform(make(columns)), expected.transform(X))
+    narrow = make(dict.fromkeys("ab", single))
+    assert BatchNormTransformer().fit(narrow).transform(narrow).dtype == np.float32
+    with pytest.raises(ValueError, match="could not convert string to float"):
+        t.partial_fit(make({**columns, "b": ["x"] * 100}))
