@@ -1,0 +1,128 @@
+"""`bncpu fit` and `bncpu transform` beside bare reading, and reading and writing, of the same files.
+
+    pip install ".[io]" && python comparisons/files.py            # 2 GB of files in a temporary folder
+    python comparisons/files.py --memory 200                      # .npy alone: may map so many MB for its data
+
+Each takes turns with what it is compared to, in one process, from the page cache; figures are medians of paired ratios:
+above 1, ours is faster than reading alone. Bare reading of Parquet has the settings that were fastest here, beside
+pyarrow's defaults; that of CSV has pyarrow's; writing ends with fsync.
+"""
+
+import argparse
+import os
+import resource
+import statistics
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from bncpu import BatchNormTransformer, _files
+
+ROUNDS = 7
+PIECE = 8 << 20
+
+
+def make(folder, n_rows, parquet):
+    """The files: noise in float64, and the same rounded to 2 digits where text is what takes the room."""
+    rng = np.random.default_rng(0)
+    columns = {f"c{k}": rng.standard_normal(n_rows) for k in range(32)}
+    np.save(folder / "noise.npy", np.column_stack(list(columns.values())))
+    if parquet:
+        noise = pa.table(columns)
+        rounded = pa.table({name: np.round(a, 2) for name, a in columns.items()})
+        pyarrow.parquet.write_table(noise, folder / "noise.parquet")
+        pyarrow.parquet.write_table(rounded, folder / "rounded.parquet")
+        pyarrow.csv.write_csv(rounded.slice(0, n_rows // 4), folder / "rounded.csv")
+
+
+def pieces(path, defaults=False):
+    """What a file is read as, a piece at a time."""
+    if path.suffix == ".npy":
+        space = np.empty(PIECE, np.uint8)
+        with open(path, "rb", buffering=0) as file:
+            while n := file.readinto(space):
+                yield space[:n]
+    elif path.suffix == ".parquet":
+        options = {} if defaults else {"buffer_size": 1 << 20, "pre_buffer": False}
+        with pyarrow.parquet.ParquetFile(path, **options) as file:
+            yield from file.iter_batches(65536)
+    else:
+        yield from pyarrow.csv.open_csv(path)
+
+
+def read(path, defaults=False):
+    """Read all of it."""
+    for _ in pieces(path, defaults):
+        pass
+
+
+def fit(path, state):
+    """As the command does."""
+    _files.fit([path], state, _files.Plan(BatchNormTransformer()), resume=False, tell=print)
+
+
+def copy(path, to):
+    """Read all of it, and write it again."""
+    with open(to, "wb") as file:
+        if path.suffix == ".npy":
+            for piece in pieces(path):
+                file.write(piece.data)
+        else:
+            schema = pyarrow.csv.open_csv(path).schema if path.suffix == ".csv" else pyarrow.parquet.read_schema(path)
+            kind = pyarrow.csv.CSVWriter if path.suffix == ".csv" else pyarrow.parquet.ParquetWriter
+            with kind(file, schema) as writer:
+                for piece in pieces(path):
+                    writer.write_batch(piece)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def report(what, calls):
+    """Median of what the first call takes to what each other takes, in turns."""
+    seconds = {name: [] for name in calls}
+    for k in range(ROUNDS + 1):
+        for name in list(calls)[:: 1 if k % 2 else -1]:
+            start = time.perf_counter()
+            calls[name]()
+            if k:
+                seconds[name].append(time.perf_counter() - start)
+    ours, *others = seconds
+    for name in others:
+        ratios = [theirs / mine for theirs, mine in zip(seconds[name], seconds[ours], strict=True)]
+        ends = f"{min(ratios):.2f}-{max(ratios):.2f}"
+        print(f"{what:28} {statistics.median(ratios):5.2f} of the speed of {name} ({ends})", flush=True)
+
+
+def main():
+    """Make the files, compare."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=2_000_000)
+    parser.add_argument("--memory", type=int, help="MB of RLIMIT_DATA, beyond what is mapped already")
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make(folder, asked.rows, parquet=asked.memory is None)
+        if asked.memory is not None:
+            now = int(Path("/proc/self/status").read_text().split("VmData:")[1].split()[0]) << 10
+            resource.setrlimit(resource.RLIMIT_DATA, (now + (asked.memory << 20),) * 2)
+        for path in sorted(folder.iterdir()):
+            print(f"{path.name}: {path.stat().st_size / 1e9:.1f} GB")
+            state, out = folder / "state.json", folder / f"out{path.suffix}"
+            calls = {"fit": partial(fit, path, state), "bare reading": partial(read, path)}
+            if path.suffix == ".parquet":
+                calls["pyarrow's defaults"] = partial(read, path, defaults=True)
+            report(f"fit {path.suffix}", calls)
+            transform, bare = partial(_files.transform, state, path, out), partial(copy, path, out)
+            report(f"transform {path.suffix}", {"transform": transform, "reading and writing": bare})
+            out.unlink()
+            state.unlink()
+            path.unlink()
+
+
+main()
