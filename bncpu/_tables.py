@@ -217,7 +217,7 @@ class _NpyRows:
             row = len(table.columns) * dtype.itemsize
             begin, size = table.start + start * row, min(max(n_rows * row, WINDOW_BYTES), (table.n_rows - start) * row)
             if os.fstat(self.file.fileno()).st_size < begin + size:
-                raise ValueError(SHORTER)
+                raise ValueError(self.table.explained(SHORTER))
             skipped = begin % mmap.ALLOCATIONGRANULARITY
             mapped = mmap.mmap(self.file.fileno(), skipped + size, prot=mmap.PROT_READ, offset=begin - skipped)
             if hasattr(os, "posix_fadvise"):
@@ -236,7 +236,7 @@ class _NpyRows:
         while left:
             n = self.file.readinto(left)
             if not n:
-                raise ValueError(SHORTER)
+                raise ValueError(self.table.explained(SHORTER))
             left = left[n:]
 
     def carried(self, start: int, n_rows: int) -> Any:

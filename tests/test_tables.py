@@ -1,6 +1,7 @@
 """Tables in files come a batch at a time with every number in its column."""
 
 import builtins
+import os
 import re
 
 import numpy as np
@@ -177,3 +178,29 @@ def test_a_missing_pyarrow_is_named_with_its_extra(file, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ImportError, match=rf"^\{file.suffix} files need pyarrow: pip install 'bncpu\[io\]'"):
         _tables.read(file)
+
+
+@pytest.mark.parametrize("window", [1, 5000, 1 << 20])
+@pytest.mark.parametrize("dtype", ["<f4", "<f8", "<i2"])
+def test_batches_of_an_array_are_its_rows_wherever_windows_and_pages_end(window, dtype, monkeypatch, tmp_path):
+    monkeypatch.setattr(_tables, "WINDOW_BYTES", window)
+    X = np.random.default_rng(0).integers(-999, 999, (5003, 7)).astype(dtype)
+    np.save(tmp_path / "x.npy", X)
+    table = _tables.open_table(tmp_path / "x.npy")
+    for skip, n_rows in ((0, 1000), (17, 999), (5002, 10)):
+        batches = _tables.cut(table.pieces(table.numbers, skip), table.numbers, n_rows, np.dtype(dtype), "C")
+        rows = [batch.X.copy() for batch in batches]
+        assert [len(batch) for batch in rows[:-1]] == [n_rows] * ((5003 - skip - 1) // n_rows)
+        np.testing.assert_array_equal(np.concatenate(rows), X[skip:])
+
+
+def test_an_array_that_becomes_shorter_while_it_is_read_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.setattr(_tables, "WINDOW_BYTES", 1)
+    path = tmp_path / "x.npy"
+    np.save(path, np.zeros((1000, 8)))
+    table = _tables.open_table(path)
+    batches = _tables.cut(table.pieces(table.numbers), table.numbers, 100, np.dtype(float), "C")
+    next(batches)
+    os.truncate(path, path.stat().st_size - 8)
+    with pytest.raises(ValueError, match=r"x\.npy' is not .*: it became shorter while it was read$"):
+        list(batches)
