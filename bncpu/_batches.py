@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.sparse import issparse
 
 from bncpu import _buffers, _dispatch, _layout, _normalize
-from bncpu._device import DeviceBatch
+from bncpu._device import DeviceBatch, OpaqueBatch
 from bncpu.moments import (
     Coefficients,
     Moments,
@@ -121,15 +121,15 @@ def moments(X: Any, weights: NDArray[np.float64] | None, n_threads: int | None) 
 
     Parameters
     ----------
-    X : ndarray or DeviceBatch of shape (N, C, ...), or CSR or CSC matrix of shape (N, C)
+    X : ndarray or OpaqueBatch of shape (N, C, ...), or CSR or CSC matrix of shape (N, C)
     weights : ndarray of shape (N,), float64, or None
         One per sample.
     n_threads : int or None
     """
     if issparse(X):
         return _sparse_moments(X, weights)
-    if isinstance(X, DeviceBatch):
-        return X.moments(weights)
+    if isinstance(X, OpaqueBatch):
+        return X.moments(weights, n_threads)
     x4, _ = _layout.in_form(X, (1,))
     if x4 is not None and (weights is None or X.ndim == 2):
         return _normalize.moments(x4, weights, skip_missing=True, n_threads=n_threads)

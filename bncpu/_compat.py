@@ -11,7 +11,7 @@ from sklearn import get_config
 from sklearn.utils import _safe_indexing
 from sklearn.utils._array_api import get_namespace
 
-from bncpu._device import DeviceBatch
+from bncpu._device import OpaqueBatch
 
 try:
     from sklearn.callback import CallbackSupportMixin, with_callbacks
@@ -71,7 +71,7 @@ def fit_task(estimator: Any, n_batches: int) -> Any:
 
 def rows(X: Any, part: slice) -> Any:
     """Some rows of an array, frame, sparse matrix or list."""
-    if isinstance(X, DeviceBatch):
+    if isinstance(X, OpaqueBatch):
         return X[part]
     # polars and pyarrow; before 1.9 scikit-learn did not know how to cut the latter.
     if callable(getattr(X, "slice", None)):

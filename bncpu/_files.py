@@ -19,6 +19,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from bncpu import BatchNormTransformer, _kernels, _layout, _state_file, _tables
+from bncpu._device import ColumnBatch
 from bncpu._tables import Batch, Table
 
 CHECKPOINT = "bncpu.fit"
@@ -115,7 +116,8 @@ class Stream:
 
 def refused(error: ValueError, batch: Batch, first_row: int, names: Sequence[str], stream: Stream) -> ValueError:
     """Why a batch was refused, with the place in the file."""
-    rows, columns = np.nonzero(np.isinf(batch.X))
+    X = batch.X.in_memory() if isinstance(batch.X, ColumnBatch) else batch.X
+    rows, columns = np.nonzero(np.isinf(X))
     if len(rows):
         more = f" and {len(rows) - 1:,} more" if len(rows) > 1 else ""
         return ValueError(
@@ -223,6 +225,7 @@ def fit(inputs: Sequence[Path], out: Path, plan: Plan, *, resume: bool, tell: Ca
         dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float64),
         "C" if orders == {"C"} else "F",
         weights=plan.weights,
+        columns=True,
         fewest=0 if bn.momentum is None else max(2, int(bn.ddof) + 1),
     )
     n_batches = getattr(bn, "n_batches_seen_", 0)

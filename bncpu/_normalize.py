@@ -23,7 +23,7 @@ The transformer's calls on at most 2**16 values are short, too. Results are stor
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -72,6 +72,22 @@ def moments(
     n = _dispatch.threads(n_threads, x4.nbytes)
     blocks, missing = _dispatch.kernels(x4).moments(x4, weights, skip_missing, n)
     return merge_blocks(blocks), missing
+
+
+def moments_of_planes(
+    planes: Sequence[Array], weights: NDArray[np.float64] | None, *, skip_missing: bool, n_threads: int | None
+) -> tuple[Moments, bool]:
+    """As `moments`, of channels that lie apart: to the bit those of one array of shape (1, 1, channels, inner).
+
+    Parameters
+    ----------
+    planes : sequence of ndarray of shape (inner,), all of one length and type
+    weights, skip_missing, n_threads
+    """
+    n = _dispatch.threads(n_threads, planes[0].nbytes)
+    collect = _dispatch.kernels(planes[0]).moments
+    found = [collect(plane.reshape(1, 1, 1, -1), weights, skip_missing, n) for plane in planes]
+    return merge_blocks(np.concatenate([blocks for blocks, _ in found], axis=-1)), any(nan for _, nan in found)
 
 
 def apply(

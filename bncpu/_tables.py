@@ -21,13 +21,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bncpu import _state_file
+from bncpu._device import ColumnBatch
 
 # A batch is at most this much, as float64: larger ones are read again from memory.
-BATCH_BYTES = 8 << 20
+BATCH_BYTES = 4 << 20
 BATCH_ROWS = 65536
 
-# Of a Parquet file read, and decoded, at a time: large row groups are not read whole, more does not fit the caches.
-PARQUET_BYTES = 4 << 20
+# Of a Parquet file read, and decoded, at a time, a batch: large row groups are not read whole, more does not fit the
+# caches.
+PARQUET_BYTES = BATCH_BYTES
 
 # Of a .npy mapped into memory at a time: a map of the whole file might not fit the address space.
 WINDOW_BYTES = 32 << 20
@@ -48,8 +50,8 @@ class Piece(Protocol):
     def into(self, X: Array, start: int, names: Sequence[str]) -> None:
         """Put the rows from `start` on into X, which has one column for each of `names`."""
 
-    def in_place(self, start: int, n_rows: int, dtype: np.dtype[Any]) -> Array | None:
-        """Rows as they lie in the file, mapped into memory; None where they must be read."""
+    def in_place(self, start: int, n_rows: int, dtype: np.dtype[Any], names: Sequence[str]) -> Any:
+        """Rows as they lie: mapped into memory, or in memory as columns; None where they must be copied."""
 
     def carried(self, start: int, n_rows: int) -> Any:
         """The same rows with all columns that were read, as a record batch; None where there are only numbers."""
@@ -209,7 +211,7 @@ class _NpyRows:
                 self.fill(X[:, c], c * table.n_rows + start)
         table.position = table.start + start * len(table.columns) * table.numpy_dtype.itemsize
 
-    def in_place(self, start: int, n_rows: int, dtype: np.dtype[Any]) -> Array | None:
+    def in_place(self, start: int, n_rows: int, dtype: np.dtype[Any], names: Sequence[str]) -> Array | None:
         table, start = self.table, start + self.skip
         if table.order != "C" or dtype != table.numpy_dtype or not hasattr(mmap, "MAP_SHARED"):
             return None
@@ -245,6 +247,8 @@ class _NpyRows:
 
 # ---- what pyarrow reads ----
 
+FLOATS = {"float": np.dtype(np.float32), "double": np.dtype(np.float64)}
+
 
 class _Columns:
     """A record batch."""
@@ -259,8 +263,11 @@ class _Columns:
         for c, name in enumerate(names):
             X[:, c] = _as_numbers(self.batch.column(name).slice(start, len(X)), X.dtype)
 
-    def in_place(self, start: int, n_rows: int, dtype: np.dtype[Any]) -> Array | None:
-        return None
+    def in_place(self, start: int, n_rows: int, dtype: np.dtype[Any], names: Sequence[str]) -> ColumnBatch | None:
+        columns = [self.batch.column(name).slice(start, n_rows) for name in names]
+        if any(column.null_count or FLOATS.get(str(column.type)) != dtype for column in columns):
+            return None
+        return ColumnBatch([column.to_numpy() for column in columns])
 
     def carried(self, start: int, n_rows: int) -> Any:
         return self.batch.slice(start, n_rows)
@@ -510,7 +517,7 @@ def open_table(path: Path) -> Table:
 class Batch(NamedTuple):
     """Rows of a table."""
 
-    X: Array  # of shape (n_rows, n_columns)
+    X: Any  # of shape (n_rows, n_columns), an array or a `ColumnBatch`
     weights: NDArray[np.float64] | None  # of shape (n_rows,)
     carried: list[Any]  # the same rows with all columns, as record batches
 
@@ -524,11 +531,13 @@ def cut(
     *,
     weights: str | None = None,
     carry: bool = False,
+    columns: bool = False,
     fewest: int = 0,
 ) -> Iterator[Batch]:
     """Batches of `n_rows` rows; the last one has the rest, and those before it if the rest is less than `fewest`.
 
-    The arrays of a batch are overwritten by the second batch after it, or are read-only where the file is mapped.
+    With `columns`, X may be a `ColumnBatch`. The arrays of a batch are overwritten by the second batch after it, or are
+    read-only where the file is mapped.
     """
     full = n_rows + fewest
     spaces = [(np.empty((full, len(names)), dtype, order=order), np.empty((full, 1))) for _ in range(2)]
@@ -542,8 +551,8 @@ def cut(
         start = 0
         while start < len(piece):
             if at == 0 and full <= len(piece) - start and weights is None and not carry:
-                rows = piece.in_place(start, full, dtype)
-                if rows is not None:
+                rows = piece.in_place(start, full, dtype, names)
+                if rows is not None and (columns or isinstance(rows, np.ndarray)):
                     yield Batch(rows[:n_rows], None, [])
                     start += n_rows
                     continue

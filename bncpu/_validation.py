@@ -18,7 +18,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from bncpu import _batches, _layout
 from bncpu._compat import as_table, foreign_namespace, is_lazy, numbers_of_table
-from bncpu._device import DeviceBatch
+from bncpu._device import DeviceBatch, OpaqueBatch
 from bncpu.gpu._library import library_of
 from bncpu.moments import BackwardSums, Call, Moments, SavedStatistics
 
@@ -673,7 +673,7 @@ def sliceable(X: Any, p: Parameters) -> Any:
 
 def _checks(X: Any, p: Parameters) -> dict[str, Any]:
     """Options of scikit-learn's validation."""
-    if isinstance(X, DeviceBatch):
+    if isinstance(X, OpaqueBatch):
         return {"skip_check_array": True}
     # Numbers of any kind are converted a piece at a time; anything else, all at once.
     numeric = isinstance(X, np.ndarray) and (X.dtype.kind in "biu" or (X.dtype.kind == "f" and X.dtype.itemsize <= 8))
@@ -719,7 +719,7 @@ def sample_weight(sample_weight: Any, X: Any) -> NDArray[np.float64] | None:
     if foreign_namespace(sample_weight) is not None:
         sample_weight = _shared("sample_weight", sample_weight)
     # scikit-learn looks at the number of samples alone.
-    return _not_all_zero(sample_weight, np.empty((len(X), 0)) if isinstance(X, DeviceBatch) else X)
+    return _not_all_zero(sample_weight, np.empty((len(X), 0)) if isinstance(X, OpaqueBatch) else X)
 
 
 def _not_all_zero(sample_weight: Any, X: Any) -> NDArray[np.float64]:
@@ -836,7 +836,7 @@ def _infinities(X: Any) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
             yield _batches.rows(X, part)[infinite], _batches.columns(X, part)[infinite]
         return
     for part in _batches.pieces(X):
-        values = X[part].in_memory() if isinstance(X, DeviceBatch) else X[part]
+        values = X[part].in_memory() if isinstance(X, OpaqueBatch) else X[part]
         rows, columns = np.nonzero(np.isinf(values))[:2]
         yield rows + part.start, columns
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import bncpu
-from bncpu._device import DeviceBatch
+from bncpu._device import ColumnBatch, DeviceBatch
 from bncpu._layout import channels_second
 from bncpu.gpu._library import library_of
 
@@ -69,3 +69,21 @@ def test_a_device_array_without_the_extra_is_one_line(call, monkeypatch):
         call(like_cupys(np.ones((2, 2))), t)
     assert t.__getstate__().keys() == before.keys()
     np.testing.assert_array_equal(t.running_var_, [0.25, 2.25])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("parameters", [{}, {"momentum": 0.9}, {"halflife": 40.0}], ids=str)
+def test_columns_that_lie_apart_are_learned_with_the_bits_of_one_array(parameters, dtype):
+    rng = np.random.default_rng(0)
+    apart, whole = (bncpu.BatchNormTransformer(**parameters) for _ in range(2))
+    for n, weighted in ((30_000, False), (7, True), (5000, True)):
+        X = (rng.standard_normal((n, 5)) + 10.0 ** np.arange(5)).astype(dtype)
+        X[rng.random((n, 5)) < 0.01] = np.nan
+        weights = rng.random(n) if weighted else None
+        apart.partial_fit(ColumnBatch([np.ascontiguousarray(X[:, c]) for c in range(5)]), sample_weight=weights)
+        whole.partial_fit(np.asfortranarray(X), sample_weight=weights)
+        assert apart._learned.values.tobytes() == whole._learned.values.tobytes()
+    np.testing.assert_array_equal(apart.n_samples_seen_, whole.n_samples_seen_)
+    X[3, 2] = np.inf
+    with pytest.raises(ValueError, match=r"row\(s\) 3, column\(s\) 2\."):
+        apart.partial_fit(ColumnBatch(list(np.ascontiguousarray(X.T))))
