@@ -24,7 +24,7 @@ from bncpu import _state_file
 from bncpu._device import ColumnBatch
 
 # A batch is at most this much, as float64: larger ones are read again from memory.
-BATCH_BYTES = 4 << 20
+BATCH_BYTES = 8 << 20
 BATCH_ROWS = 65536
 
 # Of a Parquet file read, and decoded, at a time, a batch: large row groups are not read whole, more does not fit the

@@ -112,7 +112,7 @@ def _add_file_commands(commands: Any) -> None:
     forgetting.add_argument("--halflife", type=float, metavar="H", help="rows after which a row counts half")
     fit.add_argument("--eps", type=float, default=0.0, help="added to the variance (%(default)s)")
     fit.add_argument("--ddof", type=float, default=0.0, help="the variance divides by n - ddof (%(default)s)")
-    fit.add_argument("--batch-rows", type=int, metavar="N", help="rows learned at a time (as many as make 4 MiB)")
+    fit.add_argument("--batch-rows", type=int, metavar="N", help="rows learned at a time (as many as make 8 MiB)")
     fit.add_argument("--columns", metavar="A,B,C", help="only these, in this order (all that hold numbers)")
     fit.add_argument("--weights", metavar="COLUMN", help="the column that holds sample weights")
     fit.add_argument("--resume", action="store_true", help="go on from OUT.partial if it is there")
