@@ -407,11 +407,10 @@ def merge(states: Sequence[Path], out: Path) -> str:
     """
     loaded = [BatchNormTransformer.load(path) for path in states]
     for path, bn in zip(states, loaded, strict=True):
-        for mode in ("momentum", "halflife"):
-            if getattr(bn, mode) is not None:
-                raise ValueError(
-                    f"{str(path)!r} has {mode} statistics; merge needs cumulative ones, which know no order"
-                )
+        if bn._learned.mode != "cumulative":
+            raise ValueError(
+                f"{str(path)!r} has {bn._learned.mode} statistics; merge needs cumulative ones, which know no order"
+            )
     total = loaded[0]
     for path, bn in zip(states[1:], loaded[1:], strict=True):
         try:
@@ -433,7 +432,6 @@ def show(state: Path) -> str:
     bn = BatchNormTransformer.load(state)
     defaults = BatchNormTransformer().get_params()
     changed = {name: value for name, value in bn.get_params().items() if np.any(value != defaults[name])}
-    mode = next((name for name in ("momentum", "halflife") if getattr(bn, name) is not None), "cumulative")
     counts = np.broadcast_to(np.asarray(bn.n_samples_seen_), bn.n_features_in_)
     names = getattr(bn, "feature_names_in_", [f"x{c}" for c in range(bn.n_features_in_)])
     stds = np.sqrt(bn.running_var_)
@@ -443,5 +441,6 @@ def show(state: Path) -> str:
         rows.append((name, f"{mean:#.6g}", f"{std:#.6g}", f"{count:,}"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     table = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
-    head = f"{mode} statistics of {counts.max():,} rows in {bn.n_batches_seen_:,} batch(es); parameters: {parameters}"
+    seen = f"{counts.max():,} rows in {bn.n_batches_seen_:,} batch(es)"
+    head = f"{bn._learned.mode} statistics of {seen}; parameters: {parameters}"
     return "\n".join([head, "", *table])

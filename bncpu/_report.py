@@ -42,7 +42,7 @@ class Report:
         ``feature``, ``remarks``, and per feature: ``running_mean``, ``running_std``; ``mean`` and ``std`` of the data;
         ``effective_n`` and ``running_effective_n``; ``shift``, the difference of the means in running standard
         deviations, ``shift_error``, its standard error; ``variance_ratio`` and ``variance_ratio_error``; ``shrinkage``,
-        the part of the scale that eps takes; ``gap``.
+        the part of the scale that eps takes; ``gap``, as below, infinite for a feature that was constant before.
     gap_by_batch_size : dict of int to float
         The root mean square difference, over the features, between data normalized by its own batch of so many
         samples, as in training, and by the running statistics, as at inference.
@@ -86,7 +86,7 @@ class Report:
         heads = ["feature", "mean", "std", "shift", "variance ratio", "gap", "effective n", "remarks"]
         order: Sequence[int] = range(len(c["feature"]))
         if len(order) > SHOWN:
-            order = np.argsort(-np.nan_to_num(c["gap"], nan=np.inf), kind="stable")[:SHOWN].tolist()
+            order = np.argsort(-np.nan_to_num(c["gap"], nan=-1.0), kind="stable")[:SHOWN].tolist()
         cells = [
             [
                 str(c["feature"][k]),
@@ -197,8 +197,9 @@ def made(
         drifted = ~constant & (np.abs(shift) > DRIFTED * shift_error)
         spread = ~constant & (np.abs(normal_score(ratio, given.n, running.n, ddof)) > DRIFTED)
         shrunk = ~constant & (shrinkage > SHRUNK)
-    for a in (shift, shift_error, ratio, ratio_error, gap, shrinkage):
+    for a in (shift, shift_error, ratio, ratio_error, shrinkage):
         a[constant] = np.nan
+    gap[constant] = np.where(moved[constant], np.inf, np.nan)
     for a in (ratio, ratio_error):
         a[~(given.n > 1)] = np.nan
     remarks = [

@@ -26,6 +26,9 @@ Array = NDArray[np.floating[Any]]
 
 CPU = 1  # kDLCPU of DLPack
 
+# The mode of statistics of a layer that does not tell how many samples they are of.
+INFERENCE = "inference"
+
 FLOATS = (np.float64, np.float32, np.float16)
 
 
@@ -862,10 +865,6 @@ def two_values(t: Any, n_values: NDArray[np.float64], single: bool, count: NDArr
         )
 
 
-# The mode of statistics of a layer that does not tell how many samples they are of.
-INFERENCE = "inference"
-
-
 def loaded_mode(saved: str, wanted: str) -> None:
     """The statistics of a state file are of the kind of its parameters."""
     if (saved, wanted) != (INFERENCE, "cumulative"):
@@ -909,6 +908,8 @@ def mergeable(t: Any, other: Any) -> None:
     for name, side in (("self", t), ("other", other)):
         modes = [parameters(side).mode] + ([side._learned.mode] if hasattr(side, "_learned") else [])
         kind = next((m for m in modes if m != "cumulative"), None)
+        if kind == INFERENCE:
+            raise ValueError(f"merge needs the number of samples of both, which the layer that is {name} does not tell")
         if kind is not None:
             raise ValueError(f"merge needs cumulative statistics, whose order does not matter; {name} uses {kind}")
     for name in ("ddof", "channel_axis"):

@@ -14,15 +14,15 @@ from bncpu.transformer import BatchNormTransformer
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
 
-# Models whose every prediction is a function of X @ coef_.T + intercept_, and who know nothing else of X: by module, as
-# importing them takes time.
+# Models whose every prediction is a function of X @ coef_.T, plus intercept_ or less offset_, and who know nothing else
+# of X: by module, as importing them takes time.
 LINEAR = {
     "linear_model": {
         "ElasticNet", "ElasticNetCV", "GammaRegressor", "HuberRegressor", "Lars", "LarsCV", "Lasso", "LassoCV",
         "LassoLars", "LassoLarsCV", "LassoLarsIC", "LinearRegression", "LogisticRegression", "LogisticRegressionCV",
         "MultiTaskElasticNet", "MultiTaskElasticNetCV", "MultiTaskLasso", "MultiTaskLassoCV",
         "OrthogonalMatchingPursuit", "Perceptron", "PoissonRegressor", "QuantileRegressor", "Ridge", "RidgeCV",
-        "RidgeClassifier", "RidgeClassifierCV", "SGDClassifier", "SGDRegressor", "TheilSenRegressor",
+        "RidgeClassifier", "RidgeClassifierCV", "SGDClassifier", "SGDOneClassSVM", "SGDRegressor", "TheilSenRegressor",
         "TweedieRegressor",
     },
     "svm": {"LinearSVC", "LinearSVR"},
@@ -115,7 +115,11 @@ def _folded(model: Any, forward: Any, normalizer: BatchNormTransformer) -> Any:
     folded = copy.deepcopy(model)
     coef: NDArray[Any] = model.coef_.astype(np.float64)
     folded.coef_ = coef * forward.scale
-    folded.intercept_ = model.intercept_ + coef @ (forward.shift - forward.mean * forward.scale)
+    constant = coef @ (forward.shift - forward.mean * forward.scale)
+    if hasattr(model, "offset_"):
+        folded.offset_ = model.offset_ - constant
+    else:
+        folded.intercept_ = model.intercept_ + constant
     if hasattr(normalizer, "feature_names_in_"):
         folded.feature_names_in_ = normalizer.feature_names_in_
     elif hasattr(folded, "feature_names_in_"):

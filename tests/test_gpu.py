@@ -528,6 +528,7 @@ REFUSED = [
     (dict(out=lambda: device(np.ones((2, 3)))), ValueError, r"^out must have shape and dtype of x, \(3, 2\) float64"),
     (dict(running_mean=lambda: device(np.ones(2))), ValueError, "^running_mean and running_var must be given together"),
     (dict(x=lambda: device(np.zeros((3, 2), ">f4"))), TypeError, "^x must be one of .*, got >f4$"),
+    (dict(x=lambda: device(np.zeros((3, 4)))[:, ::2]), ValueError, "^x must be C-contiguous, as nothing is copied in"),
     (dict(channel_axis=lambda: True), ValueError, "^channel_axis must name an axis .* got True$"),
     (dict(channel_axis=lambda: 2), ValueError, r"^channel_axis must name an axis of x of shape \(3, 2\), got 2$"),
     (dict(activation=lambda: "gelu"), ValueError, "^activation must be None or 'relu', got 'gelu'$"),
@@ -543,6 +544,20 @@ def test_a_refused_call_is_one_line_that_names_the_argument(changes, error, mess
     arguments = {"x": device(np.zeros((3, 2)))} | {name: make() for name, make in changes.items()}
     with pytest.raises(error, match=message):
         gpu.batch_norm_forward(**arguments)
+
+
+@needs_cuda
+def test_no_driver_and_an_array_on_another_device_are_one_line(monkeypatch):
+    from bncpu.gpu import _arrays, _functional
+
+    x = device(np.ones((3, 2)))
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(_arrays, "current_device", lambda: 7)
+        with pytest.raises(ValueError, match=r"^x must be on the current device, 7, got one on device 0$"):
+            gpu.batch_norm_forward(x)
+    monkeypatch.setattr(_functional, "_unavailable", lambda: "no usable CUDA device: no driver")
+    with pytest.raises(RuntimeError, match=r"^no usable CUDA device: no driver$"):
+        bncpu.BatchNormTransformer().fit(x)
 
 
 @needs_cuda

@@ -82,7 +82,13 @@ def test_constants_that_vary_now_are_the_worst_of_drifts():
     x = np.column_stack([np.full(50, 3.0), np.full(50, 3.0), X[:50, 0]])
     t = BatchNormTransformer().fit(x)
     x[:, 1] = 1000 * X[:50, 0]
-    assert t.report(x).columns["remarks"].tolist() == ["constant", "constant before, not here", ""]
+    report = t.report(x)
+    assert report.columns["remarks"].tolist() == ["constant", "constant before, not here", ""]
+    assert np.isnan(report.columns["gap"][0])
+    assert report.columns["gap"][1] == np.inf
+    wide = np.hstack([np.full((50, 40), 3.0), x])
+    told = str(BatchNormTransformer().fit(np.hstack([wide[:, :40], np.full((50, 2), 3.0), x[:, 2:]])).report(wide))
+    assert told.splitlines()[2].startswith("x41 ")
     ones = np.ones((20, 2))
     assert BatchNormTransformer().fit(ones).report(ones).gap_by_batch_size == {}
     rounding = 1e9 + 2.4e-7 * np.random.default_rng(5).integers(0, 3, (200, 1))
