@@ -40,8 +40,9 @@ const bn = {
         }
         const before = momentum * old.weight, weight = before + (1 - momentum);
         if (before === 0) return { ...batch, weight };
-        const lo = old.lo + (batch.hi - old.hi + (batch.lo - old.lo)) * ((1 - momentum) / weight);
-        return { hi: old.hi, lo, var: (before * old.var + (1 - momentum) * batch.var) / weight, weight };
+        const moved = old.lo + (batch.hi - old.hi + (batch.lo - old.lo)) * ((1 - momentum) / weight);
+        const hi = old.hi + moved, part = hi - old.hi, lo = old.hi - (hi - part) + (moved - part); // what rounding hi lost
+        return { hi, lo, var: (before * old.var + (1 - momentum) * batch.var) / weight, weight };
     },
 
     rms(a, b) {
@@ -110,16 +111,17 @@ const bn = {
         ].join("\n");
     },
 
-    // Five digits, as 0, 0.12345, 747.00 or 9.8609e+4.
+    // Five digits, as 0, 0.12345, 747.00 or 1.2345e-7; large numbers whole.
     show(v) {
         const size = Math.abs(v);
-        return v === 0 ? "0" : size < 1e-3 || size >= 99999.5 ? v.toExponential(4) : v.toPrecision(5);
+        if (size >= 99999.5 && size < 1e9) return v.toFixed(0);
+        return v === 0 ? "0" : size < 1e-3 || size >= 1e9 ? v.toExponential(4) : v.toPrecision(5);
     },
 };
 
 if (typeof module !== "undefined") module.exports = bn;
 
-// The page. Drawings are SVG text in a box of 320 by 270; what is drawn is also kept in data attributes, for tests.
+// The page. Drawings are SVG text, a unit of which is a pixel; what is drawn is also kept in data attributes, for tests.
 const page = {
     FEATURES: ["alcohol", "proline"],
     SHAPES: [[0, "a3.2 3.2 0 1 0 .01 0z", 0, -3.2], [0, "l3.4 6h-6.8z", 0, -3.6], [0, "h5.6v5.6h-5.6z", -2.8, -2.8]],
@@ -131,17 +133,20 @@ const page = {
     },
 
     // Axes with their ticks; `inside` is drawn over them and cut off at the edge. x and y map numbers to places.
-    plot(box, xs, ys, names, inside) {
-        const [left, top, right, bottom] = box, id = `clip-${names.id}`;
+    plot(id, values, height, xs, ys, names, inside) {
+        const svg = document.getElementById(id), width = svg.clientWidth || 320, total = Math.round(height(width));
+        const [left, top, right, bottom] = [52, 8, width - 8, total - 38];
         const x = (v) => left + ((v - xs[0]) / (xs[1] - xs[0])) * (right - left);
         const y = (v) => bottom - ((v - ys[0]) / (ys[1] - ys[0])) * (bottom - top);
         const vertical = xs[2].map((v) => `<path class="grid" d="M${x(v)} ${top}V${bottom}"/><text x="${x(v)}" y="${bottom + 15}">${v}</text>`);
         const level = ys[2].map((v) =>
-            `<path class="grid" d="M${left} ${y(v)}H${right}"/><text class="left" x="${left - 5}" y="${y(v) + 4}">${v}</text>`);
-        return `<clipPath id="${id}"><path d="M${left} ${top}H${right}V${bottom}H${left}z"/></clipPath>${vertical.join("")}${level.join("")}`
+            `<path class="grid" d="M${left} ${y(v)}H${right}"/><text class="left" x="${left - 5}" y="${y(v) + 4}">${ys[3] ? ys[3](v) : v}</text>`);
+        svg.dataset.values = JSON.stringify(values);
+        svg.setAttribute("viewBox", `0 0 ${width} ${total}`);
+        svg.innerHTML = `<clipPath id="clip-${id}"><path d="M${left} ${top}H${right}V${bottom}H${left}z"/></clipPath>${vertical.join("")}${level.join("")}`
             + `<text x="${(left + right) / 2}" y="${bottom + 31}">${names.x}</text>`
-            + `<text transform="translate(11 ${(top + bottom) / 2}) rotate(-90)">${names.y}</text>`
-            + `<g clip-path="url(#${id})">${inside(x, y)}</g>`;
+            + `<text transform="translate(13 ${(top + bottom) / 2}) rotate(-90)">${names.y}</text>`
+            + `<g clip-path="url(#clip-${id})">${inside(x, y)}</g>`;
     },
 
     // Mean (a cross) and one standard deviation (an ellipse with upright axes, as channels do not see each other).
@@ -208,20 +213,16 @@ const page = {
 
     pictures(p, stream, classes, result, now) {
         const rows = bn.batch(stream, p.n, p.k), shapes = bn.batch(classes, p.n, p.k);
-        const draw = (id, values, xs, ys, names, inside) => {
-            const svg = document.getElementById(id);
-            svg.innerHTML = page.plot([46, 8, 312, 232], xs, ys, { ...names, id }, inside);
-            svg.dataset.values = JSON.stringify(values);
-        };
+        const height = (width) => 0.8 * Math.min(width, 480) + 22;
         const data = { x: "alcohol, % by volume", y: "proline, mg/l" };
-        draw("data", rows, [10.8, 15.1, [11, 12, 13, 14, 15]], [200, 1750, [400, 800, 1200, 1600]], data, (x, y) =>
+        page.plot("data", rows, height, [10.8, 15.1, [11, 12, 13, 14, 15]], [200, 1750, [400, 800, 1200, 1600]], data, (x, y) =>
             page.points("all", bn.columns(stream), classes, x, y) + page.points("batch", bn.columns(rows), shapes, x, y)
             + (now ? page.spread("batch", now.batch, x, y) + page.spread("running", now.running, x, y) : ""));
-        const farthest = now ? Math.max(...[now.train, now.inference].flat(2).map(Math.abs)) : 4;
-        let reach = 4;
+        const farthest = now ? Math.max(...[now.train, now.inference].flat(2).map(Math.abs)) : 0;
+        let reach = 3;
         while (reach < farthest) reach *= 2;
-        const axis = [-reach, reach, [-0.5, 0, 0.5].map((v) => v * reach)], names = { x: "alcohol, normalized", y: "proline, normalized" };
-        const normalized = (id, values, all) => draw(id, values, axis, axis, names, (x, y) =>
+        const axis = [-reach, reach, [-reach / 1.5, 0, reach / 1.5].map(Math.round)], names = { x: "alcohol", y: "proline" };
+        const normalized = (id, values, all) => page.plot(id, values, height, axis, axis, names, (x, y) =>
             `<path class="zero" d="M${x(-reach)} ${y(0)}H${x(reach)}M${x(0)} ${y(-reach)}V${y(reach)}"/>`
             + (all ? page.points("all", all, classes, x, y) : "") + (values ? page.points(id, values, shapes, x, y) : ""));
         normalized("train", now && now.train, null);
@@ -231,8 +232,6 @@ const page = {
 
     // Both distances over the batches, on a logarithmic scale; what lies ahead of batch k is faint.
     curve(p, steps) {
-        const svg = document.getElementById("curve"), box = [46, 8, 632, 150];
-        svg.dataset.values = JSON.stringify(steps.map((s) => [s.gap, s.off]));
         const low = -3, high = Math.max(1, ...steps.map((s) => Math.ceil(Math.log10(Math.max(s.gap, s.off)))).filter(Number.isFinite));
         const powers = Array.from({ length: high - low + 1 }, (_, i) => low + i), step = Math.ceil(powers.length / 6);
         const y = (map) => (v) => map(Math.max(low, Math.log10(v)));
@@ -240,10 +239,10 @@ const page = {
             const path = steps.slice(from, to).map((s, i) => `${i ? "L" : "M"}${x(from + i + 1).toFixed(1)} ${at(s[kind]).toFixed(1)}`);
             return `<path class="${kind}${faint ? " faint" : ""}" d="${path.join("") || "M0 0"}"/>`;
         };
-        const ticks = [1, 10, 20, 30, 40, 50, 60], names = { x: "batch", y: "distance", id: "curve" };
-        svg.innerHTML = page.plot(box, [0, 61, ticks], [low, high, powers.filter((_, i) => i % step === 0)], names, (x, map) =>
+        const xs = [0, 61, [1, 10, 20, 30, 40, 50, 60]], ys = [low, high, powers.filter((_, i) => i % step === 0), (v) => Number(`1e${v}`)];
+        page.plot("curve", steps.map((s) => [s.gap, s.off]), () => 190, xs, ys, { x: "batch", y: "distance" }, (x, map) =>
             ["off", "gap"].map((kind) => line(kind, x, y(map), 0, p.k) + line(kind, x, y(map), p.k - 1, 60, true)).join("")
-            + `<path class="now" d="M${x(p.k)} 0V200"/>`).replace(/(<text class="left"[^>]*>)(-?\d+)/g, (_, tag, v) => tag + Number(`1e${v}`));
+            + `<path class="now" d="M${x(p.k)} 0V200"/>`);
     },
 
     words(p, result, now) {
@@ -319,6 +318,8 @@ const page = {
         still.addEventListener("change", calm);
         calm();
         page.write(bn.START);
+        let width = innerWidth;
+        addEventListener("resize", () => { if (width !== innerWidth) { width = innerWidth; page.render(); } });
     },
 };
 
