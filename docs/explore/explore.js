@@ -1,11 +1,11 @@
 "use strict";
-// The arithmetic of bncpu in a page. `bn` is pure, so that tests run it without a page; test_explore.py holds it to the library.
+// The arithmetic of bncpu in a page. `bn` is pure: test_explore.py holds it to the library without a page, too.
 
 const bn = {
     N_BATCHES: 60,
     START: { n: 16, k: 12, gamma: 1, beta: 0, eps: 1e-5, momentum: 0.9, sorted: false, kind: "transformer" },
 
-    // Two passes over the distances from the first value: nothing cancels, and a constant gives a variance of exactly 0.
+    // Two passes over distances from the first value: nothing cancels, and a constant has a variance of exactly 0.
     // The mean is the sum hi + lo, not rounded to one number.
     moments(values) {
         const n = values.length, hi = values[0];
@@ -28,11 +28,12 @@ const bn = {
         return constant ? 1 : bn.inverseStd(running.var, eps);
     },
 
-    normalize: (values, mean, invstd, gamma, beta) => values.map((x) => (x - mean.hi - mean.lo) * (gamma * invstd) + beta),
+    normalize: (values, mean, invstd, gamma, beta) =>
+        values.map((x) => (x - mean.hi - mean.lo) * (gamma * invstd) + beta),
 
     start: (kind) => (kind === "layer" ? { hi: 0, lo: 0, var: 1 } : { hi: 0, lo: 0, var: 0, weight: 0 }),
 
-    // momentum weighs the old value. A layer's arrays start at 0 and 1; the transformer divides the weight of its start out.
+    // momentum weighs the old value. A layer's arrays start at 0 and 1; the transformer divides its start out.
     learn(old, batch, momentum, kind) {
         if (kind === "layer") {
             const move = (from, to) => momentum * from + (1 - momentum) * to;
@@ -41,7 +42,8 @@ const bn = {
         const before = momentum * old.weight, weight = before + (1 - momentum);
         if (before === 0) return { ...batch, weight };
         const moved = old.lo + (batch.hi - old.hi + (batch.lo - old.lo)) * ((1 - momentum) / weight);
-        const hi = old.hi + moved, part = hi - old.hi, lo = old.hi - (hi - part) + (moved - part); // what rounding hi lost
+        const hi = old.hi + moved, part = hi - old.hi;
+        const lo = old.hi - (hi - part) + (moved - part); // what rounding hi lost
         return { hi, lo, var: (before * old.var + (1 - momentum) * batch.var) / weight, weight };
     },
 
@@ -54,8 +56,10 @@ const bn = {
     refusal(n, kind) {
         if (n >= 2) return null;
         return kind === "layer"
-            ? `batch_norm_forward needs at least 2 values per channel, got ${n}; for single values use batch_norm with running statistics`
-            : `with momentum a batch needs at least two values per feature, got n_samples=${n}; halflife accepts single rows`;
+            ? `batch_norm_forward needs at least 2 values per channel, got ${n}; `
+              + "for single values use batch_norm with running statistics"
+            : `with momentum a batch needs at least two values per feature, got n_samples=${n}; `
+              + "halflife accepts single rows";
     },
 
     // The rows of batch k (from 1) of a stream that starts again at its end.
@@ -93,7 +97,8 @@ const bn = {
             ? `    y_train, saved = batch_norm_forward(\n        batch, ${affine},\n`
               + `        running_mean=running_mean, running_var=running_var, momentum=${num(p.momentum)},\n    )\n`
               + `y_inference = batch_norm(batch, running_mean, running_var, ${affine})`
-            : `    bn.partial_fit(batch)\ny_train, saved = batch_norm_forward(batch, ${affine})\ny_inference = bn.transform(batch)`;
+            : `    bn.partial_fit(batch)\ny_train, saved = batch_norm_forward(batch, ${affine})\n`
+              + "y_inference = bn.transform(batch)";
         return [
             "import numpy as np",
             "from sklearn.datasets import load_wine",
@@ -121,29 +126,32 @@ const bn = {
 
 if (typeof module !== "undefined") module.exports = bn;
 
-// The page. Drawings are SVG text, a unit of which is a pixel; what is drawn is also kept in data attributes, for tests.
+// The page. Drawings are SVG text, a unit of which is a pixel; what is drawn stays in data attributes, for tests.
 const page = {
     FEATURES: ["alcohol", "proline"],
-    SHAPES: [[0, "a3.2 3.2 0 1 0 .01 0z", 0, -3.2], [0, "l3.4 6h-6.8z", 0, -3.6], [0, "h5.6v5.6h-5.6z", -2.8, -2.8]],
+    RANGE: [[10.8, 15.1], [200, 1750]],
+    SHAPES: [["a3.2 3.2 0 1 0 .01 0z", 0, -3.2], ["l3.4 6h-6.8z", 0, -3.6], ["h5.6v5.6h-5.6z", -2.8, -2.8]],
     timer: null,
 
-    mark(kind, x, y, title) {
-        const [, path, dx, dy] = page.SHAPES[kind];
-        return `<path d="M${(x + dx).toFixed(2)} ${(y + dy).toFixed(2)}${path}">${title ? `<title>${title}</title>` : ""}</path>`;
+    mark(kind, x, y) {
+        const [path, dx, dy] = page.SHAPES[kind];
+        return `<path d="M${(x + dx).toFixed(2)} ${(y + dy).toFixed(2)}${path}"/>`;
     },
 
     // Axes with their ticks; `inside` is drawn over them and cut off at the edge. x and y map numbers to places.
     plot(id, values, height, xs, ys, names, inside) {
         const svg = document.getElementById(id), width = svg.clientWidth || 320, total = Math.round(height(width));
-        const [left, top, right, bottom] = [52, 8, width - 8, total - 38];
+        const [left, top, right, bottom] = [56, 8, width - 8, total - 38];
         const x = (v) => left + ((v - xs[0]) / (xs[1] - xs[0])) * (right - left);
         const y = (v) => bottom - ((v - ys[0]) / (ys[1] - ys[0])) * (bottom - top);
-        const vertical = xs[2].map((v) => `<path class="grid" d="M${x(v)} ${top}V${bottom}"/><text x="${x(v)}" y="${bottom + 15}">${v}</text>`);
-        const level = ys[2].map((v) =>
-            `<path class="grid" d="M${left} ${y(v)}H${right}"/><text class="left" x="${left - 5}" y="${y(v) + 4}">${ys[3] ? ys[3](v) : v}</text>`);
+        const vertical = xs[2].map((v) =>
+            `<path class="grid" d="M${x(v)} ${top}V${bottom}"/><text x="${x(v)}" y="${bottom + 15}">${v}</text>`);
+        const level = ys[2].map((v) => `<path class="grid" d="M${left} ${y(v)}H${right}"/>`
+            + `<text class="left" x="${left - 5}" y="${y(v) + 4}">${ys[3] ? ys[3](v) : v}</text>`);
         svg.dataset.values = JSON.stringify(values);
         svg.setAttribute("viewBox", `0 0 ${width} ${total}`);
-        svg.innerHTML = `<clipPath id="clip-${id}"><path d="M${left} ${top}H${right}V${bottom}H${left}z"/></clipPath>${vertical.join("")}${level.join("")}`
+        svg.innerHTML = `<clipPath id="clip-${id}"><path d="M${left} ${top}H${right}V${bottom}H${left}z"/></clipPath>`
+            + vertical.join("") + level.join("")
             + `<text x="${(left + right) / 2}" y="${bottom + 31}">${names.x}</text>`
             + `<text transform="translate(13 ${(top + bottom) / 2}) rotate(-90)">${names.y}</text>`
             + `<g clip-path="url(#clip-${id})">${inside(x, y)}</g>`;
@@ -152,7 +160,8 @@ const page = {
     // Mean (a cross) and one standard deviation (an ellipse with upright axes, as channels do not see each other).
     spread(kind, stats, x, y) {
         const [a, b] = stats.map((s) => [s.hi + s.lo, Math.sqrt(s.var)]), [cx, cy] = [x(a[0]), y(b[0])];
-        return `<g class="${kind}"><ellipse cx="${cx}" cy="${cy}" rx="${x(a[0] + a[1]) - cx}" ry="${cy - y(b[0] + b[1])}"/>`
+        return `<g class="${kind}"><ellipse cx="${cx}" cy="${cy}" rx="${x(a[0] + a[1]) - cx}" `
+            + `ry="${cy - y(b[0] + b[1])}"/>`
             + `<path d="M${cx - 7} ${cy}H${cx + 7}M${cx} ${cy - 7}V${cy + 7}"/></g>`;
     },
 
@@ -188,7 +197,7 @@ const page = {
         const stream = order.map((i) => wine.rows[i]), classes = order.map((i) => wine.classes[i]);
         const result = bn.run(stream, p, bn.N_BATCHES), now = result.steps[p.k - 1] || null;
         for (const id of ["n", "gamma", "beta", "momentum"]) document.getElementById(`${id}-out`).textContent = p[id];
-        document.getElementById("eps-out").textContent = p.eps === 0 ? "0" : p.eps >= 0.001 ? p.eps : p.eps.toExponential();
+        document.getElementById("eps-out").textContent = p.eps === 0 || p.eps >= 0.001 ? p.eps : p.eps.toExponential();
         document.getElementById("k-out").textContent = `${p.k} of ${bn.N_BATCHES}`;
         document.getElementById("step").disabled = p.k === bn.N_BATCHES;
         document.getElementById("back").disabled = p.k === 1;
@@ -215,16 +224,20 @@ const page = {
         const rows = bn.batch(stream, p.n, p.k), shapes = bn.batch(classes, p.n, p.k);
         const height = (width) => 0.8 * Math.min(width, 480) + 22;
         const data = { x: "alcohol, % by volume", y: "proline, mg/l" };
-        page.plot("data", rows, height, [10.8, 15.1, [11, 12, 13, 14, 15]], [200, 1750, [400, 800, 1200, 1600]], data, (x, y) =>
-            page.points("all", bn.columns(stream), classes, x, y) + page.points("batch", bn.columns(rows), shapes, x, y)
+        const alcohol = [...page.RANGE[0], [11, 12, 13, 14, 15]], proline = [...page.RANGE[1], [400, 800, 1200, 1600]];
+        page.plot("data", rows, height, alcohol, proline, data, (x, y) =>
+            page.points("all", bn.columns(stream), classes, x, y)
+            + page.points("batch", bn.columns(rows), shapes, x, y)
             + (now ? page.spread("batch", now.batch, x, y) + page.spread("running", now.running, x, y) : ""));
         const farthest = now ? Math.max(...[now.train, now.inference].flat(2).map(Math.abs)) : 0;
         let reach = 3;
         while (reach < farthest) reach *= 2;
-        const axis = [-reach, reach, [-reach / 1.5, 0, reach / 1.5].map(Math.round)], names = { x: "alcohol", y: "proline" };
+        const axis = [-reach, reach, [-reach / 1.5, 0, reach / 1.5].map(Math.round)];
+        const names = { x: "alcohol", y: "proline" };
         const normalized = (id, values, all) => page.plot(id, values, height, axis, axis, names, (x, y) =>
             `<path class="zero" d="M${x(-reach)} ${y(0)}H${x(reach)}M${x(0)} ${y(-reach)}V${y(reach)}"/>`
-            + (all ? page.points("all", all, classes, x, y) : "") + (values ? page.points(id, values, shapes, x, y) : ""));
+            + (all ? page.points("all", all, classes, x, y) : "")
+            + (values ? page.points(id, values, shapes, x, y) : ""));
         normalized("train", now && now.train, null);
         normalized("inference", now && now.inference, now && now.all);
         page.curve(p, result.steps);
@@ -232,41 +245,56 @@ const page = {
 
     // Both distances over the batches, on a logarithmic scale; what lies ahead of batch k is faint.
     curve(p, steps) {
-        const low = -3, high = Math.max(1, ...steps.map((s) => Math.ceil(Math.log10(Math.max(s.gap, s.off)))).filter(Number.isFinite));
-        const powers = Array.from({ length: high - low + 1 }, (_, i) => low + i), step = Math.ceil(powers.length / 6);
-        const y = (map) => (v) => map(Math.max(low, Math.log10(v)));
-        const line = (kind, x, at, from, to, faint) => {
-            const path = steps.slice(from, to).map((s, i) => `${i ? "L" : "M"}${x(from + i + 1).toFixed(1)} ${at(s[kind]).toFixed(1)}`);
-            return `<path class="${kind}${faint ? " faint" : ""}" d="${path.join("") || "M0 0"}"/>`;
+        const largest = Math.max(10, ...steps.flatMap((s) => [s.gap, s.off]));
+        const low = -3, high = Math.ceil(Math.log10(largest));
+        const powers = Array.from({ length: high - low + 1 }, (_, i) => low + i);
+        const every = Math.ceil(powers.length / 6);
+        const line = (kind, x, y, from, to, faint) => {
+            const place = (s, i) => `${x(from + i + 1).toFixed(1)} ${y(Math.max(low, Math.log10(s[kind]))).toFixed(1)}`;
+            const places = steps.slice(from, to).map(place);
+            return `<path class="${kind}${faint}" d="M${places.join("L") || "0 0"}"/>`;
         };
-        const xs = [0, 61, [1, 10, 20, 30, 40, 50, 60]], ys = [low, high, powers.filter((_, i) => i % step === 0), (v) => Number(`1e${v}`)];
-        page.plot("curve", steps.map((s) => [s.gap, s.off]), () => 190, xs, ys, { x: "batch", y: "distance" }, (x, map) =>
-            ["off", "gap"].map((kind) => line(kind, x, y(map), 0, p.k) + line(kind, x, y(map), p.k - 1, 60, true)).join("")
+        const xs = [0, 61, [1, 10, 20, 30, 40, 50, 60]];
+        const ys = [low, high, powers.filter((_, i) => i % every === 0), (v) => Number(`1e${v}`)];
+        const kinds = ["off", "gap"], values = steps.map((s) => [s.gap, s.off]);
+        page.plot("curve", values, () => 190, xs, ys, { x: "batch", y: "distance" }, (x, y) =>
+            kinds.map((kind) => line(kind, x, y, 0, p.k, "") + line(kind, x, y, p.k - 1, bn.N_BATCHES, " faint")).join("")
             + `<path class="now" d="M${x(p.k)} 0V200"/>`);
     },
 
     words(p, result, now) {
         const percent = (v) => `${(100 * v).toPrecision(2)} %`, notes = [], left = p.momentum ** p.k;
         if (p.n > 1 && p.n <= 8) {
-            notes.push(`Small batch: its variance, which divides by m = ${p.n}, is on average ${percent(1 - 1 / p.n)} of the stream\u2019s, `
-                + "and running_var inherits that.");
+            notes.push(`Small batch: its variance, which divides by m = ${p.n}, is on average ${percent(1 - 1 / p.n)} `
+                + "of the stream\u2019s, and running_var inherits that.");
         }
-        if (p.sorted) notes.push("Sorted stream: a batch holds one class or two, and the running statistics describe the classes seen last.");
-        if (p.kind === "layer" && left >= 0.001) notes.push(`The start, 0 and 1, still weighs ${percent(left)} after ${p.k} batches.`);
+        if (p.sorted) {
+            notes.push("Sorted stream: a batch holds one class or two, "
+                + "and the running statistics describe the classes seen last.");
+        }
+        if (p.kind === "layer" && left >= 0.001) {
+            notes.push(`The start, 0 and 1, still weighs ${percent(left)} after ${p.k} batches.`);
+        }
         if (p.kind === "transformer" && p.momentum > 0 && p.momentum < 0.5) {
             notes.push(`The transformer warns once: momentum=${p.momentum} is the weight of the OLD value; `
                 + `PyTorch\u2019s ${p.momentum} is ${Number((1 - p.momentum).toPrecision(6))} here.`);
         }
-        if (p.eps >= 0.01) notes.push(`eps is in squared units: ${p.eps} beside a variance of about 0.66 for alcohol, 99000 for proline.`);
+        if (p.eps >= 0.01) {
+            notes.push(`eps is in squared units: ${p.eps} beside a variance of about 0.66 for alcohol, 99000 for proline.`);
+        }
         document.getElementById("notes").innerHTML = notes.map((note) => `<li>${note}</li>`).join("");
         const refusal = document.getElementById("refusal");
         refusal.hidden = !result.refused;
         refusal.textContent = result.refused
-            ? `Refused: \u201c${result.refused}\u201d. One value is its own mean, its variance is 0, and every result would be beta.` : "";
-        const outside = now && now.running.some((s, c) => s.hi + s.lo < [10.8, 200][c] || s.hi + s.lo > [15.1, 1750][c]);
+            ? `Refused: \u201c${result.refused}\u201d. `
+              + "One value is its own mean, its variance is 0, and every result would be beta."
+            : "";
+        const isOutside = (s, c) => s.hi + s.lo < page.RANGE[c][0] || s.hi + s.lo > page.RANGE[c][1];
+        const outside = now && now.running.some(isOutside);
         document.getElementById("outside").hidden = !outside;
         document.getElementById("summary").textContent = now
-            ? `Batch ${p.k}: training and inference differ by ${bn.show(now.gap)}; running statistics are off by ${bn.show(now.off)}.`
+            ? `Batch ${p.k}: training and inference differ by ${bn.show(now.gap)}; `
+              + `running statistics are off by ${bn.show(now.off)}.`
             : "No statistics, and nothing to learn from, in a batch of 1.";
     },
 
@@ -311,7 +339,10 @@ const page = {
         click("reset", () => { page.stop(); page.write(bn.START); });
         click("copy", page.copy);
         for (const button of document.querySelectorAll("[data-try]")) {
-            button.addEventListener("click", () => { page.stop(); page.write({ ...bn.START, ...JSON.parse(button.dataset.try) }); });
+            button.addEventListener("click", () => {
+                page.stop();
+                page.write({ ...bn.START, ...JSON.parse(button.dataset.try) });
+            });
         }
         const still = matchMedia("(prefers-reduced-motion: reduce)"); // then nothing moves by itself
         const calm = () => { document.getElementById("play").hidden = still.matches; if (still.matches) page.stop(); };

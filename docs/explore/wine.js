@@ -1,5 +1,7 @@
-// Alcohol and proline of scikit-learn's wines, in its order (by class), and the order of the shuffled stream. Made by
-// python -c "import json, numpy as np; from sklearn.datasets import load_wine as w; d = w(); print('const wine =', json.dumps({'rows': d.data[:, [0, 12]].tolist(), 'classes': d.target.tolist(), 'order': np.random.default_rng(0).permutation(178).tolist()}), end=';')" | fold -s -w 119
+// Alcohol and proline of scikit-learn's wines in its order, which is by class; the order of the shuffled stream. Made by
+// python -c "import json, numpy as np; from sklearn.datasets import load_wine as w; d = w(); print('const wine =',
+//   json.dumps({'rows': d.data[:, [0, 12]].tolist(), 'classes': d.target.tolist(),
+//   'order': np.random.default_rng(0).permutation(178).tolist()}), end=';')" | fold -s -w 119
 const wine = {"rows": [[14.23, 1065.0], [13.2, 1050.0], [13.16, 1185.0], [14.37, 1480.0], [13.24, 735.0], [14.2,
 1450.0], [14.39, 1290.0], [14.06, 1295.0], [14.83, 1045.0], [13.86, 1045.0], [14.1, 1510.0], [14.12, 1280.0], [13.75,
 1320.0], [14.75, 1150.0], [14.38, 1547.0], [13.63, 1310.0], [14.3, 1280.0], [13.83, 1130.0], [14.19, 1680.0], [13.64,
