@@ -271,7 +271,7 @@ def test_colours_stand_out_in_both_schemes():
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    binary, service = shutil.which("chromium"), shutil.which("chromedriver")
+    binary, service = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
     if not (binary and service):
         pytest.skip("needs chromium and chromium-driver")
     webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
