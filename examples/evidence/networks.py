@@ -19,6 +19,9 @@ from threadpoolctl import threadpool_limits
 
 import bncpu
 
+# For the whole process: so small arrays gain nothing from more threads, and scripts may run side by side.
+ONE_THREAD = threadpool_limits(1)
+
 # Okabe and Ito's colours, which people with any kind of colour vision tell apart.
 BLUE, ORANGE, GREEN, PINK, SKY, YELLOW, BLACK = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000",
@@ -67,7 +70,9 @@ class Conv(Layer):
     gradients = property(lambda self: self.linear.gradients)
 
     def forward(self, x, training=False):
-        self.padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
+        n, channels, height, width = x.shape
+        self.padded = np.zeros((n, channels, height + 2, width + 2), x.dtype)
+        self.padded[:, :, 1:-1, 1:-1] = x
         windows = sliding_window_view(self.padded, (3, 3), axis=(2, 3))[:, :, :: self.stride, :: self.stride]
         columns = windows.transpose(0, 2, 3, 1, 4, 5)  # sample, place, then what the window holds
         self.shape = columns.shape
@@ -309,8 +314,6 @@ def batches(n_samples, size, rng):
             yield order[start : start + size]
 
 
-# One thread: so small arrays gain nothing from more, and scripts may run side by side.
-@threadpool_limits.wrap(limits=1)
 def train(network, data, rate, *, batch=64, steps=1000, momentum=0.0, every=10, until=1.1, seed=0):
     """Train in place by SGD, and test after every so many steps.
 

@@ -5,6 +5,7 @@
 import numpy as np
 import pytest
 from networks import (
+    ONE_THREAD,
     BatchNorm,
     Conv,
     Dropout,
@@ -22,6 +23,8 @@ from networks import (
     loss_and_gradients,
     train,
 )
+
+ONE_THREAD.restore_original_limits()  # other tests of this process may want more
 
 
 def small_network(norm, rng):
