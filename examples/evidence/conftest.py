@@ -38,7 +38,7 @@ def printed(tmp_path_factory):
                 command = [sys.executable, str(HERE / f"{name}.py")]
                 environment = os.environ | {"MPLBACKEND": "Agg", "PYTHONIOENCODING": "utf-8"}
                 done = subprocess.run(
-                    command, cwd=folder, env=environment, capture_output=True, encoding="utf-8", timeout=110
+                    command, cwd=folder, env=environment, capture_output=True, encoding="utf-8", timeout=290
                 )
                 assert done.returncode == 0, done.stderr
                 assert (folder / f"{name}.png").stat().st_size > 10_000
