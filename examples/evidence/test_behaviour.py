@@ -70,3 +70,51 @@ def test_writers_differ_too_little_for_forgetting_to_help(printed):
     for name in ("momentum", "momentum, ddof=1", "halflife"):
         # Three times the spread over seeds of the worst, 0.006.
         np.testing.assert_allclose(figures(printed("drifting_stream"), heading, name)[0], cumulative, atol=0.018)
+
+
+def test_a_folded_network_gives_the_same_outputs_in_fewer_passes(printed):
+    text = printed("folding")
+    passes = {
+        way: int(n)
+        for way, n in re.findall(
+            r'([\w ()=",]+?): (\d+)(?:, |$)', text.splitlines()[0].removeprefix("passes over the data: ")
+        )
+    }
+    assert passes["folded, ReLU"] == passes["never had one, ReLU"] == 6
+    assert passes["folded, ReLU"] < passes["batch_norm, ReLU"] < passes["NumPy formula, ReLU"]
+    apart, plain, folded = (
+        float(re.search(rf"{name}: ([\d.]+)±", text)[1])
+        for name in ("folded against not folded", "error of not folded", "error of folded")
+    )
+    # Six passes that round, sums of up to 289 products: some eps. Spreads over seeds are 2.5: four of them.
+    assert 0 < apart < 20
+    # Folding is as exact as not folding: 6.1 against 6.3, spreads of 1.4 over five seeds.
+    assert 0.5 < folded / plain < 2
+
+
+def test_running_statistics_that_are_too_quick_or_too_slow_open_a_gap(printed):
+    heading = "gap in percentage points"
+    for batch in (4, 16, 64):
+        (last, usual, slow, slowest), spread = figures(printed("train_inference_gap"), heading, f"batches of {batch}")
+        # Five standard errors of the mean of five seeds, and half a sample of 599.
+        assert abs(usual) < 5 * spread[1] / 5**0.5 + 0.1
+        assert abs(slow) < 5 * spread[2] / 5**0.5 + 0.1
+        # 9 to 11 points with spreads of 6: three standard errors from the mean leave 1.
+        assert slowest < -1
+        if batch == 4:
+            # 19 points, a spread of 4.5: four standard errors.
+            assert last < -11
+    assert "after 300 steps: 0.00 0.00 0.05 0.74" in printed("train_inference_gap")
+
+
+def test_forgetting_the_switch_costs_more_the_smaller_and_the_more_sorted_batches_are(printed):
+    text = printed("train_inference_gap")
+    right, spread = (float(n) for n in re.search(r"running statistics: ([\d.]+)±([\d.]+)", text).groups())
+    shuffled, by_class = (figures(text, "statistics of test batches", name)[0] for name in ("shuffled", "sorted"))
+    # Spreads over seeds are 0.03 at 2 and 0.016 and less elsewhere: three of them.
+    assert shuffled[0] == pytest.approx(0.48, abs=0.09)
+    assert shuffled[-1] == pytest.approx(right, abs=3 * spread)
+    assert (np.diff(shuffled) > -0.01).all()
+    assert (by_class[:3] < 0.2).all()
+    assert by_class[5] < 0.5 < 0.8 < by_class[-1] < right - 0.08
+    assert "batches of 1: batch_norm_forward needs at least 2 values per channel, got 1" in text
