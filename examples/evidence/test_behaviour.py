@@ -11,7 +11,7 @@ import pytest
 def figures(text, heading, name):
     """Means and spreads, "mean±spread", in the row of a name below a heading; an array of shape (2, columns)."""
     below = text[text.index(heading) :].splitlines()[1:]
-    row = next(line for line in below if line.startswith(f"  {name} "))
+    row = next(line for line in below if re.match(rf"  {re.escape(name)} +-?\d", line))
     return np.array(re.findall(r"(-?[\d.]+)±([\d.]+)", row), float).T
 
 
@@ -159,3 +159,30 @@ def test_only_pre_norm_trains_32_blocks_like_4(printed):
     assert accuracy["pre-norm"][-1] > accuracy["pre-norm"][0] - 0.04
     assert accuracy["post-norm"][-1] < accuracy["pre-norm"][-1] - 0.1
     assert accuracy["no residual"][-1] < 0.5
+
+
+def test_dropout_shifts_the_variance_that_later_normalizations_see(printed):
+    heading = "variance at inference / running variance"
+    shift = {
+        name: figures(printed("dropout"), heading, name)[0]
+        for name in ("BN", "BN and dropout", "BN, dropout at the end")
+    }
+    # Spreads over seeds are 0.01: more than five of them.
+    for name in ("BN", "BN, dropout at the end"):
+        np.testing.assert_allclose(shift[name], 1.05, atol=0.08)
+    np.testing.assert_allclose(shift["BN and dropout"], [1.04, 0.66, 0.54], atol=0.08)
+
+
+def test_dropout_costs_accuracy_that_statistics_without_it_do_not_bring_back(printed):
+    names = ("neither", "BN", "dropout", "BN and dropout", "BN, dropout at the end")
+    many, few = np.array([figures(printed("dropout"), "test accuracy", name)[0] for name in names]).T
+    _, bn, dropout, both, at_the_end = many
+    # 2.2 points, spreads of 0.6 over five seeds; four standard errors of the difference leave 0.6.
+    assert both < bn - 0.006
+    # Within three spreads: not worse than dropout alone, and nothing lost at the end.
+    assert both > dropout - 0.018
+    assert at_the_end == pytest.approx(bn, abs=0.015)
+    mended = figures(printed("dropout"), "test accuracy", "BN and dropout, statistics without dropout")[0][0]
+    assert mended == pytest.approx(both, abs=0.018)
+    # With 150 samples all within 1.4 points, spreads of 2.2 and less.
+    assert np.ptp(few) < 0.044
