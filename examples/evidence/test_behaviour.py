@@ -20,10 +20,13 @@ def test_a_sample_has_derivatives_by_others_that_fall_with_the_batch(printed):
     mean, spread = figures(text, "derivative by another sample", "times the size")
     sizes = 2 ** np.arange(1, 9)
     assert len(mean) == len(sizes)
-    # Spread over seeds at 16 and more: at most 0.03, and the formula's own limit is for many samples.
-    np.testing.assert_allclose(mean[sizes >= 16], np.sqrt(2), atol=0.1)
-    assert mean[-1] == pytest.approx(np.sqrt(2), abs=0.02)
-    assert (spread[sizes >= 16] < 0.05).all()
+    # Spreads over seeds are 0.02 at 16, where pixels constant in a batch weigh in, and less above: five of them.
+    np.testing.assert_allclose(mean[sizes >= 16], np.sqrt(2), atol=0.12)
+    np.testing.assert_allclose(mean[sizes >= 64], np.sqrt(2), atol=0.03)
+    assert (spread[sizes >= 64] < 0.02).all()
+    # Printed with four digits behind the point.
+    share = figures(text, "derivative by another sample", "batch statistics")[0]
+    np.testing.assert_allclose(share, mean / sizes, atol=2e-4)
     assert re.search(r"frozen statistics: largest 0\.0$", text, re.MULTILINE)
 
 
@@ -94,13 +97,14 @@ def test_a_folded_network_gives_the_same_outputs_in_fewer_passes(printed):
 
 def test_running_statistics_that_are_too_quick_or_too_slow_open_a_gap(printed):
     heading = "gap in percentage points"
-    for batch in (4, 16, 64):
-        (last, usual, slow, slowest), spread = figures(printed("train_inference_gap"), heading, f"batches of {batch}")
-        # Five standard errors of the mean of five seeds, and half a sample of 599.
-        assert abs(usual) < 5 * spread[1] / 5**0.5 + 0.1
-        assert abs(slow) < 5 * spread[2] / 5**0.5 + 0.1
-        # 9 to 11 points with spreads of 6: three standard errors from the mean leave 1.
-        assert slowest < -1
+    for batch, tolerance in ((4, 2.5), (16, 1.2), (64, 1.2)):
+        name = f"batches of {batch}"
+        last, usual, slow, slowest = figures(printed("train_inference_gap"), heading, name)[0]
+        # Spreads over seeds are 0.9 at 4 and 0.5 and less above: more than twice, and nearer than what follows.
+        assert abs(usual) < tolerance
+        assert abs(slow) < tolerance
+        # 9 to 11 points, spreads of 6: two standard errors of the mean of five seeds.
+        assert slowest < -3
         if batch == 4:
             # 19 points, a spread of 4.5: four standard errors.
             assert last < -11
@@ -124,12 +128,12 @@ def test_before_or_after_the_activation_hardly_matters_and_without_rates_are_los
     none, before, after = (
         figures(printed("placement"), "normalized before or after", name) for name in ("none", "before", "after")
     )
-    # Spreads over five seeds are 0.009 and less at the first two rates: three of them; 0.04 at the last.
+    # Spreads over five seeds are 0.009 and less at the first two rates: three of them. At the last one, after the
+    # activation, a network may diverge.
     np.testing.assert_allclose(before[0, :2], after[0, :2], atol=0.027)
-    assert abs(before[0, 2] - after[0, 2]) < 0.12
     assert none[0, 0] == pytest.approx(before[0, 0], abs=0.027)
-    # Diverged means 0.1; one seed of five may not have.
-    assert (none[0, 1:] < 0.3).all()
+    # Diverged counts as 0.1; a network on its way there has more.
+    assert (none[0, 1:] < 0.4).all()
     assert (before[0] > 0.85).all()
 
 
@@ -179,6 +183,7 @@ def test_dropout_costs_accuracy_that_statistics_without_it_do_not_bring_back(pri
     _, bn, dropout, both, at_the_end = many
     # 2.2 points, spreads of 0.6 over five seeds; four standard errors of the difference leave 0.6.
     assert both < bn - 0.006
+    assert dropout < bn - 0.01
     # Within three spreads: not worse than dropout alone, and nothing lost at the end.
     assert both > dropout - 0.018
     assert at_the_end == pytest.approx(bn, abs=0.015)
