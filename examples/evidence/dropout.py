@@ -32,7 +32,6 @@ from networks import (
     save,
     train,
 )
-from threadpoolctl import threadpool_limits
 
 SEEDS, SAMPLES, PROBABILITY = range(5), [1198, 150], 0.5
 
@@ -104,21 +103,20 @@ for name, values in shift.items():
 
 ROUNDS, KINDS = 100, ["neither", "BN", "dropout", "BN and dropout"]
 ratios = {kind: [] for kind in KINDS}
-with threadpool_limits(1):
-    for seed in SEEDS:
-        rng, data = np.random.default_rng(seed), digits(seed)
-        networks = {kind: made(kind, rng) for kind in KINDS}
-        steps = {kind: SGD(network, 0.1).step for kind, network in networks.items()}
-        x, labels = data.x_train[:32], data.y_train[:32]
-        for _ in range(ROUNDS):
-            took = {}
-            for kind in rng.permutation(KINDS):
-                start = time.thread_time()
-                loss_and_gradients(networks[kind], x, labels)
-                steps[kind]()
-                took[kind] = time.thread_time() - start
-            for kind, seconds in took.items():
-                ratios[kind].append(seconds / took["neither"])
+for seed in SEEDS:
+    rng, data = np.random.default_rng(seed), digits(seed)
+    networks = {kind: made(kind, rng) for kind in KINDS}
+    steps = {kind: SGD(network, 0.1).step for kind, network in networks.items()}
+    x, labels = data.x_train[:32], data.y_train[:32]
+    for _ in range(ROUNDS):
+        took = {}
+        for kind in rng.permutation(KINDS):
+            start = time.thread_time()
+            loss_and_gradients(networks[kind], x, labels)
+            steps[kind]()
+            took[kind] = time.thread_time() - start
+        for kind, seconds in took.items():
+            ratios[kind].append(seconds / took["neither"])
 
 print("time of a step / that with neither, median and quartiles:")
 for kind, values in ratios.items():

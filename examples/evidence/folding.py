@@ -17,7 +17,6 @@ import numpy as np
 from networks import BLACK, BLUE, GREEN, ORANGE, SKY, save
 from numpy.lib.stride_tricks import sliding_window_view
 from sklearn.datasets import load_sample_images
-from threadpoolctl import threadpool_limits
 
 from bncpu import BatchNormTransformer, batch_norm, fold_conv
 
@@ -55,7 +54,7 @@ def relu(x):
 
 def fused(norm, activation):
     """One call of `batch_norm` in place, with or without ReLU."""
-    return lambda x: batch_norm(x, *norm, eps=EPS, channel_axis=-1, activation=activation, out=x, n_threads=1)
+    return lambda x: batch_norm(x, *norm, eps=EPS, channel_axis=-1, activation=activation, out=x)
 
 
 def textbook(norm):
@@ -143,20 +142,19 @@ print(f"error of folded: {folded_error.mean():.2f}±{folded_error.std():.2f} eps
 
 ROUNDS = 20
 ratios = {name: [] for name in WAYS}
-with threadpool_limits(1):
-    for seed in SEEDS:
-        rng = np.random.default_rng(seed)
-        ways, x = networks(rng), tiles(rng, 2)
-        for _ in range(ROUNDS + 1):
-            took = {}
-            for name in rng.permutation(list(WAYS)):
-                start = time.thread_time()
-                run(ways[name], x)
-                took[name] = time.thread_time() - start
-            for name, seconds in took.items():
-                ratios[name].append(seconds / took["folded, ReLU"])
-        for name in WAYS:
-            del ratios[name][-ROUNDS - 1]  # the first round warms up
+for seed in SEEDS:
+    rng = np.random.default_rng(seed)
+    ways, x = networks(rng), tiles(rng, 2)
+    for _ in range(ROUNDS + 1):
+        took = {}
+        for name in rng.permutation(list(WAYS)):
+            start = time.thread_time()
+            run(ways[name], x)
+            took[name] = time.thread_time() - start
+        for name, seconds in took.items():
+            ratios[name].append(seconds / took["folded, ReLU"])
+    for name in WAYS:
+        del ratios[name][-ROUNDS - 1]  # the first round warms up
 
 print("time / that of the folded network, median and quartiles:")
 for name, values in ratios.items():
