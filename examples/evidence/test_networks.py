@@ -1,0 +1,169 @@
+"""The networks that the examples share: gradients, data and training."""
+
+# ruff: noqa: D103 (a test's name is its docstring)
+
+import numpy as np
+import pytest
+from networks import (
+    ONE_THREAD,
+    BatchNorm,
+    Conv,
+    Dropout,
+    Flatten,
+    GlobalMean,
+    GroupNorm,
+    LayerNorm,
+    Linear,
+    Network,
+    ReLU,
+    Residual,
+    Sigmoid,
+    cross_entropy,
+    digits,
+    loss_and_gradients,
+    train,
+)
+
+ONE_THREAD.restore_original_limits()  # other tests of this process may want more
+
+
+def small_network(norm, rng):
+    """Every kind of layer around one normalization of 4 channels."""
+    if norm == "layer":
+        first = [Linear(36, 12, rng), LayerNorm(12)]
+        return Network(Flatten(), *first, ReLU(), Residual(Linear(12, 12, rng), Sigmoid()), Linear(12, 3, rng))
+    made = {"batch": lambda: BatchNorm(4), "group": lambda: GroupNorm(2, 4)}[norm]
+    return Network(
+        Conv(1, 4, rng), made(), ReLU(), Conv(4, 4, rng, stride=2), made(), Sigmoid(), GlobalMean(), Linear(4, 3, rng)
+    )
+
+
+def float64(layer):
+    for one in getattr(layer, "layers", [getattr(layer, "linear", layer)]):
+        if one is layer:
+            layer.parameters = [p.astype(np.float64) for p in layer.parameters]
+        else:
+            float64(one)
+
+
+@pytest.mark.parametrize("norm", ["batch", "group", "layer"])
+def test_gradients_of_a_network_are_central_differences(norm):
+    rng = np.random.default_rng(0)
+    network = small_network(norm, rng)
+    float64(network)
+    x, labels = rng.normal(3, 2, (5, 1, 6, 6)), np.array([0, 1, 2, 0, 1])
+
+    def loss():
+        return cross_entropy(network.forward(x, training=True), labels)[0]
+
+    network.backward(cross_entropy(network.forward(x, training=True), labels)[1])
+    found = [np.array(g) for g in network.gradients]
+    step = 1e-6
+    for p, g in zip(network.parameters, found, strict=True):
+        assert p.shape == g.shape
+        for k in rng.choice(p.size, min(p.size, 6), replace=False):
+            at = np.unravel_index(k, p.shape)
+            kept = p[at]
+            p[at] = kept + step
+            above = loss()
+            p[at] = kept - step
+            below = loss()
+            p[at] = kept
+            # Central differences: step**2 of the third derivative, and 1e-16 / step of rounding.
+            assert g[at] == pytest.approx((above - below) / (2 * step), rel=1e-5, abs=1e-8)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_gradient_of_the_input_of_a_convolution_is_a_central_difference(stride):
+    rng = np.random.default_rng(1)
+    layer = Conv(2, 3, rng, stride=stride)
+    float64(layer.linear)
+    x = rng.normal(size=(2, 2, 4, 6))
+    dy = rng.normal(size=layer.forward(x).shape)
+    dx = layer.backward(dy)
+    direction = rng.normal(size=x.shape)
+    above, below = ((layer.forward(x + h * direction) * dy).sum() for h in (1e-6, -1e-6))
+    assert (dx * direction).sum() == pytest.approx((above - below) / 2e-6, rel=1e-6)
+
+
+def test_all_is_computed_in_float32():
+    data = digits(0, images=True)
+    rng = np.random.default_rng(0)
+    network = Network(
+        Conv(1, 4, rng), BatchNorm(4), ReLU(), Conv(4, 4, rng, stride=2), GroupNorm(2, 4), Sigmoid(),
+        Flatten(), Dropout(0.5, rng), Linear(64, 16, rng), LayerNorm(16), Residual(Linear(16, 16, rng)),
+        Linear(16, 10, rng),
+    )  # fmt: skip
+    x = data.x_train[:8]
+    assert x.dtype == np.float32
+    for layer in network.layers:
+        x = layer.forward(x, training=True)
+        assert x.dtype == np.float32, layer
+    dy = cross_entropy(x, data.y_train[:8])[1]
+    for layer in reversed(network.layers):
+        assert dy.dtype == np.float32, layer
+        dy = layer.backward(dy)
+    train(network, data, 0.1, batch=8, steps=2)
+    assert {p.dtype for p in network.parameters} == {np.dtype(np.float32)}
+
+
+def test_digits_are_standardized_by_what_is_trained_on():
+    data = digits(3)
+    assert data.x_train.shape == (1198, 64)
+    assert data.x_test.shape == (599, 64)
+    # float32 data of mean 0 and spread 1: its own rounding is 6e-8 a value.
+    assert data.x_train.mean(dtype=np.float64) == pytest.approx(0, abs=1e-6)
+    assert data.x_train.std(dtype=np.float64) == pytest.approx(1, abs=1e-6)
+    assert abs(data.x_test.mean(dtype=np.float64)) > 1e-6
+    assert not np.array_equal(digits(4).y_test, data.y_test)
+
+
+def test_the_same_seed_trains_the_same_network():
+    def trained(seed):
+        rng = np.random.default_rng(seed)
+        network = Network(Linear(64, 16, rng), BatchNorm(16), ReLU(), Linear(16, 10, rng))
+        return train(network, digits(seed), 0.5, steps=60, every=20, seed=seed)
+
+    first, again, other = trained(0), trained(0), trained(1)
+    np.testing.assert_array_equal(first, again)
+    assert first.steps.tolist() == [20, 40, 60]
+    assert first.accuracy[-1] > 0.8
+    assert not np.array_equal(first.loss, other.loss)
+
+
+def test_a_loss_that_is_no_number_ends_training():
+    rng = np.random.default_rng(0)
+    network = Network(*(layer for _ in range(6) for layer in (Linear(64, 64, rng, scale=1e9), ReLU())))
+    history = train(network, digits(0), 1.0, steps=50)
+    assert history.steps[-1] < 50
+    assert np.isnan(history.accuracy[-1])
+
+
+def test_dropout_keeps_the_mean_and_does_nothing_at_inference():
+    layer = Dropout(0.25, np.random.default_rng(0))
+    x = np.ones((100, 100), np.float32)
+    y = layer.forward(x, training=True)
+    # 10,000 draws: 6 standard errors of sqrt(p / (1 - p) / n)
+    assert y.mean() == pytest.approx(1, abs=6 * np.sqrt(0.25 / 0.75 / 1e4))
+    np.testing.assert_array_equal(layer.backward(x), y)
+    np.testing.assert_array_equal(layer.forward(x), x)
+
+
+def test_inference_uses_running_statistics():
+    norm = BatchNorm(2, momentum=0.5)
+    x = np.array([[0.0, 10.0], [2.0, 30.0]], np.float32)
+    norm.forward(x, training=True)
+    # By hand: half of 0 and of the means 1 and 20; half of 1 and of the variances 1 and 100.
+    expected = (x - [0.5, 10.0]) / np.sqrt(np.array([1.0, 50.5]) + 1e-5)
+    np.testing.assert_allclose(norm.forward(x), expected, rtol=1e-6)
+
+
+def test_a_loss_leaves_gradients_in_the_layers():
+    rng = np.random.default_rng(0)
+    network = Network(Linear(64, 10, rng))
+    data = digits(0)
+    loss_and_gradients(network, data.x_train[:20], data.y_train[:20])
+    p = np.exp(network.forward(data.x_train[:20]).astype(np.float64))
+    p /= p.sum(axis=1, keepdims=True)
+    by_hand = data.x_train[:20].T @ (p - np.eye(10)[data.y_train[:20]]) / 20
+    np.testing.assert_allclose(network.gradients[0], by_hand, rtol=1e-3, atol=1e-6)

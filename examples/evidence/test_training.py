@@ -1,0 +1,182 @@
+"""What the scripts on training print, against figures recorded when they were written.
+
+A recorded figure is (mean, least, most) over the seeds. The same seeds on another processor round otherwise and so
+train other networks: a mean may differ from the recorded one by 4 standard errors, as told from the recorded range.
+"""
+
+# ruff: noqa: D103 (a test's name is its docstring)
+
+import math
+import re
+
+import pytest
+
+pytestmark = pytest.mark.timeout(300)  # a script takes 45 s on a core of its own
+
+# The range of so many normal values, in standard deviations, on average.
+RANGE = {3: 1.69, 5: 2.33}
+
+
+def figures(text, label, unit):
+    """Mean, least and most on the line that begins with the label."""
+    found = re.search(rf"^ *{re.escape(label)}:? ([\d.]+){unit}[^(\n]*\(([\d.]+) to ([\d.]+)", text, re.MULTILINE)
+    assert found, label
+    return tuple(map(float, found.groups()))
+
+
+def error(least, most, n):
+    return (most - least) / RANGE[n] / math.sqrt(n)
+
+
+def section(text, title):
+    """The lines behind a title that are indented."""
+    return re.search(rf"^{re.escape(title)}:.*\n((?:  .*\n)+)", text, re.MULTILINE)[1]
+
+
+def assert_ratio(text, label, recorded, n=5):
+    """Ratios are compared as logarithms."""
+    mean, least, most = figures(text, label, " times")
+    assert least <= mean <= most
+    # A seed of five cannot make a range of nothing: half a step of the printed digit is the least error.
+    allowed = 4 * max(error(*map(math.log, recorded[1:]), n), 0.05)
+    assert abs(math.log(mean / recorded[0])) < allowed, label
+    return mean
+
+
+def assert_value(text, label, recorded, n, floor, unit=""):
+    mean, least, most = figures(text, label, unit)
+    assert least <= mean <= most
+    assert abs(mean - recorded[0]) < 4 * max(error(*recorded[1:], n), floor), label
+    return mean
+
+
+def test_steps_are_fewer_and_rates_larger_but_not_fourteen_times(printed):
+    text = printed("fewer_steps")
+    relu, sigmoid = section(text, "ReLU, 10 layers of 64"), section(text, "sigmoid, 3 layers of 100")
+    each, same, larger = (
+        "fewer steps with BN, each at its best rate",
+        "fewer steps with BN, both at the best rate without",
+        "larger rates that still train with BN",
+    )
+    fewer = [assert_ratio(relu, each, (3.1, 1.4, 4.2)), assert_ratio(sigmoid, each, (4.6, 3.6, 6.9))]
+    assert 1 < min(fewer) < max(fewer) < 14
+    assert_ratio(relu, same, (1.1, 0.7, 2.1))
+    assert assert_ratio(sigmoid, same, (4.5, 3.6, 6.9)) > 2
+    assert assert_ratio(relu, larger, (9.2, 8.0, 16.0)) > 4
+    assert assert_ratio(sigmoid, larger, (6.1, 4.0, 8.0)) > 2
+    assert "14 times fewer steps, at 5 times the rate" in text
+
+
+@pytest.mark.parametrize(
+    ("kind", "part", "depth_10"),
+    [
+        ("without batch norm", (8, 8, 8), 0),
+        ("with batch norm", (57, 53, 61), 5),
+        ("residual, without batch norm", (43, 36, 47), 4),
+        ("residual, with batch norm", (97, 92, 100), 9),
+    ],
+)
+def test_batch_norm_widens_the_range_of_scales(kind, part, depth_10, printed):
+    text = printed("initialisation")
+    # One of 36 cells on the edge makes 3 %.
+    assert_value(text, kind, part, 3, floor=3, unit=" %")
+    scales = re.findall(r"depth (\d+): (\d+) scales", section(text, kind))
+    assert [int(depth) for depth, _ in scales] == [2, 5, 10, 20]
+    assert abs(int(dict(scales)["10"]) - depth_10) <= 1
+
+
+@pytest.mark.parametrize("scale", [0.32, 1, 3.2])
+def test_gradients_grow_with_batch_norm_as_yang_et_al_say(scale, printed):
+    text = printed("initialisation")
+    pattern = rf"^{{}} batch norm, scale {scale:g}: .*activations by ([\d.]+), squared gradients by ([\d.]+) "
+    activations, gradients = map(float, re.search(pattern.format("with"), text, re.MULTILINE).groups())
+    # The seeds agree to 0.01; theirs is for infinite width, ours is 64.
+    assert activations == pytest.approx(1, abs=0.02)
+    assert gradients == pytest.approx(math.pi / (math.pi - 1), rel=1 / 64)
+    # Without, a layer multiplies both by the square of the scale, at large width.
+    for factor in map(float, re.search(pattern.format("without"), text, re.MULTILINE).groups()):
+        assert factor == pytest.approx(scale**2, rel=0.15)
+
+
+def numbers(lines, label):
+    return [float(x) for x in re.search(rf"^  {label}: (.*)$", lines, re.MULTILINE)[1].split(", ")]
+
+
+def test_dense_layers_need_larger_batches_than_convolutions(printed):
+    text = printed("small_batches")
+    sizes = [2, 4, 8, 16, 32, 64]
+    assert text.count("test error in % at batches of 2, 4, 8, 16, 32, 64") == 2
+    conv, dense = section(text, "convolutions"), section(text, "dense")
+    # Means of three seeds, each with a standard deviation of 0.8; a difference has two such errors.
+    allowed = 4 * math.sqrt(2) * 0.8 / math.sqrt(3)
+    batch, group = numbers(conv, "batch norm"), numbers(conv, "group norm")
+    assert max(batch) - min(batch) < allowed
+    assert max(abs(b - g) for b, g in zip(batch, group, strict=True)) < allowed
+    batch, layer = numbers(dense, "batch norm"), numbers(dense, "layer norm")
+    assert batch[0] > 20 > 8 > layer[0]  # 30 to 42 over the seeds
+    assert max(abs(b - g) for b, g in zip(batch[2:5], layer[2:5], strict=True)) < allowed
+    least = [int(re.search(r"least batch within .*: (\d+)", lines)[1]) for lines in (conv, dense)]
+    assert all(size in sizes for size in least)
+    assert least[0] <= 8
+    assert 4 <= least[1] <= 16
+    assert least[0] <= least[1]
+    worse = [re.search(r"worse at: (.*)", lines)[1] for lines in (conv, dense)]
+    assert worse[0] in ("none", "2")
+    assert worse[1].startswith("2")
+
+
+def test_the_advice_of_report_is_stricter_than_what_was_measured(printed):
+    text = printed("small_batches")
+    for title in ("convolutions", "dense"):
+        lines = section(text, title)
+        least = int(re.search(r"least batch within .*: (\d+)", lines)[1])
+        gap = float(re.search(r"gap .*: ([\d.]+)", lines)[1])
+        advised = int(re.search(r"advice of report: batches of (\d+) samples", lines)[1])
+        assert advised >= 4 * least
+        # Of n independent normal values: 1/n from the mean, 1/(2 n) from the standard deviation. Channels of a
+        # convolution have 4 places a sample, which are not independent.
+        expected = math.sqrt(1.5 / least)
+        assert (0.75 if title == "dense" else 0.4) * expected < gap < 1.25 * expected
+
+
+def test_the_landscape_is_smoother_and_the_shift_is_smaller(printed):
+    text = printed("why_it_works")
+    recorded = {
+        "variation of the loss along the gradient": (20.4, 8.9, 44.0),
+        "change of the gradient along it": (6.4, 3.6, 10.7),
+        "change of the gradient per distance, at most": (1.3, 1.1, 1.4),
+        "change of the gradient per distance, at four steps": (4.7, 3.7, 6.7),
+        "internal covariate shift, distance": (1.2, 1.1, 1.4),
+    }
+    found = {label: assert_ratio(text, label, figure) for label, figure in recorded.items()}
+    variation, change, _, far, shift = found.values()
+    assert min(variation, change, far) > 2 * shift
+    without = assert_value(text, "internal covariate shift, cosine without BN", (0.44, 0.25, 0.55), 5, floor=0.01)
+    normalized = assert_value(text, "internal covariate shift, cosine with BN", (0.70, 0.65, 0.73), 5, floor=0.01)
+    assert without < normalized
+
+
+def test_noise_behind_batch_norm_moves_distributions_and_training_stands_it_at_the_larger_rate(printed):
+    text = printed("why_it_works")
+    moves = "the active part moves by"
+    jumps = [
+        assert_value(text, f"without BN: {moves}", (0.199, 0.180, 0.212), 5, floor=0.002),
+        assert_value(text, f"with BN: {moves}", (0.054, 0.054, 0.055), 5, floor=0.002),
+        assert_value(text, f"with BN and noise: {moves}", (0.165, 0.163, 0.169), 5, floor=0.002),
+    ]
+    assert jumps[2] > 2 * jumps[1]
+    on_the_way = "mean test accuracy on the way"
+    recorded = {
+        "without BN": ((83, 79, 87), (41, 35, 43)),
+        "with BN": ((90, 90, 91), (94, 94, 95)),
+        "with BN and noise": ((83, 78, 86), (92, 91, 93)),
+    }
+    found = {
+        kind: [
+            assert_value(section(text, kind), f"rate {rate}: {on_the_way}", figure, 5, floor=0.5, unit=" %")
+            for rate, figure in zip((0.1, 0.4), two, strict=True)
+        ]
+        for kind, two in recorded.items()
+    }
+    assert found["with BN and noise"][1] > found["without BN"][1] + 20
+    assert found["with BN and noise"][0] < found["with BN"][0]
