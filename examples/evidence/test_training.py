@@ -125,14 +125,14 @@ def test_dense_layers_need_larger_batches_than_convolutions(printed):
     assert worse[1].startswith("2")
 
 
-def test_the_advice_of_report_is_stricter_than_what_was_measured(printed):
+def test_the_advice_of_report_is_what_was_measured_or_the_next_size(printed):
     text = printed("small_batches")
     for title in ("convolutions", "dense"):
         lines = section(text, title)
         least = int(re.search(r"least batch within .*: (\d+)", lines)[1])
         gap = float(re.search(r"gap .*: ([\d.]+)", lines)[1])
         advised = int(re.search(r"advice of report: batches of (\d+) samples", lines)[1])
-        assert advised >= 4 * least
+        assert least <= advised <= 4 * least  # the measured one is sure to a factor of 2
         # Of n independent normal values: 1/n from the mean, 1/(2 n) from the standard deviation. Channels of a
         # convolution have 4 places a sample, which are not independent.
         expected = math.sqrt(1.5 / least)
