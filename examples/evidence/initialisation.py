@@ -59,10 +59,9 @@ ACCURACY = {
     kind: np.array([[[learned(kind, d, s, seed) for seed in SEEDS] for s in SCALES] for d in DEPTHS]) for kind in KINDS
 }
 for kind, found in ACCURACY.items():
-    trains = (found >= TRAINED).mean(axis=(0, 1))
-    print(
-        f"{kind}: {100 * trains.mean():.0f} % of the grid trains ({100 * trains.min():.0f} to {100 * trains.max():.0f})"
-    )
+    trains = 100 * (found >= TRAINED).mean(axis=(0, 1))
+    least, most = trains.min(), trains.max()
+    print(f"{kind}: {trains.mean():.0f} % of the grid trains ({least:.0f} to {most:.0f} over {len(SEEDS)} seeds)")
     for depth, of_depth in zip(DEPTHS, np.median(found, axis=2), strict=True):
         which = SCALES[of_depth >= TRAINED]
         says = f"{len(which)} scales, {which[0]:.3g} to {which[-1]:.3g}" if which.size else "0 scales"

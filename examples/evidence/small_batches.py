@@ -8,7 +8,7 @@ norm, from 8 on batch norm falls behind, and with 2 it is at 34.7 % while group 
 or 4 as the least.
 
 Here a network of convolutions learns the digits with batch norm and with group norm, and a dense one with batch norm
-and with layer norm. All see the same number of samples, 3 epochs, with the rate scaled with the size of the batch (0.5
+and with layer norm. All see the same number of samples, 2 epochs, with the rate scaled with the size of the batch (0.5
 at 64 samples, 1/64 at 2), as in Wu and He. The dense network is the one that needs large batches: a channel of a
 convolution takes its statistics from every place of every picture, and so from more values than the batch has samples.
 """
@@ -34,9 +34,9 @@ from networks import (
 
 from bncpu import BatchNormTransformer
 
-SEEDS = range(3)
+SEEDS = range(4)
 SIZES = np.array([2, 4, 8, 16, 32, 64])
-EPOCHS, RATE = 3, 0.5 / 64
+EPOCHS, RATE = 2, 0.5 / 64
 
 
 def convolutions(norm, rng):
@@ -61,7 +61,7 @@ def group_norm(n_channels):
 
 
 def error(make, norm, size, seed):
-    """After the three epochs; also the network."""
+    """After the two epochs."""
     data, network = digits(seed, images=make is convolutions), make(norm, np.random.default_rng(seed))
     steps = EPOCHS * len(data.x_train) // size
     return 100 - 100 * train(network, data, RATE * size, batch=size, steps=steps, every=steps, seed=seed).accuracy[-1]
@@ -117,12 +117,11 @@ for case, (make, name, _) in CASES.items():
 
 # %%
 # So the guides disagree because they speak of different networks. Where a channel has 4 places a sample, batches of 2
-# cost no more than the noise of three seeds, and Wu and He's 11 % are not reached; where it has one, batches of 8 are
-# needed. At 64 the others lose: they are given batch norm's rate, and it is too large for them.
+# are enough, and Wu and He's 11 % are not seen; where it has one, batches of 8 are needed. Both are 8 values a channel.
+# At 64 the others lose: they are given batch norm's rate, and it is too large for them.
 #
-# The advice of ``report`` comes from these curves: the networks lose nothing at gaps of 0.3 and 0.4 between training and
-# inference, and the dense one 3 points at 0.6. So it names the least batch with a gap below 0.4, which is the measured
-# least one or the next.
+# The advice of ``report`` comes from these curves: nothing is lost at gaps of 0.4 between training and inference, and
+# the dense network loses at 0.6. So it names the least batch whose gap is below 0.5.
 #
 # Lines are means over the seeds, bands reach from the least to the largest.
 

@@ -70,10 +70,10 @@ def test_steps_are_fewer_and_rates_larger_but_not_fourteen_times(printed):
 @pytest.mark.parametrize(
     ("kind", "part", "depth_10"),
     [
-        ("without batch norm", (8, 8, 8), 0),
-        ("with batch norm", (57, 53, 61), 5),
+        ("without batch norm", (9, 8, 11), 0),
+        ("with batch norm", (60, 58, 61), 5),
         ("residual, without batch norm", (43, 36, 47), 4),
-        ("residual, with batch norm", (97, 92, 100), 9),
+        ("residual, with batch norm", (100, 100, 100), 9),
     ],
 )
 def test_batch_norm_widens_the_range_of_scales(kind, part, depth_10, printed):
@@ -107,13 +107,16 @@ def test_dense_layers_need_larger_batches_than_convolutions(printed):
     sizes = [2, 4, 8, 16, 32, 64]
     assert text.count("test error in % at batches of 2, 4, 8, 16, 32, 64") == 2
     conv, dense = section(text, "convolutions"), section(text, "dense")
-    # Means of three seeds, each with a standard deviation of 0.8; a difference has two such errors.
-    allowed = 4 * math.sqrt(2) * 0.8 / math.sqrt(3)
+    # Means of four seeds, each with the recorded standard deviation; a difference has two such errors.
+    allowed = 4 * math.sqrt(2) * 1.3 / math.sqrt(4)
     batch, group = numbers(conv, "batch norm"), numbers(conv, "group norm")
     assert max(batch) - min(batch) < allowed
     assert max(abs(b - g) for b, g in zip(batch, group, strict=True)) < allowed
+    assert batch == pytest.approx([6.0, 5.4, 5.7, 5.5, 5.5, 6.3], abs=allowed)
     batch, layer = numbers(dense, "batch norm"), numbers(dense, "layer norm")
-    assert batch[0] > 20 > 8 > layer[0]  # 30 to 42 over the seeds
+    allowed = 4 * math.sqrt(2) * 0.6 / math.sqrt(4)
+    assert batch[1:] == pytest.approx([6.3, 4.3, 3.9, 3.8, 3.9], abs=allowed)
+    assert batch[0] > 20 > 8 > layer[0]  # 31 to 37 over the seeds
     assert max(abs(b - g) for b, g in zip(batch[2:5], layer[2:5], strict=True)) < allowed
     least = [int(re.search(r"least batch within .*: (\d+)", lines)[1]) for lines in (conv, dense)]
     assert all(size in sizes for size in least)
@@ -125,18 +128,19 @@ def test_dense_layers_need_larger_batches_than_convolutions(printed):
     assert worse[1].startswith("2")
 
 
-def test_the_advice_of_report_is_what_was_measured_or_the_next_size(printed):
+def test_the_advice_of_report_is_what_was_measured(printed):
     text = printed("small_batches")
     for title in ("convolutions", "dense"):
         lines = section(text, title)
         least = int(re.search(r"least batch within .*: (\d+)", lines)[1])
         gap = float(re.search(r"gap .*: ([\d.]+)", lines)[1])
         advised = int(re.search(r"advice of report: batches of (\d+) samples", lines)[1])
-        assert least <= advised <= 4 * least  # the measured one is sure to a factor of 2
-        # Of n independent normal values: 1/n from the mean, 1/(2 n) from the standard deviation. Channels of a
-        # convolution have 4 places a sample, which are not independent.
-        expected = math.sqrt(1.5 / least)
-        assert (0.75 if title == "dense" else 0.4) * expected < gap < 1.25 * expected
+        assert least <= 2 * advised <= 4 * least  # the measured one is sure to a factor of 2
+        # Of n independent normal values: 1/n from the mean, 1/(2 n) from the standard deviation. The last layer of
+        # convolutions has 4 places a sample.
+        n = least * {"convolutions": 4, "dense": 1}[title]
+        assert gap == pytest.approx(math.sqrt(1.5 / n), rel=0.2)
+        assert n >= 8
 
 
 def test_the_landscape_is_smoother_and_the_shift_is_smaller(printed):
