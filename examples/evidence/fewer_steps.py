@@ -42,8 +42,8 @@ SEEDS = range(5)
 TARGET, MOST, EVERY = 0.95, 400, 4
 DATA = [digits(seed) for seed in SEEDS]
 CASES = {
-    "ReLU, 10 layers of 64": ((ReLU, 10, 64), 2.0 ** np.arange(-4, 3)),
-    "sigmoid, 3 layers of 100": ((Sigmoid, 3, 100), 2.0 ** np.arange(0, 7)),
+    "ReLU, 10 layers of 64": ((ReLU, 10, 64), 2.0 ** np.arange(-5, 3)),
+    "sigmoid, 3 layers of 100": ((Sigmoid, 3, 100), 2.0 ** np.arange(-1, 7)),
 }
 
 
