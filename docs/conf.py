@@ -77,13 +77,18 @@ copybutton_selector = "div:not(.highlight-none) > div.highlight > pre"
 
 
 LINKS = addnodes.pending_xref, addnodes.download_reference
+SHOWN = {
+    "CHANGELOG.md": "changelog",
+    "comparisons/README.md": "comparisons",
+    "examples/evidence/GALLERY_HEADER.rst": "gallery/index",
+}
 
 
 def page_of(path):
     """The page that shows a file of the repository, if there is one."""
     if path.parts[:2] == ("examples", "evidence") and path.suffix == ".py" and path.stem != "networks":
         return f"gallery/{path.stem}"
-    return {"CHANGELOG.md": "changelog", "comparisons/README.md": "comparisons"}.get(path.as_posix())
+    return SHOWN.get(path.as_posix())
 
 
 class RepositoryLinks(Transform):
@@ -98,12 +103,13 @@ class RepositoryLinks(Transform):
         links = [link for kind in LINKS for link in self.document.findall(kind) if link["reftype"] == "myst"]
         for link in links:
             target, _, anchor = link["reftarget"].partition("#")
-            if link.get("refdomain") == "doc":  # a name of a page, absolute if it is none
-                target, anchor = f"{target}.md", link.get("reftargetid")
-            path = Path(os.path.normpath(here / target))
-            if not target or path.is_relative_to(HERE) or not path.is_relative_to(ROOT) or not path.exists():
+            names = [target]
+            if link.get("refdomain") == "doc":  # a page by its name, or a file outside by its path, without an ending
+                names, anchor = [f"{target}.md", f"{target}.rst"], link.get("reftargetid")
+            found = [path for name in names if target and (path := Path(os.path.normpath(here / name))).exists()]
+            if not found or found[0].is_relative_to(HERE):
                 continue
-            path = path.relative_to(ROOT)
+            path = found[0].relative_to(ROOT)
             if page := page_of(path):
                 new = addnodes.pending_xref(
                     refdomain="doc", reftarget=page, reftargetid=anchor or None, refdoc=env.docname, reftype="myst",
