@@ -60,6 +60,7 @@ sphinx_gallery_conf = {
     "download_all_examples": False,
     "copyfile_regex": r"networks\.py",
     "write_computation_times": False,
+    "capture_repr": (),  # only what is printed
 }
 os.environ["MPLBACKEND"] = "Agg"
 
@@ -69,7 +70,6 @@ html_theme = "furo"
 html_title = f"{project} {version}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
-html_theme_options = {"source_repository": PROJECT["urls"]["Source"], "source_branch": "main"}
 html_show_copyright = False
 copybutton_prompt_text = r"\$ |>>> |\.\.\. "
 copybutton_prompt_is_regexp = True
@@ -126,7 +126,8 @@ class RepositoryLinks(Transform):
 def add_the_interactive_page(app, error):
     """Put docs/explore into the site, as it is: html_extra_path would put its contents beside ours."""
     if error is None and app.builder.format == "html":
-        shutil.copytree(HERE / "explore", Path(app.outdir) / "explore", dirs_exist_ok=True)
+        ours = shutil.ignore_patterns("test_*", "__pycache__")
+        shutil.copytree(HERE / "explore", Path(app.outdir) / "explore", ignore=ours, dirs_exist_ok=True)
 
 
 def setup(app):
