@@ -85,6 +85,13 @@ def test_blocks_of_pages_are_found():
     assert sum(shown for *_, shown in blocks("README.md")) == 5
 
 
+@pytest.mark.parametrize("page", [*PAGES, "CHANGELOG.md", "CONTRIBUTING.md", "comparisons/README.md"])
+def test_links_to_files_work_on_a_forge(page):
+    targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", (ROOT / page).read_text(encoding="utf-8"))
+    missing = [t for t in targets if "://" not in t and not (ROOT / page).parent.joinpath(t).exists()]
+    assert not missing
+
+
 def test_the_readme_has_the_two_commands():
     readme = (ROOT / "README.md").read_text()
     assert 'pip install ".[demo]" && bncpu demo\n' in readme
