@@ -63,6 +63,13 @@ def benchmarks(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def docs(session: nox.Session) -> None:
+    """Run the examples of the gallery, build the documentation into docs/_build/html, and follow every link."""
+    session.install("-e", ".[test,docs]")
+    gate(session, "docs")
+
+
+@nox.session(default=False)
 def wheel(session: nox.Session) -> None:
     """Build sdist and wheel without OpenMP, check both and test the wheel."""
     session.install("-r", ".ci/requirements.txt")

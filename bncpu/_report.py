@@ -32,7 +32,7 @@ class Known(NamedTuple):
 
 
 class Report:
-    """The result of :meth:`BatchNormTransformer.report`.
+    """The result of :meth:`~bncpu.BatchNormTransformer.report`.
 
     Printed, it is a table for the terminal; in a notebook it is one in HTML.
 

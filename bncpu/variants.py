@@ -56,7 +56,7 @@ def layer_norm(
 
     Parameters
     ----------
-    x : ndarray of shape (..., *normalized_shape), float16, float32 or float64
+    x : ndarray of shape ``(..., *normalized_shape)``, float16, float32 or float64
         Not modified, unless it is `out`.
     normalized_shape : int or tuple of int
         The shape of the last axes, over which each position of the others is normalized. With `channel_axis`, the
@@ -136,7 +136,7 @@ def layer_norm_forward(
 
     Parameters
     ----------
-    x : ndarray of shape (..., *normalized_shape), float16, float32 or float64
+    x : ndarray of shape ``(..., *normalized_shape)``, float16, float32 or float64
         Not modified, unless it is `out`.
     normalized_shape : int or tuple of int
         The shape of the last axes, over which each position of the others is normalized. With `channel_axis`, the
@@ -210,7 +210,7 @@ def layer_norm_backward(
     ----------
     dy : ndarray of the shape and dtype of `x`
         Gradient of the result of the forward pass.
-    x : ndarray of shape (..., *normalized_shape), float16, float32 or float64
+    x : ndarray of shape ``(..., *normalized_shape)``, float16, float32 or float64
         What the forward pass was given.
     saved : SavedStatistics
         What the forward pass returned, of the shape of x with 1 for the axes normalized over.
@@ -283,7 +283,7 @@ def rms_norm(
 
     Parameters
     ----------
-    x : ndarray of shape (..., *normalized_shape), float16, float32 or float64
+    x : ndarray of shape ``(..., *normalized_shape)``, float16, float32 or float64
         Not modified, unless it is `out`.
     normalized_shape : int or tuple of int
         The shape of the last axes, over which each position of the others is normalized. With `channel_axis`, the
@@ -361,7 +361,7 @@ def rms_norm_forward(
 
     Parameters
     ----------
-    x : ndarray of shape (..., *normalized_shape), float16, float32 or float64
+    x : ndarray of shape ``(..., *normalized_shape)``, float16, float32 or float64
         Not modified, unless it is `out`.
     normalized_shape : int or tuple of int
         The shape of the last axes, over which each position of the others is normalized. With `channel_axis`, the
@@ -445,7 +445,7 @@ def rms_norm_backward(
     ----------
     dy : ndarray of the shape and dtype of `x`
         Gradient of the result of the forward pass.
-    x : ndarray of shape (..., *normalized_shape), float16, float32 or float64
+    x : ndarray of shape ``(..., *normalized_shape)``, float16, float32 or float64
         What the forward pass was given.
     saved : SavedStatistics
         What the forward pass returned, of the shape of x with 1 for the axes normalized over; ``mean`` is None.

@@ -3,44 +3,93 @@
 import contextlib
 import io
 import re
+import shlex
 import tomllib
 from pathlib import Path
 
+import matplotlib as mpl
+import pytest
 from sklearn.datasets import load_wine
 
 import bncpu
 from bncpu import bench, cli
 
 ROOT = Path(__file__).parents[1]
+PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 
 
-def test_the_readme_prints_what_it_says(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # it saves a state file
-    blocks = re.findall(r"```(python|text)\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    names, printed, compared = {}, "", 0
-    for kind, body in blocks:
-        if kind == "text":
-            assert printed == body
-            compared += 1
-            continue
-        with contextlib.redirect_stdout(io.StringIO()) as out:
-            exec(body, names)
-        printed = out.getvalue()
-    assert compared == 5
+def blocks(page):
+    """Kind and body of each fenced block, the line on which it starts, and whether it is what the last one printed."""
+    text, last = (ROOT / page).read_text(encoding="utf-8"), (None, 0)
+    for found in re.finditer(r"^```(\S*).*\n((?:.*\n)*?)^```$", text, flags=re.MULTILINE):
+        kind, body = found.groups()
+        shown = kind == "text" and last[0] == "python" and not text[last[1] : found.start()].strip()
+        yield kind, body, text.count("\n", 0, found.start()) + 1, shown
+        last = kind, found.end()
 
 
-def test_the_readme_shows_what_the_commands_print(tmp_path, monkeypatch, capsys):
+def of_any_argparse(text):
+    """Python 3.13 and later name and break options otherwise."""
+    return re.sub(r"(-\w) [A-Z]+, (--\w+ )", r"\1, \2", text).split()
+
+
+def run_commands(body):
+    for line, expected in re.findall(r"^\$ (.*)\n((?:[^$\n].*\n|\n)*)", body, flags=re.MULTILINE):
+        program, *arguments = shlex.split(line)
+        assert program == "bncpu", line
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                status = cli.main(arguments)
+            except SystemExit as end:  # --help
+                status = end.code
+        assert status == 0, err.getvalue()
+        printed = err.getvalue() + out.getvalue()
+        if "--help" in arguments:
+            printed, expected = of_any_argparse(printed), of_any_argparse(expected)
+        assert printed == expected
+        if "-o" in arguments:
+            assert Path(arguments[arguments.index("-o") + 1]).exists()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_prints_what_it_says(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    data, names = load_wine(return_X_y=True, as_frame=True)[0], ["alcohol", "ash", "magnesium"]
-    table = data[names].assign(id=[f"wine {k}" for k in range(178)])
+    monkeypatch.setenv("COLUMNS", "100")
+    mpl.use("Agg")
+    data, columns = load_wine(return_X_y=True, as_frame=True)[0], ["alcohol", "ash", "magnesium"]
+    table = data[columns].assign(id=[f"wine {k}" for k in range(178)])
     table[:100].to_csv("monday.csv", index=False)
     table[100:].to_csv("tuesday.csv", index=False)
-    block = re.search(r"```console\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)[1]
-    for command, expected in re.findall(r"^\$ bncpu (.*)\n((?:[^$].*\n|\n)*)", block, flags=re.MULTILINE):
-        assert cli.main(command.split()) == 0
-        printed = capsys.readouterr()
-        assert printed.err + printed.out == expected
-    assert Path("tuesday.parquet").exists()
+    names, printed = {"__name__": "__main__"}, ""
+    for kind, body, line, shown in blocks(page):
+        assert shown or not printed, f"{page}: what is printed before line {line} is not shown"
+        if shown:
+            assert printed == body
+            printed = ""
+        elif kind == "python":
+            with contextlib.redirect_stdout(io.StringIO()) as out:
+                exec(compile("\n" * line + body, page, "exec"), names)
+            printed = out.getvalue()
+        elif kind == "console":
+            run_commands(body)
+        else:  # sh is for shells, and what a program of comparisons/ printed is text
+            assert kind in ("", "sh", "text") or kind.startswith("{"), f"{page}, line {line}: {kind}"
+    assert not printed
+
+
+def test_blocks_of_pages_are_found():
+    kinds = [kind for kind, *_ in blocks("README.md")]
+    assert kinds.count("python") == len(re.findall("^```python$", (ROOT / "README.md").read_text(), re.MULTILINE)) > 5
+    assert "console" in kinds
+    assert sum(shown for *_, shown in blocks("README.md")) == 5
+
+
+@pytest.mark.parametrize("page", [*PAGES, "CHANGELOG.md", "CONTRIBUTING.md", "comparisons/README.md"])
+def test_links_to_files_work_on_a_forge(page):
+    targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", (ROOT / page).read_text(encoding="utf-8"))
+    missing = [t for t in targets if "://" not in t and not (ROOT / page).parent.joinpath(t).exists()]
+    assert not missing
 
 
 def test_the_readme_has_the_two_commands():
