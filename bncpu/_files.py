@@ -160,9 +160,9 @@ def progress(stream: Stream, label: str) -> Iterator[Callable[[int], None]]:
         yield show
 
 
-def room_for_reading(tables: Sequence[Table]) -> Any:
-    """While this lasts, the kernels leave a processor to what reads beside them: in turns both would be slower."""
-    if all(isinstance(table, _tables.Npy) and table.reads_ahead for table in tables):
+def room_for(beside: bool) -> Any:
+    """While this lasts, the kernels leave a processor to what reads or writes beside them: in turns both are slower."""
+    if not beside:
         return contextlib.nullcontext()
     return threadpool_limits(max(1, _kernels.max_threads() - 1), user_api="openmp")
 
@@ -235,9 +235,9 @@ def fit(inputs: Sequence[Path], out: Path, plan: Plan, *, resume: bool, tell: Ca
         content = {"state": bn._content(), "rows": rows[bn.n_batches_seen_], "ends": stream.ends, **identity}
         _state_file.write(partial, content, CHECKPOINT)
 
-    saved = time.monotonic()
+    saved, mapped = time.monotonic(), all(isinstance(table, _tables.Npy) and table.reads_ahead for table in tables)
     try:
-        with progress(stream, "fit") as show, room_for_reading(tables):
+        with progress(stream, "fit") as show, room_for(not mapped):
             for n, batch in enumerate(_tables.ahead_of(tables, batches), n_batches):
                 rows = {n: rows[n], n + 1: rows[n] + len(batch.X)}
                 try:
@@ -373,17 +373,18 @@ def transform(state: Path, source: Path, out: Path) -> str:
     dtype, stream = table.dtype(names), Stream([table])
     pieces = stream.pieces(names, carry=carry)
     batches = _tables.cut(pieces, names, batch_rows, dtype, table.order, carry=carry is not None and table.named)
-    space = np.empty((batch_rows, len(names)), _layout.result_dtype(dtype), order=table.order)
+    spaces = [np.empty((batch_rows, len(names)), _layout.result_dtype(dtype), order=table.order) for _ in range(2)]
     rows = 0
 
     def results() -> Iterator[_tables.Result]:
         nonlocal rows
-        with progress(stream, "transform") as show, room_for_reading([table]):
+        with progress(stream, "transform") as show, room_for(True):
             for batch in _tables.ahead_of([table], batches):
                 try:
-                    Y = bn.transform(batch.X, out=space[: len(batch.X)])
+                    Y = bn.transform(batch.X, out=spaces[0][: len(batch.X)])
                 except ValueError as error:
                     raise refused(error, batch, rows, names, stream) from None
+                spaces.reverse()  # this one is being written while the next is computed
                 yield _tables.Result(Y, names, batch.carried)
                 rows += len(batch.X)
                 show(rows)
@@ -391,7 +392,7 @@ def transform(state: Path, source: Path, out: Path) -> str:
             raise ValueError(f"{str(source)!r} has no rows")
 
     try:
-        _tables.write(out, results())
+        _tables.write(out, _tables.ahead(results()))
     except KeyboardInterrupt:
         raise Interrupted(f"interrupted; {str(out)!r} is as it was") from None
     return f"{rows:,} rows, {len(names):,} of {len(table.columns):,} columns normalized: {out}"

@@ -540,8 +540,8 @@ def cut(
     read-only where the file is mapped.
     """
     full = n_rows + fewest
-    spaces = [(np.empty((full, len(names)), dtype, order=order), np.empty((full, 1))) for _ in range(2)]
-    (X, w), at = spaces[0], 0
+    spaces: list[tuple[Array, Array]] = []
+    at = 0
     carried: list[Any] = []
 
     def batch(n: int) -> Batch:
@@ -556,6 +556,9 @@ def cut(
                     yield Batch(rows[:n_rows], None, [])
                     start += n_rows
                     continue
+            if not spaces:
+                spaces = [(np.empty((full, len(names)), dtype, order=order), np.empty((full, 1))) for _ in range(2)]
+                X, w = spaces[0]
             n = min(full - at, len(piece) - start)
             piece.into(X[at : at + n], start, names)
             if weights is not None:
