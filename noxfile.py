@@ -104,6 +104,13 @@ def mpi(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def page(session: nox.Session) -> None:
+    """Move the sliders of the interactive page in Chromium, and compare its numbers."""
+    session.install("-e", ".[docs]", "hypothesis", "pytest", "pytest-timeout")
+    gate(session, "page")
+
+
+@nox.session(default=False)
 def threads(session: nox.Session) -> None:
     """Test what uses threads under clang's ThreadSanitizer and archer."""
     gate(session, "threads")
