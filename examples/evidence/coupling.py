@@ -130,4 +130,4 @@ for axis, sizes in zip(axes, (SIZES, BATCHES), strict=True):
     axis.set_xscale("log", base=2)
     axis.set_xticks(sizes, sizes)
     axis.legend(fontsize=8)
-save(figure, __file__)
+save(figure, "coupling")

@@ -176,4 +176,4 @@ axes[2].set_xticks(range(len(written)), [name.replace(", ", ",\n") for name in w
 axes[2].set(ylabel="online accuracy, one point a seed", title="Digits, learned online", ylim=(0.92, 0.97))
 for axis in axes:
     axis.legend(fontsize=8)
-save(figure, __file__)
+save(figure, "drifting_stream")

@@ -158,4 +158,4 @@ axes[2].errorbar([], [], yerr=[], color=BLACK, capsize=4, label="quartiles")
 axes[2].set(ylabel="time of a step / that with neither, median", title="Time, batches of 32")
 for axis, place in zip(axes, ("upper right", "lower left", "upper left"), strict=True):
     axis.legend(fontsize=8, loc=place)
-save(figure, __file__)
+save(figure, "dropout")

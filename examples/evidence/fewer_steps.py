@@ -106,4 +106,4 @@ for panel, (case, (_, rates)) in zip(panels, CASES.items(), strict=True):
     panel.grid(alpha=0.3)
 panels[0].set_ylabel("steps to 95 % test accuracy")
 panels[0].legend(loc="lower left")
-save(figure, __file__)
+save(figure, "fewer_steps")

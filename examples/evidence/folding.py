@@ -189,4 +189,4 @@ axes[1].invert_yaxis()
 axes[1].set(xlabel="time / that of the folded network, median", title="Inference, one thread", xlim=(0, None))
 for axis in axes:
     axis.legend(fontsize=8, loc="lower right")
-save(figure, __file__)
+save(figure, "folding")

@@ -111,4 +111,4 @@ for panel, (kind, found) in zip(panels, ACCURACY.items(), strict=True):
     panel.set_yticks(range(len(DEPTHS)), DEPTHS)
 panels[0].set_ylabel("depth [layers]")
 figure.colorbar(image, ax=panels, label="test accuracy [%], mean of 3 seeds")
-save(figure, __file__)
+save(figure, "initialisation")

@@ -8,7 +8,6 @@ computed in the dtype of the parameters and of the data: float32, unless a calle
 # ruff: noqa: D102 (Layer explains forward and backward for all)
 
 import sys
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -335,7 +334,7 @@ def train(network, data, rate, *, batch=64, steps=1000, momentum=0.0, every=10, 
     return History(*np.array(rows).T)
 
 
-def save(figure, script):
-    """Save the picture beside the work as NAME.png; a gallery takes it from pyplot instead."""
+def save(figure, name):
+    """Save the picture as NAME.png in the current folder; a gallery takes it from pyplot instead."""
     if "sphinx_gallery" not in sys.modules:
-        figure.savefig(f"{Path(script).stem}.png", dpi=120)
+        figure.savefig(f"{name}.png", dpi=120)

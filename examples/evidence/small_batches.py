@@ -138,4 +138,4 @@ for panel, (case, (_, name, _)) in zip(panels, CASES.items(), strict=True):
     panel.grid(alpha=0.3)
     panel.legend()
 panels[0].set_ylabel("test error [%]")
-save(figure, __file__)
+save(figure, "small_batches")

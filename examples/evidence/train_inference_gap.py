@@ -112,4 +112,4 @@ axes[1].set(xlabel="samples in a test batch", ylabel="test accuracy", ylim=(0, 1
 axes[1].set(title="The switch forgotten, mean and range of seeds")
 for axis in axes:
     axis.legend(fontsize=8)
-save(figure, __file__)
+save(figure, "train_inference_gap")

@@ -215,4 +215,4 @@ curves(panels[1, 1], steps + EVERY, {kind: 100 * LEARNED[kind, 4 * RATE] for kin
 panels[1, 1].set(title=f"Learning at rate {4 * RATE:g}", ylabel="test accuracy [%]", xlabel="step", ylim=(0, 100))
 panels[0, 0].legend(loc="upper right")
 panels[1, 1].legend(loc="lower right")
-save(figure, __file__)
+save(figure, "why_it_works")
