@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -109,6 +110,35 @@ class ColumnBatch(OpaqueBatch):
     def in_memory(self) -> NDArray[Any]:
         """As one array."""
         return np.column_stack(self.columns)
+
+
+class LearnedBatch(OpaqueBatch):
+    """A batch of which the moments are known already; to learn from, as a whole and without weights.
+
+    Parameters
+    ----------
+    shape : tuple of (n_samples, n_features)
+    dtype : dtype
+    found : tuple of Moments and bool
+        As `moments`.
+    in_memory : callable
+    """
+
+    def __init__(
+        self, shape: tuple[int, int], dtype: Any, found: tuple[Moments, bool], in_memory: Callable[[], NDArray[Any]]
+    ) -> None:
+        self.shape, self.dtype, self.found, self.read = shape, dtype, found, in_memory
+
+    def __getitem__(self, rows: slice) -> LearnedBatch:
+        return self
+
+    def moments(self, weights: NDArray[np.float64] | None, n_threads: int | None) -> tuple[Moments, bool]:
+        """As `_batches.moments`."""
+        return self.found
+
+    def in_memory(self) -> NDArray[Any]:
+        """As one array."""
+        return self.read()
 
 
 def as_given(X: Any) -> Any:

@@ -19,7 +19,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from bncpu import BatchNormTransformer, _kernels, _layout, _state_file, _tables
-from bncpu._device import ColumnBatch
+from bncpu._device import OpaqueBatch
 from bncpu._tables import Batch, Table
 
 CHECKPOINT = "bncpu.fit"
@@ -83,10 +83,12 @@ class Stream:
     tables : list of Table
     ends : list of int
         Rows up to the end of each file, of those known from before.
+    learn : int
+        If not 0: batches of so many rows may come with their moments, and without their values.
     """
 
-    def __init__(self, tables: Sequence[Table], ends: Sequence[int] = ()) -> None:
-        self.tables = tables
+    def __init__(self, tables: Sequence[Table], ends: Sequence[int] = (), learn: int = 0) -> None:
+        self.tables, self.learn = tables, learn
         self.ends = list(ends)
         self.n_bytes = sum(table.size for table in tables)
 
@@ -98,6 +100,7 @@ class Stream:
         for table in self.tables[len(self.ends) :]:
             start = self.ends[-1] if self.ends else 0
             end = skip = max(start, skip)
+            table.learn = 0 if self.learn and start % self.learn else self.learn
             for piece in table.pieces(names, skip - start, carry):
                 end += len(piece)
                 yield piece
@@ -116,7 +119,7 @@ class Stream:
 
 def refused(error: ValueError, batch: Batch, first_row: int, names: Sequence[str], stream: Stream) -> ValueError:
     """Why a batch was refused, with the place in the file."""
-    X = batch.X.in_memory() if isinstance(batch.X, ColumnBatch) else batch.X
+    X = batch.X.in_memory() if isinstance(batch.X, OpaqueBatch) else batch.X
     rows, columns = np.nonzero(np.isinf(X))
     if len(rows):
         more = f" and {len(rows) - 1:,} more" if len(rows) > 1 else ""
@@ -207,7 +210,8 @@ def fit(inputs: Sequence[Path], out: Path, plan: Plan, *, resume: bool, tell: Ca
     left_out = [name for name in tables[0].columns if name not in numbers]
     if left_out and plan.columns is None:
         tell(f"left out, not numbers: {', '.join(left_out)}")
-    batch_rows = plan.batch_rows or max(1, _tables.BATCH_BYTES // (8 * len(names)))
+    most = max(1, _tables.BATCH_BYTES // (8 * len(names)))
+    batch_rows = plan.batch_rows or most
     identity = _identity(tables, names, plan, batch_rows)
     bn, begun = plan.transformer, 0
     ends: list[int] = []
@@ -215,9 +219,9 @@ def fit(inputs: Sequence[Path], out: Path, plan: Plan, *, resume: bool, tell: Ca
         bn, begun, ends = _checkpoint(partial, identity)
     elif not resume:
         partial.unlink(missing_ok=True)
-    stream = Stream(tables, ends)
-
     dtypes, orders = {table.dtype(names) for table in tables}, {table.order for table in tables}
+    plain = bn.momentum is None and bn.halflife is None and plan.weights is None
+    stream = Stream(tables, ends, batch_rows if plain and batch_rows <= most and len(dtypes) == 1 else 0)
     batches = _tables.cut(
         stream.pieces([*names, plan.weights] if plan.weights else names, begun),
         names,

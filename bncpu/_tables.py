@@ -7,12 +7,13 @@ A file is opened as a `Table`, which has read its head only. Its rows come in pi
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import mmap
 import os
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple, Protocol, TypeVar
@@ -21,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bncpu import _state_file
-from bncpu._device import ColumnBatch
+from bncpu._device import ColumnBatch, LearnedBatch
+from bncpu.moments import Moments
 
 # A batch is at most this much, as float64: larger ones are read again from memory.
 BATCH_BYTES = 8 << 20
@@ -30,6 +32,12 @@ BATCH_ROWS = 65536
 # Of a Parquet file read, and decoded, at a time, a batch: large row groups are not read whole, more does not fit the
 # caches.
 PARQUET_BYTES = BATCH_BYTES
+
+# Threads that decode columns of a Parquet file: more would only wait for what they read for.
+MOST_SHARES = 8
+
+# Pieces that each of them may be ahead: what they have learned of one, not its values.
+LEARNED_AHEAD = 8
 
 # Of a .npy mapped into memory at a time: a map of the whole file might not fit the address space.
 WINDOW_BYTES = 32 << 20
@@ -78,6 +86,8 @@ class Table:
         Whether pieces are on their way before they are wanted.
     position : int
         Bytes of the file read so far, about.
+    learn : int
+        If not 0: pieces of so many rows may come with their moments, and without their values.
     """
 
     kind: str
@@ -86,6 +96,7 @@ class Table:
     n_rows: int | None = None
     reads_ahead = True
     position = 0
+    learn = 0
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -273,6 +284,26 @@ class _Columns:
         return self.batch.slice(start, n_rows)
 
 
+class _Learned:
+    """What was learned of some rows; `values` reads them once more."""
+
+    def __init__(self, n_rows: int, found: tuple[Moments, bool], values: Callable[[], Array]) -> None:
+        self.n_rows, self.found, self.values = n_rows, found, values
+
+    def __len__(self) -> int:
+        return self.n_rows
+
+    def into(self, X: Array, start: int, names: Sequence[str]) -> None:
+        X[...] = self.values()[start : start + len(X)]
+
+    def in_place(self, start: int, n_rows: int, dtype: np.dtype[Any], names: Sequence[str]) -> LearnedBatch | None:
+        whole = n_rows == len(self)
+        return LearnedBatch((n_rows, len(names)), dtype, self.found, self.values) if whole else None
+
+    def carried(self, start: int, n_rows: int) -> Any:
+        return None
+
+
 def _as_numbers(column: Any, dtype: np.dtype[Any]) -> Array:
     """An Arrow array as NumPy's, nulls as NaN; without a copy where that is possible."""
     from pyarrow import from_numpy_dtype, types
@@ -301,14 +332,21 @@ class ArrowTable(Table):
 
     def read_pieces(self, names: Sequence[str], skip: int, carry: str | None) -> Iterator[Piece]:
         skipped = self.skipped(skip)
-        for batch in ahead(self.record_batches(_pyarrow(self.path), skipped, names, carry)):
+        for piece in self.decoded(_pyarrow(self.path), skipped, names, carry):
             skip -= skipped
-            skipped = min(skip, batch.num_rows)
-            yield _Columns(batch.slice(skipped))
+            skipped = min(skip, len(piece))
+            if not skipped:
+                yield piece
+            elif isinstance(piece, _Columns):  # of what was learned, whole pieces are left out
+                yield _Columns(piece.batch.slice(skipped))
 
     def skipped(self, skip: int) -> int:
         """How many of the first `skip` rows need not be read."""
         return 0
+
+    def decoded(self, arrow: Any, skipped: int, names: Sequence[str], carry: str | None) -> Iterator[Piece]:
+        """All but the first `skipped` rows, each piece made while the one before is in use."""
+        return map(_Columns, ahead(self.record_batches(arrow, skipped, names, carry)))
 
     def record_batches(self, arrow: Any, skipped: int, names: Sequence[str], carry: str | None) -> Iterator[Any]:
         """All but the first `skipped` rows."""
@@ -408,13 +446,62 @@ class Parquet(ArrowTable):
     def skipped(self, skip: int) -> int:
         return int(self.starts[self.starts <= skip][-1])
 
+    def decoded(self, arrow: Any, skipped: int, names: Sequence[str], carry: str | None) -> Iterator[Piece]:
+        if not self.learn or skipped % self.learn:
+            return super().decoded(arrow, skipped, names, carry)
+        return self.learned(arrow, skipped, names)
+
+    def learned(self, arrow: Any, skipped: int, names: Sequence[str]) -> Iterator[Piece]:
+        """Pieces of `learn` rows as their moments; a shorter one at the end as it is.
+
+        Each thread decodes and learns columns of its own. pyarrow's threads share the columns of a piece and wait for
+        each other at its end, and what they decoded has left the caches before it is learned.
+        """
+        n_shares = min(arrow.cpu_count(), len(names), MOST_SHARES)
+        ends = np.linspace(0, len(names), n_shares + 1).astype(int)
+        shares = [list(names[start:end]) for start, end in itertools.pairwise(ends)]
+        dtype, start = self.dtype(names), skipped
+        learned = [ahead(self.learned_share(arrow, skipped, share, dtype), LEARNED_AHEAD) for share in shares]
+        for parts in zip(*learned, strict=True):
+            batches, found = zip(*parts, strict=True)
+            if batches[0] is None:
+                moments, missing = zip(*found, strict=True)
+                whole = Moments(*np.concatenate(moments, axis=-1)), any(missing)
+                yield _Learned(self.learn, whole, functools.partial(self.values, start, names))
+            else:
+                columns = [column for batch in batches for column in batch.columns]
+                every = [name for batch in batches for name in batch.schema.names]
+                yield _Columns(arrow.RecordBatch.from_arrays(columns, names=every))
+            start += self.learn
+
+    def learned_share(
+        self, arrow: Any, skipped: int, names: list[str], dtype: np.dtype[Any]
+    ) -> Iterator[tuple[Any, tuple[Moments, bool] | None]]:
+        """The same of some columns: the shorter piece, or moments."""
+        for batch in self.batches(arrow, skipped, self.learn, names, use_threads=False):
+            if batch.num_rows < self.learn:
+                yield batch, None
+            else:
+                columns = [np.asarray(_as_numbers(batch.column(name), dtype), dtype) for name in names]
+                yield None, ColumnBatch(columns).moments(None, n_threads=1)
+
+    def values(self, start: int, names: Sequence[str]) -> Array:
+        """`learn` rows, once more."""
+        return next(cut(open_table(self.path).pieces(names, start), names, self.learn, self.dtype(names), "F")).X
+
     def record_batches(self, arrow: Any, skipped: int, names: Sequence[str], carry: str | None) -> Iterator[Any]:
+        rows = max(1, PARQUET_BYTES // (8 * len(self.columns if carry else names)))
+        return self.batches(arrow, skipped, rows, None if carry else list(names))
+
+    def batches(
+        self, arrow: Any, skipped: int, rows: int, names: list[str] | None, *, use_threads: bool = True
+    ) -> Iterator[Any]:
+        """Record batches of `rows` rows."""
         groups = range(int(np.searchsorted(self.starts, skipped)), len(self.starts) - 1)
-        done, n_columns = skipped, len(self.columns if carry else names)
-        rows, buffer = max(1, PARQUET_BYTES // (8 * n_columns)), max(1 << 14, PARQUET_BYTES // n_columns)
+        done, buffer = skipped, max(1 << 14, 8 * rows)
         # With pre_buffer it would keep the bytes of every row group read so far.
         with arrow.parquet.ParquetFile(self.path, buffer_size=buffer, pre_buffer=False) as file:
-            for batch in file.iter_batches(rows, row_groups=groups, columns=None if carry else list(names)):
+            for batch in file.iter_batches(rows, row_groups=groups, columns=names, use_threads=use_threads):
                 done += batch.num_rows
                 self.position = self.size * done // max(1, int(self.starts[-1]))
                 yield batch
@@ -580,12 +667,12 @@ def ahead_of(tables: Sequence[Table], batches: Iterator[Batch]) -> Iterator[Batc
     return batches if all(table.reads_ahead for table in tables) else ahead(batches)
 
 
-def ahead(items: Iterator[T]) -> Iterator[T]:
-    """The same, each made by a thread while the one before is in use."""
+def ahead(items: Iterator[T], n: int = 1) -> Iterator[T]:
+    """The same, each made by a thread while the `n` before are in use."""
     with ThreadPoolExecutor(1) as reader:
-        coming = reader.submit(next, items, None)
-        while (item := coming.result()) is not None:
-            coming = reader.submit(next, items, None)
+        coming = deque(reader.submit(next, items, None) for _ in range(n))
+        while (item := coming.popleft().result()) is not None:
+            coming.append(reader.submit(next, items, None))
             yield item
 
 

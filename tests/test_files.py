@@ -99,6 +99,39 @@ def test_a_fit_has_the_bits_of_partial_fit_in_every_format(ending, X, tmp_path):
     assert os.listdir(tmp_path) == [out.name, path.name] or sorted(os.listdir(tmp_path)) == [out.name, path.name]
 
 
+@pytest.mark.parametrize("kind", ["float64", "float32", "integers", "missing", "mixed"])
+def test_what_is_learned_where_it_is_decoded_has_the_bits_of_partial_fit(kind, X, tmp_path, monkeypatch):
+    X = X.astype(np.float32 if kind == "float32" else np.float64)
+    if kind == "integers":
+        X = X.round()
+    if kind == "missing":
+        X[::7, 1] = np.nan  # which pandas writes as nulls
+    columns = {name: pa.array(x, from_pandas=True) for name, x in zip(NAMES, X.T, strict=True)}
+    if kind in ("integers", "mixed"):
+        X[:, 2] = X[:, 2].round()
+        columns[NAMES[2]] = pa.array(X[:, 2].astype(np.int64))
+    pyarrow.parquet.write_table(pa.table(columns), tmp_path / "x.parquet", row_group_size=300)
+    pieces, some = [], _tables.Parquet.learned_share
+    monkeypatch.setattr(
+        _tables.Parquet, "learned_share", lambda *args: (pieces.append(piece) or piece for piece in some(*args))
+    )
+    assert run("fit", tmp_path / "x.parquet", "-o", tmp_path / "state.json", "--batch-rows", 128) == 0
+    same(tmp_path / "state.json", learned(X, 128))
+    n_shares = min(pa.cpu_count(), 3)
+    assert sum(found is not None for _, found in pieces) == 7 * n_shares
+    assert sum(batch is not None for batch, _ in pieces) == n_shares
+
+
+def test_infinity_in_what_was_learned_where_it_was_decoded_is_found(X, tmp_path, capsys):
+    first = write(tmp_path / "1.parquet", X[:256])
+    X[600, 2] = X[601, 0] = np.inf
+    second = write(tmp_path / "2.parquet", X[256:], row_group_size=300)
+    assert run("fit", first, second, "-o", tmp_path / "state.json", "--batch-rows", 128) == 1
+    error = capsys.readouterr().err
+    assert f"{str(second)!r}, row 344: infinity in column 'd,e' and 1 more" in error
+    assert sorted(os.listdir(tmp_path)) == [first.name, second.name]
+
+
 @pytest.mark.parametrize("cuts", [[500], [1, 2, 3, 999], [128, 256], [0, 1000]])
 @pytest.mark.parametrize("ending", ["npy", "parquet", "csv"])
 def test_batches_do_not_depend_on_where_files_end(ending, cuts, X, tmp_path):
