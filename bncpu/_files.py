@@ -180,6 +180,7 @@ class Plan(NamedTuple):
     columns: list[str] | None = None
     weights: str | None = None
     batch_rows: int | None = None
+    exclude: Sequence[str] = ()
 
 
 def fit(inputs: Sequence[Path], out: Path, plan: Plan, *, resume: bool, tell: Callable[[str], None]) -> str:
@@ -275,19 +276,21 @@ def fit(inputs: Sequence[Path], out: Path, plan: Plan, *, resume: bool, tell: Ca
 
 def _columns_of_all(tables: Sequence[Table], plan: Plan) -> list[str]:
     """The columns to learn, which every file must have."""
-    first = tables[0]
-    if not first.named and (plan.columns or plan.weights):
-        raise ValueError(f"{str(first.path)!r} has no column names, for --columns or --weights")
-    names = plan.columns or [name for name in first.numbers if name != plan.weights]
+    first, other = tables[0], {*plan.exclude, plan.weights}
+    if not first.named and (plan.columns or plan.exclude or plan.weights):
+        raise ValueError(f"{str(first.path)!r} has no column names, for --columns, --exclude or --weights")
+    for name in set(plan.exclude) - set(first.columns):
+        raise ValueError(f"{str(first.path)!r} has no column {name!r}")
+    names = plan.columns or [name for name in first.numbers if name not in other]
     if not names:
-        raise ValueError(f"{str(first.path)!r} has no column of numbers beside the weights")
+        raise ValueError(f"{str(first.path)!r} has no column of numbers beside the weights and those excluded")
     for table in tables:
         if table.named != first.named or (not table.named and table.columns != first.columns):
             raise ValueError(
                 f"{str(table.path)!r} has other columns than {str(first.path)!r}: {_difference(table, first)}"
             )
         require(table, names if plan.weights is None else [*names, plan.weights])
-        more = set(table.numbers) - set(table.empty) - {*names, plan.weights}
+        more = set(table.numbers) - set(table.empty) - {*names, *other}
         if more and plan.columns is None:
             raise ValueError(f"{str(table.path)!r} has a column {min(more)!r} of numbers, {str(first.path)!r} has not")
     return names

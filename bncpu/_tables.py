@@ -107,7 +107,9 @@ class Table:
         with self.named_errors():
             self.read_head()
         if not self.numbers:
-            raise ValueError(f"{str(path)!r} has no column of numbers")
+            other = [c for c in ";\t|" if len(self.columns) == 1 and c in self.columns[0]]
+            hint = f"; columns must have commas between them, not {other[0]!r}" if other else ""
+            raise ValueError(f"{str(path)!r} has no column of numbers{hint}")
 
     @contextlib.contextmanager
     def named_errors(self) -> Iterator[None]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import numbers
+import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -524,6 +525,25 @@ def _lazy_samples(X: Any, channel_axis: int | None) -> Samples:
     return Samples(_layout.channels_second(X, channel_axis), channel_axis)
 
 
+def feature_names(names: ArrayLike, n_features: int) -> NDArray[Any]:
+    """Names of features as scikit-learn keeps them."""
+    found = np.array(names, dtype=object)
+    if found.shape != (n_features,) or not all(isinstance(name, str) for name in found):
+        raise ValueError(f"feature_names must be {n_features} strings, one per feature; got {names!r:.200}")
+    return found
+
+
+def stream(batches: Any) -> Any:
+    """An iterator over batches; of what is one batch, or a file, the parts would be no batches."""
+    one_array = getattr(getattr(batches, "dtype", None), "kind", "O") != "O" and getattr(batches, "ndim", 3) < 3
+    if one_array or isinstance(batches, (str, bytes, os.PathLike, Mapping)) or hasattr(batches, "columns"):
+        raise TypeError(
+            f"batches must be an iterable of batches, got one {type(batches).__name__}; "
+            "for one batch use fit or partial_fit, for files the command `bncpu fit`"
+        )
+    return iter(batches)
+
+
 def of_stream(item: Any) -> Any:
     """The batch in what an iterable gives: of `(X, y)`, X; of a tensor in CPU memory, its memory as an array."""
     if isinstance(item, (tuple, list)) and len(item) and getattr(item[0], "ndim", 0) >= 2:
@@ -564,21 +584,31 @@ def _validated(t: Any, X: Any, p: Parameters, *, reset: bool) -> Any:
     """By scikit-learn: width, names and numbers."""
     numbers = numbers_of_table(X)
     if numbers is None:
-        return validate_data(t, X, reset=reset, **_checks(X, p))
+        try:
+            return validate_data(t, X, reset=reset, **_checks(X, p))
+        except ValueError as error:
+            if hasattr(X, "select_dtypes") and "could not convert" in str(error):
+                _refuse_other_than_numbers(X)
+            raise
     validate_data(t, X, reset=reset, skip_check_array=True)
     return check_array(numbers, estimator=t, input_name="X", **_checks(numbers, p))
+
+
+def _refuse_other_than_numbers(X: Any) -> None:
+    """A pandas DataFrame must have columns of numbers only."""
+    numbers_only = X.select_dtypes(["number", "bool", "boolean"], exclude="timedelta")
+    other = [f"{name!r} ({X.dtypes[name]})" for name in X.columns if name not in numbers_only.columns]
+    if other:
+        raise ValueError(
+            f"X must hold numbers, got column(s) {', '.join(other[:5])}; leave them out, as "
+            "X.select_dtypes('number') does"
+        )
 
 
 def _known(X: Any, p: Parameters) -> dict[str, Any]:
     """For scikit-learn's validation: what is known of a Dask X, as an X without rows, and the options."""
     if hasattr(X, "columns"):
-        numbers_only = X._meta.select_dtypes(["number", "bool", "boolean"], exclude="timedelta")
-        if numbers_only.shape[1] < X._meta.shape[1]:
-            other = [f"{name!r} ({X._meta.dtypes[name]})" for name in X.columns if name not in numbers_only.columns]
-            raise ValueError(
-                f"X must hold numbers, got column(s) {', '.join(other[:5])}; leave them out, as "
-                "X.select_dtypes('number') does"
-            )
+        _refuse_other_than_numbers(X._meta)
         empty = X._meta
     else:
         if math.isnan(X.shape[1]):

@@ -100,9 +100,9 @@ def _add_file_commands(commands: Any) -> None:
     fit = add(
         "fit",
         "learn the statistics of files of any size",
-        f"Learn mean and variance of every column of numbers in {TABLES}; nothing is loaded whole. The rows of all "
-        "files are one stream. A checkpoint, OUT.partial, is written every few seconds until the end, and --resume "
-        "goes on from there after a crash, to the same result.",
+        f"Learn mean and variance of every column of numbers in {TABLES}; nothing is loaded whole. A label of 0 and 1 "
+        "is numbers, too: --exclude it. The rows of all files are one stream. A checkpoint, OUT.partial, is written "
+        "every few seconds until the end, and --resume goes on from there after a crash, to the same result.",
         "bncpu fit 'measured/*.parquet' -o state.json --resume",
     )
     fit.add_argument("inputs", nargs="+", metavar="IN", help=f"{TABLES}; a folder of them; or a pattern in quotes")
@@ -113,7 +113,9 @@ def _add_file_commands(commands: Any) -> None:
     fit.add_argument("--eps", type=float, default=0.0, help="added to the variance (%(default)s)")
     fit.add_argument("--ddof", type=float, default=0.0, help="the variance divides by n - ddof (%(default)s)")
     fit.add_argument("--batch-rows", type=int, metavar="N", help="rows learned at a time (as many as make 8 MiB)")
-    fit.add_argument("--columns", metavar="A,B,C", help="only these, in this order (all that hold numbers)")
+    which = fit.add_mutually_exclusive_group()
+    which.add_argument("--columns", metavar="A,B,C", help="only these, in this order (all that hold numbers)")
+    which.add_argument("--exclude", metavar="A,B,C", help="all that hold numbers but these: a label, say")
     fit.add_argument("--weights", metavar="COLUMN", help="the column that holds sample weights")
     fit.add_argument("--resume", action="store_true", help="go on from OUT.partial if it is there")
 
@@ -145,10 +147,8 @@ def _fit(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Callab
     _in_existing_folder(parser, options.out)
     if options.batch_rows is not None and options.batch_rows < 1:
         parser.error(f"--batch-rows must be at least 1, got {options.batch_rows}")
-    columns = None if options.columns is None else next(csv.reader([options.columns]), [])
-    if columns is not None and (not all(columns) or len(set(columns)) < len(columns) or not columns):
-        parser.error(f"--columns must be different names with commas between them, got {options.columns!r}")
-    if columns is not None and options.weights in columns:
+    columns, excluded = (_names(parser, option, getattr(options, option)) for option in ("columns", "exclude"))
+    if options.weights in columns:
         parser.error(f"--weights {options.weights} is one of --columns")
     parameters = {name: getattr(options, name) for name in ("momentum", "halflife", "eps", "ddof")}
     transformer = BatchNormTransformer(**parameters)
@@ -156,8 +156,15 @@ def _fit(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Callab
         _validation.parameters(transformer)
     except (TypeError, ValueError) as error:
         parser.error(str(error))
-    plan = _files.Plan(transformer, columns, options.weights, options.batch_rows)
+    plan = _files.Plan(transformer, columns or None, options.weights, options.batch_rows, excluded)
     return lambda: _files.fit(_files.found(options.inputs), options.out, plan, resume=options.resume, tell=_tell)
+
+
+def _names(parser: argparse.ArgumentParser, option: str, value: str | None) -> list[str]:
+    names = [] if value is None else next(csv.reader([value]), [])
+    if value is not None and (not all(names) or len(set(names)) < len(names) or not names):
+        parser.error(f"--{option} must be different names with commas between them, got {value!r}")
+    return names
 
 
 def _transform(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Callable[[], str | None]:

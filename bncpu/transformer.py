@@ -325,6 +325,8 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
 
         Raises
         ------
+        TypeError
+            If `batches` is one batch, or the name of a file.
         ValueError
             If there is no batch.
         Exception
@@ -339,7 +341,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         """
         new = self._as_it_is()
         new._commit({})
-        stream, n_learned = iter(batches), 0
+        stream, n_learned = _validation.stream(batches), 0
         try:
             for batch in stream:
                 learner = self if n_learned else new
@@ -699,7 +701,13 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
 
     @classmethod
     def from_statistics(
-        cls, mean: ArrayLike, var: ArrayLike, n_samples: float | ArrayLike, **params: Any
+        cls,
+        mean: ArrayLike,
+        var: ArrayLike,
+        n_samples: float | ArrayLike,
+        *,
+        feature_names: ArrayLike | None = None,
+        **params: Any,
     ) -> BatchNormTransformer:
         """A transformer with statistics known from elsewhere, as if it had seen them in one batch.
 
@@ -713,6 +721,8 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
             Number of values behind them, or their total weight; 0 for a feature never observed. It decides how
             much they weigh beside what comes later. Not with `momentum`: there they count as fully warmed up, so
             that the buffers of a layer continue exactly.
+        feature_names : array-like of shape (n_features,), str, optional
+            What becomes `feature_names_in_`: the columns of the DataFrames to come.
         **params : dict
             Parameters of the transformer.
 
@@ -726,7 +736,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         TypeError
             If an array does not hold real numbers, or a parameter is unknown.
         ValueError
-            If shapes differ, `var` or `n_samples` is negative, or a value is not finite.
+            If shapes differ, `var` or `n_samples` is negative, a value is not finite, or a name is no string.
 
         Examples
         --------
@@ -746,6 +756,8 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         zeros = np.zeros_like(mean)
         _validation.finite_moments(made, None, Moments(weight, mean, zeros, m2), None)
         made.n_features_in_ = len(mean)
+        if feature_names is not None:
+            made.feature_names_in_ = _validation.feature_names(feature_names, len(mean))
         made.n_samples_seen_ = _collapsed(count, _is_weighted(n_samples))
         made.n_batches_seen_ = 1
         made._learned = _Learned.of(p.mode, Moments(weight, mean, zeros, m2), zeros)

@@ -379,7 +379,14 @@ MUTANTS = [
         "fewest=0",
         "files",
     ),
-    Mutant("resumed-row-group-learned-twice", TABLES, "skipped = min(skip, batch.num_rows)", "skipped = 0", "files"),
+    Mutant("resumed-row-group-learned-twice", TABLES, "skipped = min(skip, len(piece))", "skipped = 0", "files"),
+    Mutant(
+        "shares-of-columns-exchanged",
+        TABLES,
+        "np.concatenate(moments, axis=-1)",
+        "np.concatenate(moments[::-1], axis=-1)",
+        "files",
+    ),
     Mutant("weights-of-the-next-batch-lost", TABLES, "X[n_rows:], w[n_rows:]", "X[n_rows:], 0", "files"),
     Mutant("batch-overwritten-while-in-use", TABLES, "spaces.reverse()", "pass", "files"),
     Mutant(

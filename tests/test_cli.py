@@ -31,6 +31,8 @@ from bncpu import __version__, cli
         (["fit", "x.npy", "-o", "s.json", "--batch-rows", "0"], "--batch-rows must be at least 1, got 0"),
         (["fit", "x.npy", "-o", "s.json", "--columns", "a,,b"], "--columns must be different names"),
         (["fit", "x.npy", "-o", "s.json", "--columns", "a,a"], "--columns must be different names"),
+        (["fit", "x.npy", "-o", "s.json", "--exclude", ",a"], "--exclude must be different names"),
+        (["fit", "x.npy", "-o", "s.json", "--exclude", "a", "--columns", "b"], "not allowed with argument --exclude"),
         (["fit", "x.npy", "-o", "s.json", "--columns", "a,b", "--weights", "b"], "--weights b is one of --columns"),
         (["transform", "s.json", "x.npy", "-o", "y.txt"], "-o must end in .npy, .csv, .csv.gz, .parquet"),
         (["merge", "-o", "s.json"], "the following arguments are required: STATE"),

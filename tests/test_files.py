@@ -201,6 +201,19 @@ def test_columns_are_taken_by_name_in_the_order_given(X, tmp_path):
     same(tmp_path / "state.json", learned(X[:, [2, 0]], 64), ["d,e", "a"])
 
 
+def test_excluded_columns_are_not_learned_and_pass_through_transform(X, tmp_path):
+    first = write(tmp_path / "0.csv", X[:500].round(3), extra={"label": [0, 1] * 250})
+    second = write(tmp_path / "1.parquet", X[500:].round(3), extra={"label": [0, 1] * 250})
+    state = tmp_path / "state.json"
+    assert run("fit", first, second, "-o", state, "--batch-rows", 64, "--exclude", 'label,"b c"') == 0
+    same(state, learned(X.round(3)[:, [0, 2]], 64), ["a", "d,e"])
+    assert run("transform", state, second, "-o", tmp_path / "y.parquet") == 0
+    y = read(tmp_path / "y.parquet")
+    np.testing.assert_array_equal(y["label"], [0, 1] * 250)
+    np.testing.assert_array_equal(y["b c"], X[500:, 1].round(3))
+    assert not np.array_equal(y["a"], X[500:, 0].round(3))
+
+
 def test_text_columns_are_left_out_and_said_so(X, tmp_path, capsys):
     path = write(tmp_path / "x.csv", X, extra={"id": [f"r{i}" for i in range(1000)], "day": ["2026-01-01"] * 1000})
     assert run("fit", path, "-o", tmp_path / "state.json", "--batch-rows", 64) == 0
@@ -661,6 +674,9 @@ def test_a_bad_weight_is_named_by_its_line(weight, X, tmp_path, capsys):
         ({"0.csv": "a\n1\n"}, ["--weights", "b"], "0.csv' has no column 'b'"),
         ({"0.csv": "a\n1\n"}, ["--weights", "a"], "0.csv' has no column of numbers beside the weights"),
         ({"0.csv": "a\nx\n"}, [], "0.csv' has no column of numbers"),
+        ({"0.csv": "a;b\n1;2\n"}, [], "has no column of numbers; columns must have commas between them, not ';'"),
+        ({"0.csv": "a,b\n1,2\n"}, ["--exclude", "c"], "0.csv' has no column 'c'"),
+        ({"0.csv": "a,b\n1,2\n"}, ["--exclude", "a,b"], "0.csv' has no column of numbers beside .* those excluded"),
         ({"0.csv": "a\n1\n"}, ["--momentum", "0.9"], "line 2.*: with momentum a batch needs at least two values"),
         ({"0.csv": "a,w\n1,0\n"}, ["--weights", "w"], "line 2.*at least one non-zero number"),
         ({}, [], "no table in '.*in'"),
@@ -684,7 +700,7 @@ def test_npys_that_do_not_fit_are_one_line(X, tmp_path, capsys):
     for arguments, message in (
         ([whole, narrow], "1.npy' has other columns than '.*0.npy': 2 without names, not 3 without names"),
         ([whole, table], "2.csv' has other columns than '.*0.npy': 3, not 3 without names"),
-        ([whole, "--columns", "x0"], "0.npy' has no column names, for --columns or --weights"),
+        ([whole, "--columns", "x0"], "0.npy' has no column names, for --columns, --exclude or --weights"),
         ([cut_off], "3.npy' is not an array of numbers as np.save writes it: 5 bytes are missing at its end"),
         ([whole, tmp_path / "." / "0.npy"], "0.npy' is named twice"),
         ([tmp_path / "9*.npy"], r"no file matches '.*9\*.npy'"),

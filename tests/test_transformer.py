@@ -812,6 +812,20 @@ def test_statistics_from_elsewhere_go_on_as_if_they_had_been_seen():
         np.testing.assert_allclose(t.running_var_, whole.running_var_, rtol=1e-12)
 
 
+def test_statistics_from_elsewhere_may_have_the_names_of_columns():
+    table = pd.DataFrame(normal(60, (40, 2)), columns=["a", "b"])
+    theirs = StandardScaler().set_output(transform="pandas").fit(table)
+    bn = BatchNormTransformer.from_statistics(
+        theirs.mean_, theirs.var_, 40, feature_names=theirs.feature_names_in_
+    ).set_output(transform="pandas")
+    pd.testing.assert_frame_equal(bn.transform(table), theirs.transform(table))
+    with pytest.raises(ValueError, match="feature names"):
+        bn.transform(table[["b", "a"]])
+    for names in (["a"], "ab", ["a", 1], [["a", "b"]]):
+        with pytest.raises(ValueError, match="feature_names must be 2 strings, one per feature; got"):
+            BatchNormTransformer.from_statistics(theirs.mean_, theirs.var_, 40, feature_names=names)
+
+
 def test_the_buffers_of_a_layer_continue_exactly():
     mean, var = np.array([1.0, -2.0], "f4"), np.array([0.3, 4.0], "f4")
     layer = BatchNormTransformer.from_statistics(mean, var, 1000, momentum=0.9, ddof=1, eps=1e-5)
@@ -938,6 +952,12 @@ def test_a_stream_that_fails_keeps_the_batches_before(fitted):
         assert caught.value.__notes__ == ["in batch 4 of the stream"]
         assert t.n_batches_seen_ == 3
         same_bits(t.running_var_, BatchNormTransformer().fit_stream(BATCHES[:3]).running_var_)
+
+
+@pytest.mark.parametrize("one", [GOOD, GOOD[0], pd.DataFrame(GOOD), pa.table({"a": [1.0]}), "x.csv", {"a": [1.0]}])
+def test_one_batch_or_a_file_is_no_stream(one):
+    with pytest.raises(TypeError, match=f"must be an iterable of batches, got one {type(one).__name__}; for one batch"):
+        BatchNormTransformer().fit_stream(one)
 
 
 def test_a_stream_of_tensors_elsewhere_is_refused_by_name():

@@ -274,6 +274,21 @@ def test_a_batch_refused_half_way_leaves_every_byte(fitted):
     assert pickle.dumps(bn) == before
 
 
+@pytest.mark.parametrize("fitted", [False, True])
+def test_columns_of_a_data_frame_that_hold_no_numbers_are_named(fitted):
+    table = NAMED.copy()
+    table[NAMED.columns[1]] = [f"C{i}" for i in range(len(table))]
+    t = BatchNormTransformer()
+    if fitted:
+        t.fit(NAMED)
+    before = pickle.dumps(t)
+    with pytest.raises(ValueError, match=rf"^X must hold numbers, got column\(s\) '{NAMED.columns[1]}' \(.*number"):
+        t.partial_fit(table)
+    assert pickle.dumps(t) == before
+    digits = NAMED.astype(str)  # converted, as ever
+    np.testing.assert_array_equal(BatchNormTransformer().fit(digits).mean_, BatchNormTransformer().fit(NAMED).mean_)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
