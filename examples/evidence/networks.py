@@ -305,6 +305,21 @@ def accuracy(network, x, labels):
     return np.mean(network.forward(x).argmax(axis=1) == labels)
 
 
+def norms_and_inputs(network, x):
+    """Each batch normalization with what reaches it at inference; its statistics may be changed on the way."""
+    for layer in network.layers:
+        if isinstance(layer, BatchNorm):
+            yield layer, x
+        x = layer.forward(x)
+
+
+def take_statistics_again(network, x):
+    """Running statistics from all of x at once, at inference, from the first normalization to the last."""
+    for norm, reached in norms_and_inputs(network, x):
+        axes = tuple(axis for axis in range(reached.ndim) if axis != 1)
+        norm.running_mean[...], norm.running_var[...] = reached.mean(axis=axes), reached.var(axis=axes)
+
+
 def batches(n_samples, size, rng):
     """Indices of batches without end: every epoch in a new order, what does not fill a batch is left out."""
     while True:
