@@ -3,10 +3,11 @@ A stream that drifts
 ====================
 
 Running statistics must forget to follow a stream. The textbook's way, an exponential average of each batch's mean and
-variance (Ioffe & Szegedy 2015, section 3.1), leaves out how far the batches' means lie apart: with n rows a batch it
-finds (n - 1) / n of the variance, which they mend by m / (m - 1) as if rows were independent. ``halflife`` forgets by
-rows and leaves nothing out, however the stream is cut. Measured here: what is missing at batches of few rows, what
-forgetting is worth when sensors drift, and what it is worth on digits in the order in which they were written.
+variance (Ioffe and Szegedy, "Batch Normalization", ICML 2015, section 3.1), leaves out how far the batches' means lie
+apart: with n rows a batch it finds (n - 1) / n of the variance, which they mend by m / (m - 1) as if rows were
+independent. ``halflife`` forgets by rows and leaves nothing out, however the stream is cut. Measured here: what is
+missing at batches of few rows, what forgetting is worth when sensors drift, and what it is worth on digits in the order
+in which they were written.
 """
 
 import matplotlib.pyplot as plt

@@ -2,11 +2,12 @@
 Batch normalization and dropout
 ===============================
 
-Ioffe & Szegedy (2015, section 4.2.1) could leave dropout out, or make it weak. Li et al. (2019) found both together
-worse than either, and named the reason: dropout makes the variance that a later normalization sees in training larger
-than the one at inference, so that running statistics are wrong, unless dropout comes behind the last normalization.
-Measured here on digits, with many and with few samples to learn from: the variance shift, the test accuracy of each
-combination, what of its loss is the shift's doing, and what each costs in time.
+Ioffe and Szegedy ("Batch Normalization", ICML 2015, section 4.2.1) could leave dropout out, or make it weak. Li et al.
+("Understanding the Disharmony between Dropout and Batch Normalization by Variance Shift", CVPR 2019) found that
+both together often do worse, and named the reason: dropout makes the variance that a later normalization sees in
+training larger than the one at inference, so that running statistics are wrong, unless dropout comes behind the last
+normalization. Measured here on digits, with many and with few samples to learn from: the variance shift, the test
+accuracy of each combination, what of its loss is the shift's doing, and what each costs in time.
 """
 
 import itertools

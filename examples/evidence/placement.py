@@ -2,11 +2,13 @@
 Where to put it
 ===============
 
-Ioffe & Szegedy (2015, section 3.2) normalize before the activation, as sums are more symmetric than what is left of
-them; Mishkin et al. (2017) found it as good, or slightly better, after the activation. Radford et al. (2016) leave the
-output layer alone. He et al. (2016) move normalization and activation of a residual block before the weights, so that
-nothing lies on the path around it, and could then train networks of 1,000 layers. All of that measured here on digits
-with fully connected networks.
+Ioffe and Szegedy ("Batch Normalization", ICML 2015, section 3.2) normalize before the activation, as sums are more
+symmetric than what is left of them; Mishkin et al. ("Systematic Evaluation of Convolution Neural Network Advances on
+the ImageNet", CVIU 2017) found it as good, or slightly better, after the activation. Radford et al. ("Unsupervised
+Representation Learning with Deep Convolutional Generative Adversarial Networks", ICLR 2016) leave the output layer
+alone. He et al. ("Identity Mappings in Deep Residual Networks", ECCV 2016) move normalization and activation of a
+residual block before the weights, so that nothing lies on the path around it, and could then train networks of 1,000
+layers. All of that measured here on digits with fully connected networks.
 """
 
 import itertools
