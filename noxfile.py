@@ -64,7 +64,7 @@ def benchmarks(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def docs(session: nox.Session) -> None:
-    """Run the examples of the gallery, build the documentation into docs/_build/html, and follow every link."""
+    """Run the examples of the gallery, build the documentation into docs/_build/html, and follow every link within."""
     session.install("-e", ".[test,docs]")
     gate(session, "docs")
 

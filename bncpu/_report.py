@@ -19,7 +19,7 @@ DRIFTED = 4.0  # standard errors
 CURVE_VALUES = 1 << 22
 BATCH_SIZES = (2, 4, 8, 16, 32, 64, 128, 256)
 LEAST_BATCHES = 8
-ENOUGH_TO_TRAIN = 0.5  # networks lost nothing at a gap of 0.4, but did at 0.6: examples/evidence/small_batches.py
+ENOUGH_TO_TRAIN = 0.5  # small networks lost nothing at a gap of 0.4, but did at 0.6: examples/evidence/small_batches.py
 SHOWN = 30
 
 
@@ -229,7 +229,8 @@ def made(
     if curve:
         sizes = f"batches of {enough} samples and more" if enough else f"no batches of up to {max(curve)} samples"
         notes.append(
-            f"{sizes} of this data come within {ENOUGH_TO_TRAIN:g} of the running statistics, enough to train with"
+            f"{sizes} of this data come within {ENOUGH_TO_TRAIN:g} of the running statistics, "
+            "the least that training asks for"
         )
     if batch_size is not None and math.isfinite(batch_size) and batch_size > 0:
         text = f"learned from batches of {batch_size:.4g} values of a feature on average"

@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "bench",
         help="how fast it is on this machine, beside copies and other libraries",
         description="Time our functions on this machine, in turn with plain copies of the same arrays and with every "
-        "library that is installed and can do the same. Takes about half a minute; mind what else keeps the processors "
+        "library that is installed and can do the same. Takes about a minute; mind what else keeps the processors "
         "busy.",
         epilog="examples: bncpu bench; bncpu bench --threads 2 --json here.json --picture here.png",
     )

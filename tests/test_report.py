@@ -172,7 +172,7 @@ def test_the_batch_size_advised_is_the_least_whose_gap_is_small_enough_to_train(
         report = BatchNormTransformer().fit(X).report(rows)
         gaps = report.gap_by_batch_size
         enough = [size for size, gap in gaps.items() if gap < 0.5]
-        said = next(note for note in report.notes if note.endswith("enough to train with"))
+        said = next(note for note in report.notes if note.endswith("the least that training asks for"))
         expected = f"batches of {enough[0]} samples" if enough else f"no batches of up to {max(gaps)} samples"
         assert said.startswith(expected)
 

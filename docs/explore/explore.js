@@ -264,7 +264,7 @@ const page = {
 
     words(p, result, now) {
         const percent = (v) => `${(100 * v).toPrecision(2)} %`, notes = [], left = p.momentum ** p.k;
-        if (p.n > 1 && p.n <= 8) {
+        if (p.n > 1 && p.n <= 8 && !p.sorted) {
             notes.push(`Small batch: its variance, which divides by m = ${p.n}, is on average ${percent(1 - 1 / p.n)} `
                 + "of the stream\u2019s, and running_var inherits that.");
         }

@@ -505,6 +505,8 @@ def test_the_traps_show_what_they_say(page):
     assert np.mean(tiny["curve"][20:], axis=0)[0] > 1.5 * np.mean(start["curve"][20:], axis=0)[0]
     in_order, note = after(1)
     assert "Sorted stream" in note
+    page.move("n", 2)
+    assert "Small batch" not in page.numbers()[2]["notes"]  # its share is that of rows in random order
     assert np.mean(in_order["curve"], axis=0)[1] > 4 * np.mean(start["curve"], axis=0)[1]
     layer, note = after(2)
     assert "59 %" in note

@@ -2,11 +2,12 @@
 Samples of a batch are coupled
 ==============================
 
-With batch statistics, a sample's output and gradient depend on the other samples of its batch. Ioffe & Szegedy (2015,
-section 3) say so, and take running statistics for inference, where an output should follow from its input alone; Brock
-et al. (2021) count the coupling among the drawbacks of batch normalization. Measured here: the derivative of one
-sample's output by another sample, how it falls with the size of the batch, that it is exactly 0 with frozen statistics,
-and how many predictions batch mates change.
+With batch statistics, a sample's output and gradient depend on the other samples of its batch. Ioffe and Szegedy
+("Batch Normalization", ICML 2015, section 3) say so, and take running statistics for inference, where an output should
+follow from its input alone; Brock et al. ("High-Performance Large-Scale Image Recognition Without Normalization", ICML
+2021) count the coupling among the drawbacks of batch normalization. Measured here: the derivative of one sample's
+output by another sample, how it falls with the size of the batch, that it is exactly 0 with frozen statistics, and how
+many predictions batch mates change.
 """
 
 import matplotlib.pyplot as plt

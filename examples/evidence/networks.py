@@ -195,18 +195,6 @@ class Flatten(Layer):
         return dy.reshape(self.shape)
 
 
-class GlobalMean(Layer):
-    """The mean of each channel of each sample: (N, C, H, W) to (N, C)."""
-
-    def forward(self, x, training=False):
-        self.shape = x.shape
-        return x.mean(axis=(2, 3))
-
-    def backward(self, dy):
-        _, _, height, width = self.shape
-        return np.broadcast_to(dy[:, :, None, None] / (height * width), self.shape).astype(dy.dtype)
-
-
 class Network(Layer):
     """Layers one after the other."""
 
@@ -238,18 +226,15 @@ class Residual(Network):
 
 
 class SGD:
-    """Steps against the gradient; with momentum, against its geometrically weighted sum."""
+    """Steps against the gradient."""
 
-    def __init__(self, network, rate, momentum=0.0):
-        self.network, self.rate, self.momentum = network, rate, momentum
-        self.velocity = [np.zeros_like(p) for p in network.parameters]
+    def __init__(self, network, rate):
+        self.network, self.rate = network, rate
 
     def step(self):
         """Move the parameters, in place, by the gradients of the last backward pass."""
-        for p, g, v in zip(self.network.parameters, self.network.gradients, self.velocity, strict=True):
-            v *= self.momentum
-            v -= self.rate * g
-            p += v
+        for p, g in zip(self.network.parameters, self.network.gradients, strict=True):
+            p -= (self.rate * g).astype(p.dtype)
 
 
 class Data(NamedTuple):
@@ -305,6 +290,21 @@ def accuracy(network, x, labels):
     return np.mean(network.forward(x).argmax(axis=1) == labels)
 
 
+def norms_and_inputs(network, x):
+    """Each batch normalization with what reaches it at inference; its statistics may be changed on the way."""
+    for layer in network.layers:
+        if isinstance(layer, BatchNorm):
+            yield layer, x
+        x = layer.forward(x)
+
+
+def take_statistics_again(network, x):
+    """Running statistics from all of x at once, at inference, from the first normalization to the last."""
+    for norm, reached in norms_and_inputs(network, x):
+        axes = tuple(axis for axis in range(reached.ndim) if axis != 1)
+        norm.running_mean[...], norm.running_var[...] = reached.mean(axis=axes), reached.var(axis=axes)
+
+
 def batches(n_samples, size, rng):
     """Indices of batches without end: every epoch in a new order, what does not fill a batch is left out."""
     while True:
@@ -313,12 +313,12 @@ def batches(n_samples, size, rng):
             yield order[start : start + size]
 
 
-def train(network, data, rate, *, batch=64, steps=1000, momentum=0.0, every=10, until=1.1, seed=0):
+def train(network, data, rate, *, batch=64, steps=1000, every=10, until=1.1, seed=0):
     """Train in place by SGD, and test after every so many steps.
 
     Stops before `steps` at a test accuracy of `until`, or when the loss is no number any more.
     """
-    sgd, drawn, rows = SGD(network, rate, momentum), batches(len(data.x_train), batch, np.random.default_rng(seed)), []
+    sgd, drawn, rows = SGD(network, rate), batches(len(data.x_train), batch, np.random.default_rng(seed)), []
     with np.errstate(all="ignore"):  # a network that diverges does so in silence
         for step in range(1, steps + 1):
             chosen = next(drawn)

@@ -137,12 +137,13 @@ def test_before_or_after_the_activation_hardly_matters_and_without_rates_are_los
     assert (before[0] > 0.85).all()
 
 
-def test_a_normalized_output_layer_costs_loss_and_with_few_samples_accuracy(printed):
+def test_a_normalized_output_layer_costs_loss_and_accuracy_with_few_samples(printed):
     alone, normalized = (
         figures(printed("placement"), "output layer, test loss", name)[0] for name in ("left alone", "normalized")
     )
-    # The gap is 0.20, 0.12 and 0.02; spreads are 0.03, 0.014 and 0.02.
-    assert (normalized - alone > [0.1, 0.06, 0]).all()
+    # The gap is 0.20, 0.12 and 0.02; spreads are 0.03, 0.014 and 0.02: the last is none.
+    assert (normalized - alone > [0.1, 0.06, -0.05]).all()
+    assert normalized[2] - alone[2] < 0.08
     alone, normalized = (
         figures(printed("placement"), "output layer, test accuracy", name)[0] for name in ("left alone", "normalized")
     )

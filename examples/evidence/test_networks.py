@@ -10,7 +10,6 @@ from networks import (
     Conv,
     Dropout,
     Flatten,
-    GlobalMean,
     GroupNorm,
     LayerNorm,
     Linear,
@@ -34,7 +33,7 @@ def small_network(norm, rng):
         return Network(Flatten(), *first, ReLU(), Residual(Linear(12, 12, rng), Sigmoid()), Linear(12, 3, rng))
     made = {"batch": lambda: BatchNorm(4), "group": lambda: GroupNorm(2, 4)}[norm]
     return Network(
-        Conv(1, 4, rng), made(), ReLU(), Conv(4, 4, rng, stride=2), made(), Sigmoid(), GlobalMean(), Linear(4, 3, rng)
+        Conv(1, 4, rng), made(), ReLU(), Conv(4, 4, rng, stride=2), made(), Sigmoid(), Flatten(), Linear(36, 3, rng)
     )
 
 

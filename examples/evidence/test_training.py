@@ -117,6 +117,12 @@ def test_dense_layers_need_larger_batches_than_convolutions(printed):
     allowed = 4 * math.sqrt(2) * 0.6 / math.sqrt(4)
     assert batch[1:] == pytest.approx([6.3, 4.3, 3.9, 3.8, 3.9], abs=allowed)
     assert batch[0] > 20 > 8 > layer[0]  # 31 to 37 over the seeds
+    again = numbers(dense, "batch norm, statistics taken again")
+    assert again[0] > 20
+    assert again[1:] == pytest.approx(batch[1:], abs=allowed)
+    for lines, name, other, deviation in ((conv, "group norm", group, 1.3), (dense, "layer norm", layer, 0.6)):
+        slower = numbers(lines, f"{name} at 64 with half the rate")
+        assert slower == pytest.approx(other[-1:], abs=4 * math.sqrt(2) * deviation / math.sqrt(4))
     assert max(abs(b - g) for b, g in zip(batch[2:5], layer[2:5], strict=True)) < allowed
     least = [int(re.search(r"least batch within .*: (\d+)", lines)[1]) for lines in (conv, dense)]
     assert all(size in sizes for size in least)

@@ -98,7 +98,7 @@ def landscape(network, x, labels):
 # %%
 # Internal covariate shift by the paper's definition: the layers take their steps one after the other, the first one
 # first. Just before its own, a layer's gradient is compared with the one it had when no layer had moved: the distance,
-# in lengths of that gradient, and the cosine of the angle.
+# here in lengths of that gradient, as networks differ in how long theirs are, and the cosine of the angle.
 
 
 def covariate_shift(network, x, labels):
