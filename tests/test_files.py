@@ -339,6 +339,32 @@ def test_ctrl_c_keeps_what_was_learned_and_says_how_to_go_on(X, tmp_path, capsys
     assert sorted(os.listdir(tmp_path)) == ["state.json", "x.csv"]
 
 
+@pytest.mark.parametrize("row_group_size", [100, 256, 300, 1000])
+@pytest.mark.parametrize("cut", [256, 300])
+def test_a_resumed_fit_of_parquet_reads_and_learns_every_row_once(cut, row_group_size, X, tmp_path, monkeypatch):
+    paths = [
+        write(tmp_path / f"{k}.parquet", part, row_group_size=row_group_size)
+        for k, part in enumerate((X[:cut], X[cut:]))
+    ]
+    out, learn, expected = tmp_path / "state.json", BatchNormTransformer.partial_fit, learned(X, 128)
+    monkeypatch.setattr(_tables.Parquet, "values", lambda *args: pytest.fail("read again"))
+
+    def interrupted(bn, *args, **rest):
+        if getattr(bn, "n_batches_seen_", 0) == stops[-1]:
+            raise KeyboardInterrupt
+        learn(bn, *args, **rest)
+
+    stops = []
+    for n_batches in range(1, 8):
+        stops.append(n_batches)
+        arguments = ("fit", *paths, "-o", out, "--batch-rows", 128)
+        with monkeypatch.context() as patch:
+            patch.setattr(BatchNormTransformer, "partial_fit", interrupted)
+            assert run(*arguments) == 130
+        assert run(*arguments, "--resume") == 0
+        same(out, expected)
+
+
 def test_ctrl_c_before_anything_was_learned_keeps_nothing(X, tmp_path, capsys, monkeypatch):
     def interrupted(*args, **rest):
         raise KeyboardInterrupt
