@@ -163,7 +163,7 @@ def progress(stream: Stream, label: str) -> Iterator[Callable[[int], None]]:
         yield show
 
 
-def room_for(beside: bool) -> Any:
+def room_for(*, beside: bool) -> Any:
     """While this lasts, the kernels leave a processor to what reads or writes beside them: in turns both are slower."""
     if not beside:
         return contextlib.nullcontext()
@@ -240,9 +240,10 @@ def fit(inputs: Sequence[Path], out: Path, plan: Plan, *, resume: bool, tell: Ca
         content = {"state": bn._content(), "rows": rows[bn.n_batches_seen_], "ends": stream.ends, **identity}
         _state_file.write(partial, content, CHECKPOINT)
 
-    saved, mapped = time.monotonic(), all(isinstance(table, _tables.Npy) and table.reads_ahead for table in tables)
+    saved = time.monotonic()
+    mapped = all(isinstance(table, _tables.Npy) and table.reads_ahead for table in tables)
     try:
-        with progress(stream, "fit") as show, room_for(not mapped):
+        with progress(stream, "fit") as show, room_for(beside=not mapped):
             for n, batch in enumerate(_tables.ahead_of(tables, batches), n_batches):
                 rows = {n: rows[n], n + 1: rows[n] + len(batch.X)}
                 try:
@@ -385,7 +386,7 @@ def transform(state: Path, source: Path, out: Path) -> str:
 
     def results() -> Iterator[_tables.Result]:
         nonlocal rows
-        with progress(stream, "transform") as show, room_for(True):
+        with progress(stream, "transform") as show, room_for(beside=True):
             for batch in _tables.ahead_of([table], batches):
                 try:
                     Y = bn.transform(batch.X, out=spaces[0][: len(batch.X)])

@@ -602,7 +602,7 @@ def _refuse_other_than_numbers(X: Any) -> None:
         raise ValueError(
             f"X must hold numbers, got column(s) {', '.join(other[:5])}; leave them out, as "
             "X.select_dtypes('number') does"
-        )
+        ) from None
 
 
 def _known(X: Any, p: Parameters) -> dict[str, Any]:

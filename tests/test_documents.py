@@ -1,4 +1,4 @@
-"""README and pyproject say what is true: the code runs, the output is what is printed, the layers are listed."""
+"""README, the pages of docs/ and pyproject say what is true: code runs, prints what is shown, layers are listed."""
 
 import contextlib
 import io
