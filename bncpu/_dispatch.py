@@ -6,6 +6,8 @@ import os
 from types import ModuleType
 from typing import Any
 
+import joblib
+
 try:
     from bncpu import _kernels
 except ImportError:
@@ -25,6 +27,15 @@ if os.environ.get("BNCPU_ISA"):
     _kernels.use_isa(os.environ["BNCPU_ISA"])
 
 
+def know_machine() -> None:
+    """Tell the kernels how many processors there are, how many are ours, and where it is told what runs on them."""
+    # joblib knows affinity and the quota of a container.
+    _kernels.set_machine(os.cpu_count() or 1, joblib.cpu_count(), "/proc/loadavg")
+
+
+know_machine()
+
+
 def kernels(array: object) -> ModuleType:
     """The kernel module for an array in CPU memory."""
     return _kernels
@@ -35,6 +46,6 @@ def device_functions(array: object) -> Any:
     return gpu if library_of(array) is not None else None
 
 
-def threads(n_threads: int | None, n_bytes: int) -> int:
-    """Threads for a call that reads `n_bytes`: what is allowed now, but not more than pay."""
+def threads(n_threads: int | None, n_bytes: int) -> int | None:
+    """What a kernel that reads `n_bytes` is given for a user's `n_threads`: not more than pay, or None as it is."""
     return _kernels.threads(n_threads, n_bytes)

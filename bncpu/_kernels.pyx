@@ -78,9 +78,13 @@ cdef extern from "variants.h":
     int bn_variants(bn_leaves **found) noexcept nogil
 
 cdef extern from "threads.h":
+    ctypedef void (*bn_task)(void *, Py_ssize_t) noexcept nogil
     int bn_openmp_version() noexcept nogil
     int bn_max_threads() noexcept nogil
     void bn_pause_threads() noexcept nogil
+    void bn_set_machine(int processors, int usable, const char *loadavg) noexcept nogil
+    int bn_idle_threads(int most) noexcept nogil
+    void bn_for_each(Py_ssize_t start, Py_ssize_t stop, bn_task step, void *job, int n_threads) noexcept nogil
     void bn_raise_flag(int *flag) noexcept nogil
 
 cdef extern from "string.h":
@@ -130,6 +134,31 @@ def openmp_version():
 def max_threads():
     """Threads OpenMP allows now: OMP_NUM_THREADS, threadpoolctl and joblib have had their say."""
     return bn_max_threads()
+
+
+cdef bytes _loadavg
+
+
+def set_machine(int processors, int usable, loadavg):
+    """Say what the machine is; not while a kernel runs.
+
+    Parameters
+    ----------
+    processors : int
+        How many it has.
+    usable : int
+        How many of them this process may use at most.
+    loadavg : str
+        The file whose fourth word is how many tasks run: /proc/loadavg. None is read if there is none.
+    """
+    global _loadavg
+    _loadavg = loadavg.encode()
+    bn_set_machine(processors, usable, _loadavg)
+
+
+def idle_threads(int most):
+    """Threads, of at most `most`, that would run at once now; for a loop of some 10 ms, not for longer."""
+    return bn_idle_threads(most)
 
 
 def pause_threads():
@@ -308,10 +337,18 @@ def set_cache(Py_ssize_t resident_bytes=1 << 20, Py_ssize_t places_deep=8):
     _resident_bytes, _places_deep = resident_bytes, places_deep
 
 
-cpdef int threads(n_threads, Py_ssize_t n_bytes):
-    """Threads for a call that reads `n_bytes`: what is allowed now, but not more than pay."""
-    cdef Py_ssize_t allowed = max_threads() if n_threads is None else min(n_threads, 1 << 20)
-    return max(1, min(allowed, n_bytes // _bytes_per_thread))
+cdef inline int _paying(Py_ssize_t n_threads, Py_ssize_t n_bytes) noexcept nogil:
+    return max(1, min(n_threads, n_bytes // _bytes_per_thread))
+
+
+def threads(n_threads, Py_ssize_t n_bytes):
+    """What a kernel that reads `n_bytes` is given for a user's `n_threads`: not more than pay, or None as it is."""
+    return None if n_threads is None else _paying(min(n_threads, 1 << 20), n_bytes)
+
+
+def allowed_threads(Py_ssize_t n_bytes):
+    """Threads that a kernel which reads `n_bytes` takes on an idle machine if it is given None."""
+    return _paying(max_threads(), n_bytes)
 
 
 ctypedef struct array4:
@@ -478,6 +515,9 @@ cdef struct job:
     # Result and dx are `y`; dz is the gradient of what is added, z.
     array4 x, z, dy, y, dz
     Py_ssize_t itemsize
+    # Threads of the next loop; of the ones after it, fewer if fewer would run at once then.
+    int n_threads
+    bint any_number
     # What the leaves are given, and what they have seen.
     const bn_leaves *leaves
     bint is_double, relu, stream, skip_missing
@@ -501,13 +541,14 @@ cdef struct job:
     unsigned char *done
 
 
-cdef void _begin(job *j, cnp.ndarray x) noexcept:
-    """All that follows from `x` in one of the two forms; nothing else is there yet."""
+cdef int _begin(job *j, cnp.ndarray x, n_threads) except -1:
+    """All that follows from `x` in one of the two forms and from `n_threads`; nothing else is there yet."""
     memset(j, 0, sizeof(job))
     j.g.groups, j.g.whole.outer = x.shape[0], x.shape[1]
     j.g.whole.channels, j.g.whole.inner = x.shape[2], x.shape[3]
     j.x = _array(x)
     _settle(j, x)
+    return _set_threads(j, n_threads)
 
 
 cdef void _settle(job *j, cnp.ndarray x) noexcept:
@@ -517,6 +558,17 @@ cdef void _settle(job *j, cnp.ndarray x) noexcept:
 
 cdef inline Py_ssize_t _n_bytes(job *j) noexcept nogil:
     return j.g.groups * j.g.whole.outer * j.g.whole.channels * j.g.whole.inner * j.itemsize
+
+
+cdef int _set_threads(job *j, n_threads) except -1:
+    """A number is taken as it is; None is what is allowed, pays, and would run at once."""
+    j.any_number = n_threads is None
+    j.n_threads = _idle(j) if j.any_number else n_threads
+    return 0
+
+
+cdef inline int _idle(job *j) noexcept nogil:
+    return bn_idle_threads(_paying(bn_max_threads(), _n_bytes(j)))
 
 
 cdef cnp.ndarray _new_sums(job *j, int rows):
@@ -649,33 +701,29 @@ cdef void _both(job *j, Py_ssize_t task) noexcept nogil:
         j.leaves.fence()
 
 
-cdef int _run(job *j, of_task step, int n_threads) except -1:
-    # Signals are looked at after some 10 ms of work, in equal shares.
-    cdef Py_ssize_t task_bytes = max(1, _n_bytes(j) // max(1, j.g.tasks))
-    cdef Py_ssize_t at_once = n_threads * max(1, (64 << 20) // (task_bytes * n_threads)), start = 0, stop, task
+cdef int _run(job *j, of_task step) except -1:
+    # Signals, and how many processors are idle, are looked at after some 10 ms of work, in equal shares.
+    cdef Py_ssize_t task_bytes = max(1, _n_bytes(j) // max(1, j.g.tasks)), start = 0, stop
     while start < j.g.tasks:
-        stop = min(j.g.tasks, start + at_once)
-        if n_threads == 1:
-            with nogil:
-                for task in range(start, stop):
-                    step(j, task)
-        else:
-            for task in prange(start, stop, nogil=True, num_threads=n_threads):
-                step(j, task)
+        if start and j.any_number:
+            j.n_threads = _idle(j)
+        stop = min(j.g.tasks, start + j.n_threads * max(1, (64 << 20) // (task_bytes * j.n_threads)))
+        with nogil:
+            bn_for_each(start, stop, <bn_task> step, j, j.n_threads)
         start = stop
         PyErr_CheckSignals()
     return 0
 
 
-cdef int _run_second(job *j, int n_threads) except -1:
+cdef int _run_second(job *j) except -1:
     """The second step over everything."""
-    if _n_bytes(j) == 0 or _run_wide(j, n_threads):
+    if _n_bytes(j) == 0 or _run_wide(j):
         return 0
     _cut_for_results(&j.g)
-    return _run(j, _second, n_threads)
+    return _run(j, _second)
 
 
-cdef bint _run_wide(job *j, int n_threads) except -1:
+cdef bint _run_wide(job *j) except -1:
     """The same, if that is contiguous rows: as a few wide ones, with the parameters repeated to match.
 
     Wide rows start on a cache line of the result, so that streaming stores write whole lines.
@@ -707,7 +755,7 @@ cdef bint _run_wide(job *j, int n_threads) except -1:
             _from(&part.dz, edges[k], part.g.whole.channels)
             part.c = _of_channels(c, edges[k] % channels * j.itemsize)
             _cut_for_results(&part.g)
-            _run(&part, _second, n_threads)
+            _run(&part, _second)
             j.seen |= part.seen
     return True
 
@@ -741,7 +789,7 @@ cdef cnp.ndarray _repeat(job *j, Py_ssize_t n, bn_coefficients *c):
     return memory
 
 
-cdef Py_ssize_t _resident_channels(job *j, int n_threads) noexcept:
+cdef Py_ssize_t _resident_channels(job *j) noexcept:
     """Channels whose values, of all arrays that are read, stay in the cache from one step to the next; 0 if not one's.
 
     Rows are read whole, so all of them must.
@@ -752,7 +800,7 @@ cdef Py_ssize_t _resident_channels(job *j, int n_threads) noexcept:
     if n_bytes == 0:
         return 0
     if whole.inner == 1 and whole.outer > 1:
-        return min(whole.channels, BN_TILE) if n_threads == 1 and n_bytes * whole.channels <= _resident_bytes else 0
+        return min(whole.channels, BN_TILE) if j.n_threads == 1 and n_bytes * whole.channels <= _resident_bytes else 0
     fitting = min(whole.channels, BN_TILE, _resident_bytes // n_bytes)
     # Where samples lie a power of two apart, most of the cache is not for them.
     together = fitting * whole.inner * j.itemsize
@@ -760,20 +808,20 @@ cdef Py_ssize_t _resident_channels(job *j, int n_threads) noexcept:
     if whole.outer > 1 and n_bytes * fitting > _places_deep * places:
         return 0
     # Some tasks for each thread, so that none waits long for the last.
-    return min(fitting, _ceil_div(j.width, 4 * n_threads)) if n_threads > 1 else fitting
+    return min(fitting, _ceil_div(j.width, 4 * j.n_threads)) if j.n_threads > 1 else fitting
 
 
-def resident_channels(cnp.ndarray x, int n_read, int n_threads):
+def resident_channels(cnp.ndarray x, int n_read, n_threads):
     """How many channels of `x` a task of both steps has, if so many arrays like it are read; 0: it does not pay."""
     cdef job j
-    _begin(&j, x)
+    _begin(&j, x, n_threads)
     j.dy, j.z = j.x if n_read > 1 else j.dy, j.x if n_read > 2 else j.z
-    return _resident_channels(&j, n_threads)
+    return _resident_channels(&j)
 
 
-cdef tuple _run_both(job *j, int n_sums, bint apart, int n_threads):
+cdef tuple _run_both(job *j, int n_sums, bint apart):
     """Both steps, at once where channels stay in the cache: sums, what was done, and how many channels a task has."""
-    cdef Py_ssize_t channels = _resident_channels(j, n_threads), c
+    cdef Py_ssize_t channels = _resident_channels(j), c
     cdef cnp.ndarray sums, done
     cdef bint fits = True
     if channels:
@@ -781,16 +829,16 @@ cdef tuple _run_both(job *j, int n_sums, bint apart, int n_threads):
         sums, done = _new_sums(j, n_sums), _fresh(j.g.groups, j.g.n.channels, cnp.NPY_UINT8)
         j.done = <unsigned char *> cnp.PyArray_DATA(done)
         j.stream = apart and _n_bytes(j) >= _stream_bytes_fused
-        _run(j, _both, n_threads)
+        _run(j, _both)
         return sums, done, channels
     _cut_for_sums(&j.g)
     sums, done = _new_sums(j, n_sums), _fresh(j.g.groups, 1, cnp.NPY_UINT8)
-    _run(j, _first, n_threads)
+    _run(j, _first)
     for c in range(j.width):
         fits = j.fold(j, c) and fits
     if fits:
         j.stream = apart and _n_bytes(j) >= _stream_bytes
-        _run_second(j, n_threads)
+        _run_second(j)
     cnp.PyArray_FILLWBYTE(done, fits)
     return sums, done, j.g.whole.channels
 
@@ -798,7 +846,7 @@ cdef tuple _run_both(job *j, int n_sums, bint apart, int n_threads):
 # ---- the drivers ----
 
 
-def moments(cnp.ndarray x, cnp.ndarray weights, bint skip_missing, int n_threads):
+def moments(cnp.ndarray x, cnp.ndarray weights, bint skip_missing, n_threads):
     """Count, mean (hi and lo) and m2 of each channel.
 
     Parameters
@@ -808,7 +856,8 @@ def moments(cnp.ndarray x, cnp.ndarray weights, bint skip_missing, int n_threads
     weights : C-contiguous ndarray of shape (outer, inner), float64, or None
     skip_missing : bool
         Leave NaN out instead of propagating it.
-    n_threads : int
+    n_threads : int or None
+        None: as many as are allowed, pay, and find a processor idle.
 
     Returns
     -------
@@ -819,16 +868,16 @@ def moments(cnp.ndarray x, cnp.ndarray weights, bint skip_missing, int n_threads
     """
     cdef job j
     cdef cnp.ndarray sums
-    _begin(&j, x)
+    _begin(&j, x, n_threads)
     _cut_for_sums(&j.g)
     sums = _new_sums(&j, 4)
     j.first, j.weights, j.skip_missing = _moments_of, <const double *> _values(weights), skip_missing
-    _run(&j, _first, n_threads)
+    _run(&j, _first)
     return sums, j.seen != 0
 
 
 def apply(cnp.ndarray x, cnp.ndarray y, cnp.ndarray residual, cnp.ndarray mean, cnp.ndarray scale,
-          cnp.ndarray shift, bint relu, bint stream, int n_threads):
+          cnp.ndarray shift, bint relu, bint stream, n_threads):
     """``y = (x - mean) * scale + shift``, then ``+ residual``, then ``max(., 0)``.
 
     Parameters
@@ -839,7 +888,8 @@ def apply(cnp.ndarray x, cnp.ndarray y, cnp.ndarray residual, cnp.ndarray mean, 
     relu : bool
     stream : bool
         Store past the cache: for outputs larger than it. Not when `y` is another array, too.
-    n_threads : int
+    n_threads : int or None
+        None: as many as are allowed, pay, and find a processor idle.
 
     Returns
     -------
@@ -847,16 +897,16 @@ def apply(cnp.ndarray x, cnp.ndarray y, cnp.ndarray residual, cnp.ndarray mean, 
         Whether `x` holds an infinity.
     """
     cdef job j
-    _begin(&j, x)
+    _begin(&j, x, n_threads)
     j.z, j.y = _array(residual), _array(y)
     j.c.mean, j.c.scale, j.c.shift = _values(mean), _values(scale), _values(shift)
     j.second, j.relu, j.stream = _result_of, relu, stream
-    _run_second(&j, n_threads)
+    _run_second(&j)
     return j.seen != 0
 
 
 def backward_sums(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray center, cnp.ndarray mean,
-                  cnp.ndarray scale, cnp.ndarray shift, bint relu, int n_threads):
+                  cnp.ndarray scale, cnp.ndarray shift, bint relu, n_threads):
     """Sums of `dy` and of ``dy * (x - center)`` of each channel in each block.
 
     With `relu`, `dy` counts as 0 where ``apply`` gives 0, with the same arguments.
@@ -869,7 +919,8 @@ def backward_sums(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray residual, cnp.ndarr
     mean, scale, shift : C-contiguous ndarray of groups * channels values, dtype of `x`
         Not used without `relu`.
     relu : bool
-    n_threads : int
+    n_threads : int or None
+        None: as many as are allowed, pay, and find a processor idle.
 
     Returns
     -------
@@ -878,19 +929,19 @@ def backward_sums(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray residual, cnp.ndarr
     """
     cdef job j
     cdef cnp.ndarray sums
-    _begin(&j, x)
+    _begin(&j, x, n_threads)
     _cut_for_sums(&j.g)
     sums = _new_sums(&j, 2)
     j.z, j.dy, j.center = _array(residual), _array(dy), <const double *> _values(center)
     j.c.mean, j.c.scale, j.c.shift = _values(mean), _values(scale), _values(shift)
     j.first, j.relu = _sums_of, relu
-    _run(&j, _first, n_threads)
+    _run(&j, _first)
     return sums
 
 
 def backward_apply(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray dx, cnp.ndarray dresidual,
                    cnp.ndarray mean, cnp.ndarray scale, cnp.ndarray shift, cnp.ndarray dy_scale, cnp.ndarray x_scale,
-                   cnp.ndarray offset, bint relu, bint stream, int n_threads):
+                   cnp.ndarray offset, bint relu, bint stream, n_threads):
     """``dx = dy_scale * g + x_scale * (x - mean) + offset`` and ``dresidual = g``, where g is `dy`.
 
     With `relu`, g is 0 where ``apply`` gives 0, with the same arguments.
@@ -906,19 +957,20 @@ def backward_apply(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray residual, cnp.ndar
     relu : bool
     stream : bool
         Store past the cache: for outputs larger than it. Not when `dx` is another array, too.
-    n_threads : int
+    n_threads : int or None
+        As for ``moments``.
     """
     cdef job j
-    _begin(&j, x)
+    _begin(&j, x, n_threads)
     j.z, j.dy, j.y, j.dz = _array(residual), _array(dy), _array(dx), _array(dresidual)
     j.c.mean, j.c.scale, j.c.shift = _values(mean), _values(scale), _values(shift)
     j.c.dy_scale, j.c.x_scale, j.c.offset = _values(dy_scale), _values(x_scale), _values(offset)
     j.second, j.relu, j.stream = _gradient_of, relu, stream
-    _run_second(&j, n_threads)
+    _run_second(&j)
 
 
 def forward(cnp.ndarray x, cnp.ndarray y, cnp.ndarray residual, cnp.ndarray gamma, cnp.ndarray beta, double eps,
-            bint relu, bint apart, int n_threads):
+            bint relu, bint apart, n_threads):
     """``moments``, their merge and fold, and ``apply``.
 
     Parameters
@@ -941,24 +993,24 @@ def forward(cnp.ndarray x, cnp.ndarray y, cnp.ndarray residual, cnp.ndarray gamm
         Channels of a task.
     """
     cdef job j
-    _begin(&j, x)
+    _begin(&j, x, n_threads)
     j.y, j.z, j.relu = _array(y), _array(residual), relu
     j.gamma, j.beta, j.eps = <const double *> _values(gamma), <const double *> _values(beta), eps
     invstd = _new_invstd(&j)
-    sums, done, channels = _run_forward(&j, apart, n_threads)
+    sums, done, channels = _run_forward(&j, apart)
     return sums, invstd, done, channels
 
 
-cdef tuple _run_forward(job *j, bint apart, int n_threads):
+cdef tuple _run_forward(job *j, bint apart):
     cdef cnp.ndarray _folded = _new_folds(j, 3)
     j.c.mean, j.c.scale, j.c.shift = _row(j, 0), _row(j, 1), _row(j, 2)
     j.first, j.fold, j.second = _moments_of, _forward_fold, _result_of
-    return _run_both(j, 4, apart, n_threads)
+    return _run_both(j, 4, apart)
 
 
 def backward(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray dx, cnp.ndarray dresidual,
              cnp.ndarray center, cnp.ndarray center_lo, cnp.ndarray invstd, cnp.ndarray gamma, cnp.ndarray mean,
-             cnp.ndarray scale, cnp.ndarray shift, bint relu, bint apart, int n_threads):
+             cnp.ndarray scale, cnp.ndarray shift, bint relu, bint apart, n_threads):
     """``backward_sums``, their fold, and ``backward_apply``.
 
     Parameters
@@ -979,21 +1031,21 @@ def backward(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray dx
         As of ``forward``.
     """
     cdef job j
-    _begin(&j, x)
+    _begin(&j, x, n_threads)
     j.z, j.dy, j.y, j.dz, j.relu = _array(residual), _array(dy), _array(dx), _array(dresidual), relu
     j.center, j.center_lo = <const double *> _values(center), <const double *> _values(center_lo)
     j.invstd, j.gamma = <double *> _values(invstd), <const double *> _values(gamma)
     j.c.mean, j.c.scale, j.c.shift = _values(mean), _values(scale), _values(shift)
-    return _run_backward(&j, apart, n_threads)
+    return _run_backward(&j, apart)
 
 
-cdef tuple _run_backward(job *j, bint apart, int n_threads):
+cdef tuple _run_backward(job *j, bint apart):
     cdef cnp.ndarray _folded = _new_folds(j, 4)
     if j.c.mean == NULL:
         j.c.mean = _row(j, 0)  # or the same, already there for the sums
     j.c.dy_scale, j.c.x_scale, j.c.offset = _row(j, 1), _row(j, 2), _row(j, 3)
     j.first, j.fold, j.second = _sums_of, _backward_fold, _gradient_of
-    return _run_both(j, 2, apart, n_threads)
+    return _run_both(j, 2, apart)
 
 
 # ---- the transformer's running statistics, and the short way of its small calls ----
@@ -1338,7 +1390,8 @@ def normalize_plain(x, mean, var, gamma, beta, eps, out, bint relu, n_threads):
     y = _plain_result(&j, x, out, &apart)
     j.c.mean, j.c.scale, j.c.shift = _row(&j, 0), _row(&j, 1), _row(&j, 2)
     j.second, j.relu, j.stream = _result_of, relu, apart and _n_bytes(&j) >= _stream_bytes
-    _run_second(&j, threads(n_threads, _n_bytes(&j)))
+    _set_threads(&j, threads(n_threads, _n_bytes(&j)))
+    _run_second(&j)
     return y
 
 
@@ -1347,17 +1400,17 @@ def forward_plain(x, gamma, beta, eps, out, bint relu, n_threads):
     cdef job j
     cdef cnp.ndarray y
     cdef bint apart
-    cdef int n
     gamma, beta = _as_double(gamma), _as_double(beta)
     if not (_is_eps(eps) and _begin_plain(&j, x, None, out) and j.g.whole.outer * j.g.whole.inner > 1
             and _per_channel(gamma, j.width, &j.gamma) and _per_channel(beta, j.width, &j.beta)):
         return None
-    y, n = _plain_result(&j, x, out, &apart), threads(n_threads, _n_bytes(&j))
-    if not apart and _may_stop(&j, n):
+    y = _plain_result(&j, x, out, &apart)
+    _set_threads(&j, threads(n_threads, _n_bytes(&j)))
+    if not apart and _may_stop(&j):
         return None
     invstd = _new_invstd(&j)
     j.eps, j.relu = eps, relu
-    sums = _sums_if_done(_run_forward(&j, apart, n))
+    sums = _sums_if_done(_run_forward(&j, apart))
     return None if sums is None else (y, sums[1, 0], invstd, sums[2, 0])
 
 
@@ -1367,24 +1420,24 @@ def backward_plain(dy, x, mean, invstd, mean_lo, gamma, out, n_threads):
     cdef cnp.ndarray dx
     cdef const double *spread
     cdef bint apart
-    cdef int n
     gamma = _as_double(gamma)
     if not (_begin_plain(&j, x, dy, out) and dy is not None and mean is not None and invstd is not None
             and mean_lo is not None and _per_channel(mean, j.width, &j.center)
             and _per_channel(invstd, j.width, &spread)
             and _per_channel(mean_lo, j.width, &j.center_lo) and _per_channel(gamma, j.width, &j.gamma)):
         return None
-    dx, n = _plain_result(&j, x, out, &apart), threads(n_threads, _n_bytes(&j))
-    if not apart and _may_stop(&j, n):
+    dx = _plain_result(&j, x, out, &apart)
+    _set_threads(&j, threads(n_threads, _n_bytes(&j)))
+    if not apart and _may_stop(&j):
         return None
     j.invstd = <double *> spread
-    sums = _sums_if_done(_run_backward(&j, apart, n))
+    sums = _sums_if_done(_run_backward(&j, apart))
     return None if sums is None else (dx, sums[1, 0], sums[0, 0])
 
 
-cdef bint _may_stop(job *j, int n_threads) noexcept:
+cdef bint _may_stop(job *j) noexcept:
     """Whether a task could be done where another cannot, and the long way would miss what has been overwritten."""
-    return not j.is_double and 0 < _resident_channels(j, n_threads) < j.width
+    return not j.is_double and 0 < _resident_channels(j) < j.width
 
 
 cdef cnp.ndarray _sums_if_done(tuple found):

@@ -26,7 +26,8 @@ def show_versions() -> None:
         "platform": platform.platform(),
         "instruction sets": f"{_kernels.isa()} (of {', '.join(_kernels.isa_variants())})",
         "OpenMP": openmp or "no",
-        "threads": f"{_kernels.max_threads()} allowed, {os.cpu_count()} processors",
+        "threads": f"{_kernels.max_threads()} allowed, {_kernels.idle_threads(most=1 << 20)} processors idle, "
+        f"{os.cpu_count()} in all",
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "not set"),
         "buffers": f"{_buffers.waiting()} bytes waiting, {_buffers.limit()} at most",
         "CUDA": gpu.why_unavailable() or "available",

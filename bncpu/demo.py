@@ -207,18 +207,14 @@ def speeds(console: Console, seen: Stream) -> None:
     rows = seen.n_rows / n_batches
     console.print(
         f"\n[bold]Speed[/bold], batches of {rows:,.0f} rows, medians of {n_batches} calls in turn, "
-        f"{max_threads()} thread(s) for BatchNormTransformer"
+        f"at most {max_threads()} thread(s) for BatchNormTransformer"
     )
-    slower = False
     for method, times in seen.seconds.items():
         fast, slow = (median(side) for side in zip(*times, strict=True))
-        slower |= fast > slow
         console.print(
             f"  {method:11}  BatchNormTransformer {rows / fast / 1e6:6.1f} M rows/s   "
             f"StandardScaler {rows / slow / 1e6:6.1f} M rows/s   {slow / fast:.1f} times as fast"
         )
-    if slower:
-        console.print("  Slower? Where other programs keep the processors busy, try OMP_NUM_THREADS=1 bncpu demo.")
 
 
 def save_picture(panels: dict[str, NDArray[np.float64]], shown: dict[str, int], path: Path) -> None:

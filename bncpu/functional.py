@@ -75,7 +75,7 @@ def batch_norm(
         Receives the result; may be `x`. If it overlaps `x` otherwise, the result is as if `x` had been
         copied first.
     n_threads : int, optional
-        Threads to use at most; by default what OpenMP allows. The result does not depend on it.
+        Threads to use at most; by default no more than processors are idle. The result does not depend on it.
 
     Returns
     -------
@@ -172,7 +172,7 @@ def batch_norm_forward(
         Receives the result; may be `x`, which a backward pass then misses. If it overlaps `x` otherwise, the result
         is as if `x` had been copied first.
     n_threads : int, optional
-        Threads to use at most; by default what OpenMP allows. The result does not depend on it.
+        Threads to use at most; by default no more than processors are idle. The result does not depend on it.
 
     Returns
     -------
@@ -303,7 +303,7 @@ def batch_norm_backward(
         Receives `dx`; may be `dy` or `x`. If it overlaps one of them otherwise, the result is as if that had been
         copied first.
     n_threads : int, optional
-        Threads to use at most; by default what OpenMP allows. The result does not depend on it.
+        Threads to use at most; by default no more than processors are idle. The result does not depend on it.
 
     Returns
     -------
@@ -407,7 +407,7 @@ def batch_norm_backward_frozen(
         Receives `dx`; may be `dy` or `x`. If it overlaps one of them otherwise, the result is as if that had been
         copied first.
     n_threads : int, optional
-        Threads to use at most; by default what OpenMP allows. The result does not depend on it.
+        Threads to use at most; by default no more than processors are idle. The result does not depend on it.
 
     Returns
     -------
@@ -509,7 +509,7 @@ def batch_norm_moments(x: Array, *, channel_axis: int = 1, n_threads: int | None
     channel_axis : int, default=1
         The axis of length C; -1 is channels-last.
     n_threads : int, optional
-        Threads to use at most; by default what OpenMP allows. The result does not depend on it.
+        Threads to use at most; by default no more than processors are idle. The result does not depend on it.
 
     Returns
     -------
@@ -577,7 +577,7 @@ def batch_norm_backward_sums(
     residual : ndarray of the shape and dtype of `x`, optional
         Of the forward pass.
     n_threads : int, optional
-        Threads to use at most; by default what OpenMP allows. The result does not depend on it.
+        Threads to use at most; by default no more than processors are idle. The result does not depend on it.
 
     Returns
     -------

@@ -125,8 +125,8 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
     copy : bool, default=True
         With False, :meth:`transform` overwrites its input where it can.
     n_threads : int, optional
-        Threads to use at most; by default what OpenMP, threadpoolctl and joblib allow. Results do not
-        depend on it. Where other work keeps every processor busy, 1 is often fastest.
+        Threads to use at most; by default what OpenMP, threadpoolctl and joblib allow, and no more than
+        processors are idle. Results do not depend on it.
 
     Attributes
     ----------

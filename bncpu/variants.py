@@ -75,7 +75,7 @@ def layer_norm(
         Receives the result; may be `x`. If it overlaps `x` otherwise, the result is as if `x` had been
         copied first.
     n_threads : int, optional
-        Threads to use at most; by default what OpenMP allows. The result does not depend on it.
+        Threads to use at most; by default no more than processors are idle. The result does not depend on it.
 
     Returns
     -------
@@ -155,7 +155,7 @@ def layer_norm_forward(
         Receives the result; may be `x`, which a backward pass then misses. If it overlaps `x` otherwise, the result
         is as if `x` had been copied first.
     n_threads : int, optional
-        Threads to use at most; by default what OpenMP allows. The result does not depend on it.
+        Threads to use at most; by default no more than processors are idle. The result does not depend on it.
 
     Returns
     -------
@@ -229,7 +229,7 @@ def layer_norm_backward(
         Receives `dx`; may be `dy` or `x`. If it overlaps one of them otherwise, the result is as if that had been
         copied first.
     n_threads : int, optional
-        Threads to use at most; by default what OpenMP allows. The result does not depend on it.
+        Threads to use at most; by default no more than processors are idle. The result does not depend on it.
 
     Returns
     -------
@@ -302,7 +302,7 @@ def rms_norm(
         Receives the result; may be `x`. If it overlaps `x` otherwise, the result is as if `x` had been
         copied first.
     n_threads : int, optional
-        Threads to use at most; by default what OpenMP allows. The result does not depend on it.
+        Threads to use at most; by default no more than processors are idle. The result does not depend on it.
 
     Returns
     -------
@@ -380,7 +380,7 @@ def rms_norm_forward(
         Receives the result; may be `x`, which a backward pass then misses. If it overlaps `x` otherwise, the result
         is as if `x` had been copied first.
     n_threads : int, optional
-        Threads to use at most; by default what OpenMP allows. The result does not depend on it.
+        Threads to use at most; by default no more than processors are idle. The result does not depend on it.
 
     Returns
     -------
@@ -462,7 +462,7 @@ def rms_norm_backward(
         Receives `dx`; may be `dy` or `x`. If it overlaps one of them otherwise, the result is as if that had been
         copied first.
     n_threads : int, optional
-        Threads to use at most; by default what OpenMP allows. The result does not depend on it.
+        Threads to use at most; by default no more than processors are idle. The result does not depend on it.
 
     Returns
     -------
@@ -548,7 +548,7 @@ def instance_norm(
         Receives the result; may be `x`. If it overlaps `x` otherwise, the result is as if `x` had been
         copied first.
     n_threads : int, optional
-        Threads to use at most; by default what OpenMP allows. The result does not depend on it.
+        Threads to use at most; by default no more than processors are idle. The result does not depend on it.
 
     Returns
     -------
@@ -641,7 +641,7 @@ def instance_norm_forward(
         Receives the result; may be `x`, which a backward pass then misses. If it overlaps `x` otherwise, the result
         is as if `x` had been copied first.
     n_threads : int, optional
-        Threads to use at most; by default what OpenMP allows. The result does not depend on it.
+        Threads to use at most; by default no more than processors are idle. The result does not depend on it.
 
     Returns
     -------
@@ -730,7 +730,7 @@ def instance_norm_backward(
         Receives `dx`; may be `dy` or `x`. If it overlaps one of them otherwise, the result is as if that had been
         copied first.
     n_threads : int, optional
-        Threads to use at most; by default what OpenMP allows. The result does not depend on it.
+        Threads to use at most; by default no more than processors are idle. The result does not depend on it.
 
     Returns
     -------
@@ -806,7 +806,7 @@ def group_norm(
         Receives the result; may be `x`. If it overlaps `x` otherwise, the result is as if `x` had been
         copied first.
     n_threads : int, optional
-        Threads to use at most; by default what OpenMP allows. The result does not depend on it.
+        Threads to use at most; by default no more than processors are idle. The result does not depend on it.
 
     Returns
     -------
@@ -885,7 +885,7 @@ def group_norm_forward(
         Receives the result; may be `x`, which a backward pass then misses. If it overlaps `x` otherwise, the result
         is as if `x` had been copied first.
     n_threads : int, optional
-        Threads to use at most; by default what OpenMP allows. The result does not depend on it.
+        Threads to use at most; by default no more than processors are idle. The result does not depend on it.
 
     Returns
     -------
@@ -961,7 +961,7 @@ def group_norm_backward(
         Receives `dx`; may be `dy` or `x`. If it overlaps one of them otherwise, the result is as if that had been
         copied first.
     n_threads : int, optional
-        Threads to use at most; by default what OpenMP allows. The result does not depend on it.
+        Threads to use at most; by default no more than processors are idle. The result does not depend on it.
 
     Returns
     -------

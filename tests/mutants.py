@@ -55,6 +55,7 @@ class Mutant(NamedTuple):
 
 
 TEMPLATE, UNIT, ALGEBRA = (f"bncpu/src/{name}.h" for name in ("leaves_template", "leaves_unit", "algebra"))
+THREADS = "bncpu/src/threads.c"
 KERNELS, NORMALIZE, MOMENTS = "bncpu/_kernels.pyx", "bncpu/_normalize.py", "bncpu/moments.py"
 BATCHES, FUNCTIONAL, TRANSFORMER = "bncpu/_batches.py", "bncpu/functional.py", "bncpu/transformer.py"
 STATE_FILE, VALIDATION = "bncpu/_state_file.py", "bncpu/_validation.py"
@@ -487,7 +488,7 @@ MUTANTS = [
         KERNELS,
         "    _cut_for_sums(&j.g)\n    sums = _new_sums(&j, 4)\n",
         "    _cut_for_sums(&j.g)\n"
-        "    _cut(&j.g, max(1, j.g.part.outer // n_threads), j.g.part.channels, j.g.part.inner)\n"
+        "    _cut(&j.g, max(1, j.g.part.outer // j.n_threads), j.g.part.channels, j.g.part.inner)\n"
         "    sums = _new_sums(&j, 4)\n",
         "kernels",
     ),
@@ -525,10 +526,20 @@ MUTANTS = [
     Mutant(
         "what-is-overwritten-computed-again",
         KERNELS,
-        "return not j.is_double and 0 < _resident_channels(j, n_threads) < j.width",
+        "return not j.is_double and 0 < _resident_channels(j) < j.width",
         "return False",
         "normalize small_calls",
     ),
+    # ---- as many threads as processors are idle ----
+    Mutant("what-runs-not-asked", THREADS, "others = running_tasks() - 1;", "others = 0;", "dispatch"),
+    Mutant("own-threads-counted-as-others", THREADS, "        others -= waiting_workers();", "        ;", "dispatch"),
+    Mutant("sleeping-threads-taken-for-awake", THREADS, "< INTERRUPTED;", "< 1e9;", "dispatch"),
+    Mutant("long-waits-not-noticed", THREADS, "if (waited > LONG_WAIT", "if (0", "dispatch"),
+    Mutant("alone-for-ever", THREADS, "own + waited + ALONE_FACTOR * waited", "1e300", "dispatch"),
+    Mutant("quota-ignored", THREADS, "usable = usable < n_usable ? usable : n_usable;", "", "dispatch"),
+    Mutant("affinity-ignored", THREADS, "usable = omp_get_num_procs()", "usable = 1 << 20", "dispatch"),
+    Mutant("asked-for-threads-reduced", KERNELS, "= _idle(j) if j.any_number else n_threads", "= _idle(j)", "dispatch"),
+    Mutant("asked-once-for-a-long-call", KERNELS, "if start and j.any_number:", "if False:", "dispatch"),
 ]
 
 

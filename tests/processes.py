@@ -21,7 +21,7 @@ from arrays import LAYOUTS, MODES, examples, normal
 from threadpoolctl import threadpool_limits
 
 import bncpu
-from bncpu import BatchNormTransformer, _dispatch, _state_file
+from bncpu import BatchNormTransformer, _kernels, _state_file
 
 # ---- what is compared ----
 
@@ -112,7 +112,7 @@ def chunks():
 
 def learned(chunk):
     """What a worker learned from its chunk, and the threads it may use."""
-    return BatchNormTransformer().partial_fit(chunk), _dispatch.threads(None, 1 << 30)
+    return BatchNormTransformer().partial_fit(chunk), _kernels.allowed_threads(1 << 30)
 
 
 def merged(parts):
@@ -150,7 +150,7 @@ def limits():
     """Threads allowed within limits, and what is left of them afterwards."""
 
     def allowed():
-        return _dispatch.threads(None, 1 << 30)
+        return _kernels.allowed_threads(1 << 30)
 
     def nested():
         seen = [allowed()]

@@ -8,7 +8,7 @@ import pytest
 from arrays import normal
 from matplotlib.image import imread
 
-from bncpu import BatchNormTransformer, cli, demo
+from bncpu import cli
 
 
 def check_agreement(printed):
@@ -101,12 +101,3 @@ def test_rows_are_counted_where_every_column_has_gaps(tmp_path, capsys):
         assert cli.main(["demo", str(tmp_path / name), "--picture", str(tmp_path / "p.png")]) == 0
         assert f"  {shape} float64 in" in capsys.readouterr().out
         check_picture(tmp_path / "p.png")
-
-
-def test_a_slow_run_says_what_to_try(capsys):
-    console = demo.Console(highlight=False, soft_wrap=True)
-    bn = BatchNormTransformer().fit(normal(3, (9, 2)))
-    for ours, hint in ((2.0, True), (0.5, False)):
-        seen = demo.Stream(bn, None, np.zeros((1, 2)), np.zeros((1, 2)), {"transform": [(ours, 1.0)]}, 9)
-        demo.speeds(console, seen)
-        assert ("OMP_NUM_THREADS=1" in capsys.readouterr().out) == hint

@@ -1,27 +1,232 @@
 """Which kernels run, and on how many threads."""
 
+import itertools
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from textwrap import dedent
+
+import joblib
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
-from bncpu import _dispatch, _kernels
+from bncpu import _dispatch, _kernels, _normalize
+
+USABLE = joblib.cpu_count() if _kernels.openmp_version() else 1
+needs_two = pytest.mark.skipif(USABLE < 2, reason="one processor, or built without OpenMP")
+needs_loadavg = pytest.mark.skipif(not os.path.exists("/proc/loadavg"), reason="this platform does not tell what runs")
+
+
+@pytest.fixture
+def machine(tmp_path):
+    """Fakes how many processors there are, how many this process may use, and how many tasks run."""
+
+    def be(processors, usable, running):
+        told = tmp_path / "loadavg"
+        told.write_text(f"0.55 0.69 0.35 {running}/84 5176\n")
+        _kernels.set_machine(processors, usable, str(told))
+
+    yield be
+    _dispatch.know_machine()
+
+
+def idle_threads(most):
+    """In a thread of its own, which has not waited for others."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(_kernels.idle_threads, most).result()
+
+
+def run(code, **environment):
+    """What a fresh Python prints."""
+    code = "import os\nfrom bncpu import _kernels\n" + dedent(code)
+    child = [sys.executable, "-c", code]
+    done = subprocess.run(child, env=os.environ | environment, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
 
 
 @pytest.mark.parametrize(
-    ("asked", "allowed", "n_bytes", "expected"),
-    [
-        (None, 8, 0, 1),
-        (None, 8, 1 << 19, 1),
-        (None, 8, 1 << 20, 2),
-        (None, 8, 1 << 30, 8),
-        (None, 1, 1 << 30, 1),
-        (3, 8, 1 << 30, 3),
-        (16, 8, 1 << 30, 16),
-        (16, 8, 1 << 20, 2),
-    ],
+    ("allowed", "n_bytes", "expected"),
+    [(8, 0, 1), (8, 1 << 19, 1), (8, 1 << 20, 2), (8, 1 << 30, 8), (1, 1 << 30, 1)],
 )
-def test_threads_are_those_asked_for_or_allowed_but_only_as_many_as_pay(asked, allowed, n_bytes, expected, monkeypatch):
-    monkeypatch.setattr(_kernels, "max_threads", lambda: allowed, raising=True)
+def test_threads_are_those_allowed_but_only_as_many_as_pay(allowed, n_bytes, expected):
+    with threadpool_limits(allowed, user_api="openmp"):
+        assert _kernels.allowed_threads(n_bytes) == (expected if _kernels.openmp_version() else 1)
+
+
+@pytest.mark.parametrize(
+    ("asked", "n_bytes", "expected"),
+    [(3, 1 << 30, 3), (16, 1 << 30, 16), (16, 1 << 20, 2), (16, 0, 1), (1 << 40, 1 << 62, 1 << 20), (None, 9, None)],
+)
+def test_threads_asked_for_are_taken_but_only_as_many_as_pay(asked, n_bytes, expected):
     assert _dispatch.threads(asked, n_bytes) == expected
+
+
+# ---- as many as processors are idle ----
+
+
+@needs_loadavg
+@pytest.mark.parametrize("others", range(6))
+def test_a_loop_takes_no_more_threads_than_processors_are_idle(others, machine):
+    machine(USABLE, USABLE, running=1 + others)
+    assert idle_threads(100) == max(1, USABLE - others)
+    assert idle_threads(1) == 1
+
+
+@needs_loadavg
+def test_what_runs_on_processors_that_are_not_ours_does_not_count(machine):
+    machine(USABLE + 20, USABLE, running=1 + 20)
+    assert idle_threads(100) == USABLE
+    machine(USABLE + 20, USABLE, running=1 + 20 + USABLE)
+    assert idle_threads(100) == 1
+
+
+@needs_loadavg
+def test_a_long_call_that_gets_and_loses_threads_has_the_bits_of_one_thread(tmp_path, machine):
+    # One row read 2 million times over, in pieces of 64 MB.
+    x = np.lib.stride_tricks.as_strided(np.geomspace(1, 9, 16), (1, 2_000_000, 16, 1), (0, 0, 8, 8))
+    expected, _ = _normalize.moments(x, None, skip_missing=True, n_threads=1)
+    machine(USABLE, USABLE, running=1)
+    done = threading.Event()
+
+    def come_and_go():
+        for running in itertools.cycle((1, 1 + USABLE)):
+            (tmp_path / "loadavg").write_text(f"0 0 0 {running}/84 5176")
+            if done.wait(0.005):
+                return
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(come_and_go)
+        try:
+            found, _ = _normalize.moments(x, None, skip_missing=True, n_threads=None)
+        finally:
+            done.set()
+    assert np.array(found).tobytes() == np.array(expected).tobytes()
+
+
+@needs_two
+@needs_loadavg
+def test_a_call_takes_the_threads_it_is_given_and_otherwise_those_that_become_idle(tmp_path):
+    code = f"""
+    import threading, time
+    import numpy as np
+    from bncpu import _normalize
+    told = {str(tmp_path / "loadavg")!r}
+    def others(n):
+        with open(told, "w") as file:
+            file.write(f"0 0 0 {{1 + n}}/84 5176")
+    def started(n_rows, n_threads):
+        x = np.lib.stride_tricks.as_strided(np.ones(16), (1, n_rows, 16, 1), (0, 0, 8, 8))
+        def work():
+            before = len(os.listdir("/proc/self/task"))
+            _normalize.moments(x, None, skip_missing=True, n_threads=n_threads)
+            found.append(len(os.listdir("/proc/self/task")) - before)
+        found, worker = [], threading.Thread(target=work)
+        worker.start()
+        time.sleep(0.01)
+        others(0)
+        worker.join()
+        return found[0]
+    _kernels.set_machine(2, 2, told)
+    others(2)
+    short = started(100_000, None)
+    others(2)
+    long = started(20_000_000, None)
+    others(2)
+    print(short, long, started(100_000, 2))
+    """
+    assert run(code, OMP_NUM_THREADS="2") == "0 1 1"
+
+
+@pytest.mark.parametrize("told", ["0.00 0.00 0.00 0/0 0\n", "", "nonsense", "\xff" * 500, None])
+def test_where_nothing_is_told_of_what_runs_all_processors_count_as_idle(told, machine, tmp_path):
+    machine(USABLE, USABLE, running=100)
+    (tmp_path / "loadavg").unlink()
+    if told is not None:
+        (tmp_path / "loadavg").write_text(told)
+    assert idle_threads(100) == USABLE
+
+
+def test_no_more_threads_than_the_quota_of_a_container_allows(machine):
+    machine(USABLE + 20, 1, running=1)
+    assert idle_threads(100) == 1
+    # joblib reads quotas; this is its own way to lower what it has read.
+    assert run("print(_kernels.idle_threads(100))", LOKY_MAX_CPU_COUNT="1") == "1"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this platform cannot choose processors")
+def test_no_more_threads_than_processors_are_left_after_the_import():
+    code = """
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    print(_kernels.idle_threads(100))
+    """
+    assert run(code) == "1"
+
+
+@needs_two
+@needs_loadavg
+@pytest.mark.parametrize(("policy", "expected"), [("active", "2"), ("passive", "1")])
+def test_own_threads_that_wait_awake_for_the_next_loop_do_not_count_as_others(policy, expected, tmp_path):
+    # Two tasks run: this one, and either the worker or something else. Tried again in new threads, as another program
+    # may interrupt the worker.
+    code = f"""
+    import time
+    from concurrent.futures import ThreadPoolExecutor
+    import numpy as np
+    from bncpu import _normalize
+    told = {str(tmp_path / "loadavg")!r}
+    open(told, "w").write("0 0 0 2/84 5176")
+    _kernels.set_machine(2, 2, told)
+    def idle_after_a_loop():
+        _normalize.moments(np.zeros((1, 20_000, 16, 1)), None, skip_missing=True, n_threads=2)
+        time.sleep(0.002)
+        return _kernels.idle_threads(2)
+    for _ in range(50):
+        with ThreadPoolExecutor(1) as pool:
+            found = pool.submit(idle_after_a_loop).result()
+        if found == 2:
+            break
+    print(found)
+    """
+    assert run(code, OMP_WAIT_POLICY=policy, OMP_NUM_THREADS="2") == expected
+
+
+@needs_two
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this platform cannot choose processors")
+def test_after_a_long_wait_for_its_threads_a_loop_has_one_for_a_while():
+    # The worker shares its processor with a program that is served before it, and nothing tells.
+    code = """
+    import subprocess, sys, time
+    import numpy as np
+    from bncpu import _normalize
+    _kernels.set_machine(2, 2, os.devnull)
+    x, before = np.zeros((1, 200_000, 16, 1)), _kernels.idle_threads(2)
+    _normalize.moments(x, None, skip_missing=True, n_threads=2)
+    worker = max(map(int, os.listdir("/proc/self/task")))
+    ours, its = sorted(os.sched_getaffinity(0))[:2]
+    os.sched_setaffinity(worker, {its})
+    os.setpriority(os.PRIO_PROCESS, worker, 19)
+    busy = subprocess.Popen([sys.executable, "-c", "print(flush=True)\\nwhile True: pass"], stdout=subprocess.PIPE)
+    os.sched_setaffinity(busy.pid, {its})
+    try:
+        busy.stdout.readline()
+        for _ in range(20):
+            _normalize.moments(x, None, skip_missing=True, n_threads=2)
+            if _kernels.idle_threads(2) == 1:
+                break
+        after = _kernels.idle_threads(2)
+    finally:
+        busy.kill()
+        busy.wait()
+    deadline = time.monotonic() + 80
+    while _kernels.idle_threads(2) == 1 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    print(before, after, _kernels.idle_threads(2))
+    """
+    assert run(code, OMP_NUM_THREADS="2") == "2 1 2"
 
 
 def test_numpy_arrays_are_served_by_the_compiled_kernels():

@@ -1,4 +1,8 @@
-"""How cost grows: with rows and with features in a straight line, with threads until memory is busy."""
+"""How cost grows: with rows and with features in a straight line, with threads until memory or processors are busy."""
+
+import subprocess
+import sys
+import time
 
 import numpy as np
 
@@ -58,3 +62,30 @@ class Threads(_Both):
             raise NotImplementedError("there are not so many")
         self.n_threads = n_threads
         self.prepare((N_VALUES // 32, 32))
+
+
+class Busy:
+    """12 MB beside busy processes: median time of the default over that of one thread."""
+
+    params = ([0, 1, 2, 4],)
+    param_names = ("busy processes",)
+    unit = "times one thread"
+
+    def setup(self, n_busy):
+        self.started = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(n_busy)]
+        self.x = np.ones((15_192, 192), "float32")
+        self.out, self.mean, self.var = self.x.copy(), np.zeros(192), np.ones(192)
+
+    def teardown(self, _):
+        for process in self.started:
+            process.kill()
+            process.wait()
+
+    def track_batch_norm(self, _):
+        seconds = {None: [], 1: []}
+        for _ in range(2 if SMALLEST else 200):
+            for n_threads, taken in seconds.items():
+                start = time.perf_counter()
+                bncpu.batch_norm(self.x, self.mean, self.var, out=self.out, n_threads=n_threads)
+                taken.append(time.perf_counter() - start)
+        return float(np.median(seconds[None]) / np.median(seconds[1]))

@@ -1,24 +1,29 @@
-/* OpenMP where the build found it, one thread where it did not. */
+/* Threads: OpenMP where the build found it, one thread where it did not; and how many of them would run at once now. */
 #ifndef BNCPU_THREADS_H
 #define BNCPU_THREADS_H
 
-#ifdef _OPENMP
-#include <omp.h>
+#include <stddef.h>
 
-static inline int bn_openmp_version(void) { return _OPENMP; }
-static inline int bn_max_threads(void) { return omp_get_max_threads(); }
+typedef void (*bn_task)(void *job, ptrdiff_t task);
+
+/* Date of the OpenMP specification built against; 0 without OpenMP. */
+int bn_openmp_version(void);
+
+/* Threads OpenMP allows now. */
+int bn_max_threads(void);
 
 /* Ends the idle worker threads. A forked child has none of them, and would wait for them for ever. */
-static inline void bn_pause_threads(void) {
-#if (defined(__GNUC__) && __GNUC__ >= 9) || defined(__clang__)
-    omp_pause_resource_all(omp_pause_soft);
-#endif
-}
-#else
-static inline int bn_openmp_version(void) { return 0; }
-static inline int bn_max_threads(void) { return 1; }
-static inline void bn_pause_threads(void) {}
-#endif
+void bn_pause_threads(void);
+
+/* Tells how many processors the machine has, how many of them this process may use at most, and the file whose fourth
+   word is how many tasks run. */
+void bn_set_machine(int processors, int usable, const char *loadavg);
+
+/* Threads, of at most so many, that would run at once now: others may keep processors busy. */
+int bn_idle_threads(int most);
+
+/* Calls `step` for every task from `start` to `stop`, in about equal shares of adjacent tasks. */
+void bn_for_each(ptrdiff_t start, ptrdiff_t stop, bn_task step, void *job, int n_threads);
 
 /* Threads may raise the same flag at once. */
 static inline void bn_raise_flag(int *flag) {
