@@ -118,25 +118,21 @@ def test_a_call_takes_the_threads_it_is_given_and_otherwise_those_that_become_id
     def others(n):
         with open(told, "w") as file:
             file.write(f"0 0 0 {{1 + n}}/84 5176")
-    def started(n_rows, n_threads):
+    def started(n_rows, n_threads, later=2):
         x = np.lib.stride_tricks.as_strided(np.ones(16), (1, n_rows, 16, 1), (0, 0, 8, 8))
         def work():
             before = len(os.listdir("/proc/self/task"))
             _normalize.moments(x, None, skip_missing=True, n_threads=n_threads)
             found.append(len(os.listdir("/proc/self/task")) - before)
         found, worker = [], threading.Thread(target=work)
+        others(2)
         worker.start()
         time.sleep(0.01)
-        others(0)
+        others(later)
         worker.join()
         return found[0]
     _kernels.set_machine(2, 2, told)
-    others(2)
-    short = started(100_000, None)
-    others(2)
-    long = started(20_000_000, None)
-    others(2)
-    print(short, long, started(100_000, 2))
+    print(started(100_000, None), started(20_000_000, None, later=0), started(100_000, 2))
     """
     assert run(code, OMP_NUM_THREADS="2") == "0 1 1"
 
