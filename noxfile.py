@@ -16,7 +16,7 @@ def gate(session: nox.Session, step: str) -> None:
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """Test as in the README; arguments go to pytest."""
+    """Test as in the README; arguments go to pytest, such as -m slow."""
     session.install("-e", ".[test]")
     session.run("pytest", *session.posargs)
 
@@ -39,13 +39,19 @@ def types(session: nox.Session) -> None:
 def coverage(session: nox.Session) -> None:
     """Write a coverage report to htmlcov."""
     session.install("-e", ".[test]", "pytest-cov")
-    session.run("pytest", "--cov", "--cov-report=term", "--cov-report=html", *session.posargs)
+    session.run("pytest", "-m", "", "--cov", "--cov-report=term", "--cov-report=html", *session.posargs)
 
 
 @nox.session(python=PYTHONS[0], default=False)
 def oldest(session: nox.Session) -> None:
     """Test with the lowest versions that pyproject.toml allows."""
     gate(session, "oldest")
+
+
+@nox.session(default=False)
+def newest(session: nox.Session) -> None:
+    """Run all tests with the newest versions, on the newest Python there is."""
+    gate(session, "newest")
 
 
 @nox.session(default=False)
@@ -94,6 +100,12 @@ def gpu(session: nox.Session) -> None:
     """Test the CUDA backend in the simulator, and compile its kernels; neither needs a device."""
     session.install("-e", ".[test]")
     gate(session, "gpu")
+
+
+@nox.session(default=False)
+def gpu_extra(session: nox.Session) -> None:
+    """Install the extra gpu on the newest Python there is, and compile a kernel."""
+    gate(session, "gpu_extra")
 
 
 @nox.session(default=False)

@@ -2,10 +2,11 @@
 
     python -m bncpu.gpu.ptx_check            # every kernel; exit code 1 if a promise is broken
     python -m bncpu.gpu.ptx_check --full     # and print them all
+    python -m bncpu.gpu.ptx_check --one      # a single kernel, not looked at: does the extra `gpu` work as installed?
 
 Where vectors have 16 bytes (all but those of planes in `collect`), data is read and written in 16 bytes; nothing is
-kept in local memory, and registers leave room for enough threads. Needs the extra `gpu` and nvdisasm; no driver, and
-not the simulator.
+kept in local memory, and registers leave room for enough threads. Needs the extra `gpu` and, but for one kernel,
+nvdisasm; no driver, and not the simulator.
 """
 
 from __future__ import annotations
@@ -68,8 +69,8 @@ def signatures() -> dict[str, Any]:
     }
 
 
-def compiled(kernel: Any, signature: Any, capability: tuple[int, int]) -> tuple[str, str]:
-    """PTX, and the disassembly of what is made of it."""
+def compiled(kernel: Any, signature: Any, capability: tuple[int, int]) -> tuple[str, bytes]:
+    """PTX, and the machine code that is made of it."""
     from cuda.core import Linker, LinkerOptions, ObjectCode
     from numba import cuda
     from numba.cuda import dispatcher
@@ -80,12 +81,15 @@ def compiled(kernel: Any, signature: Any, capability: tuple[int, int]) -> tuple[
     dispatcher.get_current_device = lambda: Device  # none is needed for a kernel that is only compiled
     ptx, _ = cuda.compile_ptx(kernel.py_func, signature, cc=capability)
     options = LinkerOptions(arch="sm_{}{}".format(*capability))
-    cubin = Linker(ObjectCode.from_ptx(ptx.encode()), options=options).link("cubin")
+    return ptx, Linker(ObjectCode.from_ptx(ptx.encode()), options=options).link("cubin").code
+
+
+def disassembled(cubin: bytes) -> str:
+    """Machine code as text."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernel.cubin")
-        path.write_bytes(cubin.code)
-        sass = subprocess.run([nvdisasm(), str(path)], capture_output=True, text=True, check=True).stdout
-    return ptx, sass
+        path.write_bytes(cubin)
+        return subprocess.run([nvdisasm(), str(path)], capture_output=True, text=True, check=True).stdout
 
 
 def nvdisasm() -> str:
@@ -104,8 +108,8 @@ def checked(kind: Any, p: Plan, name: str, signature: Any, capability: tuple[int
     from ._compat import STORAGE
     from ._kernels import kernels
 
-    ptx, sass = compiled(getattr(kernels(kind), name), signature, capability)
-    faults = []
+    ptx, cubin = compiled(getattr(kernels(kind), name), signature, capability)
+    sass, faults = disassembled(cubin), []
     if ".local" in ptx or re.search(r"\b(LDL|STL)\b", sass):
         faults.append("local memory")
     if p.n * STORAGE[kind.storage] == ACCESS and "LDG.E.128" not in sass:
@@ -131,16 +135,32 @@ def variants(name: str, *, newest: bool) -> list[dict[str, Any]]:
     return [*both, *({**some, "given": True} for some in both)] if name == "apply" else both
 
 
+def one() -> None:
+    """Compile a single kernel: whatever is wrong with the installation is an exception."""
+    from ._compat import STORAGE
+    from ._kernels import Kind, kernels
+
+    storage, name, capability = "float32", "moments", ARCHITECTURES[-1]
+    p = plan(SHAPES["rows"], 1, STORAGE[storage])
+    kernel = getattr(kernels(Kind(storage, "float32", p.rows, p.n, *p.block)), name)
+    _, cubin = compiled(kernel, signatures()[name], capability)
+    print(f"{name} compiled for sm_{''.join(map(str, capability))}: {len(cubin):,} bytes")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Check every kernel."""
     parser = argparse.ArgumentParser(prog="python -m bncpu.gpu.ptx_check", description=__doc__.splitlines()[0])
     parser.add_argument("--full", action="store_true", help="print every kernel")
+    parser.add_argument("--one", action="store_true", help="compile a single kernel, and look at nothing")
     asked = parser.parse_args(arguments)
     from ._compat import SIMULATED, STORAGE
     from ._kernels import Kind
 
     if SIMULATED:
         raise SystemExit("the simulator compiles nothing: unset NUMBA_ENABLE_CUDASIM")
+    if asked.one:
+        one()
+        return 0
     work: list[tuple[Any, ...]] = []
     for capability, shape, (storage, itemsize) in itertools.product(ARCHITECTURES, SHAPES.values(), STORAGE.items()):
         whole, single = plan(shape, 1, itemsize), plan(shape, 1, itemsize, aligned=False)

@@ -1,5 +1,6 @@
 """The arrays every test file shares: dtypes, layouts and hostile data."""
 
+import functools
 import os
 import sysconfig
 from fractions import Fraction
@@ -13,6 +14,13 @@ DTYPES = (np.float32, np.float64)
 def examples(few, many):
     """So many cases by default, or with BNCPU_THOROUGH=1."""
     return many if os.environ.get("BNCPU_THOROUGH") else few
+
+
+def slow(*cases):
+    """Cases for `parametrize` that only `pytest -m slow` and the gate run: the same again, larger or once more."""
+    import pytest  # not in the processes that import this file
+
+    return [pytest.param(case, marks=pytest.mark.slow) for case in cases]
 
 
 # Everything the transformer takes, beside them, and the dtype of its results.
@@ -37,7 +45,14 @@ def uniform_bits(seed, shape, dtype=np.float64):
 
 
 def normal(seed, shape, mean=0.0, std=1.0, dtype=np.float64):
-    return (np.random.default_rng(seed).standard_normal(shape) * std + mean).astype(dtype)
+    draw = _drawn.__wrapped__ if np.prod(shape) > 1 << 20 else _drawn
+    return (draw(seed, tuple(np.atleast_1d(shape))) * std + mean).astype(dtype, copy=False)
+
+
+@functools.lru_cache(maxsize=8)
+def _drawn(seed, shape):
+    """Many tests in a row take the same numbers, and drawing them costs more than what is tested."""
+    return np.random.default_rng(seed).standard_normal(shape)
 
 
 def hostile_columns(n, dtype, seed=0):
@@ -72,12 +87,25 @@ def sparse_columns(n, dtype=np.float64, seed=0):
 
 
 def exact_moments(values, weights=None):
-    """Count, mean and m2 of finite numbers as exact fractions."""
-    values = [Fraction(float(v)) for v in values]
-    weights = [Fraction(1)] * len(values) if weights is None else [Fraction(float(w)) for w in weights]
+    """Count, mean and m2 of finite numbers as exact fractions.
+
+    Floating-point numbers are whole multiples of a power of two, so that their sums are those of integers, which are
+    much faster than fractions. Nothing is rounded, so that the textbook formula is as good as any.
+    """
+    values, unit = _multiples(values)
+    weights, weight_unit = _multiples([1.0] * len(values) if weights is None else weights)
     count = sum(weights)
-    mean = sum(w * v for v, w in zip(values, weights, strict=True)) / count
-    return count, mean, sum(w * (v - mean) ** 2 for v, w in zip(values, weights, strict=True))
+    total = sum(w * v for v, w in zip(values, weights, strict=True))
+    squares = sum(w * v * v for v, w in zip(values, weights, strict=True))
+    mean = Fraction(total, count)
+    return count * weight_unit, mean * unit, (squares - mean * total) * weight_unit * unit**2
+
+
+def _multiples(values):
+    """Integers, and the fraction of which the values are these multiples."""
+    ratios = [float(v).as_integer_ratio() for v in values]
+    finest = max((denominator for _, denominator in ratios), default=1)
+    return [numerator * (finest // denominator) for numerator, denominator in ratios], Fraction(1, finest)
 
 
 # name -> an array with the values and shape of a C-ordered one (N, C, ...), and where its channels are

@@ -119,28 +119,19 @@ def merged(parts):
     return state(functools.reduce(BatchNormTransformer.merge, (bn for bn, _ in parts), BatchNormTransformer()))
 
 
-def pools():
-    """Ways to start processes after which a merge has the bits of one process."""
+def pool(method):
+    """Whether a merge has the bits of one process after processes were started in this way."""
     expected = merged(map(learned, chunks()))
-    right = set()
-    for method in multiprocessing.get_all_start_methods():
-        with multiprocessing.get_context(method).Pool(2) as pool:
-            if merged(pool.map(learned, chunks())) == expected:
-                right.add(method)
-    return sorted(right)
+    with multiprocessing.get_context(method).Pool(2) as pool:
+        return merged(pool.map(learned, chunks())) == expected
 
 
-def joblib_backends():
-    """Backends after which a merge has the bits of one process, and the threads allowed in workers that may have 3."""
+def joblib_pool(backend):
+    """Whether a merge has the bits of one process, and the threads allowed in loky's workers, which may have 3."""
     expected = merged(map(learned, chunks()))
-    right, allowed = [], None
-    for backend in ("loky", "threading", "multiprocessing"):
-        with joblib.parallel_backend(backend, n_jobs=2, inner_max_num_threads=3 if backend == "loky" else None):
-            parts = joblib.Parallel()(joblib.delayed(learned)(chunk) for chunk in chunks())
-        if merged(parts) == expected:
-            right.append(backend)
-        allowed = allowed or {n_threads for _, n_threads in parts}
-    return right, allowed
+    with joblib.parallel_backend(backend, n_jobs=2, inner_max_num_threads=3 if backend == "loky" else None):
+        parts = joblib.Parallel()(joblib.delayed(learned)(chunk) for chunk in chunks())
+    return merged(parts) == expected, {n_threads for _, n_threads in parts} if backend == "loky" else None
 
 
 # ---- limits ----
@@ -257,14 +248,15 @@ def learners():
     }
 
 
-def partial_fits_of_one():
+def partial_fits_of_one(way):
     """What four threads that teach one transformer, and four that look at it, see that no whole batches explain."""
+    learn = learners()[way]
     sys.setswitchinterval(1e-6)
     _state_file.write = lambda file, content: file.append(json.dumps(content, default=float))  # without the disk
     # The number of rows alone tells which batches were taken.
     batches = [normal(5 + i, (2 << i, 3), mean=i) for i in range(4)]
     torn, lost, looks = set(), 0, 0
-    for (mode, parameters), (way, learn), fitted in itertools.product(MODES.items(), learners().items(), (True, False)):
+    for (mode, parameters), fitted in itertools.product(MODES.items(), (True, False)):
         start = BatchNormTransformer(**parameters)
         if fitted:
             learn(start, normal(10, (64, 3)))

@@ -207,6 +207,7 @@ def goals(monkeypatch):
     return module
 
 
+@pytest.mark.slow
 def test_goals_are_measured_after_right_results_only(goals, monkeypatch, capsys):
     assert goals.main() == 0
     assert "0 wrong." in capsys.readouterr().out

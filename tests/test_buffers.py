@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pandas as pd
 import pytest
+from arrays import slow
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
@@ -414,6 +415,7 @@ def test_a_result_can_be_resized(small, n_values):
     leased(8192).fill(1)
 
 
+@pytest.mark.filterwarnings("ignore:Setting the (dtype|shape) on a NumPy array:DeprecationWarning")  # NumPy 2.5
 def test_a_change_of_shape_or_dtype_in_place_does_not_confuse_the_list(small):
     y = _buffers.empty((4096,), np.dtype(np.float64))
     y.dtype = np.uint8
@@ -607,7 +609,7 @@ def total_in_child(y):
     return float(y.sum()), _buffers.waiting()
 
 
-@pytest.mark.parametrize("method", sorted({"fork", "spawn"} & {*multiprocessing.get_all_start_methods()}))
+@pytest.mark.parametrize("method", [pytest.param("fork", marks=needs_fork), *slow("spawn")])
 def test_results_go_to_other_processes(method):
     y = leased(32 * MIB)
     y.fill(2)
@@ -615,7 +617,7 @@ def test_results_go_to_other_processes(method):
         assert pool.apply(total_in_child, (y,)) == (2.0 * y.size, 0)
 
 
-@pytest.mark.parametrize("modules", ["kept", "deleted"])
+@pytest.mark.parametrize("modules", ["kept", *slow("deleted")])
 def test_results_that_live_at_exit_do_no_harm(modules):
     code = f"""
     import gc, sys, threading

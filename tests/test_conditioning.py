@@ -23,7 +23,7 @@ U = 2.0**-53
 
 def bound(column, mean, var, farther=1):
     """Relative error that the variance may have, if the shift is as far off as any value, or a multiple of that."""
-    farthest = max(abs(Fraction(float(x)) - mean) for x in column) * farther
+    farthest = max(abs(Fraction(float(x)) - mean) for x in (min(column), max(column))) * farther
     kappa2_shifted = 1 + min(float(farthest**2 / var), 64.0) + float(mean**2 / var) * U**2
     return len(column) * kappa2_shifted * U + 4 * U
 

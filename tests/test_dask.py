@@ -11,7 +11,7 @@ import distributed
 import numpy as np
 import pandas as pd
 import pytest
-from arrays import MODES, OTHER_DTYPES, examples, normal, sparse_columns
+from arrays import MODES, OTHER_DTYPES, examples, normal, slow, sparse_columns
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
@@ -386,7 +386,7 @@ def test_momentum_needs_two_values_of_the_whole_not_of_a_block():
 # ---- schedulers ----
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ["cumulative", *slow("halflife", "momentum")])
 @pytest.mark.usefixtures("client")
 def test_any_scheduler_gives_the_same_bits(mode):
     X, frame = da.from_array(ROWS, chunks=(7, 3)), dask_frame()

@@ -18,10 +18,12 @@ def printed(name, cwd, *launcher):
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=True, timeout=100).stdout
 
 
+@pytest.mark.slow
 def test_processes_that_share_a_batch_get_the_results_of_the_whole(tmp_path):
     assert printed("synchronized_batch_norm.py", tmp_path).endswith("equal to 13 digits: True\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["merge_joblib.py", "merge_multiprocessing.py", "merge_dask.py"])
 def test_workers_that_merge_have_the_statistics_of_the_whole(name, tmp_path):
     lines = printed(name, tmp_path).splitlines()
@@ -40,19 +42,21 @@ def test_ranks_of_mpi_end_with_the_same_statistics(tmp_path):
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        (
+        pytest.param(
             "deploy_onnx.py",
             "nodes: ['BatchNormalization', 'TreeEnsembleClassifier']\nsame labels: True\n"
             "probabilities differ by less than 1e-6: True\n",
+            marks=pytest.mark.slow,
         ),
         (
             "deploy_folded.py",
             "steps: ['batchnormtransformer', 'logisticregression'] -> ['logisticregression']\nsame labels: True\n"
             "probabilities differ by less than 1e-12: True\n",
         ),
-        (
+        pytest.param(
             "deploy_skops.py",
             "only ours need trust: True\nsame probabilities: True\nand it learns on: True\n",
+            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -60,6 +64,7 @@ def test_deployed_pipelines_predict_the_same(name, expected, tmp_path):
     assert printed(name, tmp_path) == expected
 
 
+@pytest.mark.slow
 def test_a_layer_of_a_network_serves_and_learns_in_a_transformer(tmp_path):
     first, second, third = printed("layer_of_torch.py", tmp_path).splitlines()
     assert first == "as the layer in eval(): True"
@@ -71,6 +76,7 @@ def test_a_layer_of_a_network_serves_and_learns_in_a_transformer(tmp_path):
     assert third.endswith(" 21 batches")
 
 
+@pytest.mark.slow
 def test_drift_is_told_and_drawn(tmp_path):
     lines = printed("see_drift.py", tmp_path).splitlines()
     moved = [line.split("  ")[0] for line in lines if "mean has moved" in line]

@@ -15,7 +15,7 @@ import pyarrow.csv
 import pyarrow.feather
 import pyarrow.parquet
 import pytest
-from arrays import examples, normal
+from arrays import examples, normal, slow
 
 from bncpu import BatchNormTransformer, _files, _tables, _validation, cli
 
@@ -465,7 +465,7 @@ def test_nothing_to_resume_is_a_fresh_start(X, tmp_path):
 
 # ---- memory ----
 
-# Each file is ten times what the process may have beside what it has after its imports.
+# Each file is several times what the process may have beside what it has after its imports.
 LIMITED = """
     import re, resource, sys
     from bncpu import cli
@@ -482,15 +482,16 @@ LIMITED = """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems do not limit the memory of a process")
-def test_files_ten_times_larger_than_memory_are_learned_and_transformed(tmp_path):
+@pytest.mark.parametrize("times", [2, *slow(10)])
+def test_files_several_times_larger_than_memory_are_learned_and_transformed(times, tmp_path):
     with open(tmp_path / "x.npy", "wb") as file:  # zeros that take no place on the disk
-        shape = (10 * (60 << 20) // 64, 8)
+        shape = (times * (60 << 20) // 64, 8)
         np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": shape})
         file.truncate(file.tell() + shape[0] * 64)
     n_rows = (80 << 20) // 64
     part = pa.table({name: np.arange(n_rows) % 7.0 for name in "abcdefgh"})
     with pyarrow.parquet.ParquetWriter(tmp_path / "x.parquet", part.schema) as file:
-        for _ in range(10):
+        for _ in range(times):
             file.write_table(part)
     small_stacks = ["sh", "-c", 'ulimit -s 1024; exec "$@"', "sh"]  # of threads, which count
     command = [*small_stacks, sys.executable, "-c", textwrap.dedent(LIMITED).replace("\\\\", "\\")]
@@ -500,7 +501,7 @@ def test_files_ten_times_larger_than_memory_are_learned_and_transformed(tmp_path
     done = subprocess.run([*command, *paths], capture_output=True, text=True, check=False, env=env)
     assert done.returncode == 0, done.stderr
     state = BatchNormTransformer.load(tmp_path / "state.json")
-    assert state.n_samples_seen_ == 10 * n_rows
+    assert state.n_samples_seen_ == times * n_rows
     assert state.mean_ == pytest.approx(np.full(8, 3), rel=1e-4)
     assert pyarrow.parquet.read_metadata(tmp_path / "state.json.parquet").num_rows == shape[0]
 

@@ -20,6 +20,8 @@ from bncpu.pipelines import LINEAR
 PARAMETERS = [{}, {"eps": 1e-3, "gamma": np.linspace(-1, 2, 10), "beta": np.linspace(-1, 1, 10)}]
 
 
+# Models that take their time to learn; `simplify` does the same to each of its kind.
+LONG_TO_LEARN = ("HuberRegressor", "LogisticRegressionCV", "PoissonRegressor", "TheilSenRegressor")
 CLASSIFIERS = ("LogisticRegression", "LogisticRegressionCV", "Perceptron", "LinearSVC")
 
 
@@ -41,11 +43,14 @@ def fitted(model, normalizer):
 @pytest.mark.parametrize(
     "model",
     [
-        getattr(importlib.import_module(f"sklearn.{module}"), name)
+        pytest.param(
+            getattr(importlib.import_module(f"sklearn.{module}"), name),
+            marks=[pytest.mark.slow] if name in LONG_TO_LEARN else [],
+            id=name,
+        )
         for module, names in LINEAR.items()
         for name in sorted(names)
     ],
-    ids=lambda model: model.__name__,
 )
 def test_predictions_stay_the_same_but_for_rounding(model):
     for parameters in PARAMETERS:

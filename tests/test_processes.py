@@ -15,6 +15,7 @@ from pathlib import Path
 import joblib
 import processes
 import pytest
+from arrays import slow
 
 import bncpu
 from bncpu import _kernels
@@ -45,9 +46,9 @@ FIND = f"""
 """
 
 
-def result_of(function, **environment):
+def result_of(function, *arguments, **environment):
     """What a function of `processes.py` returns, as it is printed."""
-    return run(FIND, f"import processes; print(processes.{function.__name__}())", **environment)
+    return run(FIND, f"import processes; print(processes.{function.__name__}(*{arguments}))", **environment)
 
 
 # ---- forks ----
@@ -93,7 +94,9 @@ def test_a_long_kernel_can_be_interrupted_and_changes_nothing():
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="this platform does not list threads")
-@pytest.mark.parametrize(("allowed", "started"), [("1", 0), ("2", min(2, joblib.cpu_count()) - 1)])
+@pytest.mark.parametrize(
+    ("allowed", "started"), [("2", min(2, joblib.cpu_count()) - 1), pytest.param("1", 0, marks=pytest.mark.slow)]
+)
 def test_omp_num_threads_is_the_number_of_threads_on_an_idle_machine(allowed, started):
     code = """
     import os
@@ -117,13 +120,18 @@ def test_nested_threadpool_limits_are_respected_in_any_thread_and_restored():
 # ---- pools ----
 
 
-def test_processes_however_started_learn_the_bits_of_one():
-    assert result_of(processes.pools) == str(sorted(multiprocessing.get_all_start_methods()))
+FIRST, *OTHERS = multiprocessing.get_all_start_methods()
 
 
-def test_joblib_workers_learn_the_bits_of_one_process_with_the_threads_that_joblib_allows():
-    expected = ["loky", "threading", "multiprocessing"], {3} if _kernels.openmp_version() else {1}
-    assert result_of(processes.joblib_backends) == str(expected)
+@pytest.mark.parametrize("method", [FIRST, *slow(*OTHERS)])
+def test_processes_however_started_learn_the_bits_of_one(method):
+    assert result_of(processes.pool, method) == "True"
+
+
+@pytest.mark.parametrize("backend", ["threading", *slow("loky", "multiprocessing")])
+def test_joblib_workers_learn_the_bits_of_one_process_with_the_threads_that_joblib_allows(backend):
+    allowed = {3} if _kernels.openmp_version() else {1}
+    assert result_of(processes.joblib_pool, backend) == str((True, allowed if backend == "loky" else None))
 
 
 # ---- threads ----
@@ -133,8 +141,9 @@ def test_eight_threads_on_own_and_shared_objects_get_the_bits_of_one():
     assert result_of(processes.eight_threads) == "set()"
 
 
-def test_concurrent_partial_fits_of_one_object_leave_some_whole_batches():
-    assert result_of(processes.partial_fits_of_one).startswith("(set(), ")
+@pytest.mark.parametrize("way", ["small", *slow("columns", "weighted")])
+def test_concurrent_partial_fits_of_one_object_leave_some_whole_batches(way):
+    assert result_of(processes.partial_fits_of_one, way).startswith("(set(), ")
 
 
 def test_transforms_during_fits_to_another_width_are_right_or_refused():
@@ -142,7 +151,7 @@ def test_transforms_during_fits_to_another_width_are_right_or_refused():
 
 
 # Each of the two brings an OpenMP of its own.
-@pytest.mark.parametrize("calls", ["ours(), theirs()", "theirs(), ours()"])
+@pytest.mark.parametrize("calls", ["ours(), theirs()", *slow("theirs(), ours()")])
 def test_scikit_learn_loaded_and_used_before_or_after_us_does_no_harm(calls):
     code = """
     from concurrent.futures import ThreadPoolExecutor
@@ -177,7 +186,7 @@ def test_the_gil_stays_off():
 # ---- environment and installation ----
 
 
-@pytest.mark.parametrize("name", _kernels.isa_variants())
+@pytest.mark.parametrize("name", [_kernels.isa_variants()[-1], *slow(*_kernels.isa_variants()[:-1])])
 def test_the_environment_chooses_the_instruction_set(name):
     assert run("from bncpu import _kernels; print(_kernels.isa())", BNCPU_ISA=name) == name
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from arrays import DTYPES, GOOD, LAYOUTS, MODES, hostile_columns, normal, same_bits
+from arrays import DTYPES, GOOD, LAYOUTS, MODES, hostile_columns, normal, same_bits, slow
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -314,7 +314,8 @@ SHAPES = [(32, 10), (2, 3), (1, 4), (300, 7), (5, 512), (3, 513), (4, 3, 5, 5), 
           (9, 1, 4), (70, 1), (1, 2, 40_000), (700, 100)]  # fmt: skip
 
 # Several blocks or tasks: of rows, of one channel, of planes whose steps are one and apart; stored past the cache.
-LARGE = [(70_001, 3), (2000, 513), (140_000, 1), (3, 1, 90_001), (40, 6, 56, 56), (300, 8, 32, 32), (33, 128, 19, 53)]
+LARGE = [(70_001, 3), (2000, 513), (140_000, 1), (3, 1, 90_001), (40, 6, 56, 56),
+         *slow((300, 8, 32, 32), (33, 128, 19, 53))]  # fmt: skip
 
 
 def all_of(result):
@@ -360,8 +361,8 @@ def test_both_ways_of_the_functions_give_the_same_bits(shape, dtype, activation,
             assert short == functions(*arguments)
 
 
-@pytest.mark.parametrize("n_threads", [1, 2])
-@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("n_threads", [2, *slow(1)])
+@pytest.mark.parametrize("in_place", [False, *slow(True)])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", LARGE, ids=str)
 def test_both_ways_give_the_same_bits_of_large_arrays(shape, dtype, in_place, n_threads):

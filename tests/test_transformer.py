@@ -23,6 +23,7 @@ from arrays import (
     normal,
     polars,
     same_bits,
+    slow,
     sparse_columns,
 )
 from hypothesis import given, settings
@@ -406,11 +407,15 @@ def test_names_come_and_go_with_fit():
     assert not hasattr(bn, "feature_names_in_")
 
 
-def test_in_a_column_transformer_in_a_grid_search_with_joblib():
+@pytest.mark.parametrize("n_jobs", [1, *slow(2)])
+def test_in_a_column_transformer_in_a_grid_search_with_joblib(n_jobs):
     X, y = datasets.load_wine(return_X_y=True, as_frame=True)
     columns = ColumnTransformer([("bn", BatchNormTransformer(), list(X.columns[:7]))], remainder=StandardScaler())
     search = GridSearchCV(
-        Pipeline([("scale", columns), ("model", LogisticRegression())]), {"scale__bn__eps": [0.0, 1e-5]}, n_jobs=2, cv=3
+        Pipeline([("scale", columns), ("model", LogisticRegression())]),
+        {"scale__bn__eps": [0.0, 1e-5]},
+        n_jobs=n_jobs,
+        cv=3,
     )
     assert search.fit(X, y).best_score_ > 0.95
 
