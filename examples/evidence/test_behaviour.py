@@ -7,6 +7,8 @@ import re
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.timeout(1500)  # more than a script may take: conftest.py
+
 
 def figures(text, heading, name):
     """Means and spreads, "mean±spread", in the row of a name below a heading; an array of shape (2, columns)."""
