@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.timeout(1500)  # more than a script may take: conftest.py
+pytestmark = pytest.mark.timeout(4000)  # more than a script may take: conftest.py
 
 
 def figures(text, heading, name):

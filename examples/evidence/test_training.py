@@ -11,7 +11,7 @@ import re
 
 import pytest
 
-pytestmark = pytest.mark.timeout(1500)  # more than a script may take: conftest.py
+pytestmark = pytest.mark.timeout(4000)  # more than a script may take: conftest.py
 
 # The range of so many normal values, in standard deviations, on average.
 RANGE = {3: 1.69, 5: 2.33}
