@@ -2,6 +2,8 @@
 
 # ruff: noqa: D103 (a test's name is its docstring)
 
+import itertools
+
 import numpy as np
 import pytest
 from networks import (
@@ -156,6 +158,20 @@ def test_a_network_that_diverges_has_a_history_of_full_length_that_says_when():
     assert outcome([trained] * 2) == "0 of 2 trainings diverged"
     said = f"2 of 3 trainings diverged, at steps {diverged.diverged} to 99"
     assert outcome([diverged._replace(diverged=99), trained, diverged]) == said
+
+
+def test_watch_sees_parameters_and_gradients_before_each_step():
+    network, seen = Network(Linear(64, 10, np.random.default_rng(0))), []
+
+    def watch(step, x, labels):
+        assert x.shape == (32, 64)
+        assert labels.shape == (32,)
+        seen.append((step, network.parameters[0].copy(), network.gradients[0].copy()))
+
+    train(network, digits(0), 0.1, batch=32, steps=4, every=4, watch=watch)
+    assert [step for step, _, _ in seen] == [0, 1, 2, 3]
+    for (_, weight, gradient), (_, moved, _) in itertools.pairwise(seen):
+        np.testing.assert_array_equal(moved, weight - (0.1 * gradient).astype(np.float32))
 
 
 def test_training_that_ends_early_leaves_the_rest_open():
