@@ -76,6 +76,13 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def roundings(session: nox.Session) -> None:
+    """Hold the claims of the gallery's examples under every rounding that this machine can bring about."""
+    session.install("-e", ".[test,docs]")
+    gate(session, "roundings")
+
+
+@nox.session(default=False)
 def wheel(session: nox.Session) -> None:
     """Build sdist and wheel without OpenMP, check both and test the wheel."""
     session.install("-r", ".ci/requirements.txt")

@@ -12,7 +12,7 @@ many predictions batch mates change.
 
 import matplotlib.pyplot as plt
 import numpy as np
-from networks import BLACK, BLUE, ORANGE, BatchNorm, Linear, Network, ReLU, digits, save, train
+from networks import BLACK, BLUE, ORANGE, BatchNorm, Linear, Network, ReLU, digits, outcome, save, train
 
 from bncpu import SavedStatistics, batch_norm_backward, batch_norm_backward_frozen, batch_norm_forward
 
@@ -71,6 +71,7 @@ print(f"  frozen statistics: largest {frozen}")
 
 BATCHES, SHUFFLES = np.array([4, 8, 16, 32, 64, 128, 256]), 10
 flipped, flipped_running = np.empty((2, len(SEEDS), len(BATCHES)))
+histories = []
 
 
 def predicted(network, x, size, rng, training):
@@ -95,7 +96,7 @@ for seed in SEEDS:
     network = Network(
         *(Linear(64, 64, rng), BatchNorm(64), ReLU(), Linear(64, 64, rng), BatchNorm(64), ReLU(), Linear(64, 10, rng))
     )
-    train(network, data, 0.1, batch=64, steps=500, every=500, seed=seed)
+    histories.append(train(network, data, 0.1, batch=64, steps=500, every=500, seed=seed))
     for column, size in enumerate(BATCHES):
         flipped_running[seed, column] = undecided(predicted(network, data.x_test, size, rng, training=False))
         flipped[seed, column] = undecided(predicted(network, data.x_test, size, rng, training=True))
@@ -103,6 +104,7 @@ for seed in SEEDS:
 print("share of digits whose label depends on the batch, batches of", *BATCHES)
 print("  batch statistics  ", *(f"{v.mean():.3f}±{v.std():.3f}" for v in flipped.T))
 print("  running statistics", *(f"{v.mean():.3f}±{v.std():.3f}" for v in flipped_running.T))
+print(outcome(histories))
 
 # %%
 # What came out

@@ -31,6 +31,7 @@ from networks import (
     digits,
     loss_and_gradients,
     norms_and_inputs,
+    outcome,
     save,
     take_statistics_again,
     train,
@@ -69,11 +70,13 @@ def made(name, rng):
 reached = {name: np.empty((len(SEEDS), len(SAMPLES))) for name in COLORS}
 mended = np.empty((len(SEEDS), len(SAMPLES)))
 shift = {name: np.empty((len(SEEDS), 3)) for name in COLORS if "BN" in name}
+histories = []
 for name, seed, (column, samples) in itertools.product(COLORS, SEEDS, enumerate(SAMPLES)):
     data = digits(seed)
     data = data._replace(x_train=data.x_train[:samples], y_train=data.y_train[:samples])
     network = made(name, np.random.default_rng(seed))
-    reached[name][seed, column] = train(network, data, 0.1, batch=32, steps=300, every=300, seed=seed).accuracy[-1]
+    histories.append(train(network, data, 0.1, batch=32, steps=300, every=300, seed=seed))
+    reached[name][seed, column] = histories[-1].accuracy[-1]
     if "BN" in name and column == 0:
         shift[name][seed] = [
             x.var(axis=0).sum() / bn.running_var.sum() for bn, x in norms_and_inputs(network, data.x_train)
@@ -85,6 +88,7 @@ for name, seed, (column, samples) in itertools.product(COLORS, SEEDS, enumerate(
 print("test accuracy, samples to learn from:", *SAMPLES)
 for name, values in (reached | {"BN and dropout, statistics without dropout": mended}).items():
     print(f"  {name:42}", *(f"{v.mean():.3f}±{v.std():.3f}" for v in values.T))
+print(outcome(histories))
 print("variance at inference / running variance, normalizations 1 to 3, 1198 samples")
 for name, values in shift.items():
     print(f"  {name:42}", *(f"{v.mean():.2f}±{v.std():.2f}" for v in values.T))

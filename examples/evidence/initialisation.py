@@ -14,9 +14,11 @@ Here networks of four depths start from weights of nine scales, and take 60 step
 network without batch norm.
 """
 
+import itertools
+
 import matplotlib.pyplot as plt
 import numpy as np
-from networks import BatchNorm, Linear, Network, ReLU, Residual, digits, save, train
+from networks import BatchNorm, Linear, Network, ReLU, Residual, digits, outcome, save, train
 
 SEEDS = range(3)
 DEPTHS = (2, 5, 10, 20)
@@ -45,20 +47,20 @@ def network(kind, depth, scale, seed):
 
 
 # %%
-# Test accuracies of shape (depths, scales, seeds); a network that diverged has 0, and one trains if it gets 70 % right.
-# The scales said below are those that train in the median over the seeds.
+# Test accuracies of shape (depths, scales, seeds); a network that diverged guesses, and one trains if it gets 70 %
+# right. The scales said below are those that train in the median over the seeds.
 
 
 def learned(kind, depth, scale, seed):
-    """The accuracy after training."""
-    made = network(kind, depth, scale, seed)
-    return np.nan_to_num(train(made, DATA[seed], RATE, steps=STEPS, every=STEPS, seed=seed).accuracy[-1])
+    """The course of training, tested at its end."""
+    return train(network(kind, depth, scale, seed), DATA[seed], RATE, steps=STEPS, every=STEPS, seed=seed)
 
 
-ACCURACY = {
-    kind: np.array([[[learned(kind, d, s, seed) for seed in SEEDS] for s in SCALES] for d in DEPTHS]) for kind in KINDS
-}
-for kind, found in ACCURACY.items():
+GRID, ACCURACY = list(itertools.product(DEPTHS, SCALES, SEEDS)), {}
+for kind in KINDS:
+    histories = [learned(kind, *cell) for cell in GRID]
+    found = np.array([history.accuracy[-1] for history in histories]).reshape(len(DEPTHS), len(SCALES), len(SEEDS))
+    ACCURACY[kind] = found
     trains = 100 * (found >= TRAINED).mean(axis=(0, 1))
     least, most = trains.min(), trains.max()
     print(f"{kind}: {trains.mean():.0f} % of the grid trains ({least:.0f} to {most:.0f} over {len(SEEDS)} seeds)")
@@ -66,6 +68,7 @@ for kind, found in ACCURACY.items():
         which = SCALES[of_depth >= TRAINED]
         says = f"{len(which)} scales, {which[0]:.3g} to {which[-1]:.3g}" if which.size else "0 scales"
         print(f"  depth {depth}: {says}")
+    print(f"  {outcome(histories)}")
 
 # %%
 # Before any training: by what factor do the mean squares of activations grow from layer to layer, and those of their

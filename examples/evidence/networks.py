@@ -7,6 +7,7 @@ computed in the dtype of the parameters and of the data: float32, unless a calle
 
 # ruff: noqa: D102 (Layer explains forward and backward for all)
 
+import os
 import sys
 from typing import NamedTuple
 
@@ -18,8 +19,12 @@ from threadpoolctl import threadpool_limits
 
 import bncpu
 
-# For the whole process: so small arrays gain nothing from more threads, and scripts may run side by side.
-ONE_THREAD = threadpool_limits(1)
+# For the whole process: so small arrays gain nothing from more threads, and scripts may run side by side. More threads
+# make the examples slower and change how products of matrices round, which is what .ci/run roundings wants.
+THREADS = threadpool_limits(int(os.environ.get("BNCPU_EVIDENCE_THREADS", "1")))
+
+# What a network that diverged gets right of ten equally frequent digits: it guesses.
+CHANCE = 0.1
 
 # Okabe and Ito's colours, which people with any kind of colour vision tell apart.
 BLUE, ORANGE, GREEN, PINK, SKY, YELLOW, BLACK = (
@@ -247,11 +252,17 @@ class Data(NamedTuple):
 
 
 class History(NamedTuple):
-    """After how many steps, the loss of the last batch and the accuracy on the test data. NaN: it diverged."""
+    """The course of a training, of the same length whatever came of it.
+
+    After how many steps, the loss of the last batch and the accuracy on the test data; and the step whose loss was no
+    finite number, or None. From that step on the loss is NaN and the accuracy that of guessing, ``CHANCE``, so that
+    means over seeds count a network that diverged for what it is worth. What an early end left out is NaN.
+    """
 
     steps: np.ndarray
     loss: np.ndarray
     accuracy: np.ndarray
+    diverged: int | None
 
 
 def digits(seed, images=False):
@@ -313,25 +324,43 @@ def batches(n_samples, size, rng):
             yield order[start : start + size]
 
 
-def train(network, data, rate, *, batch=64, steps=1000, every=10, until=1.1, seed=0):
-    """Train in place by SGD, and test after every so many steps.
+def train(network, data, rate, *, batch=64, steps=1000, every=10, until=1.1, seed=0, watch=None):
+    """Train in place by SGD, and test after every so many steps, and after the last.
 
-    Stops before `steps` at a test accuracy of `until`, or when the loss is no number any more.
+    Ends early at a test accuracy of `until`, or if it diverges. `watch` is called before each step with the number of
+    steps made, the samples and the labels of the batch; the gradients are in the network.
     """
-    sgd, drawn, rows = SGD(network, rate), batches(len(data.x_train), batch, np.random.default_rng(seed)), []
+    sgd, drawn = SGD(network, rate), batches(len(data.x_train), batch, np.random.default_rng(seed))
+    tests = [*range(every, steps, every), steps]
+    rows, diverged = np.full((len(tests), 2), np.nan), None
     with np.errstate(all="ignore"):  # a network that diverges does so in silence
         for step in range(1, steps + 1):
             chosen = next(drawn)
-            loss = loss_and_gradients(network, data.x_train[chosen], data.y_train[chosen])
-            sgd.step()
+            x, labels = data.x_train[chosen], data.y_train[chosen]
+            loss = loss_and_gradients(network, x, labels)
             if not np.isfinite(loss):
-                rows.append((step, np.nan, np.nan))
+                diverged = step
+                rows[np.searchsorted(tests, step) :, 1] = CHANCE
                 break
-            if step % every == 0 or step == steps:
-                rows.append((step, loss, accuracy(network, data.x_test, data.y_test)))
-                if rows[-1][-1] >= until:
+            if watch:
+                watch(step - 1, x, labels)
+            sgd.step()
+            if step in tests:
+                right = accuracy(network, data.x_test, data.y_test)
+                rows[tests.index(step)] = loss, right
+                if right >= until:
                     break
-    return History(*np.array(rows).T)
+    return History(np.array(tests), *rows.T, diverged)
+
+
+def outcome(histories):
+    """How many trainings diverged, and when, in words for a page."""
+    when = [history.diverged for history in histories if history.diverged is not None]
+    said = f"{len(when)} of {len(histories)} trainings diverged"
+    if not when:
+        return said
+    first, last = min(when), max(when)
+    return f"{said}, at step {first}" if first == last else f"{said}, at steps {first} to {last}"
 
 
 def save(figure, name):

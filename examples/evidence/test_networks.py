@@ -2,10 +2,13 @@
 
 # ruff: noqa: D103 (a test's name is its docstring)
 
+import itertools
+
 import numpy as np
 import pytest
 from networks import (
-    ONE_THREAD,
+    CHANCE,
+    THREADS,
     BatchNorm,
     Conv,
     Dropout,
@@ -20,10 +23,13 @@ from networks import (
     cross_entropy,
     digits,
     loss_and_gradients,
+    outcome,
     train,
 )
 
-ONE_THREAD.restore_original_limits()  # other tests of this process may want more
+from bncpu import _kernels
+
+THREADS.restore_original_limits()  # other tests of this process may want more
 
 
 def small_network(norm, rng):
@@ -124,18 +130,82 @@ def test_the_same_seed_trains_the_same_network():
         return train(network, digits(seed), 0.5, steps=60, every=20, seed=seed)
 
     first, again, other = trained(0), trained(0), trained(1)
-    np.testing.assert_array_equal(first, again)
+    for one, same in zip(first, again, strict=True):
+        np.testing.assert_array_equal(one, same)
+    assert first.diverged is None
     assert first.steps.tolist() == [20, 40, 60]
     assert first.accuracy[-1] > 0.8
     assert not np.array_equal(first.loss, other.loss)
 
 
-def test_a_loss_that_is_no_number_ends_training():
+def test_a_network_that_diverges_has_a_history_of_full_length_that_says_when():
     rng = np.random.default_rng(0)
-    network = Network(*(layer for _ in range(6) for layer in (Linear(64, 64, rng, scale=1e9), ReLU())))
-    history = train(network, digits(0), 1.0, steps=50)
-    assert history.steps[-1] < 50
-    assert np.isnan(history.accuracy[-1])
+    network = Network(*(layer for _ in range(6) for layer in (Linear(64, 64, rng), ReLU())))
+    diverged = train(network, digits(0), 3.0, steps=55, every=2)
+    assert diverged.steps.tolist() == [*range(2, 55, 2), 55]
+    assert {len(diverged.steps), len(diverged.loss), len(diverged.accuracy)} == {28}
+    assert 1 <= diverged.diverged < 55
+    before = diverged.steps < diverged.diverged
+    assert before.any()
+    assert np.isfinite(diverged.loss[before]).all()
+    assert np.isnan(diverged.loss[~before]).all()
+    assert (diverged.accuracy[~before] == CHANCE).all()
+
+    trained = train(Network(Linear(64, 10, rng)), digits(0), 0.1, steps=55, every=2)
+    assert trained.diverged is None
+    np.array([trained.accuracy, diverged.accuracy])  # of one shape
+    assert outcome([trained, diverged]) == f"1 of 2 trainings diverged, at step {diverged.diverged}"
+    assert outcome([trained] * 2) == "0 of 2 trainings diverged"
+    said = f"2 of 3 trainings diverged, at steps {diverged.diverged} to 99"
+    assert outcome([diverged._replace(diverged=99), trained, diverged]) == said
+
+
+def test_watch_sees_parameters_and_gradients_before_each_step():
+    network, seen = Network(Linear(64, 10, np.random.default_rng(0))), []
+
+    def watch(step, x, labels):
+        assert x.shape == (32, 64)
+        assert labels.shape == (32,)
+        seen.append((step, network.parameters[0].copy(), network.gradients[0].copy()))
+
+    train(network, digits(0), 0.1, batch=32, steps=4, every=4, watch=watch)
+    assert [step for step, _, _ in seen] == [0, 1, 2, 3]
+    for (_, weight, gradient), (_, moved, _) in itertools.pairwise(seen):
+        np.testing.assert_array_equal(moved, weight - (0.1 * gradient).astype(np.float32))
+
+
+def test_training_that_ends_early_leaves_the_rest_open():
+    rng = np.random.default_rng(0)
+    history = train(Network(Linear(64, 10, rng)), digits(0), 0.1, steps=300, every=10, until=0.7)
+    assert len(history.accuracy) == 30
+    (reached,) = np.flatnonzero(history.accuracy >= 0.7)
+    assert reached < 29
+    assert np.isfinite(history.loss[: reached + 1]).all()
+    assert np.isnan([history.loss[reached + 1 :], history.accuracy[reached + 1 :]]).all()
+    assert history.diverged is None
+
+
+def test_every_instruction_set_trains_the_same_network():
+    def trained(isa):
+        _kernels.use_isa(isa)
+        rng = np.random.default_rng(0)
+        network = Network(
+            Conv(1, 4, rng), BatchNorm(4), ReLU(), Conv(4, 4, rng, stride=2), GroupNorm(2, 4), ReLU(),
+            Flatten(), Linear(64, 19, rng), LayerNorm(19), ReLU(), Linear(19, 10, rng), BatchNorm(10),
+        )  # fmt: skip
+        history = train(network, digits(0, images=True), 0.1, batch=24, steps=40, every=40)
+        norms = [layer for layer in network.layers if isinstance(layer, BatchNorm)]
+        running = [array for norm in norms for array in (norm.running_mean, norm.running_var)]
+        return [*network.parameters, *running, history.loss, history.accuracy]
+
+    before = _kernels.isa()
+    try:
+        first, *others = map(trained, _kernels.isa_variants())
+    finally:
+        _kernels.use_isa(before)
+    for other in others:
+        for one, same in zip(first, other, strict=True):
+            np.testing.assert_array_equal(one, same)
 
 
 def test_dropout_keeps_the_mean_and_does_nothing_at_inference():

@@ -21,15 +21,14 @@ from networks import (
     BLUE,
     GREEN,
     ORANGE,
-    SGD,
     BatchNorm,
     Layer,
     Linear,
     Network,
     ReLU,
-    batches,
     digits,
     loss_and_gradients,
+    outcome,
     save,
     train,
 )
@@ -119,18 +118,19 @@ def covariate_shift(network, x, labels):
 # Both are measured on the way of training without and with batch norm, every 10 of 200 steps.
 
 
+HISTORIES = []
+
+
 def measured(kind, seed):
-    """Rows of variation, change, change per distance at most and at the far end, distance, cosine."""
-    data, made, rows = digits(seed), network(kind, seed), []
-    sgd, drawn = SGD(made, RATE), batches(len(data.x_train), 64, np.random.default_rng(seed))
-    for step in range(STEPS):
-        chosen = next(drawn)
-        batch = data.x_train[chosen], data.y_train[chosen]
-        loss_and_gradients(made, *batch)
+    """Rows of variation, change, change per distance at most and at the far end, distance, cosine; NaN if diverged."""
+    made, rows = network(kind, seed), np.full((STEPS // EVERY, 6), np.nan)
+
+    def watch(step, *batch):
         if step % EVERY == 0:
-            rows.append([*landscape(made, *batch), *covariate_shift(made, *batch)])
-        sgd.step()
-    return np.array(rows)
+            rows[step // EVERY] = *landscape(made, *batch), *covariate_shift(made, *batch)
+
+    HISTORIES.append(train(made, digits(seed), RATE, steps=STEPS, every=STEPS, seed=seed, watch=watch))
+    return rows
 
 
 FOUND = {kind: np.array([measured(kind, seed) for seed in SEEDS]) for kind in ("without", "with")}
@@ -141,13 +141,14 @@ NAMES = (
     "change of the gradient per distance, at four steps",
     "internal covariate shift, distance",
 )
-without, normalized = (np.median(FOUND[kind], axis=1) for kind in ("without", "with"))
+without, normalized = (np.nanmedian(FOUND[kind], axis=1) for kind in ("without", "with"))
 for k, name in enumerate(NAMES):
     ratio = without[:, k] / normalized[:, k]
     mean = np.exp(np.log(ratio).mean())
     print(f"{name}: {mean:.1f} times less with BN ({ratio.min():.1f} to {ratio.max():.1f} over {len(ratio)} seeds)")
 for kind, cosine in (("without", without[:, 5]), ("with", normalized[:, 5])):
     print(f"internal covariate shift, cosine {kind} BN: {cosine.mean():.2f} ({cosine.min():.2f} to {cosine.max():.2f})")
+print(f"at rate {RATE}: {outcome(HISTORIES)}")
 
 # %%
 # With the noise: how far the part of a batch for which a unit is active moves from one batch to the next, and the test
@@ -156,19 +157,18 @@ for kind, cosine in (("without", without[:, 5]), ("with", normalized[:, 5])):
 
 def jump(kind, seed):
     """Root mean square over the units of the last hidden layer, and over 50 steps."""
-    data, made, active = digits(seed), network(kind, seed), []
-    sgd, drawn = SGD(made, RATE), batches(len(data.x_train), 64, np.random.default_rng(seed))
-    for _ in range(50):
-        chosen = next(drawn)
-        loss_and_gradients(made, data.x_train[chosen], data.y_train[chosen])
+    made, active = network(kind, seed), []
+
+    def watch(*_):
         active.append(made.layers[-2].positive.mean(axis=0))
-        sgd.step()
+
+    train(made, digits(seed), RATE, steps=50, every=50, seed=seed, watch=watch)
     return np.sqrt(np.mean(np.diff(active, axis=0) ** 2))
 
 
 def learned(kind, rate, seed):
-    """Test accuracies every 10 steps."""
-    return train(network(kind, seed), digits(seed), rate, steps=STEPS, every=EVERY, seed=seed).accuracy
+    """The course, with test accuracies every 10 steps."""
+    return train(network(kind, seed), digits(seed), rate, steps=STEPS, every=EVERY, seed=seed)
 
 
 LEARNED = {}
@@ -176,16 +176,21 @@ for kind, name in (("without", "without BN"), ("with", "with BN"), ("noisy", "wi
     jumps = np.array([jump(kind, seed) for seed in SEEDS])
     print(f"{name}: the active part moves by {jumps.mean():.3f} a step ({jumps.min():.3f} to {jumps.max():.3f})")
     for rate in (RATE, 4 * RATE):
-        found = LEARNED[kind, rate] = np.array([learned(kind, rate, seed) for seed in SEEDS])
+        histories = [learned(kind, rate, seed) for seed in SEEDS]
+        found = LEARNED[kind, rate] = np.array([history.accuracy for history in histories])
         mean = 100 * found.mean(axis=1)
         print(
             f"  rate {rate:g}: mean test accuracy on the way {mean.mean():.0f} % ({mean.min():.0f} to {mean.max():.0f})"
+            f"; {outcome(histories)}"
         )
 
 # %%
 # With the noise, distributions jump three times as far as with batch norm alone, nearly as far as without it, and at
 # the higher rate the network learns almost as well as with batch norm alone: that speaks against the shift as the
 # reason, although batch norm does lessen the shift here. At the lower rate the noise costs as much as batch norm gains.
+# Without batch norm the higher rate is on the edge, where the last digit decides: over 30 seeds the accuracy on the way
+# was 36 % with a standard deviation of 12, and 6 of them diverged, which counts as guessing from then on. Other
+# processors round otherwise, and get other figures for the same seeds.
 # The landscape differs by more than the shift does. The effective smoothness is an exception: it is decided at the
 # shortest distance, where gradients turn alike; farther along they go on changing without batch norm, and less so with
 # it.
@@ -201,8 +206,10 @@ COLOURS = {"without": ORANGE, "with": BLUE, "noisy": GREEN}
 def curves(panel, steps, found_of):
     """A line and a band for each kind."""
     for kind, found in found_of.items():
-        panel.plot(steps, np.median(found, axis=0), color=COLOURS[kind], label=LABELS[kind])
-        panel.fill_between(steps, found.min(axis=0), found.max(axis=0), color=COLOURS[kind], alpha=0.2, linewidth=0)
+        # Without the seeds that have diverged, if there is no figure of theirs.
+        middle, least, most = (of(found, axis=0) for of in (np.nanmedian, np.nanmin, np.nanmax))
+        panel.plot(steps, middle, color=COLOURS[kind], label=LABELS[kind])
+        panel.fill_between(steps, least, most, color=COLOURS[kind], alpha=0.2, linewidth=0)
     panel.grid(alpha=0.3)
 
 
