@@ -3,8 +3,8 @@
 Beside 0, 1, 2 and twice as many busy processes as there are processors, each function and method takes turns: with the
 default, with ``n_threads=1``, and with all threads where no process is busy; StandardScaler, too, where it has the
 method. Ratios are of medians, of 90th percentiles and of means: where half of the calls lose their processor for a time
-slice, the median is a toss of a coin. The default should take at most 1.3 times as long as one thread
-anywhere, and at most 1.1 times as long as all threads where nothing else runs.
+slice, the median is a toss of a coin. The default should take at most 1.3 times as long as one thread anywhere, and at
+most 1.1 times as long as all threads where nothing else runs.
 
     python comparisons/busy.py                  # a quarter of an hour, on an otherwise idle machine
     python comparisons/busy.py --only transform --rounds 300
@@ -137,10 +137,10 @@ def main():
     options = parser.parse_args()
     ours, theirs = calls()
     print(f"{time.strftime('%Y-%m-%d')}, {machine(None)['processor']}, {ALL} processors, {options.callers} caller(s)\n")
-    print(f"{'':33} {'default, ms':^23} {'default / one thread':^20} {'default / all':>13} StandardScaler / default")
     print(
-        f"{'call':28} busy {'median':>7} {'p90':>7} {'mean':>7} {'median':>7} {'p90':>5} {'mean':>6} {'median':>13} median"
+        "                                         default, ms            to one thread     to all  StandardScaler to it"
     )
+    print("call                         busy  median     p90    mean  median   p90   mean   median  median")
     worst, closest = [], []
     for n_busy in options.busy or sorted({0, 1, 2, 2 * ALL}):
         with busy(n_busy):
@@ -150,10 +150,9 @@ def main():
                     contenders["theirs"] = theirs[name]
                 taken = {n: statistics(t) for n, t in measured(contenders, options.rounds, options.callers).items()}
                 default, ratio = taken[None], taken[None] / taken[1]
-                line = "{:28} {:4} {:7.2f} {:7.2f} {:7.2f} {:7.2f} {:5.2f} {:6.2f}".format(
-                    name, n_busy, *default, *ratio
-                )
-                line += f" {default[0] / taken[ALL][0]:13.2f}" if ALL in taken else f" {'':13}"
+                line = f"{name:28} {n_busy:4}" + "".join(f"{t:8.2f}" for t in default) + " "
+                line += "".join(f"{r:7.2f}" for r in ratio)
+                line += f"  {default[0] / taken[ALL][0]:7.2f}" if ALL in taken else f"  {'':7}"
                 if "theirs" in taken:
                     closest.append((taken["theirs"][0] / default[0], name, n_busy))
                     line += f" {closest[-1][0]:6.1f}"
