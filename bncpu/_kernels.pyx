@@ -82,7 +82,7 @@ cdef extern from "threads.h":
     int bn_openmp_version() noexcept nogil
     int bn_max_threads() noexcept nogil
     void bn_pause_threads() noexcept nogil
-    void bn_set_machine(int processors, int usable, const char *loadavg) noexcept nogil
+    void bn_set_machine(int processors, int usable, const char *loadavg, double long_wait) noexcept nogil
     int bn_idle_threads(int most) noexcept nogil
     void bn_for_each(Py_ssize_t start, Py_ssize_t stop, bn_task step, void *job, int n_threads) noexcept nogil
     void bn_raise_flag(int *flag) noexcept nogil
@@ -139,7 +139,7 @@ def max_threads():
 cdef bytes _loadavg
 
 
-def set_machine(int processors, int usable, loadavg):
+def set_machine(int processors, int usable, loadavg, double long_wait=0.0005):
     """Say what the machine is; not while a kernel runs.
 
     Parameters
@@ -150,10 +150,12 @@ def set_machine(int processors, int usable, loadavg):
         How many of them this process may use at most.
     loadavg : str
         The file whose fourth word is how many tasks run: /proc/loadavg. None is read if there is none.
+    long_wait : float
+        Seconds. A loop that waits longer for its threads is followed by loops of one thread.
     """
     global _loadavg
     _loadavg = loadavg.encode()
-    bn_set_machine(processors, usable, _loadavg)
+    bn_set_machine(processors, usable, _loadavg, long_wait)
 
 
 def idle_threads(int most):

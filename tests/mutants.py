@@ -534,7 +534,7 @@ MUTANTS = [
     Mutant("what-runs-not-asked", THREADS, "others = running_tasks() - 1;", "others = 0;", "dispatch"),
     Mutant("own-threads-counted-as-others", THREADS, "        others -= waiting_workers();", "        ;", "dispatch"),
     Mutant("sleeping-threads-taken-for-awake", THREADS, "< INTERRUPTED;", "< 1e9;", "dispatch"),
-    Mutant("long-waits-not-noticed", THREADS, "if (waited > LONG_WAIT", "if (0", "dispatch"),
+    Mutant("long-waits-not-noticed", THREADS, "if (waited > least_long_wait", "if (0", "dispatch"),
     Mutant("alone-for-ever", THREADS, "own + waited + ALONE_FACTOR * waited", "1e300", "dispatch"),
     Mutant("quota-ignored", THREADS, "usable = usable < n_usable ? usable : n_usable;", "", "dispatch"),
     Mutant("affinity-ignored", THREADS, "usable = omp_get_num_procs()", "usable = 1 << 20", "dispatch"),

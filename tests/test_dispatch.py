@@ -116,14 +116,15 @@ def test_a_call_takes_the_threads_it_is_given_and_otherwise_those_that_become_id
     from bncpu import _normalize
     told = {str(tmp_path / "loadavg")!r}
     def others(n):
-        with open(told, "w") as file:
+        with open(told + ".new", "w") as file:
             file.write(f"0 0 0 {{1 + n}}/84 5176")
+        os.replace(told + ".new", told)  # never empty: that would be an idle machine
     def started(n_rows, n_threads, later=2):
         x = np.lib.stride_tricks.as_strided(np.ones(16), (1, n_rows, 16, 1), (0, 0, 8, 8))
         def work():
-            before = len(os.listdir("/proc/self/task"))
+            before = set(os.listdir("/proc/self/task"))  # some of which may be about to end
             _normalize.moments(x, None, skip_missing=True, n_threads=n_threads)
-            found.append(len(os.listdir("/proc/self/task")) - before)
+            found.append(len(set(os.listdir("/proc/self/task")) - before))
         found, worker = [], threading.Thread(target=work)
         others(2)
         worker.start()
@@ -166,23 +167,19 @@ def test_no_more_threads_than_processors_are_left_after_the_import():
 @needs_loadavg
 @pytest.mark.parametrize(("policy", "expected"), [("active", "2"), ("passive", "1")])
 def test_own_threads_that_wait_awake_for_the_next_loop_do_not_count_as_others(policy, expected, tmp_path):
-    # Two tasks run: this one, and either the worker or something else. Tried again in new threads, as another program
-    # may interrupt the worker.
+    # Two tasks run: this one, and either the worker or something else. Tried again, as another program may interrupt
+    # the worker; no wait is long.
     code = f"""
     import time
-    from concurrent.futures import ThreadPoolExecutor
     import numpy as np
     from bncpu import _normalize
-    told = {str(tmp_path / "loadavg")!r}
+    told, x = {str(tmp_path / "loadavg")!r}, np.zeros((1, 20_000, 16, 1))
     open(told, "w").write("0 0 0 2/84 5176")
-    _kernels.set_machine(2, 2, told)
-    def idle_after_a_loop():
-        _normalize.moments(np.zeros((1, 20_000, 16, 1)), None, skip_missing=True, n_threads=2)
-        time.sleep(0.002)
-        return _kernels.idle_threads(2)
-    for _ in range(50):
-        with ThreadPoolExecutor(1) as pool:
-            found = pool.submit(idle_after_a_loop).result()
+    _kernels.set_machine(2, 2, told, long_wait=1e9)
+    for _ in range(1000 if {policy!r} == "active" else 5):
+        _normalize.moments(x, None, skip_missing=True, n_threads=2)
+        time.sleep(0.001 if {policy!r} == "passive" else 0)
+        found = _kernels.idle_threads(2)
         if found == 2:
             break
     print(found)
@@ -209,11 +206,11 @@ def test_after_a_long_wait_for_its_threads_a_loop_has_one_for_a_while():
     os.sched_setaffinity(busy.pid, {its})
     try:
         busy.stdout.readline()
-        for _ in range(20):
+        for _ in range(100):
             _normalize.moments(x, None, skip_missing=True, n_threads=2)
-            if _kernels.idle_threads(2) == 1:
+            after = _kernels.idle_threads(2)
+            if after == 1:
                 break
-        after = _kernels.idle_threads(2)
     finally:
         busy.kill()
         busy.wait()

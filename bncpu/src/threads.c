@@ -9,7 +9,9 @@
 int bn_openmp_version(void) { return 0; }
 int bn_max_threads(void) { return 1; }
 void bn_pause_threads(void) {}
-void bn_set_machine(int processors, int usable, const char *loadavg) { (void)processors, (void)usable, (void)loadavg; }
+void bn_set_machine(int processors, int usable, const char *loadavg, double long_wait) {
+    (void)processors, (void)usable, (void)loadavg, (void)long_wait;
+}
 int bn_idle_threads(int most) { return most < 1 ? most : 1; }
 
 void bn_for_each(ptrdiff_t start, ptrdiff_t stop, bn_task step, void *job, int n_threads) {
@@ -46,14 +48,15 @@ void bn_pause_threads(void) {
 static int n_processors = 1, n_usable = 1;
 static const char *running_file = "";
 
-void bn_set_machine(int processors, int usable, const char *loadavg) {
+/* Waiting is long if it takes more than so many seconds, and more than half as long as the thread's own share. */
+static double least_long_wait;
+
+void bn_set_machine(int processors, int usable, const char *loadavg, double long_wait) {
     n_processors = processors;
     n_usable = usable;
     running_file = loadavg;
+    least_long_wait = long_wait;
 }
-
-/* Waiting is long if it takes more than this, and more than half as long as the thread's own share. */
-#define LONG_WAIT 0.0005
 
 /* How many times as long as it waited a thread then works alone. */
 #define ALONE_FACTOR 20
@@ -166,7 +169,7 @@ void bn_for_each(ptrdiff_t start, ptrdiff_t stop, bn_task step, void *job, int n
 #endif
     }
     waited = omp_get_wtime() - own;
-    if (waited > LONG_WAIT && waited > 0.5 * (own - begin))
+    if (waited > least_long_wait && waited > 0.5 * (own - begin))
         alone_until = own + waited + ALONE_FACTOR * waited;
 }
 

@@ -15,9 +15,9 @@ int bn_max_threads(void);
 /* Ends the idle worker threads. A forked child has none of them, and would wait for them for ever. */
 void bn_pause_threads(void);
 
-/* Tells how many processors the machine has, how many of them this process may use at most, and the file whose fourth
-   word is how many tasks run. */
-void bn_set_machine(int processors, int usable, const char *loadavg);
+/* Tells how many processors the machine has, how many of them this process may use at most, the file whose fourth word is
+   how many tasks run, and after how many seconds waiting for another thread is long. */
+void bn_set_machine(int processors, int usable, const char *loadavg, double long_wait);
 
 /* Threads, of at most so many, that would run at once now: others may keep processors busy. */
 int bn_idle_threads(int most);
