@@ -16,7 +16,7 @@ except ImportError:
         "folder to use the installed package, or install with pip install -e ."
     ) from None
 
-from bncpu import gpu
+from bncpu import _walk, gpu
 from bncpu.gpu._library import library_of
 
 # A fork leaves the child without OpenMP's idle threads, and its first parallel loop would wait for them.
@@ -34,6 +34,7 @@ def know_machine() -> None:
 
 
 know_machine()
+_kernels.set_walk(*_walk.of_this_machine()[1:])
 
 
 def kernels(array: object) -> ModuleType:

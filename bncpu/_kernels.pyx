@@ -77,6 +77,9 @@ cdef extern from "algebra.h":
 cdef extern from "variants.h":
     int bn_variants(bn_leaves **found) noexcept nogil
 
+cdef extern from "processor.h":
+    void bn_processor_vendor(char *name) noexcept nogil
+
 cdef extern from "threads.h":
     ctypedef void (*bn_task)(void *, Py_ssize_t) noexcept nogil
     int bn_openmp_version() noexcept nogil
@@ -333,10 +336,21 @@ cdef Py_ssize_t _wide_row = WIDE_ROW, _bytes_per_thread = BYTES_PER_THREAD
 cdef Py_ssize_t _resident_bytes = 1 << 20, _places_bytes = 128 << 10, _places_deep = 8
 
 
-def set_cache(Py_ssize_t resident_bytes=1 << 20, Py_ssize_t places_deep=8):
-    """Change what is taken to stay in the cache. For tests and measurements."""
-    global _resident_bytes, _places_deep
-    _resident_bytes, _places_deep = resident_bytes, places_deep
+# Streams in which a result is stored past the cache: 1 or 4.
+cdef int _streams = 1
+
+
+def processor_vendor():
+    """The name of the processor's maker as the processor tells it, such as GenuineIntel; empty where it does not."""
+    cdef char name[13]
+    bn_processor_vendor(name)
+    return name.decode()
+
+
+def set_walk(int streams, Py_ssize_t resident_bytes, Py_ssize_t places_deep=8):
+    """Set in how many streams results are stored, and what is taken to stay in the cache; not while a kernel runs."""
+    global _streams, _resident_bytes, _places_deep
+    _streams, _resident_bytes, _places_deep = streams, resident_bytes, places_deep
 
 
 cdef inline int _paying(Py_ssize_t n_threads, Py_ssize_t n_bytes) noexcept nogil:
@@ -522,7 +536,8 @@ cdef struct job:
     bint any_number
     # What the leaves are given, and what they have seen.
     const bn_leaves *leaves
-    bint is_double, relu, stream, skip_missing
+    bint is_double, relu, skip_missing
+    int stream
     const double *weights
     const double *center
     bn_coefficients c
@@ -632,11 +647,15 @@ cdef void _sums_of(job *j, place at) noexcept nogil:
                                         _of_channels(j.c, j.itemsize * channel), j.relu, to, to + j.field)
 
 
+cdef inline bn_moments _merged(job *j, Py_ssize_t c) noexcept nogil:
+    """A channel's moments in all blocks."""
+    cdef double *sums = j.sums + c
+    return bn_merge_blocks(sums, sums + j.field, sums + 2 * j.field, sums + 3 * j.field, j.n_blocks, j.width)
+
+
 cdef bint _forward_fold(job *j, Py_ssize_t c) noexcept nogil:
     """Coefficients from a channel's moments in all blocks, and whether they fit the type of the data."""
-    cdef double *sums = j.sums + c
-    cdef bn_moments m = bn_merge_blocks(sums, sums + j.field, sums + 2 * j.field, sums + 3 * j.field, j.n_blocks,
-                                        j.width)
+    cdef bn_moments m = _merged(j, c)
     j.invstd[c] = bn_inverse_std(m.m2 / m.count, j.eps)
     return _fold_affine(j, c, bn_fold(m.mean, j.invstd[c], 1.0 if j.gamma == NULL else j.gamma[c],
                                       0.0 if j.beta == NULL else j.beta[c], m.mean_lo))
@@ -830,7 +849,7 @@ cdef tuple _run_both(job *j, int n_sums, bint apart):
         _cut_for_both(&j.g, channels)
         sums, done = _new_sums(j, n_sums), _fresh(j.g.groups, j.g.n.channels, cnp.NPY_UINT8)
         j.done = <unsigned char *> cnp.PyArray_DATA(done)
-        j.stream = apart and _n_bytes(j) >= _stream_bytes_fused
+        j.stream = _streams if apart and _n_bytes(j) >= _stream_bytes_fused else 0
         _run(j, _both)
         return sums, done, channels
     _cut_for_sums(&j.g)
@@ -839,7 +858,7 @@ cdef tuple _run_both(job *j, int n_sums, bint apart):
     for c in range(j.width):
         fits = j.fold(j, c) and fits
     if fits:
-        j.stream = apart and _n_bytes(j) >= _stream_bytes
+        j.stream = _streams if apart and _n_bytes(j) >= _stream_bytes else 0
         _run_second(j)
     cnp.PyArray_FILLWBYTE(done, fits)
     return sums, done, j.g.whole.channels
@@ -902,7 +921,7 @@ def apply(cnp.ndarray x, cnp.ndarray y, cnp.ndarray residual, cnp.ndarray mean, 
     _begin(&j, x, n_threads)
     j.z, j.y = _array(residual), _array(y)
     j.c.mean, j.c.scale, j.c.shift = _values(mean), _values(scale), _values(shift)
-    j.second, j.relu, j.stream = _result_of, relu, stream
+    j.second, j.relu, j.stream = _result_of, relu, _streams if stream else 0
     _run_second(&j)
     return j.seen != 0
 
@@ -967,7 +986,7 @@ def backward_apply(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray residual, cnp.ndar
     j.z, j.dy, j.y, j.dz = _array(residual), _array(dy), _array(dx), _array(dresidual)
     j.c.mean, j.c.scale, j.c.shift = _values(mean), _values(scale), _values(shift)
     j.c.dy_scale, j.c.x_scale, j.c.offset = _values(dy_scale), _values(x_scale), _values(offset)
-    j.second, j.relu, j.stream = _gradient_of, relu, stream
+    j.second, j.relu, j.stream = _gradient_of, relu, _streams if stream else 0
     _run_second(&j)
 
 
@@ -1050,10 +1069,7 @@ cdef tuple _run_backward(job *j, bint apart):
     return _run_both(j, 2, apart)
 
 
-# ---- the transformer's running statistics, and the short way of its small calls ----
-#
-# Plain arrays too small for threads go straight to a leaf. Whatever else there is, errors included, these functions
-# leave to the long way: they return None, having changed nothing. What they return has the bits of the long way.
+# ---- the transformer's running statistics ----
 
 cdef extern from "numpy/arrayobject.h":
     object PyArray_NewLikeArray(cnp.ndarray prototype, cnp.NPY_ORDER order, cnp.PyArray_Descr *dtype, int subok)
@@ -1061,7 +1077,7 @@ cdef extern from "numpy/arrayobject.h":
 cdef extern from "math.h":
     bint isfinite(double value) noexcept nogil
 
-# So many values are one block and one thread of the long way.
+# So few values are one part, on one thread.
 cdef Py_ssize_t _small = 1 << 16
 
 
@@ -1130,111 +1146,6 @@ cdef bint _is_plain(object a, bint written) noexcept:
     )
 
 
-cdef bint _is_small(object X, Py_ssize_t width) noexcept:
-    return (
-        _is_plain(X, False)
-        and cnp.PyArray_NDIM(<cnp.ndarray> X) == 2
-        and cnp.PyArray_DIM(<cnp.ndarray> X, 1) == width
-        and 0 < cnp.PyArray_SIZE(<cnp.ndarray> X) <= _small
-    )
-
-
-cdef bn_part _part_of_small(cnp.ndarray x) noexcept:
-    # A single column is a plane, as in the long way: its sums run in lanes.
-    cdef bn_part part
-    cdef bint plane = x.shape[1] == 1
-    part.outer = 1 if plane else x.shape[0]
-    part.channels = x.shape[1]
-    part.inner = x.shape[0] if plane else 1
-    return part
-
-
-cdef bn_array _array_of_small(cnp.ndarray x) noexcept:
-    cdef bn_array a
-    a.data, a.outer, a.channel = <char *> cnp.PyArray_DATA(x), x.shape[1], 1
-    return a
-
-
-def apply_small(X, cnp.ndarray values, cnp.ndarray single):
-    """`X` transformed by what `fold_running` returned; None unless it is a small plain array without infinities."""
-    cdef Py_ssize_t size, width = values.shape[1]
-    cdef cnp.ndarray x, y
-    cdef bn_coefficients c
-    cdef bint wide, infinite
-    if not _is_small(X, width):
-        return None
-    x = X
-    wide = cnp.PyArray_TYPE(x) == cnp.NPY_DOUBLE
-    if not wide and single is None:
-        return None
-    y = PyArray_NewLikeArray(x, cnp.NPY_CORDER, NULL, False)
-    size = width * x.itemsize
-    memset(&c, 0, sizeof(bn_coefficients))
-    c.mean = _further(_values(values), 3 * size) if wide else _values(single)
-    c.scale, c.shift = _further(c.mean, size), _further(c.mean, 2 * size)
-    infinite = _leaves.apply[wide](_part_of_small(x), _array_of_small(x), _array(None).first, _array_of_small(y), c,
-                                   False, False)
-    return None if infinite else y
-
-
-def update_small(X, cnp.ndarray learned, momentum, double ddof):
-    """Running statistics after the batch `X`; None unless it is a small plain array that they can take in.
-
-    Parameters
-    ----------
-    X : object
-    learned : C-contiguous ndarray of shape (5, n_features), float64
-        Count, mean, mean_lo and m2, and what is not looked at.
-    momentum : float, or None for cumulative statistics
-    ddof : float
-
-    Returns
-    -------
-    ndarray of shape (5, n_features), float64
-    ndarray of shape (4, n_features), float64
-        Moments of the batch.
-    bool
-        Whether a value was missing.
-    """
-    cdef Py_ssize_t c, width = learned.shape[1]
-    cdef cnp.ndarray x, after, moments_of_x
-    cdef bn_array a
-    cdef bn_part part
-    cdef bn_moments m
-    cdef bn_moments_fn leaf
-    cdef const double *old
-    cdef double *new
-    cdef double *batch
-    cdef bint average = momentum is not None, missing = False
-    cdef double weight = momentum if average else 0.0
-    if not _is_small(X, width) or (average and cnp.PyArray_DIM(<cnp.ndarray> X, 0) == 1):
-        return None
-    x = X
-    after, moments_of_x = _fresh(5, width, cnp.NPY_DOUBLE), _fresh(4, width, cnp.NPY_DOUBLE)
-    old = <const double *> _values(learned)
-    new, batch = <double *> cnp.PyArray_DATA(after), <double *> cnp.PyArray_DATA(moments_of_x)
-    leaf = _leaves.moments[cnp.PyArray_TYPE(x) == cnp.NPY_DOUBLE]
-    a, part = _array_of_small(x), _part_of_small(x)
-    for c in range(0, width, BN_TILE):
-        part.channels = min(BN_TILE, width - c)
-        leaf(part, a, NULL, 0, True, batch + c, batch + width + c, batch + 2 * width + c, batch + 3 * width + c)
-        a.data += BN_TILE * x.itemsize
-    for c in range(width):
-        m = _moments_at(batch, c, width)
-        missing |= m.count != x.shape[0]
-        if average and m.count > 0 and (m.count == 1 or m.count <= ddof):
-            return None
-        if average:
-            m = bn_update_momentum(_moments_at(old, c, width), m, weight, ddof)
-        else:
-            m = bn_merge(_moments_at(old, c, width), m, True)
-        if not isfinite(m.m2 + m.mean):  # nor is what an infinity is merged into
-            return None
-        _set_moments(new, c, width, m)
-        new[4 * width + c] = old[4 * width + c]
-    return after, moments_of_x, missing
-
-
 def unchanged(dict given, checked):
     """Whether the parameters among `given` are certain to pass every check again, with the result `checked`.
 
@@ -1282,9 +1193,11 @@ cdef inline bint _same_array(object now, object then):
     )
 
 
-# ---- the short way of the functions ----
+# ---- the short ways of the transformer and of the functions ----
 #
-# As above, for plain arrays of any size: the same drivers without the checks that explain.
+# For plain arrays of any size: the same drivers without the checks that explain. Whatever else there is, errors
+# included, these functions leave to the long way: they return None, having changed nothing. What they return has its
+# bits.
 
 
 cdef bint _is_like(object a, cnp.ndarray x, bint written) noexcept:
@@ -1368,6 +1281,103 @@ cdef inline bint _is_eps(object eps) noexcept:
     return type(eps) is float and <double> eps >= 0 and isfinite(<double> eps) or (type(eps) is int and eps == 0)
 
 
+cdef bint _is_matrix(object X, Py_ssize_t width) noexcept:
+    """Whether `X` is an array of rows of this width."""
+    return (cnp.PyArray_CheckExact(X) and cnp.PyArray_NDIM(<cnp.ndarray> X) == 2
+            and cnp.PyArray_DIM(<cnp.ndarray> X, 1) == width)
+
+
+def update_plain(X, n_threads, cnp.ndarray learned, momentum, double ddof):
+    """Running statistics after the batch `X`; None unless it is a plain array of that width that they can take in.
+
+    Parameters
+    ----------
+    X : object
+    n_threads : int or None
+    learned : C-contiguous ndarray of shape (5, n_features), float64
+        Count, mean, mean_lo and m2, and what is not looked at.
+    momentum : float, or None for cumulative statistics
+    ddof : float
+
+    Returns
+    -------
+    ndarray of shape (5, n_features), float64
+    ndarray of shape (4, n_features), float64
+        Moments of the batch.
+    bool
+        Whether a value was missing.
+    """
+    cdef job j
+    cdef Py_ssize_t c, width = learned.shape[1]
+    cdef cnp.ndarray after, moments_of_x, _sums
+    cdef bn_moments m
+    cdef const double *old
+    cdef double *new
+    cdef double *batch
+    cdef bint average = momentum is not None, missing = False
+    cdef double weight = momentum if average else 0.0, n_rows
+    if not (_is_matrix(X, width) and _begin_plain(&j, X, None, None)):
+        return None
+    n_rows = <double> cnp.PyArray_DIM(<cnp.ndarray> X, 0)
+    if average and n_rows == 1:
+        return None
+    _cut_for_sums(&j.g)
+    _sums = _new_sums(&j, 4)
+    j.first, j.skip_missing = _moments_of, True
+    _set_threads(&j, threads(n_threads, _n_bytes(&j)))
+    _run(&j, _first)
+    after, moments_of_x = _fresh(5, width, cnp.NPY_DOUBLE), _fresh(4, width, cnp.NPY_DOUBLE)
+    old = <const double *> _values(learned)
+    new, batch = <double *> cnp.PyArray_DATA(after), <double *> cnp.PyArray_DATA(moments_of_x)
+    for c in range(width):
+        m = _merged(&j, c)
+        _set_moments(batch, c, width, m)
+        missing |= m.count != n_rows
+        if average and m.count > 0 and (m.count == 1 or m.count <= ddof):
+            return None
+        if average:
+            m = bn_update_momentum(_moments_at(old, c, width), m, weight, ddof)
+        else:
+            m = bn_merge(_moments_at(old, c, width), m, True)
+        if not isfinite(m.m2 + m.mean):  # nor is what an infinity is merged into
+            return None
+        _set_moments(new, c, width, m)
+        new[4 * width + c] = old[4 * width + c]
+    return after, moments_of_x, missing
+
+
+def apply_plain(X, out, n_threads, cnp.ndarray values, cnp.ndarray single):
+    """`X` transformed by what `fold_running` returned, in `out` if that is given; None unless both are plain arrays of
+    rows, and `X` is without infinities.
+    """
+    cdef job j
+    cdef Py_ssize_t size, width = values.shape[1]
+    cdef cnp.ndarray y
+    cdef bint apart
+    if not (_is_matrix(X, width) and _begin_plain(&j, X, None, out) and (j.is_double or single is not None)):
+        return None
+    y = _plain_result(&j, X, out, &apart)
+    size = width * j.itemsize
+    j.c.mean = _further(_values(values), 3 * size) if j.is_double else _values(single)
+    j.c.scale, j.c.shift = _further(j.c.mean, size), _further(j.c.mean, 2 * size)
+    j.second = _result_of
+    if cnp.PyArray_SIZE(y) <= _small:
+        _leaf_of_small(&j)
+    else:
+        j.stream = _streams if apart and _n_bytes(&j) >= _stream_bytes else 0
+        _set_threads(&j, threads(n_threads, _n_bytes(&j)))
+        _run_second(&j)
+    return None if j.seen else y
+
+
+cdef void _leaf_of_small(job *j) noexcept:
+    """The result of what is one part on one thread, without a loop over parts."""
+    cdef place at
+    memset(&at, 0, sizeof(place))
+    at.part = j.g.whole
+    _result_of(j, at)
+
+
 def normalize_plain(x, mean, var, gamma, beta, eps, out, bint relu, n_threads):
     """The result of ``batch_norm``, or None."""
     cdef job j
@@ -1391,7 +1401,8 @@ def normalize_plain(x, mean, var, gamma, beta, eps, out, bint relu, n_threads):
             return None
     y = _plain_result(&j, x, out, &apart)
     j.c.mean, j.c.scale, j.c.shift = _row(&j, 0), _row(&j, 1), _row(&j, 2)
-    j.second, j.relu, j.stream = _result_of, relu, apart and _n_bytes(&j) >= _stream_bytes
+    j.second, j.relu = _result_of, relu
+    j.stream = _streams if apart and _n_bytes(&j) >= _stream_bytes else 0
     _set_threads(&j, threads(n_threads, _n_bytes(&j)))
     _run_second(&j)
     return y

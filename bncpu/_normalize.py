@@ -9,7 +9,7 @@ The ways a call can take, the fastest first. All give the same bits.
 way                                where                                                         x is read
 =================================  ============================================================  ===================
 short: ``_kernels.*_plain``        plain C-contiguous arrays, channels on axis 1, parameters     as below
-                                   that float32 holds; chosen by `functional`
+                                   that float32 holds; chosen by `functional`, `transformer`
 fused: ``_kernels._both``          both steps wanted, and `_resident_channels` finds channels    once
                                    whose values stay in the cache in between
 wide rows: ``_kernels._run_wide``  contiguous rows, channels repeated to rows of 4 KiB           once a step
@@ -17,8 +17,7 @@ as they are: ``_kernels._run``     other rows and planes                        
 in float64: `_pieces`              channels with coefficients that float32 does not hold         once a step
 =================================  ============================================================  ===================
 
-The transformer's calls on at most 2**16 values are short, too. Results are stored past the cache where they are large
-(`streams`).
+Results are stored past the cache where they are large (`streams`).
 """
 
 from __future__ import annotations

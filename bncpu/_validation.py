@@ -765,11 +765,11 @@ def _not_all_zero(sample_weight: Any, X: Any) -> NDArray[np.float64]:
 def to_transform(t: Any, X: Any, p: Parameters, *, only_read: bool = False) -> Samples:
     """X of transform, of the fitted width and names."""
     given = samples(X, p.channel_axis)
-    if not only_read and _wrapped(t) and (p.channel_axis is not None or isinstance(given.X, DeviceBatch)):
+    if not only_read and wrapped(t) and (p.channel_axis is not None or isinstance(given.X, DeviceBatch)):
         kind = "with channel_axis the result is an" if p.channel_axis is not None else "the result is a device"
         raise ValueError(f"{kind} array; set_output(transform='default') first")
     if is_lazy(X):
-        if _wrapped(t):
+        if wrapped(t):
             raise ValueError("with a Dask X the result is Dask's; set_output(transform='default') first")
         known = _known(given.X, p)
         if p.channel_axis is not None:
@@ -815,7 +815,8 @@ def _same_width(t: Any, given: Samples) -> None:
         raise ValueError(f"X has {n_features} features, but {expected}{where}")
 
 
-def _wrapped(t: Any) -> bool:
+def wrapped(t: Any) -> bool:
+    """Whether `set_output`, its own or that of all, asks for another result than an array."""
     config = getattr(t, "_sklearn_output_config", {}).get("transform", get_config()["transform_output"])
     return config != "default"
 
@@ -917,7 +918,7 @@ def same_mode(fitted: str, wanted: str) -> None:
 
 def out_of_transform(t: Any, given: Samples, out: Any) -> Any:
     """`out` of transform in the axes of `given.X`."""
-    if _wrapped(t):
+    if wrapped(t):
         raise ValueError("out is only for NumPy output; set_output(transform='default') first")
     if isinstance(given.X, DeviceBatch):
         return out

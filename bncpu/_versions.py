@@ -6,7 +6,7 @@ import importlib.metadata
 import os
 import platform
 
-from bncpu import _buffers, _kernels, gpu
+from bncpu import _buffers, _kernels, _walk, gpu
 
 
 def show_versions() -> None:
@@ -28,6 +28,7 @@ def show_versions() -> None:
         "OpenMP": openmp or "no",
         "threads": f"{_kernels.max_threads()} allowed, {_kernels.idle_threads(most=1 << 20)} processors idle, "
         f"{os.cpu_count()} in all",
+        "walk": ", ".join(f"{name} {value}" for name, value in _walk.of_this_machine()._asdict().items()),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "not set"),
         "buffers": f"{_buffers.waiting()} bytes waiting, {_buffers.limit()} at most",
         "CUDA": gpu.why_unavailable() or "available",

@@ -297,7 +297,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         >>> recent.partial_fit([[7.0]]).running_mean_.round(2)
         array([4.53])
         """
-        if sample_weight is None and self._learn_small(X):
+        if sample_weight is None and self._learn_plain(X):
             return self
         after = self._as_it_is()
         p = _validation.parameters(after)
@@ -361,8 +361,8 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         now.__dict__.update(vars(self))
         return now
 
-    def _learn_small(self, X: Any) -> bool:
-        """Learn from a small plain array the short way; False if it is not for that, which leaves all as it was."""
+    def _learn_plain(self, X: Any) -> bool:
+        """Learn from a plain array the short way; False if it is not for that, which leaves all as it was."""
         state = self.__dict__
         applied = state.get("_applied")
         if applied is None or not _kernels.unchanged(state, applied.parameters) or is_watched(self):
@@ -370,7 +370,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         p, learned, before = applied.parameters, state["_learned"], state["n_samples_seen_"]
         if p.halflife is not None or "feature_names_in_" in state or learned.mode == _validation.INFERENCE:
             return False
-        update = _kernels.update_small(X, learned.values, p.momentum, p.ddof)
+        update = _kernels.update_plain(X, self.n_threads, learned.values, p.momentum, p.ddof)
         if update is None:
             return False
         values, batch, missing = update
@@ -516,17 +516,17 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         array([[10.],
                [11.]])
         """
-        # The short way of a small plain array: whatever else there is, errors included, comes after it.
+        # The short way of plain arrays: whatever else there is, errors included, comes after it.
         state = self.__dict__
         if (
-            out is None
-            and "_applied" in state
+            "_applied" in state
             and "feature_names_in_" not in state
-            and (self.copy if copy is None else copy) is True
+            and ((self.copy if copy is None else copy) is True if out is None else not _validation.wrapped(self))
             and (self.n_threads is None or (type(self.n_threads) is int and self.n_threads > 0))
         ):
             p, values, single = state["_applied"]
-            y = _kernels.apply_small(X, values, single) if p.channel_axis is None else None
+            n = self.n_threads
+            y = _kernels.apply_plain(X, out, n, values, single) if p.channel_axis is None else None
             if y is not None:
                 return y
         check_is_fitted(self)

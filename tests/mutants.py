@@ -151,12 +151,14 @@ MUTANTS = [
         "kernels",
     ),
     # ---- ends, lanes, accumulators ----
-    Mutant("last-row-not-summed", TEMPLATE, "for (; o < rows; o++)", "for (; o < rows - 1; o++)", "kernels"),
+    Mutant("last-row-not-summed", TEMPLATE, "if (rows > 2 * half)", "if (0)", "kernels"),
+    Mutant("second-half-not-summed", TEMPLATE, "h < streams; h++", "h < 1; h++", "kernels"),
+    Mutant("columns-in-turn-overlap", TEMPLATE, "j += registers * LANES)", "j += LANES)", "kernels"),
     Mutant(
         "last-column-not-summed",
         TEMPLATE,
-        "NAME(rows_sums_at)(a, o, j, width - j, k,",
-        "NAME(rows_sums_at)(a, o, j, width - j - 1, k,",
+        "wide, j, 1, width - j, k,",
+        "wide, j, 1, width - j - 1, k,",
         "kernels",
     ),
     Mutant(
@@ -274,7 +276,14 @@ MUTANTS = [
     ),
     Mutant("infinity-not-seen", TEMPLATE, "return any != 0;", "return 0;", "kernels"),
     Mutant("infinity-let-through", TRANSFORMER, "        if infinite:\n", "        if False:\n", "validation"),
-    Mutant("infinity-let-through-in-small-calls", KERNELS, "return None if infinite else y", "return y", "small_calls"),
+    Mutant(
+        "set-output-ignored-with-out",
+        TRANSFORMER,
+        "if out is None else not _validation.wrapped(self)",
+        "",
+        "small_calls",
+    ),
+    Mutant("infinity-let-through-in-small-calls", KERNELS, "return None if j.seen else y", "return y", "small_calls"),
     Mutant(
         "infinity-learned",
         TRANSFORMER,

@@ -55,8 +55,8 @@ def _clean():
 
 @pytest.fixture
 def small(monkeypatch):
-    """Blocks of 4 KiB count as large, also for the short ways of small calls, and 64 KiB of them may wait."""
-    for short in ("apply_small", "normalize_plain", "forward_plain", "backward_plain"):
+    """Blocks of 4 KiB count as large, also for the short ways, and 64 KiB of them may wait."""
+    for short in ("apply_plain", "normalize_plain", "forward_plain", "backward_plain"):
         monkeypatch.setattr(_kernels, short, lambda *_: None)
     _buffers.set_least(4096)
     _buffers.set_limit(65536)

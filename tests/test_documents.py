@@ -146,7 +146,7 @@ def test_the_loops_over_data_are_those_that_the_design_lists():
     bodies = re.findall(r"^\w[\w ]* (?:NAME\(\w+\) )?NAME\(\w+\)\(.*?^}$", template, flags=re.DOTALL | re.MULTILINE)
     looping = {name for name, body in zip(functions, bodies, strict=True) if "for (" in body}
     listed = {"rows_sums", "plane_sums", "rows_apply", "planes_apply", "choose_shift"}
-    insides = {"rows_sums_step", "rows_sums_at", "rows_apply_line", "apply_line"}
+    insides = {"rows_sums_of", "rows_sums_at", "rows_apply_line", "apply_line"}
     # A part walks the runs that the loops are called for; the others go over channels.
     assert looping == listed | insides | {"part_sums", "part_apply", "outer_apply"} | {"recentre", "moments"}
     kernels = (ROOT / "bncpu" / "_kernels.pyx").read_text()

@@ -6,7 +6,7 @@ from arrays import DTYPES, normal, same_bits
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bncpu import _kernels, _normalize, _reference, batch_norm_backward, batch_norm_forward
+from bncpu import _kernels, _normalize, _reference, _walk, batch_norm_backward, batch_norm_forward
 from bncpu.moments import Coefficients, Gradient, fold_saved
 
 # No array has 2**63 values.
@@ -27,18 +27,25 @@ def test_blocks_are_few_and_one_of_their_sides_spans_its_axis(outer, channels, i
 
 
 @pytest.fixture
-def cache():
+def walk():
+    """Change how many streams are stored, and what is taken to stay in the cache."""
+    yield _kernels.set_walk
+    _kernels.set_walk(*_walk.of_this_machine()[1:])
+
+
+@pytest.fixture
+def cache(walk):
     """Change what is taken to stay in the cache."""
-    yield _kernels.set_cache
-    _kernels.set_cache()
+    return lambda *resident: walk(4, *resident)
 
 
-@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("streams", [0, 1, 4])
 @pytest.mark.parametrize("channels", [1, 3, 16, 100, 1500])
 @pytest.mark.parametrize("offset", [0, 1, 5])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_widening_changes_no_bit(dtype, offset, channels, stream, isa):
-    n = 40_000 // channels
+def test_widening_changes_no_bit_in_any_number_of_streams(dtype, offset, channels, streams, isa, walk):
+    walk(max(1, streams), 1 << 20)
+    n, stream = 40_000 // channels, streams > 0
     arrays = normal(0, (6, n * channels + offset), mean=1.0, dtype=dtype)[:, offset:].reshape(6, n, channels)
     dy, x, z, y, dx, dz = arrays
     p = normal(1, (6, channels), dtype=dtype)
@@ -101,7 +108,9 @@ def test_both_steps_at_once_give_the_bits_of_one_after_the_other(shape, dtype, r
         assert same_bits(a, b)
 
 
-def test_what_does_not_fit_the_cache_takes_one_step_after_the_other():
+def test_what_does_not_fit_the_cache_takes_one_step_after_the_other(cache):
+    cache(1 << 20)
+
     def channels(n_threads, x, *others):
         return _kernels.resident_channels(x, 1 + sum(a is not None for a in others), n_threads)
 

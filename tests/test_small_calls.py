@@ -10,6 +10,7 @@ import pytest
 from arrays import DTYPES, GOOD, LAYOUTS, MODES, hostile_columns, normal, same_bits, slow
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn import config_context
 
 from bncpu import (
     BatchNormTransformer,
@@ -29,7 +30,7 @@ SHORT = ("cumulative", "momentum")
 def long_way():
     """Every call takes the long way."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("apply_small", "update_small", "normalize_plain", "forward_plain", "backward_plain"):
+        for name in ("apply_plain", "update_plain", "normalize_plain", "forward_plain", "backward_plain"):
             patch.setattr(_kernels, name, lambda *_: None)
         yield
 
@@ -379,6 +380,66 @@ def test_both_ways_give_the_same_bits_of_large_arrays(shape, dtype, in_place, n_
         short = functions(*arguments, n_threads=n_threads)
         with long_way():
             assert short == functions(*arguments, n_threads=n_threads)
+
+
+OUTS = {
+    "another": lambda x: np.empty_like(x),
+    "itself": lambda x: x,
+    "overlapping": lambda x: np.lib.stride_tricks.as_strided(x[1:], x.shape, x.strides),
+    "not packed": lambda x: np.empty((len(x), 2 * x.shape[1]), x.dtype)[:, ::2],
+    "another dtype": lambda x: np.empty(x.shape, np.float32 if x.dtype == np.float64 else np.float64),
+    "another shape": lambda x: np.empty(x.shape[::-1], x.dtype),
+    "a list": lambda x: x.tolist(),
+    "read-only": lambda x: LAYOUTS["read-only"](x),
+}
+
+
+@pytest.mark.parametrize("value", [1.0, np.nan, np.inf])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 3), (50, 1), (60, 7), (20_000, 7), (3000, 600)], ids=str)
+@pytest.mark.parametrize("out", OUTS)
+def test_both_ways_of_transform_fill_and_refuse_the_same_out(out, shape, dtype, value):
+    memory = normal(4, (shape[0] + 1, shape[1]), mean=3.0, dtype=dtype)
+    bn = BatchNormTransformer(gamma=np.linspace(1, 2, shape[1])).fit(memory)
+    memory[shape[0] // 2, -1] = value
+
+    def call():
+        x = memory.copy()[:-1]
+        y = OUTS[out](x)
+        got = outcome(lambda: bn.transform(x, out=y))
+        if isinstance(got, np.ndarray):
+            assert got is y
+            return content(got)
+        return got
+
+    short = call()
+    with long_way():
+        assert short == call()
+
+
+@pytest.mark.parametrize("mode", SHORT)
+@pytest.mark.parametrize("shape", [(20_000, 7), (200_000, 32), (100_000, 1), (300, 600)], ids=str)
+def test_plain_arrays_of_any_size_take_the_short_way(shape, mode):
+    x = normal(5, shape, mean=3.0, dtype=np.float32)
+    x[5, 0] = np.nan
+    bn = BatchNormTransformer(**MODES[mode]).partial_fit(x)
+    other = pickle.loads(pickle.dumps(bn))
+    with short_way():
+        bn.partial_fit(x[::-1].copy())
+        bn.transform(x)
+        bn.transform(x, out=np.empty_like(x))
+    with long_way():
+        other.partial_fit(x[::-1].copy())
+    assert content(bn) == content(other)
+
+
+def test_out_with_set_output_is_refused_as_ever():
+    x = normal(6, (60, 7))
+    bn = BatchNormTransformer().fit(x)
+    with config_context(transform_output="pandas"), pytest.raises(ValueError, match="out is only for NumPy output"):
+        bn.transform(x, out=x)
+    with pytest.raises(ValueError, match="out is only for NumPy output"):
+        bn.set_output(transform="pandas").transform(x, out=x)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e38, 1e-42], ids=str)

@@ -179,56 +179,85 @@ typedef struct {
     double *n, *s, *q;
 } NAME(sums);
 
-INLINE void NAME(rows_sums_at)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t j, const ptrdiff_t lanes,
-                               NAME(about) k, const double *weights, NAME(sums) to, const int step,
-                               const int how) {
-    vdouble center = vdouble_load(k.center + j), n = vdouble_load(to.n + j);
-    vdouble s = vdouble_load(to.s + j), q = vdouble_load(to.q + j);
-    NAME(affine_ht) f = {0};
-    int u;
-    if (how & RELU) {
-        f.mean = NAME(load_ht)(k.mean + j, LANES);
-        f.scale = NAME(load_ht)(k.scale + j, LANES);
-        f.shift = NAME(load_ht)(k.shift + j, LANES);
+/* `n_rows` rows from o on, each followed by the one `half` further on if there are two `streams`, of the columns from j on
+ * that `registers` hold: `lanes` values in the last of them. The sums stay in registers meanwhile. Of wide rows the next ones
+ * are fetched: the processor's own prefetch does not follow when columns are taken in turn. */
+INLINE void NAME(rows_sums_at)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t half, const int streams, ptrdiff_t n_rows,
+                               const int wide, ptrdiff_t j, const int registers, const ptrdiff_t lanes, NAME(about) k,
+                               const double *weights, NAME(sums) to, const int how) {
+    vdouble center[ROW_REGISTERS], n[ROW_REGISTERS], s[ROW_REGISTERS], q[ROW_REGISTERS];
+    NAME(affine_ht) f[ROW_REGISTERS] = {{0}};
+    ptrdiff_t u;
+    int g, h;
+    UNROLL
+    for (g = 0; g < registers; g++) {
+        center[g] = vdouble_load(k.center + j + g * LANES);
+        n[g] = vdouble_load(to.n + j + g * LANES);
+        s[g] = vdouble_load(to.s + j + g * LANES);
+        q[g] = vdouble_load(to.q + j + g * LANES);
+        if (how & RELU) {
+            f[g].mean = NAME(load_ht)(k.mean + j + g * LANES, LANES);
+            f[g].scale = NAME(load_ht)(k.scale + j + g * LANES, LANES);
+            f[g].shift = NAME(load_ht)(k.shift + j + g * LANES, LANES);
+        }
+    }
+    for (u = o; u < o + n_rows; u++) {
+        UNROLL
+        for (h = 0; h < streams; h++) {
+            NAME(runs) r = NAME(run)(a, u + h * half, 0, how);
+            vdouble w = vdouble_all(how & WEIGHTED ? weights[u + h * half] : 1.0);
+            UNROLL
+            for (g = 0; g < registers; g++) {
+                ptrdiff_t i = j + g * LANES;
+                if (wide && i % (64 / sizeof(T)) == 0) {
+                    PREFETCH(r.x + n_rows * a.x.outer + i);
+                    if (how & BACKWARD)
+                        PREFETCH(r.dy + n_rows * a.dy.outer + i);
+                    if (how & RESIDUAL)
+                        PREFETCH(r.z + n_rows * a.z.outer + i);
+                }
+                NAME(accumulate)(r, i, g + 1 < registers ? LANES : lanes, center[g], w, f[g], &n[g], &s[g], &q[g], how);
+            }
+        }
     }
     UNROLL
-    for (u = 0; u < step; u++) {
-        NAME(runs) r = NAME(run)(a, o + u, 0, how);
-        /* The next rows are fetched meanwhile: the processor's own prefetch stops at the end of each row. */
-        if (step > 1 && j % (64 / sizeof(T)) == 0) {
-            PREFETCH(r.x + step * a.x.outer + j);
-            if (how & BACKWARD)
-                PREFETCH(r.dy + step * a.dy.outer + j);
-            if (how & RESIDUAL)
-                PREFETCH(r.z + step * a.z.outer + j);
-        }
-        NAME(accumulate)(r, j, lanes, center, vdouble_all(how & WEIGHTED ? weights[o + u] : 1.0), f,
-                         &n, &s, &q, how);
+    for (g = 0; g < registers; g++) {
+        if (how & (WEIGHTED | MASKED))
+            vdouble_store(to.n + j + g * LANES, n[g]);
+        vdouble_store(to.s + j + g * LANES, s[g]);
+        vdouble_store(to.q + j + g * LANES, q[g]);
     }
-    if (how & (WEIGHTED | MASKED))
-        vdouble_store(to.n + j, n);
-    vdouble_store(to.s + j, s);
-    vdouble_store(to.q + j, q);
 }
 
-/* `step` rows of all columns; a column's values are added top to bottom whatever the step. */
-INLINE void NAME(rows_sums_step)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t width, NAME(about) k,
-                                 const double *weights, NAME(sums) to, const int step,
-                                 const int how) {
+/* The same of all columns. */
+INLINE void NAME(rows_sums_of)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t half, const int streams, ptrdiff_t n_rows,
+                               const int wide, ptrdiff_t width, NAME(about) k, const double *weights, NAME(sums) to,
+                               const int how) {
+    const int most = streams == 1 ? 1 : how & (RELU | MASKED | WEIGHTED) ? ROW_REGISTERS / 2 : ROW_REGISTERS;
     ptrdiff_t j = 0;
-    for (; j + LANES <= width; j += LANES)
-        NAME(rows_sums_at)(a, o, j, LANES, k, weights, to, step, how);
+    int registers;
+    UNROLL
+    for (registers = 8; registers; registers /= 2)
+        for (; registers <= most && j + registers * LANES <= width; j += registers * LANES)
+            NAME(rows_sums_at)(a, o, half, streams, n_rows, wide, j, registers, LANES, k, weights, to, how);
     if (j < width)
-        NAME(rows_sums_at)(a, o, j, width - j, k, weights, to, step, how);
+        NAME(rows_sums_at)(a, o, half, streams, n_rows, wide, j, 1, width - j, k, weights, to, how);
 }
 
+/* A row of the first half is followed by the one of the second: two streams are read faster than one. So many at once that
+ * they stay in the first-level cache if columns are taken in turn; of wide ones few, as the next ones are fetched. */
 INLINE void NAME(rows_sums)(NAME(arrays) a, ptrdiff_t rows, ptrdiff_t width, NAME(about) k,
                             const double *weights, NAME(sums) to, const int how) {
-    ptrdiff_t o = 0;
-    for (; o + 2 <= rows; o += 2)
-        NAME(rows_sums_step)(a, o, width, k, weights, to, 2, how);
-    for (; o < rows; o++)
-        NAME(rows_sums_step)(a, o, width, k, weights, to, 1, how);
+    ptrdiff_t half = rows / 2, n = width <= NARROW ? (ptrdiff_t)(8192 / sizeof(T)) / width : 4, o;
+    for (o = 0; o < half; o += n) {
+        n = n < half - o ? n : half - o;
+        if (width <= NARROW)
+            NAME(rows_sums_of)(a, o, half, 2, n, 0, width, k, weights, to, how);
+        else
+            NAME(rows_sums_of)(a, o, half, 2, n, 1, width, k, weights, to, how);
+    }
+    if (rows > 2 * half)
+        NAME(rows_sums_of)(a, 2 * half, 0, 1, 1, 0, width, k, weights, to, how);
 }
 
 /* Element i goes to lane i % SUM_LANES; the lanes are added pairwise at the end. */
@@ -279,7 +308,7 @@ INLINE void NAME(part_sums)(bn_part p, NAME(arrays) a, const double *weights,
     if (is_rows && !(how & WEIGHTED) && p.outer > 1 && a.x.outer == p.channels &&
         (!(how & BACKWARD) || a.dy.outer == p.channels) &&
         (!(how & RESIDUAL) || a.z.outer == p.channels))
-        fold = BN_TILE / p.channels < p.outer ? BN_TILE / p.channels : p.outer;
+        fold = rows_folded(p.channels) < p.outer ? rows_folded(p.channels) : p.outer;
     for (c = p.channels; c < fold * p.channels; c++) {
         k.center[c] = k.center[c - p.channels];
         if (how & RELU) {
@@ -308,7 +337,7 @@ INLINE void NAME(part_sums)(bn_part p, NAME(arrays) a, const double *weights,
         NAME(arrays) wide = a;
         wide.x.outer = wide.dy.outer = wide.z.outer = fold * p.channels;
         NAME(rows_sums)(wide, rows, fold * p.channels, k, weights, to, how);
-        NAME(rows_sums_step)(wide, rows, (p.outer - rows * fold) * p.channels, k, weights, to, 1, how);
+        NAME(rows_sums_of)(wide, rows, 0, 1, 1, 0, (p.outer - rows * fold) * p.channels, k, weights, to, how);
         for (c = p.channels; c < fold * p.channels; c++) {
             to.n[c % p.channels] += to.n[c];
             to.s[c % p.channels] += to.s[c];
@@ -554,9 +583,10 @@ INLINE ptrdiff_t NAME(peel)(const T *y, ptrdiff_t n, const int how) {
     return head < n ? head : n;
 }
 
-/* How many outer positions can be taken together from o on: streaming needs lines that begin together. */
-INLINE int NAME(together)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t outer, const int how) {
-    return o + 4 <= outer && (!(how & STREAM) || a.y.outer * (ptrdiff_t)sizeof(T) % 64 == 0);
+/* Whether four outer positions are taken together from o on: stored past the cache if so many streams are wanted, and
+ * their lines begin together. */
+INLINE int NAME(together)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t outer, int streams, const int how) {
+    return o + 4 <= outer && (!(how & STREAM) || (streams == 4 && a.y.outer * (ptrdiff_t)sizeof(T) % 64 == 0));
 }
 
 INLINE VBITS NAME(rows_apply_line)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t j, const ptrdiff_t n, NAME(coefficients) c,
@@ -635,7 +665,7 @@ INLINE VBITS NAME(outer_apply)(bn_part p, NAME(arrays) a, ptrdiff_t o, ptrdiff_t
     return infinite;
 }
 
-INLINE int NAME(part_apply)(bn_part p, NAME(arrays) a, NAME(coefficients) k, const int how) {
+INLINE int NAME(part_apply)(bn_part p, NAME(arrays) a, NAME(coefficients) k, int streams, const int how) {
     VBITS infinite = (VBITS){0};
     ptrdiff_t o = 0, planes = NAME(is_rows)(p, a.x) ? 0 : 1;
     size_t byte;
@@ -644,7 +674,7 @@ INLINE int NAME(part_apply)(bn_part p, NAME(arrays) a, NAME(coefficients) k, con
         NAME(are_adjacent)(p, a.dy) && NAME(are_adjacent)(p, a.y) && NAME(are_adjacent)(p, a.dz))
         planes = p.channels;
     while (o < p.outer)
-        if (NAME(together)(a, o, p.outer, how)) {
+        if (NAME(together)(a, o, p.outer, streams, how)) {
             infinite |= NAME(outer_apply)(p, a, o, planes, k, 4, how);
             o += 4;
         } else
@@ -654,15 +684,15 @@ INLINE int NAME(part_apply)(bn_part p, NAME(arrays) a, NAME(coefficients) k, con
     return any != 0;
 }
 
-static int NAME(any_apply)(bn_part p, NAME(arrays) a, bn_coefficients c, int how) {
+static int NAME(any_apply)(bn_part p, NAME(arrays) a, bn_coefficients c, int streams, int how) {
     NAME(coefficients) k = {(const T *)c.mean,     (const T *)c.scale,   (const T *)c.shift,
                             (const T *)c.dy_scale, (const T *)c.x_scale, (const T *)c.offset};
     switch (how) {
 #define CASE(flags)                                                                               \
     case flags:                                                                                   \
-        return NAME(part_apply)(p, a, k, flags);                                                  \
+        return NAME(part_apply)(p, a, k, streams, flags);                                                  \
     case (flags) | STREAM:                                                                        \
-        return NAME(part_apply)(p, a, k, (flags) | STREAM);
+        return NAME(part_apply)(p, a, k, streams, (flags) | STREAM);
         CASE(RELU | RESIDUAL)
         CASE(RESIDUAL)
         CASE(RELU)
@@ -670,9 +700,9 @@ static int NAME(any_apply)(bn_part p, NAME(arrays) a, bn_coefficients c, int how
         CASE(BACKWARD | RELU)
         CASE(BACKWARD)
     case STREAM:
-        return NAME(part_apply)(p, a, k, STREAM);
+        return NAME(part_apply)(p, a, k, streams, STREAM);
     default:
-        return NAME(part_apply)(p, a, k, 0);
+        return NAME(part_apply)(p, a, k, streams, 0);
 #undef CASE
     }
 }
@@ -680,13 +710,13 @@ static int NAME(any_apply)(bn_part p, NAME(arrays) a, bn_coefficients c, int how
 static int NAME(apply)(bn_part p, bn_array x, bn_array z, bn_array y, bn_coefficients c, int relu,
                        int stream) {
     NAME(arrays) a = {x, z, {0}, y, {0}};
-    return NAME(any_apply)(p, a, c, (z.data ? RESIDUAL : 0) | (relu ? RELU : 0) | (stream ? STREAM : 0));
+    return NAME(any_apply)(p, a, c, stream, (z.data ? RESIDUAL : 0) | (relu ? RELU : 0) | (stream ? STREAM : 0));
 }
 
 static void NAME(backward_apply)(bn_part p, bn_array x, bn_array z, bn_array dy, bn_array dx,
                                  bn_array dz, bn_coefficients c, int relu, int stream) {
     NAME(arrays) a = {x, z, dy, dx, dz};
-    NAME(any_apply)(p, a, c,
+    NAME(any_apply)(p, a, c, stream,
                     BACKWARD | (z.data ? RESIDUAL : 0) | (relu ? RELU : 0) | (stream ? STREAM : 0));
 }
 

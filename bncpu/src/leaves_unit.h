@@ -94,6 +94,21 @@ INLINE double sum_of_lanes(vdouble *v) {
 #endif
 }
 
+/* So many registers of columns have their sums in registers together. */
+#define ROW_REGISTERS (LANES == 8 ? 8 : 4)
+
+/* Rows up to so wide are read as they lie, columns of wider ones in turn. */
+#define NARROW 64
+
+/* How many adjacent rows are summed as one: up to NARROW columns, in whole registers of every variant, if a tile has room. */
+INLINE ptrdiff_t rows_folded(ptrdiff_t channels) {
+    ptrdiff_t whole = 8, odd = channels, fold;
+    for (; whole > 1 && odd % 2 == 0; odd /= 2)
+        whole /= 2;
+    fold = NARROW / (whole * channels) * whole;
+    return fold ? fold : whole * channels <= BN_TILE ? whole : 1;
+}
+
 /* Values of a line of the cache, or of a register if that is a single value. */
 #define LINE (LINE_REGISTERS * T_LANES)
 
