@@ -128,11 +128,12 @@ static int waiting_workers(void) { return 0; }
 #endif
 
 int bn_idle_threads(int most) {
-    int usable = omp_get_num_procs(), others, idle;
+    int usable, others, idle;
+    if (most < 2 || omp_get_wtime() < alone_until) /* of small calls nothing is asked */
+        return 1;
+    usable = omp_get_num_procs();
     usable = usable < n_usable ? usable : n_usable;
     most = most < usable ? most : usable;
-    if (most < 2 || omp_get_wtime() < alone_until)
-        return 1;
     others = running_tasks() - 1;
     if (others > 0)
         others -= waiting_workers();
