@@ -75,8 +75,7 @@ def summary(
             positive = None if weights is None else (weights > 0).astype(np.float64)
             seen = _observed(X, positive, missing, n_threads)
         return Summary(batch, seen, np.zeros_like(seen), n_samples, n_positive)
-    recency = recency_weights(n_samples, halflife)
-    batch, missing = moments(X, recency if weights is None else recency * weights, n_threads)
+    batch, missing = moments(X, weights, n_threads, halflife=halflife)
     seen = _observed(X, weights, missing, n_threads)
     # A feature whose last value lies hundreds of half-lives before the end has faded: look at it from nearer.
     if n_samples > 1 and np.any(batch.count < 1e-200 * seen):
@@ -116,7 +115,9 @@ def pieces(X: NDArray[Any]) -> Iterator[slice]:
         yield slice(start, start + step)
 
 
-def moments(X: Any, weights: NDArray[np.float64] | None, n_threads: int | None) -> tuple[Moments, bool]:
+def moments(
+    X: Any, weights: NDArray[np.float64] | None, n_threads: int | None, *, halflife: float | None = None
+) -> tuple[Moments, bool]:
     """Moments of each channel, NaN left out, and whether there may have been a NaN.
 
     Parameters
@@ -125,12 +126,20 @@ def moments(X: Any, weights: NDArray[np.float64] | None, n_threads: int | None) 
     weights : ndarray of shape (N,), float64, or None
         One per sample.
     n_threads : int or None
+    halflife : float or None
+        Let the weight of a row halve every so many rows from the last one back.
     """
+    plain = not issparse(X) and not isinstance(X, OpaqueBatch)
+    x4 = _layout.in_form(X, (1,))[0] if plain else None
+    if halflife is not None:
+        if x4 is not None and X.ndim == 2 and weights is None:
+            return _normalize.moments(x4, None, skip_missing=True, n_threads=n_threads, halflife=halflife)
+        recency = recency_weights(X.shape[0], halflife)
+        weights = recency if weights is None else recency * weights
     if issparse(X):
         return _sparse_moments(X, weights)
     if isinstance(X, OpaqueBatch):
         return X.moments(weights, n_threads)
-    x4, _ = _layout.in_form(X, (1,))
     if x4 is not None and (weights is None or X.ndim == 2):
         return _normalize.moments(x4, weights, skip_missing=True, n_threads=n_threads)
     total, missing = Moments.empty(X.shape[1]), False
@@ -142,7 +151,14 @@ def moments(X: Any, weights: NDArray[np.float64] | None, n_threads: int | None) 
     return total, missing
 
 
-def apply(X: Any, coefficients: Coefficients, *, out: Any = None, n_threads: int | None = None) -> tuple[Any, bool]:
+def apply(
+    X: Any,
+    coefficients: Coefficients,
+    *,
+    dtype: np.dtype[Any] | None = None,
+    out: Any = None,
+    n_threads: int | None = None,
+) -> tuple[Any, bool]:
     """``(X - mean) * scale + shift``, and whether X holds an infinity.
 
     Parameters
@@ -151,35 +167,40 @@ def apply(X: Any, coefficients: Coefficients, *, out: Any = None, n_threads: int
         For sparse matrices mean and shift must be 0.
     coefficients : Coefficients
         In float64.
-    out : ndarray of the shape of X and its `_layout.result_dtype`, device array like that of X, X itself, or None
+    dtype : dtype, optional
+        Of the result, if not as `_layout.result_dtype` says. Not for device arrays.
+    out : ndarray of the shape and dtype of the result, device array like that of X, X itself, or None
     n_threads : int or None
     """
-    if issparse(X):
-        return _sparse_apply(X, coefficients.scale, out)
     if isinstance(X, DeviceBatch):
         return X.apply(coefficients, out), False
+    dtype = _layout.result_dtype(X.dtype, dtype)
+    if issparse(X):
+        y, infinite = _sparse_apply(X, coefficients.scale, out)
+        return y.astype(dtype, copy=False), infinite
     x4, layout = _layout.in_form(X, (1,))
     if x4 is not None:
-        y = _layout.target((layout,), out, X)
+        y = _layout.target((layout,), out, X, dtype=dtype)
         infinite = _normalize.apply(x4, layout.form(y), coefficients, n_threads=n_threads)
-        return _layout.delivered(y, out, X.dtype), infinite
-    dtype, infinite = _layout.result_dtype(X.dtype), False
+        return _layout.delivered(y, out, dtype), infinite
+    infinite = False
     apart = out is not None and not _layout.overlap(X, out)
     y = out if apart else _buffers.empty_like(X, dtype)
     for part in pieces(X):
         x, layout = _layout.ready(X[part], (1,))
-        piece = _layout.target((layout,), y[part], x)
+        piece = _layout.target((layout,), y[part], x, dtype=dtype)
         infinite |= _normalize.apply(layout.form(x), layout.form(piece), coefficients, n_threads=n_threads)
         _layout.delivered(piece, y[part], dtype)
     return _layout.delivered(y, out, dtype), infinite
 
 
-def can_be_overwritten(X: Any) -> bool:
-    """Whether `apply` can put its result in the place of X."""
+def can_be_overwritten(X: Any, dtype: np.dtype[Any] | None = None) -> bool:
+    """Whether `apply` can put its result, of `dtype` if that is given, in the place of X."""
     if isinstance(X, DeviceBatch):
         return True
     values = X.data if issparse(X) else X
-    return bool(values.flags.writeable) and values.dtype == _layout.result_dtype(values.dtype) and _layout.apart(values)
+    same = values.dtype == _layout.result_dtype(values.dtype, dtype)
+    return same and bool(values.flags.writeable) and _layout.apart(values)
 
 
 # ---- sparse ----

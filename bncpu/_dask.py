@@ -156,16 +156,16 @@ def _beside(parts: list[Summary]) -> NDArray[Any]:
     return made
 
 
-def apply(t: Any, X: Any, coefficients: Coefficients, p: Parameters) -> Any:
+def apply(t: Any, X: Any, coefficients: Coefficients, p: Parameters, wanted: np.dtype[Any] | None) -> Any:
     """As `_batches.apply`, of an array (N, C, ...) or a DataFrame of Dask, when the result is computed."""
     at = Block(type(t).__name__, X.shape[1], p._replace(gamma=None, beta=None))
     if not hasattr(X, "chunks"):
-        dtype = _layout.result_dtype(_validation.block(X._meta, at).dtype)
-        changed = functools.partial(_apply_to_frame, at, t.n_threads or 1, coefficients)
+        dtype = _layout.result_dtype(_validation.block(X._meta, at).dtype, wanted)
+        changed = functools.partial(_apply_to_frame, at, t.n_threads or 1, dtype, coefficients)
         return X.map_partitions(changed, meta=X._meta.astype(dtype), enforce_metadata=False)
     import dask.array
 
-    dtype = _layout.result_dtype(_validation.block(np.empty((0, *X.shape[1:2]), X.dtype), at).dtype)
+    dtype = _layout.result_dtype(_validation.block(np.empty((0, *X.shape[1:2]), X.dtype), at).dtype, wanted)
     axes, inputs = tuple(range(X.ndim)), []
     for values in (np.arange(X.shape[1]), *coefficients):  # a block gets those of its columns
         inputs += [dask.array.from_array(values, chunks=(X.chunks[1],)), (1,)]
@@ -178,16 +178,19 @@ def _apply_to_array(
     at: Block, n_threads: int, dtype: np.dtype[Any], block: Any, columns: NDArray[Any], *coefficients: NDArray[Any]
 ) -> Any:
     at = at._replace(n_features=len(columns), first_column=int(columns[0]) if len(columns) else 0)
-    return _apply(at, n_threads, _validation.block(block, at), Coefficients(*coefficients)).astype(dtype, copy=False)
+    y = _apply(at, n_threads, dtype, _validation.block(block, at), Coefficients(*coefficients))
+    return y.astype(dtype, copy=False)
 
 
-def _apply_to_frame(at: Block, n_threads: int, coefficients: Coefficients, frame: Any) -> Any:
-    y = _apply(at, n_threads, _validation.block(frame, at), coefficients, frame.columns)
+def _apply_to_frame(at: Block, n_threads: int, dtype: np.dtype[Any], coefficients: Coefficients, frame: Any) -> Any:
+    y = _apply(at, n_threads, dtype, _validation.block(frame, at), coefficients, frame.columns)
     return type(frame)(y, index=frame.index, columns=frame.columns)
 
 
-def _apply(at: Block, n_threads: int, X: Any, coefficients: Coefficients, names: Any = None) -> Any:
-    y, infinite = _batches.apply(X, coefficients, n_threads=n_threads)
+def _apply(
+    at: Block, n_threads: int, dtype: np.dtype[Any], X: Any, coefficients: Coefficients, names: Any = None
+) -> Any:
+    y, infinite = _batches.apply(X, coefficients, dtype=dtype, n_threads=n_threads)
     if infinite:
         _validation.infinity(at, X, names, None)
     return y

@@ -381,7 +381,8 @@ def transform(state: Path, source: Path, out: Path) -> str:
     dtype, stream = table.dtype(names), Stream([table])
     pieces = stream.pieces(names, carry=carry)
     batches = _tables.cut(pieces, names, batch_rows, dtype, table.order, carry=carry is not None and table.named)
-    spaces = [np.empty((batch_rows, len(names)), _layout.result_dtype(dtype), order=table.order) for _ in range(2)]
+    result = _layout.result_dtype(dtype, None if bn.dtype is None else np.dtype(bn.dtype))
+    spaces = [np.empty((batch_rows, len(names)), result, order=table.order) for _ in range(2)]
     rows = 0
 
     def results() -> Iterator[_tables.Result]:

@@ -30,6 +30,7 @@ def sum_blocks(blocks: NDArray[Any]) -> None: ...
 merge: np.ufunc
 variance: np.ufunc
 update_momentum: np.ufunc
+decay: np.ufunc
 inverse_std: np.ufunc
 fold: np.ufunc
 fold_backward: np.ufunc
@@ -49,6 +50,7 @@ def moments(
     weights: NDArray[Any] | None,
     skip_missing: bool,
     n_threads: int | None,
+    halflife: float | None = ...,
 ) -> tuple[NDArray[Any], bool]: ...
 def apply(
     x: NDArray[Any],
@@ -127,10 +129,16 @@ def fold_running(
     beta: NDArray[Any] | None,
 ) -> tuple[NDArray[Any], NDArray[Any] | None]: ...
 def apply_plain(
-    X: object, out: object, n_threads: int | None, values: NDArray[Any], single: NDArray[Any] | None
+    X: object, out: object, dtype: object, n_threads: int | None, values: NDArray[Any], single: NDArray[Any] | None
 ) -> NDArray[Any] | None: ...
 def update_plain(
-    X: object, n_threads: int | None, learned: NDArray[Any], momentum: float | None, ddof: float
+    X: object,
+    weights: object,
+    n_threads: int | None,
+    learned: NDArray[Any],
+    momentum: float | None,
+    halflife: float | None,
+    ddof: float,
 ) -> tuple[NDArray[Any], NDArray[Any], bool] | None: ...
 def unchanged(given: dict[str, Any], checked: tuple[Any, ...]) -> bool: ...
 def normalize_plain(

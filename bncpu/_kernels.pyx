@@ -12,6 +12,8 @@ cimport cython
 from cython.parallel cimport prange
 cimport numpy as cnp
 
+import numpy as np
+
 from bncpu import _buffers
 
 cnp.import_array()
@@ -20,9 +22,13 @@ cnp.import_array()
 cdef extern from "leaves.h":
     ctypedef struct bn_part:
         Py_ssize_t outer, channels, inner
+    ctypedef enum bn_type:
+        BN_COMPUTED, BN_FLOAT32, BN_FLOAT16, BN_BFLOAT16, BN_UINT8, BN_INT8, BN_UINT16, BN_INT16
+        BN_UINT32, BN_INT32, BN_UINT64, BN_INT64
     ctypedef struct bn_array:
         char *data
         Py_ssize_t outer, channel
+        bn_type type
     ctypedef struct bn_coefficients:
         const char *mean
         const char *scale
@@ -62,6 +68,8 @@ cdef extern from "algebra.h":
     double bn_sum_blocks(double *values, Py_ssize_t n, Py_ssize_t stride) noexcept nogil
     double bn_variance(double count, double m2, double ddof) noexcept nogil
     bn_moments bn_update_momentum(bn_moments running, bn_moments batch, double momentum, double ddof) noexcept nogil
+    double bn_decay(double n_rows, double halflife) noexcept nogil
+    bn_moments bn_scaled(bn_moments m, double factor) noexcept nogil
     double bn_inverse_std(double var, double eps) noexcept nogil
     bn_affine bn_fold(double mean, double invstd, double gamma, double beta, double mean_lo) noexcept nogil
     bn_gradient bn_fold_backward(double mean, double invstd, double gamma, double g, double g_x_hat, double count,
@@ -211,6 +219,11 @@ cdef (double, double, double, double) update_momentum(double count, double mean,
     b.count, b.mean, b.mean_lo, b.m2 = count_b, mean_b, mean_lo_b, m2_b
     a = bn_update_momentum(a, b, momentum, ddof)
     return a.count, a.mean, a.mean_lo, a.m2
+
+
+@cython.ufunc
+cdef double decay(double n_rows, double halflife) noexcept nogil:
+    return bn_decay(n_rows, halflife)
 
 
 @cython.ufunc
@@ -385,10 +398,35 @@ ctypedef struct place:
     bn_part part
 
 
-cdef array4 _array(cnp.ndarray a) noexcept:
+cdef bn_type _type_of(cnp.ndarray a) noexcept:
+    cdef int size = <int> a.itemsize
+    cdef char kind = a.descr.kind
+    if kind == c"f":
+        return BN_FLOAT16 if size == 2 else BN_FLOAT32 if size == 4 else BN_COMPUTED
+    if kind == c"u" or kind == c"b":
+        return BN_UINT8 if size == 1 else BN_UINT16 if size == 2 else BN_UINT32 if size == 4 else BN_UINT64
+    if kind == c"i":
+        return BN_INT8 if size == 1 else BN_INT16 if size == 2 else BN_INT32 if size == 4 else BN_INT64
+    return BN_BFLOAT16
+
+
+cdef inline bn_type _stored(cnp.ndarray a, bint is_double) noexcept:
+    """The type of its values beside what they are computed in."""
+    cdef bn_type type = _type_of(a)
+    return BN_COMPUTED if type == BN_FLOAT32 and not is_double else type
+
+
+cdef inline bint _needs_double(cnp.ndarray a) noexcept:
+    """Whether float32 would not hold its values."""
+    cdef bn_type type = _type_of(a)
+    return type == BN_COMPUTED or type >= BN_UINT32
+
+
+cdef array4 _array(cnp.ndarray a, bint is_double) noexcept:
     cdef array4 whole
     memset(&whole, 0, sizeof(array4))
     if a is not None:
+        whole.first.type = _stored(a, is_double)
         whole.itemsize = a.itemsize
         whole.first.data = <char *> cnp.PyArray_DATA(a)
         whole.group = a.strides[0] // whole.itemsize
@@ -552,25 +590,28 @@ cdef struct job:
     const double *center_lo
     double *invstd
     double eps
+    # Recency: the weights of the last rows of a block end here.
+    const double *recency_end
+    double halflife
     # The steps, and which tasks of both could be done.
     of_part first, second
     of_channel fold
     unsigned char *done
 
 
-cdef int _begin(job *j, cnp.ndarray x, n_threads) except -1:
+cdef int _begin(job *j, cnp.ndarray x, n_threads, bint is_double=False) except -1:
     """All that follows from `x` in one of the two forms and from `n_threads`; nothing else is there yet."""
     memset(j, 0, sizeof(job))
     j.g.groups, j.g.whole.outer = x.shape[0], x.shape[1]
     j.g.whole.channels, j.g.whole.inner = x.shape[2], x.shape[3]
-    j.x = _array(x)
-    _settle(j, x)
+    _settle(j, is_double or _needs_double(x))
+    j.x = _array(x, j.is_double)
     return _set_threads(j, n_threads)
 
 
-cdef void _settle(job *j, cnp.ndarray x) noexcept:
-    j.width, j.itemsize = j.g.groups * j.g.whole.channels, x.itemsize
-    j.leaves, j.is_double = _leaves, cnp.PyArray_TYPE(x) == cnp.NPY_DOUBLE
+cdef void _settle(job *j, bint is_double) noexcept:
+    j.width, j.itemsize = j.g.groups * j.g.whole.channels, sizeof(double) if is_double else sizeof(float)
+    j.leaves, j.is_double = _leaves, is_double
 
 
 cdef inline Py_ssize_t _n_bytes(job *j) noexcept nogil:
@@ -634,10 +675,28 @@ cdef inline bint _fold_affine(job *j, Py_ssize_t channel, bn_affine k) noexcept 
 
 cdef void _moments_of(job *j, place at) noexcept nogil:
     cdef double *to = j.sums + at.block * j.width + _channel(j.g, at)
-    cdef const double *weights = NULL if j.weights == NULL else j.weights + (at.outer * j.g.whole.inner + at.inner)
+    cdef Py_ssize_t start = at.outer * j.g.whole.inner + at.inner, n = at.part.outer * at.part.inner
+    cdef const double *weights = NULL
+    if j.recency_end != NULL:
+        weights = j.recency_end - n
+    elif j.weights != NULL:
+        weights = j.weights + start
     if j.leaves.moments[j.is_double](at.part, _part(j.x, at), weights, j.g.whole.inner, j.skip_missing, to,
                                      to + j.field, to + 2 * j.field, to + 3 * j.field):
         bn_raise_flag(&j.seen)
+    if j.recency_end != NULL:
+        _decay_block(j, to, at.part.channels, j.g.whole.outer * j.g.whole.inner - start - n)
+
+
+cdef void _decay_block(job *j, double *to, Py_ssize_t n_channels, Py_ssize_t rows_after) noexcept nogil:
+    """Let the moments of a block, whose own last row weighs 1, fade by the rows after it."""
+    cdef double factor = bn_decay(<double> rows_after, j.halflife)
+    cdef Py_ssize_t c
+    for c in range(n_channels):
+        to[c] *= factor
+        to[3 * j.field + c] *= factor
+        if factor == 0:  # as of rows of no weight
+            to[j.field + c] = to[2 * j.field + c] = 0
 
 
 cdef void _sums_of(job *j, place at) noexcept nogil:
@@ -761,7 +820,7 @@ cdef bint _run_wide(job *j) except -1:
     ):
         return False
     if j.stream:
-        head = (64 - <size_t> j.y.first.data % 64) % 64 // j.itemsize
+        head = (64 - <size_t> j.y.first.data % 64) % 64 // j.y.itemsize
     edges[0], edges[1], edges[2], edges[3] = 0, head, size - (size - head) % period, size
     _repeated = _repeat(j, period + channels, &c)
     for k in range(3):
@@ -867,18 +926,47 @@ cdef tuple _run_both(job *j, int n_sums, bint apart):
 # ---- the drivers ----
 
 
-def moments(cnp.ndarray x, cnp.ndarray weights, bint skip_missing, n_threads):
+cdef object _last_recency = None
+
+
+cdef cnp.ndarray _recency(job *j, double halflife):
+    """Weights of the rows of a block, 1 for its last, which the job then takes; they are kept for the next call."""
+    global _last_recency
+    cdef Py_ssize_t wanted = j.g.part.outer * j.g.part.inner, n = 1024, i
+    cdef cnp.ndarray weights
+    cdef double *to
+    last = _last_recency
+    if last is not None and last[0] == halflife and cnp.PyArray_SIZE(<cnp.ndarray> last[1]) >= wanted:
+        weights = last[1]
+    else:
+        while n < wanted:
+            n *= 2
+        weights = cnp.PyArray_EMPTY(1, <cnp.npy_intp *> &n, cnp.NPY_DOUBLE, 0)
+        to = <double *> cnp.PyArray_DATA(weights)
+        for i in range(n):
+            to[i] = bn_decay(<double> (n - 1 - i), halflife)
+        if n <= 1 << 16:
+            _last_recency = (halflife, weights)
+    j.recency_end = <const double *> cnp.PyArray_DATA(weights) + cnp.PyArray_SIZE(weights)
+    j.halflife = halflife
+    return weights
+
+
+def moments(cnp.ndarray x, cnp.ndarray weights, bint skip_missing, n_threads, halflife=None):
     """Count, mean (hi and lo) and m2 of each channel.
 
     Parameters
     ----------
-    x : ndarray of shape (groups, outer, channels, inner), float32 or float64
+    x : ndarray of shape (groups, outer, channels, inner), of a type that `_layout.is_read` names
         In either form: ``inner == 1`` with adjacent channels, or contiguous along ``inner``.
     weights : C-contiguous ndarray of shape (outer, inner), float64, or None
     skip_missing : bool
         Leave NaN out instead of propagating it.
     n_threads : int or None
         None: as many as are allowed, pay, and find a processor idle.
+    halflife : float, optional
+        Let the weight halve every so many positions from the last one back. Without `weights`, and where `outer` or
+        `inner` is 1.
 
     Returns
     -------
@@ -893,6 +981,7 @@ def moments(cnp.ndarray x, cnp.ndarray weights, bint skip_missing, n_threads):
     _cut_for_sums(&j.g)
     sums = _new_sums(&j, 4)
     j.first, j.weights, j.skip_missing = _moments_of, <const double *> _values(weights), skip_missing
+    _weights = None if halflife is None else _recency(&j, halflife)
     _run(&j, _first)
     return sums, j.seen != 0
 
@@ -903,9 +992,12 @@ def apply(cnp.ndarray x, cnp.ndarray y, cnp.ndarray residual, cnp.ndarray mean, 
 
     Parameters
     ----------
-    x, y, residual : ndarray of shape (groups, outer, channels, inner), float32 or float64
-        Of the same dtype, all in the same form; `y` may be one of the others. `residual` may be None.
-    mean, scale, shift : C-contiguous ndarray of groups * channels values, dtype of `x`
+    x, y, residual : ndarray of shape (groups, outer, channels, inner)
+        All in the same form; `y` may be one of the others. `residual` may be None. Computed in float64 if `y` is
+        float64 or float32 does not hold the values of `x`, else in float32. `x` may be of any type that
+        `_layout.is_read` names; `y` and `residual` are of the type computed in, or without `residual` `y` may be of a
+        narrower float.
+    mean, scale, shift : C-contiguous ndarray of groups * channels values, of the type computed in
     relu : bool
     stream : bool
         Store past the cache: for outputs larger than it. Not when `y` is another array, too.
@@ -918,8 +1010,8 @@ def apply(cnp.ndarray x, cnp.ndarray y, cnp.ndarray residual, cnp.ndarray mean, 
         Whether `x` holds an infinity.
     """
     cdef job j
-    _begin(&j, x, n_threads)
-    j.z, j.y = _array(residual), _array(y)
+    _begin(&j, x, n_threads, _needs_double(y))
+    j.z, j.y = _array(residual, j.is_double), _array(y, j.is_double)
     j.c.mean, j.c.scale, j.c.shift = _values(mean), _values(scale), _values(shift)
     j.second, j.relu, j.stream = _result_of, relu, _streams if stream else 0
     _run_second(&j)
@@ -953,7 +1045,7 @@ def backward_sums(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray residual, cnp.ndarr
     _begin(&j, x, n_threads)
     _cut_for_sums(&j.g)
     sums = _new_sums(&j, 2)
-    j.z, j.dy, j.center = _array(residual), _array(dy), <const double *> _values(center)
+    j.z, j.dy, j.center = _array(residual, j.is_double), _array(dy, j.is_double), <const double *> _values(center)
     j.c.mean, j.c.scale, j.c.shift = _values(mean), _values(scale), _values(shift)
     j.first, j.relu = _sums_of, relu
     _run(&j, _first)
@@ -983,7 +1075,8 @@ def backward_apply(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray residual, cnp.ndar
     """
     cdef job j
     _begin(&j, x, n_threads)
-    j.z, j.dy, j.y, j.dz = _array(residual), _array(dy), _array(dx), _array(dresidual)
+    j.z, j.dy = _array(residual, j.is_double), _array(dy, j.is_double)
+    j.y, j.dz = _array(dx, j.is_double), _array(dresidual, j.is_double)
     j.c.mean, j.c.scale, j.c.shift = _values(mean), _values(scale), _values(shift)
     j.c.dy_scale, j.c.x_scale, j.c.offset = _values(dy_scale), _values(x_scale), _values(offset)
     j.second, j.relu, j.stream = _gradient_of, relu, _streams if stream else 0
@@ -1015,7 +1108,7 @@ def forward(cnp.ndarray x, cnp.ndarray y, cnp.ndarray residual, cnp.ndarray gamm
     """
     cdef job j
     _begin(&j, x, n_threads)
-    j.y, j.z, j.relu = _array(y), _array(residual), relu
+    j.y, j.z, j.relu = _array(y, j.is_double), _array(residual, j.is_double), relu
     j.gamma, j.beta, j.eps = <const double *> _values(gamma), <const double *> _values(beta), eps
     invstd = _new_invstd(&j)
     sums, done, channels = _run_forward(&j, apart)
@@ -1053,7 +1146,8 @@ def backward(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray dx
     """
     cdef job j
     _begin(&j, x, n_threads)
-    j.z, j.dy, j.y, j.dz, j.relu = _array(residual), _array(dy), _array(dx), _array(dresidual), relu
+    j.z, j.dy = _array(residual, j.is_double), _array(dy, j.is_double)
+    j.y, j.dz, j.relu = _array(dx, j.is_double), _array(dresidual, j.is_double), relu
     j.center, j.center_lo = <const double *> _values(center), <const double *> _values(center_lo)
     j.invstd, j.gamma = <double *> _values(invstd), <const double *> _values(gamma)
     j.c.mean, j.c.scale, j.c.shift = _values(mean), _values(scale), _values(shift)
@@ -1071,8 +1165,8 @@ cdef tuple _run_backward(job *j, bint apart):
 
 # ---- the transformer's running statistics ----
 
-cdef extern from "numpy/arrayobject.h":
-    object PyArray_NewLikeArray(cnp.ndarray prototype, cnp.NPY_ORDER order, cnp.PyArray_Descr *dtype, int subok)
+cdef extern from "float.h":
+    const double DBL_MAX
 
 cdef extern from "math.h":
     bint isfinite(double value) noexcept nogil
@@ -1146,6 +1240,15 @@ cdef bint _is_plain(object a, bint written) noexcept:
     )
 
 
+cdef int _result_type(cnp.ndarray x, object dtype) noexcept:
+    """The type number of the result for `x` with a transformer's parameter `dtype`; NPY_NOTYPE if that may be wrong."""
+    if dtype is None:
+        if x is None or cnp.PyArray_TYPE(x) not in (cnp.NPY_FLOAT16, cnp.NPY_FLOAT):
+            return cnp.NPY_DOUBLE
+        return cnp.PyArray_TYPE(x)
+    return cnp.NPY_FLOAT if dtype is np.float32 else cnp.NPY_DOUBLE if dtype is np.float64 else cnp.NPY_NOTYPE
+
+
 def unchanged(dict given, checked):
     """Whether the parameters among `given` are certain to pass every check again, with the result `checked`.
 
@@ -1168,6 +1271,7 @@ def unchanged(dict given, checked):
         and _same_array(given.get("gamma", given), p[7])
         and _same_array(given.get("beta", given), p[8])
         and type(given.get("copy")) is bool
+        and _result_type(None, given.get("dtype", given)) != cnp.NPY_NOTYPE
         and _is_count(given.get("n_threads", given))
         and _is_count(given.get("batch_size", given))
     )
@@ -1200,10 +1304,16 @@ cdef inline bint _same_array(object now, object then):
 # bits.
 
 
-cdef bint _is_like(object a, cnp.ndarray x, bint written) noexcept:
+cdef inline bint _is_number(int typenum) noexcept:
+    """Whether the loops read values of this type as they are: booleans, integers, and the three floats."""
+    return 0 <= typenum <= cnp.NPY_DOUBLE or typenum == cnp.NPY_FLOAT16
+
+
+cdef bint _is_like(object a, cnp.ndarray x, int typenum, bint written) noexcept:
     return (
-        _is_plain(a, written)
-        and cnp.PyArray_TYPE(<cnp.ndarray> a) == cnp.PyArray_TYPE(x)
+        cnp.PyArray_CheckExact(a)
+        and cnp.PyArray_TYPE(<cnp.ndarray> a) == typenum
+        and (cnp.PyArray_ISCARRAY(<cnp.ndarray> a) if written else cnp.PyArray_ISCARRAY_RO(<cnp.ndarray> a))
         and cnp.PyArray_NDIM(<cnp.ndarray> a) == cnp.PyArray_NDIM(x)
         and memcmp(cnp.PyArray_DIMS(<cnp.ndarray> a), cnp.PyArray_DIMS(x),
                    cnp.PyArray_NDIM(x) * sizeof(cnp.npy_intp)) == 0
@@ -1212,7 +1322,8 @@ cdef bint _is_like(object a, cnp.ndarray x, bint written) noexcept:
 
 cdef bint _is_same_or_apart(cnp.ndarray a, cnp.ndarray b) noexcept:
     cdef Py_ssize_t between = cnp.PyArray_BYTES(a) - cnp.PyArray_BYTES(b)
-    return between == 0 or between >= cnp.PyArray_NBYTES(b) or -between >= cnp.PyArray_NBYTES(a)
+    cdef bint same = between == 0 and cnp.PyArray_NBYTES(a) == cnp.PyArray_NBYTES(b)
+    return same or between >= cnp.PyArray_NBYTES(b) or -between >= cnp.PyArray_NBYTES(a)
 
 
 cdef object _as_double(object a):
@@ -1236,14 +1347,21 @@ cdef bint _per_channel(object a, Py_ssize_t n_channels, const double **values) n
 
 cdef bint _begin_plain(job *j, object x, object dy, object out) noexcept:
     """Whether the arrays, channels on axis 1, can go the short way: then all that follows from them but the result."""
+    return _is_plain(x, False) and _begin_numbers(j, x, dy, out, cnp.PyArray_TYPE(<cnp.ndarray> x))
+
+
+cdef bint _begin_numbers(job *j, object x, object dy, object out, int y_type) noexcept:
+    """The same where the result is of another type, and `x` may be an array of any numbers."""
     cdef cnp.ndarray a
     cdef int axis
-    if not (_is_plain(x, False) and cnp.PyArray_NDIM(<cnp.ndarray> x) >= 2 and cnp.PyArray_SIZE(<cnp.ndarray> x) > 0):
+    if not (cnp.PyArray_CheckExact(x) and cnp.PyArray_ISCARRAY_RO(<cnp.ndarray> x)
+            and _is_number(cnp.PyArray_TYPE(<cnp.ndarray> x)) and cnp.PyArray_NDIM(<cnp.ndarray> x) >= 2
+            and cnp.PyArray_SIZE(<cnp.ndarray> x) > 0):
         return False
     a = x
-    if not (dy is None or _is_like(dy, a, False)):
+    if not (dy is None or _is_like(dy, a, cnp.PyArray_TYPE(a), False)):
         return False
-    if out is not None and not (_is_like(out, a, True) and _is_same_or_apart(out, a)
+    if out is not None and not (_is_like(out, a, y_type, True) and _is_same_or_apart(out, a)
                                 and (dy is None or _is_same_or_apart(out, dy))):
         return False
     memset(j, 0, sizeof(job))
@@ -1254,25 +1372,36 @@ cdef bint _begin_plain(job *j, object x, object dy, object out) noexcept:
     if j.g.whole.channels == 1:
         j.g.whole.inner *= j.g.whole.outer
         j.g.whole.outer = 1
-    _settle(j, a)
-    j.x.first.data, j.x.itemsize = <char *> cnp.PyArray_DATA(a), j.itemsize
-    j.x.first.outer, j.x.first.channel = j.g.whole.channels * j.g.whole.inner, j.g.whole.inner
+    _settle(j, y_type == cnp.NPY_DOUBLE or _needs_double(a))
+    j.x = _packed(j, a)
     if dy is not None:
         j.dy = j.x
         j.dy.first.data = <char *> cnp.PyArray_DATA(<cnp.ndarray> dy)
     return True
 
 
-cdef cnp.ndarray _plain_result(job *j, cnp.ndarray x, object out, bint *apart):
+cdef array4 _packed(job *j, cnp.ndarray a) noexcept:
+    """A C-contiguous array, channels on axis 1."""
+    cdef array4 whole
+    memset(&whole, 0, sizeof(array4))
+    whole.itemsize, whole.first.data = a.itemsize, <char *> cnp.PyArray_DATA(a)
+    whole.first.type = _stored(a, j.is_double)
+    whole.first.outer, whole.first.channel = j.g.whole.channels * j.g.whole.inner, j.g.whole.inner
+    return whole
+
+
+cdef cnp.ndarray _plain_result(job *j, cnp.ndarray x, object out, bint *apart, int y_type=cnp.NPY_NOTYPE):
+    """`out`, or a fresh array of the type of `x` or of another."""
     cdef cnp.ndarray y
+    if y_type == cnp.NPY_NOTYPE:
+        y_type = cnp.PyArray_TYPE(x)
     if out is not None:
         y = out
     elif _n_bytes(j) <= 1 << 20:
-        y = PyArray_NewLikeArray(x, cnp.NPY_CORDER, NULL, False)
+        y = cnp.PyArray_EMPTY(cnp.PyArray_NDIM(x), cnp.PyArray_DIMS(x), y_type, 0)
     else:
-        y = _buffers.empty_like(x, x.dtype, "C")
-    j.y = j.x
-    j.y.first.data = <char *> cnp.PyArray_DATA(y)
+        y = _buffers.empty_like(x, cnp.PyArray_DescrFromType(y_type), "C")
+    j.y = _packed(j, y)
     apart[0] = j.y.first.data != j.x.first.data and j.y.first.data != j.dy.first.data
     return y
 
@@ -1281,22 +1410,34 @@ cdef inline bint _is_eps(object eps) noexcept:
     return type(eps) is float and <double> eps >= 0 and isfinite(<double> eps) or (type(eps) is int and eps == 0)
 
 
+cdef bint _are_weights(object weights, Py_ssize_t n) noexcept:
+    """Whether these are float64, one per row."""
+    return (
+        _is_plain(weights, False)
+        and cnp.PyArray_TYPE(<cnp.ndarray> weights) == cnp.NPY_DOUBLE
+        and cnp.PyArray_NDIM(<cnp.ndarray> weights) == 1
+        and cnp.PyArray_SIZE(<cnp.ndarray> weights) == n
+    )
+
+
 cdef bint _is_matrix(object X, Py_ssize_t width) noexcept:
     """Whether `X` is an array of rows of this width."""
     return (cnp.PyArray_CheckExact(X) and cnp.PyArray_NDIM(<cnp.ndarray> X) == 2
             and cnp.PyArray_DIM(<cnp.ndarray> X, 1) == width)
 
 
-def update_plain(X, n_threads, cnp.ndarray learned, momentum, double ddof):
+def update_plain(X, weights, n_threads, cnp.ndarray learned, momentum, halflife, double ddof):
     """Running statistics after the batch `X`; None unless it is a plain array of that width that they can take in.
 
     Parameters
     ----------
     X : object
+    weights : object
+        None, or with cumulative statistics an array of one per row, of float64.
     n_threads : int or None
     learned : C-contiguous ndarray of shape (5, n_features), float64
-        Count, mean, mean_lo and m2, and what is not looked at.
-    momentum : float, or None for cumulative statistics
+        Count, mean, mean_lo and m2, and rows since a feature's last value.
+    momentum, halflife : float, or None; both None for cumulative statistics
     ddof : float
 
     Returns
@@ -1314,49 +1455,72 @@ def update_plain(X, n_threads, cnp.ndarray learned, momentum, double ddof):
     cdef const double *old
     cdef double *new
     cdef double *batch
-    cdef bint average = momentum is not None, missing = False
-    cdef double weight = momentum if average else 0.0, n_rows
-    if not (_is_matrix(X, width) and _begin_plain(&j, X, None, None)):
+    cdef bint average = momentum is not None, fades = halflife is not None, missing = False
+    cdef double weight = momentum if average else 0.0, half = halflife if fades else 0.0, n_rows, age
+    if not (_is_matrix(X, width) and _begin_numbers(&j, X, None, None, cnp.NPY_NOTYPE)):
         return None
     n_rows = <double> cnp.PyArray_DIM(<cnp.ndarray> X, 0)
     if average and n_rows == 1:
         return None
+    if weights is not None:
+        if average or fades or not _are_weights(weights, cnp.PyArray_DIM(<cnp.ndarray> X, 0)):
+            return None
+        if np.minimum.reduce(weights) < 0:
+            return None
+        j.weights = <const double *> cnp.PyArray_DATA(<cnp.ndarray> weights)
     _cut_for_sums(&j.g)
     _sums = _new_sums(&j, 4)
     j.first, j.skip_missing = _moments_of, True
+    _weights = _recency(&j, half) if fades else None
     _set_threads(&j, threads(n_threads, _n_bytes(&j)))
     _run(&j, _first)
+    if j.seen and (fades or weights is not None):
+        return None
     after, moments_of_x = _fresh(5, width, cnp.NPY_DOUBLE), _fresh(4, width, cnp.NPY_DOUBLE)
     old = <const double *> _values(learned)
     new, batch = <double *> cnp.PyArray_DATA(after), <double *> cnp.PyArray_DATA(moments_of_x)
     for c in range(width):
         m = _merged(&j, c)
         _set_moments(batch, c, width, m)
-        missing |= m.count != n_rows
+        missing |= j.seen and m.count != n_rows
+        if weights is not None and not 0 < m.count <= DBL_MAX:  # all are 0, or one is not finite
+            return None
+        age = old[4 * width + c]
         if average and m.count > 0 and (m.count == 1 or m.count <= ddof):
             return None
         if average:
             m = bn_update_momentum(_moments_at(old, c, width), m, weight, ddof)
+        elif fades:
+            if m.count < 1e-200 * n_rows:
+                return None
+            m = bn_merge(bn_scaled(_moments_at(old, c, width), bn_decay(age + n_rows, half)), m, True)
+            age = 0
         else:
             m = bn_merge(_moments_at(old, c, width), m, True)
         if not isfinite(m.m2 + m.mean):  # nor is what an infinity is merged into
             return None
         _set_moments(new, c, width, m)
-        new[4 * width + c] = old[4 * width + c]
+        new[4 * width + c] = age
     return after, moments_of_x, missing
 
 
-def apply_plain(X, out, n_threads, cnp.ndarray values, cnp.ndarray single):
-    """`X` transformed by what `fold_running` returned, in `out` if that is given; None unless both are plain arrays of
-    rows, and `X` is without infinities.
+def apply_plain(X, out, dtype, n_threads, cnp.ndarray values, cnp.ndarray single):
+    """`X` transformed by what `fold_running` returned, in `out` if that is given, as `dtype`; None unless both are
+    plain arrays of rows, and `X` is without infinities.
     """
     cdef job j
     cdef Py_ssize_t size, width = values.shape[1]
     cdef cnp.ndarray y
     cdef bint apart
-    if not (_is_matrix(X, width) and _begin_plain(&j, X, None, out) and (j.is_double or single is not None)):
+    cdef int y_type
+    if not _is_matrix(X, width):
         return None
-    y = _plain_result(&j, X, out, &apart)
+    y_type = _result_type(X, dtype)
+    if y_type == cnp.NPY_NOTYPE or not (
+        _begin_numbers(&j, X, None, out, y_type) and (j.is_double or single is not None)
+    ):
+        return None
+    y = _plain_result(&j, X, out, &apart, y_type)
     size = width * j.itemsize
     j.c.mean = _further(_values(values), 3 * size) if j.is_double else _values(single)
     j.c.scale, j.c.shift = _further(j.c.mean, size), _further(j.c.mean, 2 * size)

@@ -125,7 +125,7 @@ def channels_joined(y: Array, channel_axis: int) -> Array:
 def in_form(x: Array, kept: Iterable[int]) -> tuple[Array | None, Layout]:
     """`x` as a view, None where that needs a copy, and the layout."""
     layout = layout_of(x, kept)
-    return layout.view(x) if x.dtype == kernel_dtype(x.dtype) else None, layout
+    return layout.view(x) if is_read(x.dtype) else None, layout
 
 
 def canonical(x: Array, kept: Iterable[int]) -> tuple[Array, Layout]:
@@ -168,14 +168,27 @@ def settled(a: Array, order: Literal["C", "F"]) -> Array:
     return a if a.flags.forc else np.array(a, order=order)
 
 
+def is_bfloat16(dtype: np.dtype[Any]) -> bool:
+    """Whether it is the one of ml_dtypes, which NumPy knows by name only."""
+    return dtype.kind == "V" and dtype.name == "bfloat16"
+
+
+def is_read(dtype: np.dtype[Any]) -> bool:
+    """Whether the kernels of `moments` and `apply` read values of this dtype as they are."""
+    number = dtype.kind in "biu" or (dtype.kind == "f" and dtype.itemsize <= 8)
+    return (number and dtype.isnative) or is_bfloat16(dtype)
+
+
 def kernel_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """The native float32 or float64 in which data of this dtype is computed."""
-    return np.dtype(np.float32 if dtype.kind == "f" and dtype.itemsize <= 4 else np.float64)
+    return np.dtype(np.float32 if (dtype.kind == "f" and dtype.itemsize <= 4) or is_bfloat16(dtype) else np.float64)
 
 
-def result_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """The dtype of normalized data: the same float in native byte order, float64 for integers and booleans."""
-    return dtype.newbyteorder("=") if dtype.kind == "f" else np.dtype(np.float64)
+def result_dtype(dtype: np.dtype[Any], wanted: np.dtype[Any] | None = None) -> np.dtype[Any]:
+    """The dtype of normalized data: `wanted`, or the same float in native byte order, else float64."""
+    if wanted is not None:
+        return wanted
+    return dtype.newbyteorder("=") if dtype.kind == "f" or is_bfloat16(dtype) else np.dtype(np.float64)
 
 
 def empty_in(layout: Layout, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
@@ -202,16 +215,25 @@ def like(layouts: Sequence[Layout], a: Array, x: Array) -> Array:
     return fresh
 
 
-def target(layouts: Sequence[Layout], out: Array | None, x: Array, *others: Array | None) -> Array:
-    """`out`, if it can be written in all of `layouts` while `x` and `others` are read; else a fresh array like `x`."""
+def target(
+    layouts: Sequence[Layout],
+    out: Array | None,
+    x: Array,
+    *others: Array | None,
+    dtype: np.dtype[Any] | None = None,
+) -> Array:
+    """`out`, if it can be written in all of `layouts` while `x` and `others` are read; else a fresh array like `x`, or
+    of another dtype.
+    """
+    dtype = x.dtype if dtype is None else dtype
     if (
         out is not None
-        and out.dtype == x.dtype
+        and out.dtype == dtype
         and all(layout.view(out) is not None for layout in layouts)
         and not any(a is not None and overlap(a, out) for a in (x, *others))
     ):
         return out
-    return empty_in(layouts[0], x.shape, x.dtype)
+    return empty_in(layouts[0], x.shape, dtype)
 
 
 def delivered(y: Array, out: Array | None, dtype: np.dtype[Any]) -> Array:

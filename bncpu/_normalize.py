@@ -53,23 +53,31 @@ NOTHING: Any = Coefficients(*[None] * 3)  # type: ignore[arg-type]
 
 
 def moments(
-    x4: Array, weights: NDArray[np.float64] | None, *, skip_missing: bool, n_threads: int | None
+    x4: Array,
+    weights: NDArray[np.float64] | None,
+    *,
+    skip_missing: bool,
+    n_threads: int | None,
+    halflife: float | None = None,
 ) -> tuple[Moments, bool]:
     """Moments of each channel of `x4`, and whether NaN may have been left out.
 
     Parameters
     ----------
-    x4 : ndarray of shape (groups, outer, channels, inner), float32 or float64
-        In one of the two forms.
+    x4 : ndarray of shape (groups, outer, channels, inner), of a dtype that `_layout.is_read` names
+        In one of the two forms. Sums of integers of 8 and 16 bits, without weights, have no rounding within a block.
     weights : ndarray of shape (outer * inner,), float64, or None
     skip_missing : bool
         Leave NaN out; otherwise NaN and infinity propagate within their channel.
     n_threads : int or None
+    halflife : float, optional
+        Let the weight halve every so many positions from the last one back. Without `weights`, and where `outer` or
+        `inner` is 1.
     """
     if x4.size == 0:
         return Moments.empty(x4.shape[0] * x4.shape[2]), False
-    n = _dispatch.threads(n_threads, x4.nbytes)
-    blocks, missing = _dispatch.kernels(x4).moments(x4, weights, skip_missing, n)
+    n = _dispatch.threads(n_threads, _computed_bytes(x4))
+    blocks, missing = _dispatch.kernels(x4).moments(x4, weights, skip_missing, n, halflife)
     return merge_blocks(blocks), missing
 
 
@@ -103,20 +111,21 @@ def apply(
 
     Parameters
     ----------
-    x4, y4 : ndarray of shape (groups, outer, channels, inner), float32 or float64
-        Both in the same form; `y4` may be `x4`, and must not overlap it otherwise.
+    x4, y4 : ndarray of shape (groups, outer, channels, inner)
+        Both in the same form; `y4` may be `x4`, and must not overlap it otherwise. `x4` of a dtype that
+        `_layout.is_read` names, `y4` of any float.
     coefficients : Coefficients
         In float64.
     residual : ndarray of the shape, dtype and form of `x4`, optional
-        Added to the result.
+        Added to the result. Then all are float32 or float64.
     relu : bool, default=False
         Replace negative results by 0, after `residual` was added.
     stream : bool, optional
         Whether to store past the cache; by default what `streams` says of these arrays.
     n_threads : int or None
     """
-    c, fits = rounded(coefficients, x4.dtype)
-    kernels, n = _dispatch.kernels(x4), _dispatch.threads(n_threads, x4.nbytes)
+    c, fits = rounded(coefficients, _computed_in(x4, y4))
+    kernels, n = _dispatch.kernels(x4), _dispatch.threads(n_threads, _computed_bytes(x4))
     stream = streams(y4, x4, residual) if stream is None else stream
     infinite = False
     for arrays, own, fit in _runs((x4, residual, y4), fits):
@@ -313,6 +322,17 @@ def _not_done(
             tuple(None if a is None else a[at] for a in arrays),
             slice(group * n_channels + start, group * n_channels + stop),
         )
+
+
+def _computed_in(x: Array, y: Array) -> np.dtype[Any]:
+    """float64 if the result is, or if float32 would not hold the values of `x`."""
+    narrow = x.dtype == np.float32 or x.dtype.itemsize <= 2
+    return np.dtype(np.float32 if narrow and y.dtype != np.float64 else np.float64)
+
+
+def _computed_bytes(x: Array) -> int:
+    """What the values of `x` fill when they are computed with: narrow ones are as much work."""
+    return max(x.nbytes, 4 * x.size)
 
 
 def streams(y: Array, *others: Array | None) -> bool:

@@ -429,8 +429,22 @@ def parameters(t: Any) -> Parameters:
         if not isinstance(value, (bool, np.bool_)):
             raise TypeError(f"{name} must be True or False, got {value!r}")
     whole("batch_size", t.batch_size, low=1)
+    dtype(t.dtype)
     axis = whole("channel_axis", t.channel_axis)
     return Parameters(momentum, halflife, eps, ddof, bool(t.with_mean), bool(t.with_std), axis)
+
+
+def dtype(value: Any) -> np.dtype[Any] | None:
+    """Check the parameter dtype of a transformer."""
+    if value is None:
+        return None
+    try:
+        found = np.dtype(value)
+    except TypeError:
+        found = None
+    if found not in (np.float32, np.float64) or not found.isnative:
+        raise ValueError(f"dtype must be numpy.float32, numpy.float64 or None, got {value!r}")
+    return found
 
 
 def warn_of_pytorchs_momentum(p: Parameters) -> None:
@@ -709,7 +723,7 @@ def _checks(X: Any, p: Parameters) -> dict[str, Any]:
     if isinstance(X, OpaqueBatch):
         return {"skip_check_array": True}
     # Numbers of any kind are converted a piece at a time; anything else, all at once.
-    numeric = isinstance(X, np.ndarray) and (X.dtype.kind in "biu" or (X.dtype.kind == "f" and X.dtype.itemsize <= 8))
+    numeric = isinstance(X, np.ndarray) and _layout.is_read(X.dtype.newbyteorder("="))
     return {
         "accept_sparse": ("csr", "csc"),
         "dtype": None if numeric else FLOATS,
@@ -765,6 +779,8 @@ def _not_all_zero(sample_weight: Any, X: Any) -> NDArray[np.float64]:
 def to_transform(t: Any, X: Any, p: Parameters, *, only_read: bool = False) -> Samples:
     """X of transform, of the fitted width and names."""
     given = samples(X, p.channel_axis)
+    if not only_read and isinstance(given.X, DeviceBatch) and t.dtype is not None:
+        raise TypeError(f"dtype={t.dtype!r} is for arrays in CPU memory, got a device array; dtype=None keeps its own")
     if not only_read and wrapped(t) and (p.channel_axis is not None or isinstance(given.X, DeviceBatch)):
         kind = "with channel_axis the result is an" if p.channel_axis is not None else "the result is a device"
         raise ValueError(f"{kind} array; set_output(transform='default') first")
@@ -927,7 +943,7 @@ def out_of_transform(t: Any, given: Samples, out: Any) -> Any:
         kind = foreign if given.xp is None else f"an array of {given.xp.__name__}"
         raise TypeError(f"out is only for dense NumPy input, got {kind}")
     x = given.back(given.X)
-    like("out", out, x, _layout.result_dtype(x.dtype), writeable=True)
+    like("out", out, x, _layout.result_dtype(x.dtype, dtype(t.dtype)), writeable=True)
     return out if given.channel_axis is None else _layout.channels_second(out, given.channel_axis)
 
 

@@ -10,7 +10,7 @@ from bncpu import _buffers, _validation
 def release_buffers() -> int:
     """Give back the memory that waits for the next large result.
 
-    A result of 32 MiB or more, made without ``out=``, leaves its memory to the next one of about the same size when
+    A result of 1 MiB or more, made without ``out=``, leaves its memory to the next one of about the same size when
     the last reference to it is gone: fresh memory costs more time than the work done in it. Nothing in use is touched.
 
     Returns

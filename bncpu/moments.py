@@ -252,15 +252,15 @@ def update_halflife(
     Returned are the new moments and ages.
     """
     seen, age = batch.count > 0, age + n_rows
-    with np.errstate(over="ignore"):
-        factor = np.where(seen, 0.5 ** ((age - batch_age) / halflife), 1.0)
+    with np.errstate(over="ignore", under="ignore"):
+        factor = np.where(seen, _kernels.decay(age - batch_age, halflife), 1.0)
     return merge(scaled(running, factor), batch), np.where(seen, batch_age, age)
 
 
 def recency_weights(n_rows: int, halflife: float) -> Float64:
     """Weight of each row of a batch at its end: 1 for the last, halving every `halflife` rows back."""
-    with np.errstate(over="ignore"):
-        return 0.5 ** (np.arange(n_rows - 1, -1, -1) / halflife)
+    with np.errstate(over="ignore", under="ignore"):
+        return _kernels.decay(np.arange(n_rows - 1.0, -1, -1), halflife)
 
 
 def update_momentum(running: Moments, batch: Moments, momentum: float, ddof: float = 0) -> Moments:

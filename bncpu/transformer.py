@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
 from sklearn.utils import gen_batches
 from sklearn.utils.metadata_routing import UNUSED
@@ -122,6 +122,9 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         :meth:`fit` takes so many samples at a time, in their order, as :meth:`partial_fit` would; a rest too small
         for `momentum` joins the batch before it. scikit-learn's callbacks (1.9 and later) see a step per batch. By
         default everything is one batch.
+    dtype : {numpy.float32, numpy.float64}, optional
+        Of what :meth:`transform` returns, whatever X is: integers and narrow floats are widened where they are read. By
+        default the float of an array X, else float64. Not for arrays on a GPU.
     copy : bool, default=True
         With False, :meth:`transform` overwrites its input where it can.
     n_threads : int, optional
@@ -210,6 +213,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         beta: ArrayLike | None = None,
         channel_axis: int | None = None,
         batch_size: int | None = None,
+        dtype: DTypeLike | None = None,
         copy: bool = True,
         n_threads: int | None = None,
     ) -> None:
@@ -223,6 +227,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         self.beta = beta
         self.channel_axis = channel_axis
         self.batch_size = batch_size
+        self.dtype = dtype
         self.copy = copy
         self.n_threads = n_threads
 
@@ -235,8 +240,8 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         Parameters
         ----------
         X : array-like or sparse matrix of shape (n_samples, n_features)
-            Or any shape with `channel_axis`. float16, float32 and float64 are computed as they are, anything else
-            as float64; on a GPU, bfloat16 too, and nothing else.
+            Or any shape with `channel_axis`. Numbers of any type are read as they are; on a GPU, float16, bfloat16,
+            float32 and float64.
         y : None
             Ignored.
         sample_weight : array-like of shape (n_samples,), optional
@@ -297,7 +302,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         >>> recent.partial_fit([[7.0]]).running_mean_.round(2)
         array([4.53])
         """
-        if sample_weight is None and self._learn_plain(X):
+        if self._learn_plain(X, sample_weight):
             return self
         after = self._as_it_is()
         p = _validation.parameters(after)
@@ -361,23 +366,25 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         now.__dict__.update(vars(self))
         return now
 
-    def _learn_plain(self, X: Any) -> bool:
+    def _learn_plain(self, X: Any, sample_weight: Any) -> bool:
         """Learn from a plain array the short way; False if it is not for that, which leaves all as it was."""
         state = self.__dict__
         applied = state.get("_applied")
         if applied is None or not _kernels.unchanged(state, applied.parameters) or is_watched(self):
             return False
         p, learned, before = applied.parameters, state["_learned"], state["n_samples_seen_"]
-        if p.halflife is not None or "feature_names_in_" in state or learned.mode == _validation.INFERENCE:
+        if "feature_names_in_" in state or learned.mode == _validation.INFERENCE:
             return False
-        update = _kernels.update_plain(X, self.n_threads, learned.values, p.momentum, p.ddof)
+        update = _kernels.update_plain(X, sample_weight, self.n_threads, learned.values, p.momentum, p.halflife, p.ddof)
         if update is None:
             return False
         values, batch, missing = update
-        if missing or type(before) is not int or before >= 2**52:
-            seen = _collapsed(before + batch[0], _is_weighted(before))
+        n_values = len(X) if sample_weight is None else batch[0, 0].item()  # of each feature, where nothing is missing
+        if missing or type(before) not in (int, float) or before >= 2**52:
+            counts = before + (batch[0] if missing else np.full(batch.shape[1], n_values, np.float64))
+            seen = _collapsed(counts, sample_weight is not None or _is_weighted(before))
         else:
-            seen = before + len(X)
+            seen = before + n_values
         n_batches = state["n_batches_seen_"] + 1
         fitted = {
             "n_samples_seen_": seen,
@@ -501,7 +508,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         Returns
         -------
         ndarray, DataFrame, sparse matrix or array of X's library, of the shape of X
-            The float of an array X, in native byte order; else float64.
+            Of the parameter `dtype`; by default the float of an array X, in native byte order, else float64.
 
         Raises
         ------
@@ -526,14 +533,14 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         ):
             p, values, single = state["_applied"]
             n = self.n_threads
-            y = _kernels.apply_plain(X, out, n, values, single) if p.channel_axis is None else None
+            y = _kernels.apply_plain(X, out, self.dtype, n, values, single) if p.channel_axis is None else None
             if y is not None:
                 return y
         check_is_fitted(self)
         now = self._as_it_is()
         given = _validation.to_transform(now, X, now._applied.parameters)
         to = None if out is None else _validation.out_of_transform(now, given, out)
-        y = now._apply(given, now._applied.forward, copy, to)
+        y = now._apply(given, now._applied.forward, copy, to, _validation.dtype(now.dtype))
         return y if out is None else out
 
     def inverse_transform(self, X: Any, copy: bool | None = None) -> NDArray[Any]:
@@ -569,14 +576,21 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         given = _validation.to_invert(now, X, applied.parameters)
         return now._apply(given, moments.fold_inverse(applied.forward, applied.parameters.beta), copy, None)
 
-    def _apply(self, given: Samples, coefficients: Coefficients, copy: bool | None, out: Any) -> Any:
+    def _apply(
+        self,
+        given: Samples,
+        coefficients: Coefficients,
+        copy: bool | None,
+        out: Any,
+        dtype: np.dtype[Any] | None = None,
+    ) -> Any:
         _validation.threads(self.n_threads)
         X = given.X
         if is_lazy(X):
-            return given.back(_dask.apply(self, X, coefficients, self._applied.parameters))
-        if out is None and not (self.copy if copy is None else copy) and _batches.can_be_overwritten(X):
+            return given.back(_dask.apply(self, X, coefficients, self._applied.parameters, dtype))
+        if out is None and not (self.copy if copy is None else copy) and _batches.can_be_overwritten(X, dtype):
             out = X
-        y, infinite = _batches.apply(X, coefficients, out=out, n_threads=self.n_threads)
+        y, infinite = _batches.apply(X, coefficients, dtype=dtype, out=out, n_threads=self.n_threads)
         if infinite:
             _validation.infinity(self, X, getattr(self, "feature_names_in_", None))
         return given.back(y)
@@ -1119,7 +1133,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         tags.input_tags.sparse = not self.with_mean and self.channel_axis is None
         # Other array libraries are taken; but the tag's checks want transform to refuse another library than fit saw.
         tags.array_api_support = False
-        tags.transformer_tags.preserves_dtype = ["float64", "float32", "float16"]
+        tags.transformer_tags.preserves_dtype = ["float64", "float32", "float16"] if self.dtype is None else []
         return tags
 
 
@@ -1132,7 +1146,9 @@ def _apply_parameters(p: Parameters, learned: NDArray[np.float64], n_samples: An
 
 
 def _as_json(value: Any) -> Any:
-    """A parameter or statistic as what JSON knows: numbers in full precision."""
+    """A parameter or statistic as what JSON knows: numbers in full precision, a dtype by its name."""
+    if isinstance(value, (type, np.dtype)):
+        return np.dtype(value).name
     return value if value is None else np.asarray(value).tolist()
 
 

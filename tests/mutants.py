@@ -55,6 +55,7 @@ class Mutant(NamedTuple):
 
 
 TEMPLATE, UNIT, ALGEBRA = (f"bncpu/src/{name}.h" for name in ("leaves_template", "leaves_unit", "algebra"))
+CONVERSIONS, HALVES = "bncpu/src/conversions_template.h", "bncpu/src/halves.h"
 THREADS = "bncpu/src/threads.c"
 KERNELS, NORMALIZE, MOMENTS = "bncpu/_kernels.pyx", "bncpu/_normalize.py", "bncpu/moments.py"
 BATCHES, FUNCTIONAL, TRANSFORMER = "bncpu/_batches.py", "bncpu/functional.py", "bncpu/transformer.py"
@@ -151,6 +152,53 @@ MUTANTS = [
         "kernels",
     ),
     # ---- ends, lanes, accumulators ----
+    Mutant(
+        "integers-summed-about-no-integer",
+        TEMPLATE,
+        "type >= BN_UINT8 ? rint(shift[c] + mean) : shift[c] + mean",
+        "shift[c] + mean",
+        "numbers",
+    ),
+    Mutant(
+        "strided-rows-converted-as-if-packed",
+        CONVERSIONS,
+        "channels == 1 && a.outer == run",
+        "channels == 1",
+        "numbers",
+    ),
+    Mutant(
+        "every-piece-of-a-plane-is-the-first",
+        TEMPLATE,
+        "NAME(at)(a.x, o, c, start)",
+        "NAME(at)(a.x, o, c, 0)",
+        "numbers",
+    ),
+    Mutant("ties-of-halves-away-from-0", HALVES, "0xfff + (size >> 13 & 1)", "0x1000", "numbers"),
+    Mutant(
+        "smallest-halves-are-0",
+        HALVES,
+        "(small & is_small) | (normal & ~is_small));",
+        "(normal & ~is_small));",
+        "numbers",
+    ),
+    Mutant(
+        "large-narrow-results-shifted",
+        UNIT,
+        "ptrdiff_t head = (ptrdiff_t)(-(uintptr_t)to % 64);",
+        "ptrdiff_t head = 8;",
+        "numbers",
+    ),
+    Mutant(
+        "dtype-of-the-result-ignored",
+        BATCHES,
+        "_layout.result_dtype(X.dtype, dtype)",
+        "_layout.result_dtype(X.dtype)",
+        "numbers",
+    ),
+    Mutant("one-weight-for-all-folded-rows", TEMPLATE, "weights[row[g]]", "weights[0]", "kernels"),
+    Mutant("blocks-do-not-fade", KERNELS, "bn_decay(<double> rows_after, j.halflife)", "1", "kernels"),
+    Mutant("recency-of-the-halflife-before", KERNELS, "last[0] == halflife and ", "", "kernels"),
+    Mutant("negative-weights-learned", KERNELS, "if np.minimum.reduce(weights) < 0:", "if False:", "small_calls"),
     Mutant("last-row-not-summed", TEMPLATE, "if (rows > 2 * half)", "if (0)", "kernels"),
     Mutant("second-half-not-summed", TEMPLATE, "h < streams; h++", "h < 1; h++", "kernels"),
     Mutant("columns-in-turn-overlap", TEMPLATE, "j += registers * LANES)", "j += LANES)", "kernels"),

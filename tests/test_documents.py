@@ -147,8 +147,9 @@ def test_the_loops_over_data_are_those_that_the_design_lists():
     looping = {name for name, body in zip(functions, bodies, strict=True) if "for (" in body}
     listed = {"rows_sums", "plane_sums", "rows_apply", "planes_apply", "choose_shift"}
     insides = {"rows_sums_of", "rows_sums_at", "rows_apply_line", "apply_line"}
-    # A part walks the runs that the loops are called for; the others go over channels.
-    assert looping == listed | insides | {"part_sums", "part_apply", "outer_apply"} | {"recentre", "moments"}
+    # A part walks the runs, or the pieces, that the loops are called for; the others go over channels.
+    parts = {"part_sums", "part_apply", "outer_apply", "apply_converted"}
+    assert looping == listed | insides | parts | {"recentre", "moments"}
     kernels = (ROOT / "bncpu" / "_kernels.pyx").read_text()
     loops = re.findall(
         r"^def (\w+)\((?:(?!^c?def ).)*?^        for i in range", kernels, flags=re.DOTALL | re.MULTILINE
@@ -163,5 +164,5 @@ def test_every_source_has_its_test_file():
     tests = {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
     assert sources - {"main"} | {"gpu"} <= tests  # __main__ calls cli
     across = {"documents", "examples", "nist", "peers", "problem_sizes", "processes", "reproducibility", "scikit_learn"}
-    across |= {"conditioning", "faults", "fuzz", "huge", "small_calls"}
+    across |= {"conditioning", "faults", "fuzz", "huge", "numbers", "small_calls"}
     assert tests - sources - {"gpu"} == across

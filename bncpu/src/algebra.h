@@ -89,6 +89,15 @@ static inline bn_moments bn_update_momentum(bn_moments running, bn_moments batch
     return bn_merge(running, batch, 0);
 }
 
+/* The weight of what lies so many rows back. */
+static inline double bn_decay(double n_rows, double halflife) { return exp2(-(n_rows / halflife)); }
+
+static inline bn_moments bn_scaled(bn_moments m, double factor) {
+    m.count *= factor;
+    m.m2 *= factor;
+    return m;
+}
+
 /* Whether var may be rounding alone: the error bound of the two-pass algorithm, as scikit-learn uses it. */
 static inline int bn_near_constant(double mean, double var, double count) {
     const double u = 2.220446049250313e-16;

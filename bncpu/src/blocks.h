@@ -48,10 +48,10 @@ typedef struct bn_block {
 static struct {
     bn_block *waiting;   /* the last one first */
     size_t limit;        /* bytes that may wait */
-    size_t least;        /* below this many bytes malloc reuses memory by itself */
+    size_t least;        /* below this many bytes malloc reuses memory by itself, as quickly */
     uint64_t requests;
     unsigned generation; /* how many forks lie between this process and the first */
-} bn_pool = {NULL, (size_t)256 << 20, (size_t)32 << 20, 0, 0};
+} bn_pool = {NULL, (size_t)256 << 20, (size_t)1 << 20, 0, 0};
 
 static bn_block *bn_block_at(void *data) { return (bn_block *)((char *)data - BN_HEADER); }
 static void *bn_block_data(bn_block *block) { return (char *)block + BN_HEADER; }

@@ -21,10 +21,29 @@ typedef struct {
     ptrdiff_t outer, channels, inner;
 } bn_part;
 
-/* Where an array of the part begins, and its strides in elements; data is NULL for none. */
+/* What an array holds. The leaves compute in float32 or float64; x and y of other types are converted on the way, a few KB
+ * at a time: x to what holds all its values, y to the nearest. */
+typedef enum {
+    BN_COMPUTED, /* what the leaf computes in */
+    BN_FLOAT32,  /* where that is float64 */
+    BN_FLOAT16,
+    BN_BFLOAT16,
+    BN_UINT8,
+    BN_INT8,
+    BN_UINT16,
+    BN_INT16,
+    BN_UINT32,
+    BN_INT32,
+    BN_UINT64,
+    BN_INT64
+} bn_type;
+
+/* Where an array of the part begins, and its strides in elements; data is NULL for none. Only x and y of moments and
+ * apply may be of another type than the leaf computes in, and x only without residual and relu. */
 typedef struct {
     char *data;
     ptrdiff_t outer, channel;
+    bn_type type;
 } bn_array;
 
 /* One value per channel each, in the type of x. The last three are for backward passes only, and

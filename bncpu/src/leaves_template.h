@@ -103,6 +103,8 @@ INLINE vdouble NAME(widen)(HT v) { return T_WIDEN(v); }
 INLINE VT NAME(all)(T value) { return value - (VT){0}; }
 INLINE HT NAME(all_ht)(T value) { return value - (HT){0}; }
 
+#include "conversions_template.h"
+
 /* ---- the arrays of a part ---- */
 
 /* Where the same run begins in every array; `how` says which of them there are. y is dx in a backward pass. */
@@ -111,8 +113,11 @@ typedef struct {
     T *y, *dz;
 } NAME(runs);
 
+/* For sums: room for some values of x, if x is of another type; how many rows are taken as one, and their channels. */
 typedef struct {
     bn_array x, z, dy, y, dz;
+    T *converted;
+    ptrdiff_t fold, channels;
 } NAME(arrays);
 
 INLINE NAME(runs) NAME(run)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t c, const int how) {
@@ -131,7 +136,7 @@ INLINE NAME(runs) NAME(run)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t c, const int 
 INLINE int NAME(is_rows)(bn_part p, bn_array x) { return p.inner == 1 && x.channel == 1; }
 
 /* ---- sums: s += w*g, q += w*g*d, n += w with d = x - shift, everything in float64 ----
- * g is d itself in moments, and dy in a backward pass. n is left alone where it is plain counting. */
+ * g is d itself in moments, and dy in a backward pass. n is left alone where it is the same for all channels. */
 
 typedef struct {
     HT mean, scale, shift;
@@ -165,7 +170,7 @@ INLINE void NAME(accumulate)(NAME(runs) r, ptrdiff_t i, const ptrdiff_t lanes, v
         g = w * g;
     *s += g;
     *q += g * d;
-    if (how & (WEIGHTED | MASKED))
+    if (how & MASKED)
         *n += w;
 }
 
@@ -179,12 +184,19 @@ typedef struct {
     double *n, *s, *q;
 } NAME(sums);
 
-/* `n_rows` rows from o on, each followed by the one `half` further on if there are two `streams`, of the columns from j on
- * that `registers` hold: `lanes` values in the last of them. The sums stay in registers meanwhile. Of wide rows the next ones
- * are fetched: the processor's own prefetch does not follow when columns are taken in turn. */
-INLINE void NAME(rows_sums_at)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t half, const int streams, ptrdiff_t n_rows,
-                               const int wide, ptrdiff_t j, const int registers, const ptrdiff_t lanes, NAME(about) k,
-                               const double *weights, NAME(sums) to, const int how) {
+/* Where one of the streams of rows begins; each row is `a.fold` rows of so many channels, with weights of their own. */
+typedef struct {
+    NAME(arrays) a;
+    const double *weights;
+    ptrdiff_t channels;
+} NAME(start);
+
+/* `n_rows` rows of one stream, or of two that take turns, of the columns from j on that `registers` hold: `lanes` values in
+ * the last of them. The sums stay in registers meanwhile. Of wide rows the next ones are fetched: the processor's own
+ * prefetch does not follow when columns are taken in turn. */
+INLINE void NAME(rows_sums_at)(const NAME(start) *from, const int streams, ptrdiff_t n_rows, const int wide, ptrdiff_t j,
+                               const int registers, const ptrdiff_t lanes, NAME(about) k, NAME(sums) to, const int how) {
+    ptrdiff_t row[ROW_REGISTERS]; /* whose weight a register needs */
     vdouble center[ROW_REGISTERS], n[ROW_REGISTERS], s[ROW_REGISTERS], q[ROW_REGISTERS];
     NAME(affine_ht) f[ROW_REGISTERS] = {{0}};
     ptrdiff_t u;
@@ -195,20 +207,24 @@ INLINE void NAME(rows_sums_at)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t half, cons
         n[g] = vdouble_load(to.n + j + g * LANES);
         s[g] = vdouble_load(to.s + j + g * LANES);
         q[g] = vdouble_load(to.q + j + g * LANES);
+        if (how & WEIGHTED)
+            row[g] = (j + g * LANES) / from[0].channels;
         if (how & RELU) {
             f[g].mean = NAME(load_ht)(k.mean + j + g * LANES, LANES);
             f[g].scale = NAME(load_ht)(k.scale + j + g * LANES, LANES);
             f[g].shift = NAME(load_ht)(k.shift + j + g * LANES, LANES);
         }
     }
-    for (u = o; u < o + n_rows; u++) {
+    for (u = 0; u < n_rows; u++) {
         UNROLL
         for (h = 0; h < streams; h++) {
-            NAME(runs) r = NAME(run)(a, u + h * half, 0, how);
-            vdouble w = vdouble_all(how & WEIGHTED ? weights[u + h * half] : 1.0);
+            NAME(arrays) a = from[h].a;
+            NAME(runs) r = NAME(run)(a, u, 0, how);
+            const double *weights = how & WEIGHTED ? from[h].weights + u * a.fold : NULL;
             UNROLL
             for (g = 0; g < registers; g++) {
                 ptrdiff_t i = j + g * LANES;
+                vdouble w = vdouble_all(how & WEIGHTED ? weights[row[g]] : 1.0);
                 if (wide && i % (64 / sizeof(T)) == 0) {
                     PREFETCH(r.x + n_rows * a.x.outer + i);
                     if (how & BACKWARD)
@@ -222,33 +238,52 @@ INLINE void NAME(rows_sums_at)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t half, cons
     }
     UNROLL
     for (g = 0; g < registers; g++) {
-        if (how & (WEIGHTED | MASKED))
+        if (how & MASKED)
             vdouble_store(to.n + j + g * LANES, n[g]);
         vdouble_store(to.s + j + g * LANES, s[g]);
         vdouble_store(to.q + j + g * LANES, q[g]);
     }
 }
 
-/* The same of all columns. */
+/* `n_rows` rows from o on, each followed by the one `half` further on if there are two streams. All columns. */
 INLINE void NAME(rows_sums_of)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t half, const int streams, ptrdiff_t n_rows,
                                const int wide, ptrdiff_t width, NAME(about) k, const double *weights, NAME(sums) to,
                                const int how) {
-    const int most = streams == 1 ? 1 : how & (RELU | MASKED | WEIGHTED) ? ROW_REGISTERS / 2 : ROW_REGISTERS;
-    ptrdiff_t j = 0;
-    int registers;
+    const int most = streams == 1 ? 1 : how & (RELU | MASKED) ? ROW_REGISTERS / 2 : ROW_REGISTERS;
+    NAME(start) from[2];
+    ptrdiff_t j = 0, channels = a.fold > 1 ? a.channels : width;
+    int registers, h;
+    UNROLL
+    for (h = 0; h != streams; h++) {
+        NAME(arrays) at = a;
+        if (!(how & BACKWARD) && a.x.type) {
+            bn_part rows = {n_rows, width, 1};
+            at.x.data = NAME(at)(a.x, o + h * half, 0, 0);
+            NAME(convert)(rows, at.x, a.converted + h * n_rows * width, 0, 0);
+            at.x = NAME(packed)(rows, a.converted + h * n_rows * width);
+        } else
+            at.x.data = (char *)NAME(run)(a, o + h * half, 0, how).x;
+        if (how & BACKWARD)
+            at.dy.data = (char *)NAME(run)(a, o + h * half, 0, how).dy;
+        if (how & RESIDUAL)
+            at.z.data = (char *)NAME(run)(a, o + h * half, 0, how).z;
+        from[h].a = at;
+        from[h].channels = channels;
+        from[h].weights = how & WEIGHTED ? weights + (o + h * half) * a.fold : NULL;
+    }
     UNROLL
     for (registers = 8; registers; registers /= 2)
         for (; registers <= most && j + registers * LANES <= width; j += registers * LANES)
-            NAME(rows_sums_at)(a, o, half, streams, n_rows, wide, j, registers, LANES, k, weights, to, how);
+            NAME(rows_sums_at)(from, streams, n_rows, wide, j, registers, LANES, k, to, how);
     if (j < width)
-        NAME(rows_sums_at)(a, o, half, streams, n_rows, wide, j, 1, width - j, k, weights, to, how);
+        NAME(rows_sums_at)(from, streams, n_rows, wide, j, 1, width - j, k, to, how);
 }
 
 /* A row of the first half is followed by the one of the second: two streams are read faster than one. So many at once that
  * they stay in the first-level cache if columns are taken in turn; of wide ones few, as the next ones are fetched. */
 INLINE void NAME(rows_sums)(NAME(arrays) a, ptrdiff_t rows, ptrdiff_t width, NAME(about) k,
                             const double *weights, NAME(sums) to, const int how) {
-    ptrdiff_t half = rows / 2, n = width <= NARROW ? (ptrdiff_t)(8192 / sizeof(T)) / width : 4, o;
+    ptrdiff_t half = rows / 2, n = width <= NARROW ? CONVERTED / 2 / width : a.x.type ? CONVERTED / 2 / BN_TILE : 4, o;
     for (o = 0; o < half; o += n) {
         n = n < half - o ? n : half - o;
         if (width <= NARROW)
@@ -260,12 +295,14 @@ INLINE void NAME(rows_sums)(NAME(arrays) a, ptrdiff_t rows, ptrdiff_t width, NAM
         NAME(rows_sums_of)(a, 2 * half, 0, 1, 1, 0, width, k, weights, to, how);
 }
 
-/* Element i goes to lane i % SUM_LANES; the lanes are added pairwise at the end. */
-INLINE void NAME(plane_sums)(NAME(runs) r, ptrdiff_t inner, NAME(about) k, const double *weights,
-                             NAME(sums) to, const int how) {
+/* Element i of the run at (o, c) goes to lane i % SUM_LANES; the lanes are added pairwise at the end. */
+INLINE void NAME(plane_sums)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t c, ptrdiff_t inner, NAME(about) k,
+                             const double *weights, NAME(sums) to, const int how) {
     vdouble n[SUM_REGISTERS], s[SUM_REGISTERS], q[SUM_REGISTERS], center = vdouble_all(*k.center);
     NAME(affine_ht) f = {0};
-    ptrdiff_t i = 0;
+    NAME(runs) r = NAME(run)(a, o, c, how);
+    const int converts = !(how & BACKWARD) && a.x.type;
+    ptrdiff_t start, end, i;
     int u;
     if (how & RELU) {
         f.mean = NAME(all_ht)(*k.mean);
@@ -274,38 +311,46 @@ INLINE void NAME(plane_sums)(NAME(runs) r, ptrdiff_t inner, NAME(about) k, const
     }
     for (u = 0; u < SUM_REGISTERS; u++)
         n[u] = s[u] = q[u] = vdouble_all(0.0);
-    for (; i + SUM_LANES <= inner; i += SUM_LANES) {
-        PREFETCH(r.x + i + 2048 / sizeof(T));
-        if (how & BACKWARD)
-            PREFETCH(r.dy + i + 2048 / sizeof(T));
+    for (start = 0; start < inner; start = end) {
+        end = converts && inner - start > CONVERTED ? start + CONVERTED : inner;
+        if (converts) {
+            NAME(from)[a.x.type](NAME(at)(a.x, o, c, start), a.converted, end - start);
+            r.x = a.converted - start;
+        }
+        for (i = start; i + SUM_LANES <= end; i += SUM_LANES) {
+            PREFETCH(r.x + i + 2048 / sizeof(T));
+            if (how & BACKWARD)
+                PREFETCH(r.dy + i + 2048 / sizeof(T));
+            UNROLL
+            for (u = 0; u < SUM_REGISTERS; u++)
+                NAME(accumulate)(r, i + u * LANES, LANES, center,
+                                 how & WEIGHTED ? vdouble_load(weights + i + u * LANES) : vdouble_all(1.0),
+                                 f, &n[u], &s[u], &q[u], how);
+        }
         UNROLL
-        for (u = 0; u < SUM_REGISTERS; u++)
-            NAME(accumulate)(r, i + u * LANES, LANES, center,
-                             how & WEIGHTED ? vdouble_load(weights + i + u * LANES) : vdouble_all(1.0),
-                             f, &n[u], &s[u], &q[u], how);
+        for (u = 0; u < SUM_REGISTERS; u++) {
+            ptrdiff_t left = end - i - u * LANES;
+            if (left > 0)
+                NAME(accumulate)(r, i + u * LANES, left < LANES ? left : LANES, center,
+                                 how & WEIGHTED ? vdouble_load_first(weights + i + u * LANES, left)
+                                                : vdouble_all(1.0),
+                                 f, &n[u], &s[u], &q[u], how);
+        }
     }
-    UNROLL
-    for (u = 0; u < SUM_REGISTERS; u++) {
-        ptrdiff_t left = inner - i - u * LANES;
-        if (left > 0)
-            NAME(accumulate)(r, i + u * LANES, left < LANES ? left : LANES, center,
-                             how & WEIGHTED ? vdouble_load_first(weights + i + u * LANES, left)
-                                            : vdouble_all(1.0),
-                             f, &n[u], &s[u], &q[u], how);
-    }
-    if (how & (WEIGHTED | MASKED))
+    if (how & MASKED)
         *to.n += sum_of_lanes(n);
     *to.s += sum_of_lanes(s);
     *to.q += sum_of_lanes(q);
 }
 
 /* The sums of every channel. Rows narrower than the tile are folded: several rows are summed as one wide
- * row, whose pieces share their channel's center and are added at the end. */
+ * row, whose pieces share their channel's center and are added at the end; with weights, where no register of any variant
+ * holds values of two of them. */
 INLINE void NAME(part_sums)(bn_part p, NAME(arrays) a, const double *weights,
                             ptrdiff_t weight_stride, NAME(about) k, NAME(sums) to, const int how) {
     ptrdiff_t o, c, fold = 1, rows;
     int is_rows = NAME(is_rows)(p, a.x);
-    if (is_rows && !(how & WEIGHTED) && p.outer > 1 && a.x.outer == p.channels &&
+    if (is_rows && !(how & WEIGHTED && p.channels % 8) && p.outer > 1 && a.x.outer == p.channels &&
         (!(how & BACKWARD) || a.dy.outer == p.channels) &&
         (!(how & RESIDUAL) || a.z.outer == p.channels))
         fold = rows_folded(p.channels) < p.outer ? rows_folded(p.channels) : p.outer;
@@ -327,8 +372,7 @@ INLINE void NAME(part_sums)(bn_part p, NAME(arrays) a, const double *weights,
                 NAME(sums) sums = {to.n + c, to.s + c, to.q + c};
                 if (how & RELU)
                     at.mean = k.mean + c, at.scale = k.scale + c, at.shift = k.shift + c;
-                NAME(plane_sums)(NAME(run)(a, o, c, how), p.inner, at,
-                                 how & WEIGHTED ? weights + o * weight_stride : NULL, sums, how);
+                NAME(plane_sums)(a, o, c, p.inner, at, how & WEIGHTED ? weights + o * weight_stride : NULL, sums, how);
             }
         return;
     }
@@ -336,6 +380,8 @@ INLINE void NAME(part_sums)(bn_part p, NAME(arrays) a, const double *weights,
     if (fold > 1) {
         NAME(arrays) wide = a;
         wide.x.outer = wide.dy.outer = wide.z.outer = fold * p.channels;
+        wide.fold = fold;
+        wide.channels = p.channels;
         NAME(rows_sums)(wide, rows, fold * p.channels, k, weights, to, how);
         NAME(rows_sums_of)(wide, rows, 0, 1, 1, 0, (p.outer - rows * fold) * p.channels, k, weights, to, how);
         for (c = p.channels; c < fold * p.channels; c++) {
@@ -349,19 +395,25 @@ INLINE void NAME(part_sums)(bn_part p, NAME(arrays) a, const double *weights,
 
 /* ---- moments of a part: shift, sums, and once more where the shift was far off ---- */
 
+INLINE double NAME(value)(bn_array x, ptrdiff_t o, ptrdiff_t c, ptrdiff_t i) {
+    const char *at = NAME(at)(x, o, c, i);
+    T value;
+    if (!x.type)
+        return (double)*(const T *)at;
+    NAME(from)[x.type](at, &value, 1);
+    return (double)value;
+}
+
 /* The value a channel is shifted by: the one of largest weight (the first, unweighted), so that
  * |mean - shift| <= sqrt(count) * std and one correction is always enough. Masked: of the numbers. */
-static void NAME(choose_shift)(const T *x, bn_part p, bn_array strides, const double *weights,
-                               ptrdiff_t weight_stride, int masked, double *shift) {
+static void NAME(choose_shift)(bn_part p, bn_array x, const double *weights, ptrdiff_t weight_stride, int masked,
+                               double *shift) {
     ptrdiff_t o, i, c, best_o = 0, best_i = 0;
     if (!masked) {
         if (weights)
-            for (o = 0; o < p.outer; o++)
-                for (i = 0; i < p.inner; i++)
-                    if (weights[o * weight_stride + i] > weights[best_o * weight_stride + best_i])
-                        best_o = o, best_i = i;
+            largest_weight(p, weights, weight_stride, &best_o, &best_i);
         for (c = 0; c < p.channels; c++)
-            shift[c] = (double)x[best_o * strides.outer + c * strides.channel + best_i];
+            shift[c] = NAME(value)(x, best_o, c, best_i);
         return;
     }
     for (c = 0; c < p.channels; c++) {
@@ -369,7 +421,7 @@ static void NAME(choose_shift)(const T *x, bn_part p, bn_array strides, const do
         shift[c] = 0.0;
         for (o = 0; o < p.outer && (weights || best < 0); o++)
             for (i = 0; i < p.inner && (weights || best < 0); i++) {
-                double value = (double)x[o * strides.outer + c * strides.channel + i];
+                double value = NAME(value)(x, o, c, i);
                 double w = weights ? weights[o * weight_stride + i] : 1.0;
                 if (value == value && w > best) {
                     best = w;
@@ -380,24 +432,25 @@ static void NAME(choose_shift)(const T *x, bn_part p, bn_array strides, const do
     }
 }
 
-/* Moves shifts more than 8 standard deviations from their mean onto it; says whether any moved. */
-static int NAME(recentre)(ptrdiff_t channels, const double *n, const double *s, const double *q,
+/* Moves shifts more than 8 standard deviations from their mean onto it; says whether any moved. Of integers to the nearest
+ * integer: deviations from an integer are integers, and sums of those have no rounding. */
+static int NAME(recentre)(ptrdiff_t channels, bn_type type, const double *n, const double *s, const double *q,
                           double *shift) {
     ptrdiff_t c;
     int moved = 0;
     for (c = 0; c < channels; c++) {
         double mean = s[c] / n[c], between = s[c] * mean;
         if (n[c] > 0 && between > 64.0 * (q[c] - between) && between > 0) {
-            shift[c] += mean;
+            shift[c] = type >= BN_UINT8 ? rint(shift[c] + mean) : shift[c] + mean;
             moved = 1;
         }
     }
     return moved;
 }
 
-static void NAME(sums_about)(bn_part p, bn_array x, const double *weights, ptrdiff_t weight_stride,
+static void NAME(sums_about)(bn_part p, bn_array x, T *converted, const double *weights, ptrdiff_t weight_stride,
                              int masked, double *shift, double *n, double *s, double *q) {
-    NAME(arrays) a = {x, {0}, {0}, {0}, {0}};
+    NAME(arrays) a = {x, {0}, {0}, {0}, {0}, converted, 1, 0};
     NAME(about) k = {shift, NULL, NULL, NULL};
     NAME(sums) to = {n, s, q};
     if (weights && masked)
@@ -413,26 +466,29 @@ static void NAME(sums_about)(bn_part p, bn_array x, const double *weights, ptrdi
 static int NAME(moments)(bn_part p, bn_array x, const double *weights, ptrdiff_t weight_stride,
                          int skip_missing, double *count, double *mean, double *mean_lo,
                          double *m2) {
-    const T *data = (const T *)x.data;
     double shift[BN_TILE], n[BN_TILE], s[BN_TILE], q[BN_TILE];
+    T converted[CONVERTED];
+    double all = weights ? sum_of_weights(p, weights, weight_stride) : (double)p.outer * (double)p.inner;
+    unsigned char finite[BN_TILE];
     ptrdiff_t c;
     int masked = 0;
 
-    NAME(choose_shift)(data, p, x, weights, weight_stride, 0, shift);
-    NAME(sums_about)(p, x, weights, weight_stride, 0, shift, n, s, q);
-    if (skip_missing)
-        for (c = 0; c < p.channels; c++)
-            masked |= !isfinite(q[c]);
-    if (masked) {
-        NAME(choose_shift)(data, p, x, weights, weight_stride, 1, shift);
-        NAME(sums_about)(p, x, weights, weight_stride, 1, shift, n, s, q);
-    } else if (!weights) {
-        for (c = 0; c < p.channels; c++)
-            n[c] = (double)p.outer * (double)p.inner;
+    NAME(choose_shift)(p, x, weights, weight_stride, 0, shift);
+    NAME(sums_about)(p, x, converted, weights, weight_stride, 0, shift, n, s, q);
+    for (c = 0; c < p.channels; c++) {
+        finite[c] = isfinite(q[c]) != 0;
+        masked |= skip_missing && !finite[c];
     }
+    if (masked) {
+        NAME(choose_shift)(p, x, weights, weight_stride, 1, shift);
+        NAME(sums_about)(p, x, converted, weights, weight_stride, 1, shift, n, s, q);
+    }
+    for (c = 0; c < p.channels; c++)
+        if (!masked || finite[c]) /* nothing is missing: the same bits whatever lies beside */
+            n[c] = all;
     memcpy(count, n, p.channels * sizeof(double));
-    if (NAME(recentre)(p.channels, count, s, q, shift))
-        NAME(sums_about)(p, x, weights, weight_stride, masked, shift, n, s, q);
+    if (NAME(recentre)(p.channels, x.type, count, s, q, shift))
+        NAME(sums_about)(p, x, converted, weights, weight_stride, masked, shift, n, s, q);
 
     for (c = 0; c < p.channels; c++) {
         double offset = count[c] > 0 ? s[c] / count[c] : 0.0, spread = q[c] - s[c] * offset;
@@ -449,7 +505,7 @@ static void NAME(backward_sums)(bn_part p, bn_array x, bn_array z, bn_array dy,
                                 double *product) {
     double center[BN_TILE], n[BN_TILE], s[BN_TILE], q[BN_TILE];
     T mean[BN_TILE], scale[BN_TILE], shift[BN_TILE];
-    NAME(arrays) a = {x, z, dy, {0}, {0}};
+    NAME(arrays) a = {x, z, dy, {0}, {0}, NULL, 1, 0};
     NAME(about) k = {center, mean, scale, shift};
     NAME(sums) to = {n, s, q};
     memcpy(center, center_, p.channels * sizeof(double));
@@ -707,15 +763,48 @@ static int NAME(any_apply)(bn_part p, NAME(arrays) a, bn_coefficients c, int str
     }
 }
 
+/* The same of other types, in pieces: a forward pass without residual. */
+static int NAME(apply_converted)(bn_part p, bn_array x, bn_array y, bn_coefficients c, int streams, const int how) {
+    T from[CONVERTED], to[CONVERTED];
+    ptrdiff_t inner = p.inner < CONVERTED ? p.inner : CONVERTED;
+    ptrdiff_t channels = p.channels < CONVERTED / inner ? p.channels : CONVERTED / inner;
+    ptrdiff_t outer = CONVERTED / (inner * channels), o, first, i;
+    int infinite = 0;
+    for (o = 0; o < p.outer; o += outer)
+        for (first = 0; first < p.channels; first += channels)
+            for (i = 0; i < p.inner; i += inner) {
+                bn_part part = {p.outer - o < outer ? p.outer - o : outer,
+                                p.channels - first < channels ? p.channels - first : channels,
+                                p.inner - i < inner ? p.inner - i : inner};
+                bn_array x_part = x, y_part = y, as_from, as_to;
+                bn_coefficients k = {c.mean + first * sizeof(T), c.scale + first * sizeof(T),
+                                     c.shift + first * sizeof(T), NULL, NULL, NULL};
+                x_part.data = NAME(at)(x, o, first, i);
+                y_part.data = NAME(at)(y, o, first, i);
+                as_from = x.type ? NAME(packed)(part, from) : x_part;
+                as_to = y.type ? NAME(packed)(part, to) : y_part;
+                if (x.type)
+                    NAME(convert)(part, x_part, from, 0, 0);
+                infinite |= NAME(any_apply)(part, (NAME(arrays)){as_from, {0}, {0}, as_to, {0}, NULL, 1, 0}, k, streams, how);
+                if (y.type)
+                    NAME(convert)(part, y_part, to, 1, streams);
+            }
+    return infinite;
+}
+
 static int NAME(apply)(bn_part p, bn_array x, bn_array z, bn_array y, bn_coefficients c, int relu,
                        int stream) {
-    NAME(arrays) a = {x, z, {0}, y, {0}};
-    return NAME(any_apply)(p, a, c, stream, (z.data ? RESIDUAL : 0) | (relu ? RELU : 0) | (stream ? STREAM : 0));
+    NAME(arrays) a = {x, z, {0}, y, {0}, NULL, 1, 0};
+    int how = (z.data ? RESIDUAL : 0) | (relu ? RELU : 0);
+    /* What is converted afterwards is not stored past the cache before. */
+    if (x.type || y.type)
+        return NAME(apply_converted)(p, x, y, c, stream, how | (stream && !y.type ? STREAM : 0));
+    return NAME(any_apply)(p, a, c, stream, how | (stream ? STREAM : 0));
 }
 
 static void NAME(backward_apply)(bn_part p, bn_array x, bn_array z, bn_array dy, bn_array dx,
                                  bn_array dz, bn_coefficients c, int relu, int stream) {
-    NAME(arrays) a = {x, z, dy, dx, dz};
+    NAME(arrays) a = {x, z, dy, dx, dz, NULL, 1, 0};
     NAME(any_apply)(p, a, c, stream,
                     BACKWARD | (z.data ? RESIDUAL : 0) | (relu ? RELU : 0) | (stream ? STREAM : 0));
 }

@@ -17,6 +17,8 @@
 #define PREFETCH(p) ((void)(p))
 #endif
 
+#include "halves.h"
+
 #define PASTE2(a, b) a##_##b
 #define PASTE(a, b) PASTE2(a, b)
 #define STRING2(a) #a
@@ -94,6 +96,46 @@ INLINE double sum_of_lanes(vdouble *v) {
 #endif
 }
 
+/* The weight of all positions of a part: element i of a run in lane i % SUM_LANES. */
+static double sum_of_weights(bn_part p, const double *weights, ptrdiff_t stride) {
+    ptrdiff_t n = stride == p.inner ? p.outer * p.inner : p.inner, o, i;
+    vdouble v[SUM_REGISTERS];
+    int u;
+    for (u = 0; u < SUM_REGISTERS; u++)
+        v[u] = vdouble_all(0.0);
+    for (o = 0; o < (stride == p.inner ? 1 : p.outer); o++, weights += stride) {
+        for (i = 0; i + SUM_LANES <= n; i += SUM_LANES) {
+            UNROLL
+            for (u = 0; u < SUM_REGISTERS; u++)
+                v[u] = v[u] + vdouble_load(weights + i + u * LANES);
+        }
+        for (u = 0; u < SUM_REGISTERS && i + u * LANES < n; u++)
+            v[u] = v[u] + vdouble_load_first(weights + i + u * LANES, n - i - u * LANES);
+    }
+    return sum_of_lanes(v);
+}
+
+/* Where the first of the largest weights is. Numbers that are not negative have the order of their bits, and a largest
+ * integer is found in any order. */
+static void largest_weight(bn_part p, const double *weights, ptrdiff_t stride, ptrdiff_t *outer, ptrdiff_t *inner) {
+    ptrdiff_t run = stride == p.inner ? p.outer * p.inner : p.inner, runs = stride == p.inner ? 1 : p.outer, o, i;
+    int64_t largest = INT64_MIN, bits;
+    for (o = 0; o < runs; o++)
+        for (i = 0; i < run; i++) {
+            memcpy(&bits, weights + o * stride + i, sizeof bits);
+            largest = bits > largest ? bits : largest;
+        }
+    for (o = 0; o < runs; o++)
+        for (i = 0; i < run; i++) {
+            memcpy(&bits, weights + o * stride + i, sizeof bits);
+            if (bits == largest) {
+                *outer = o + i / p.inner;
+                *inner = i % p.inner;
+                return;
+            }
+        }
+}
+
 /* So many registers of columns have their sums in registers together. */
 #define ROW_REGISTERS (LANES == 8 ? 8 : 4)
 
@@ -121,6 +163,8 @@ enum {
     RESIDUAL = 16,
     STREAM = 32 /* stores past the cache */
 };
+
+static void copy_unfenced(const char *from, char *to, ptrdiff_t n_bytes);
 
 #define T float
 #define T_BITS int32_t
@@ -158,7 +202,7 @@ static void fence(void) {
 #endif
 }
 
-static void copy(const char *from, char *to, ptrdiff_t n_bytes) {
+static void copy_unfenced(const char *from, char *to, ptrdiff_t n_bytes) {
     ptrdiff_t i = 0;
 #if LANES > 1
     ptrdiff_t head = (ptrdiff_t)(-(uintptr_t)to % 64);
@@ -173,6 +217,10 @@ static void copy(const char *from, char *to, ptrdiff_t n_bytes) {
     }
 #endif
     memcpy(to + i, from + i, n_bytes - i);
+}
+
+static void copy(const char *from, char *to, ptrdiff_t n_bytes) {
+    copy_unfenced(from, to, n_bytes);
     fence();
 }
 
