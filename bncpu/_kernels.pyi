@@ -129,10 +129,17 @@ def fold_running(
     beta: NDArray[Any] | None,
 ) -> tuple[NDArray[Any], NDArray[Any] | None]: ...
 def apply_plain(
-    X: object, out: object, dtype: object, n_threads: int | None, values: NDArray[Any], single: NDArray[Any] | None
+    X: object,
+    channel_axis: int | None,
+    out: object,
+    dtype: object,
+    n_threads: int | None,
+    values: NDArray[Any],
+    single: NDArray[Any] | None,
 ) -> NDArray[Any] | None: ...
 def update_plain(
     X: object,
+    channel_axis: int | None,
     weights: object,
     n_threads: int | None,
     learned: NDArray[Any],
@@ -143,6 +150,7 @@ def update_plain(
 def unchanged(given: dict[str, Any], checked: tuple[Any, ...]) -> bool: ...
 def normalize_plain(
     x: object,
+    last: bool,
     mean: object,
     var: object,
     gamma: object,
@@ -153,11 +161,12 @@ def normalize_plain(
     n_threads: int | None,
 ) -> NDArray[Any] | None: ...
 def forward_plain(
-    x: object, gamma: object, beta: object, eps: object, out: object, relu: bool, n_threads: int | None
+    x: object, last: bool, gamma: object, beta: object, eps: object, out: object, relu: bool, n_threads: int | None
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]] | None: ...
 def backward_plain(
     dy: object,
     x: object,
+    last: bool,
     mean: object,
     invstd: object,
     mean_lo: object,

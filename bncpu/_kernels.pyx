@@ -1267,7 +1267,7 @@ def unchanged(dict given, checked):
         and _same_number(given.get("ddof", given), p[3])
         and given.get("with_mean", given) is p[4]
         and given.get("with_std", given) is p[5]
-        and given.get("channel_axis", given) is None and p[6] is None
+        and _same_axis(given.get("channel_axis", given), p[6])
         and _same_array(given.get("gamma", given), p[7])
         and _same_array(given.get("beta", given), p[8])
         and type(given.get("copy")) is bool
@@ -1279,6 +1279,10 @@ def unchanged(dict given, checked):
 
 cdef inline bint _same_number(object now, object then):
     return now is then or ((isinstance(now, float) or type(now) is int) and type(then) is float and now == then)
+
+
+cdef inline bint _same_axis(object now, object then):
+    return now is then if then is None else type(now) is int and now == then
 
 
 cdef inline bint _is_count(object value):
@@ -1345,12 +1349,14 @@ cdef bint _per_channel(object a, Py_ssize_t n_channels, const double **values) n
     return True
 
 
-cdef bint _begin_plain(job *j, object x, object dy, object out) noexcept:
-    """Whether the arrays, channels on axis 1, can go the short way: then all that follows from them but the result."""
-    return _is_plain(x, False) and _begin_numbers(j, x, dy, out, cnp.PyArray_TYPE(<cnp.ndarray> x))
+cdef bint _begin_plain(job *j, object x, object dy, object out, bint last) noexcept:
+    """Whether the arrays, channels on axis 1 or the last, can go the short way: then all that follows from them but the
+    result.
+    """
+    return _is_plain(x, False) and _begin_numbers(j, x, dy, out, last, cnp.PyArray_TYPE(<cnp.ndarray> x))
 
 
-cdef bint _begin_numbers(job *j, object x, object dy, object out, int y_type) noexcept:
+cdef bint _begin_numbers(job *j, object x, object dy, object out, bint last, int y_type) noexcept:
     """The same where the result is of another type, and `x` may be an array of any numbers."""
     cdef cnp.ndarray a
     cdef int axis
@@ -1366,9 +1372,11 @@ cdef bint _begin_numbers(job *j, object x, object dy, object out, int y_type) no
         return False
     memset(j, 0, sizeof(job))
     # A single channel is a plane, as in the long way: its sums run in lanes.
-    j.g.groups, j.g.whole.outer, j.g.whole.channels, j.g.whole.inner = 1, a.shape[0], a.shape[1], 1
-    for axis in range(2, cnp.PyArray_NDIM(a)):
+    axis = cnp.PyArray_NDIM(a) - 1 if last else 1
+    j.g.groups, j.g.whole.channels, j.g.whole.inner = 1, a.shape[axis], 1
+    for axis in range(axis + 1, cnp.PyArray_NDIM(a)):
         j.g.whole.inner *= a.shape[axis]
+    j.g.whole.outer = cnp.PyArray_SIZE(a) // (j.g.whole.channels * j.g.whole.inner)
     if j.g.whole.channels == 1:
         j.g.whole.inner *= j.g.whole.outer
         j.g.whole.outer = 1
@@ -1420,20 +1428,29 @@ cdef bint _are_weights(object weights, Py_ssize_t n) noexcept:
     )
 
 
-cdef bint _is_matrix(object X, Py_ssize_t width) noexcept:
-    """Whether `X` is an array of rows of this width."""
-    return (cnp.PyArray_CheckExact(X) and cnp.PyArray_NDIM(<cnp.ndarray> X) == 2
-            and cnp.PyArray_DIM(<cnp.ndarray> X, 1) == width)
+cdef bint _has_channels(object X, Py_ssize_t width, object channel_axis, bint *last) noexcept:
+    """Whether `X` is an array of so many channels, on axis 1 or the last: of rows if there is no `channel_axis`."""
+    cdef int n_axes
+    if not cnp.PyArray_CheckExact(X):
+        return False
+    n_axes = cnp.PyArray_NDIM(<cnp.ndarray> X)
+    if n_axes < 2 or (channel_axis is None and n_axes != 2):
+        return False
+    last[0] = channel_axis is not None and (channel_axis == -1 or channel_axis == n_axes - 1)
+    return ((channel_axis is None or last[0] or channel_axis == 1)
+            and cnp.PyArray_DIM(<cnp.ndarray> X, n_axes - 1 if last[0] else 1) == width)
 
 
-def update_plain(X, weights, n_threads, cnp.ndarray learned, momentum, halflife, double ddof):
-    """Running statistics after the batch `X`; None unless it is a plain array of that width that they can take in.
+def update_plain(X, channel_axis, weights, n_threads, cnp.ndarray learned, momentum, halflife, double ddof):
+    """Running statistics after the batch `X`; None unless it is a plain array of so many channels that they can take in.
 
     Parameters
     ----------
     X : object
+    channel_axis : int or None
+        1 or the last, for arrays of any shape.
     weights : object
-        None, or with cumulative statistics an array of one per row, of float64.
+        None, or with cumulative statistics an array of one per row, of float64. Not with `channel_axis`.
     n_threads : int or None
     learned : C-contiguous ndarray of shape (5, n_features), float64
         Count, mean, mean_lo and m2, and rows since a feature's last value.
@@ -1455,11 +1472,14 @@ def update_plain(X, weights, n_threads, cnp.ndarray learned, momentum, halflife,
     cdef const double *old
     cdef double *new
     cdef double *batch
-    cdef bint average = momentum is not None, fades = halflife is not None, missing = False
+    cdef bint average = momentum is not None, fades = halflife is not None, missing = False, last
     cdef double weight = momentum if average else 0.0, half = halflife if fades else 0.0, n_rows, age
-    if not (_is_matrix(X, width) and _begin_numbers(&j, X, None, None, cnp.NPY_NOTYPE)):
+    if not (_has_channels(X, width, channel_axis, &last)
+            and _begin_numbers(&j, X, None, None, last, cnp.NPY_NOTYPE)):
         return None
-    n_rows = <double> cnp.PyArray_DIM(<cnp.ndarray> X, 0)
+    if (fades or weights is not None) and cnp.PyArray_NDIM(<cnp.ndarray> X) != 2:
+        return None
+    n_rows = <double> (cnp.PyArray_SIZE(<cnp.ndarray> X) // width)
     if average and n_rows == 1:
         return None
     if weights is not None:
@@ -1504,20 +1524,20 @@ def update_plain(X, weights, n_threads, cnp.ndarray learned, momentum, halflife,
     return after, moments_of_x, missing
 
 
-def apply_plain(X, out, dtype, n_threads, cnp.ndarray values, cnp.ndarray single):
+def apply_plain(X, channel_axis, out, dtype, n_threads, cnp.ndarray values, cnp.ndarray single):
     """`X` transformed by what `fold_running` returned, in `out` if that is given, as `dtype`; None unless both are
-    plain arrays of rows, and `X` is without infinities.
+    plain arrays of so many channels, and `X` is without infinities.
     """
     cdef job j
     cdef Py_ssize_t size, width = values.shape[1]
     cdef cnp.ndarray y
-    cdef bint apart
+    cdef bint apart, last
     cdef int y_type
-    if not _is_matrix(X, width):
+    if not _has_channels(X, width, channel_axis, &last):
         return None
     y_type = _result_type(X, dtype)
     if y_type == cnp.NPY_NOTYPE or not (
-        _begin_numbers(&j, X, None, out, y_type) and (j.is_double or single is not None)
+        _begin_numbers(&j, X, None, out, last, y_type) and (j.is_double or single is not None)
     ):
         return None
     y = _plain_result(&j, X, out, &apart, y_type)
@@ -1542,7 +1562,7 @@ cdef void _leaf_of_small(job *j) noexcept:
     _result_of(j, at)
 
 
-def normalize_plain(x, mean, var, gamma, beta, eps, out, bint relu, n_threads):
+def normalize_plain(x, bint last, mean, var, gamma, beta, eps, out, bint relu, n_threads):
     """The result of ``batch_norm``, or None."""
     cdef job j
     cdef cnp.ndarray y, _folded
@@ -1551,7 +1571,7 @@ def normalize_plain(x, mean, var, gamma, beta, eps, out, bint relu, n_threads):
     cdef Py_ssize_t c
     cdef bint apart
     mean, var, gamma, beta = _as_double(mean), _as_double(var), _as_double(gamma), _as_double(beta)
-    if not (_is_eps(eps) and _begin_plain(&j, x, None, out) and mean is not None and var is not None):
+    if not (_is_eps(eps) and _begin_plain(&j, x, None, out, last) and mean is not None and var is not None):
         return None
     if not (_per_channel(mean, j.width, &center) and _per_channel(var, j.width, &spread)
             and _per_channel(gamma, j.width, &j.gamma) and _per_channel(beta, j.width, &j.beta)):
@@ -1572,13 +1592,13 @@ def normalize_plain(x, mean, var, gamma, beta, eps, out, bint relu, n_threads):
     return y
 
 
-def forward_plain(x, gamma, beta, eps, out, bint relu, n_threads):
+def forward_plain(x, bint last, gamma, beta, eps, out, bint relu, n_threads):
     """Result, mean, invstd and mean_lo of ``batch_norm_forward``, or None."""
     cdef job j
     cdef cnp.ndarray y
     cdef bint apart
     gamma, beta = _as_double(gamma), _as_double(beta)
-    if not (_is_eps(eps) and _begin_plain(&j, x, None, out) and j.g.whole.outer * j.g.whole.inner > 1
+    if not (_is_eps(eps) and _begin_plain(&j, x, None, out, last) and j.g.whole.outer * j.g.whole.inner > 1
             and _per_channel(gamma, j.width, &j.gamma) and _per_channel(beta, j.width, &j.beta)):
         return None
     y = _plain_result(&j, x, out, &apart)
@@ -1591,14 +1611,14 @@ def forward_plain(x, gamma, beta, eps, out, bint relu, n_threads):
     return None if sums is None else (y, sums[1, 0], invstd, sums[2, 0])
 
 
-def backward_plain(dy, x, mean, invstd, mean_lo, gamma, out, n_threads):
+def backward_plain(dy, x, bint last, mean, invstd, mean_lo, gamma, out, n_threads):
     """Gradients of x, gamma and beta of ``batch_norm_backward``, or None."""
     cdef job j
     cdef cnp.ndarray dx
     cdef const double *spread
     cdef bint apart
     gamma = _as_double(gamma)
-    if not (_begin_plain(&j, x, dy, out) and dy is not None and mean is not None and invstd is not None
+    if not (_begin_plain(&j, x, dy, out, last) and dy is not None and mean is not None and invstd is not None
             and mean_lo is not None and _per_channel(mean, j.width, &j.center)
             and _per_channel(invstd, j.width, &spread)
             and _per_channel(mean_lo, j.width, &j.center_lo) and _per_channel(gamma, j.width, &j.gamma)):

@@ -8,8 +8,9 @@ The ways a call can take, the fastest first. All give the same bits.
 =================================  ============================================================  ===================
 way                                where                                                         x is read
 =================================  ============================================================  ===================
-short: ``_kernels.*_plain``        plain C-contiguous arrays, channels on axis 1, parameters     as below
-                                   that float32 holds; chosen by `functional`, `transformer`
+short: ``_kernels.*_plain``        plain C-contiguous arrays, channels on axis 1 or the last,    as below
+                                   parameters that float32 holds; chosen by `functional`,
+                                   `transformer`
 fused: ``_kernels._both``          both steps wanted, and `_resident_channels` finds channels    once
                                    whose values stay in the cache in between
 wide rows: ``_kernels._run_wide``  contiguous rows, channels repeated to rows of 4 KiB           once a step

@@ -103,7 +103,9 @@ def batch_norm(
            [ 1.,  1.]])
     """
     if _is_short(channel_axis, activation, residual, n_threads):
-        y = _kernels.normalize_plain(x, mean, var, gamma, beta, eps, out, activation == "relu", n_threads)
+        y = _kernels.normalize_plain(
+            x, channel_axis == -1, mean, var, gamma, beta, eps, out, activation == "relu", n_threads
+        )
         if y is not None:
             return y
     if (device := _dispatch.device_functions(x)) is not None:
@@ -218,11 +220,13 @@ def batch_norm_forward(
         and type(ddof) is int
         and ddof == 0
     ):
-        short = _kernels.forward_plain(x, gamma, beta, eps, out, activation == "relu", n_threads)
+        relu = activation == "relu"
+        short = _kernels.forward_plain(x, channel_axis == -1, gamma, beta, eps, out, relu, n_threads)
         if short is not None:
             y, center, invstd, center_lo = short
             saved = SavedStatistics(center, invstd)
-            saved.mean_lo, saved.call = center_lo, _validation.call(1, activation, gamma, beta, None)
+            axis = _short_axis(x, channel_axis)
+            saved.mean_lo, saved.call = center_lo, _validation.call(axis, activation, gamma, beta, None)
             return y, saved
     if (device := _dispatch.device_functions(x)) is not None:
         _validation.whole_batch("moments", moments)
@@ -341,10 +345,12 @@ def batch_norm_backward(
         and beta is None
         and sums is None
         and type(saved) is SavedStatistics
-        and (saved.call is None or saved.call[:3] == (1, None, gamma is not None))
         and _is_short(channel_axis, activation, residual, n_threads)
+        and (saved.call is None or saved.call[:3] == (_short_axis(x, channel_axis), None, gamma is not None))
     ):
-        short = _kernels.backward_plain(dy, x, saved.mean, saved.invstd, saved.mean_lo, gamma, out, n_threads)
+        short = _kernels.backward_plain(
+            dy, x, channel_axis == -1, saved.mean, saved.invstd, saved.mean_lo, gamma, out, n_threads
+        )
         if short is not None:
             return short
     return _backward(dy, x, saved, gamma, beta, channel_axis, sums, activation, residual, out, n_threads)
@@ -359,11 +365,16 @@ def _is_short(channel_axis: int, activation: Activation, residual: Array | None,
     """
     return (
         type(channel_axis) is int
-        and channel_axis == 1
+        and channel_axis in (1, -1)
         and residual is None
         and (n_threads is None or (type(n_threads) is int and n_threads > 0))
         and (activation is None or (type(activation) is str and activation == "relu"))
     )
+
+
+def _short_axis(x: Any, channel_axis: int) -> int:
+    """1 or -1 counted from 0, if `x` is an array."""
+    return 1 if channel_axis == 1 else getattr(x, "ndim", 0) - 1
 
 
 def batch_norm_backward_frozen(

@@ -375,11 +375,13 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         p, learned, before = applied.parameters, state["_learned"], state["n_samples_seen_"]
         if "feature_names_in_" in state or learned.mode == _validation.INFERENCE:
             return False
-        update = _kernels.update_plain(X, sample_weight, self.n_threads, learned.values, p.momentum, p.halflife, p.ddof)
+        kind = p.momentum, p.halflife, p.ddof
+        update = _kernels.update_plain(X, p.channel_axis, sample_weight, self.n_threads, learned.values, *kind)
         if update is None:
             return False
         values, batch, missing = update
-        n_values = len(X) if sample_weight is None else batch[0, 0].item()  # of each feature, where nothing is missing
+        # Of each feature, where nothing is missing.
+        n_values = X.size // batch.shape[1] if sample_weight is None else batch[0, 0].item()
         if missing or type(before) not in (int, float) or before >= 2**52:
             counts = before + (batch[0] if missing else np.full(batch.shape[1], n_values, np.float64))
             seen = _collapsed(counts, sample_weight is not None or _is_weighted(before))
@@ -528,14 +530,14 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         if (
             "_applied" in state
             and "feature_names_in_" not in state
-            and ((self.copy if copy is None else copy) is True if out is None else not _validation.wrapped(self))
+            and (out is not None or (self.copy if copy is None else copy) is True)
             and (self.n_threads is None or (type(self.n_threads) is int and self.n_threads > 0))
         ):
             p, values, single = state["_applied"]
-            n = self.n_threads
-            y = _kernels.apply_plain(X, out, self.dtype, n, values, single) if p.channel_axis is None else None
-            if y is not None:
-                return y
+            if (out is None and p.channel_axis is None) or not _validation.wrapped(self):
+                y = _kernels.apply_plain(X, p.channel_axis, out, self.dtype, self.n_threads, values, single)
+                if y is not None:
+                    return y
         check_is_fitted(self)
         now = self._as_it_is()
         given = _validation.to_transform(now, X, now._applied.parameters)

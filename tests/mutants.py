@@ -198,6 +198,8 @@ MUTANTS = [
     Mutant("one-weight-for-all-folded-rows", TEMPLATE, "weights[row[g]]", "weights[0]", "kernels"),
     Mutant("blocks-do-not-fade", KERNELS, "bn_decay(<double> rows_after, j.halflife)", "1", "kernels"),
     Mutant("recency-of-the-halflife-before", KERNELS, "last[0] == halflife and ", "", "kernels"),
+    Mutant("channels-last-taken-for-axis-1", KERNELS, "cnp.PyArray_NDIM(a) - 1 if last else 1", "1", "small_calls"),
+    Mutant("images-counted-as-rows", TRANSFORMER, "X.size // batch.shape[1] if", "len(X) if", "small_calls"),
     Mutant("negative-weights-learned", KERNELS, "if np.minimum.reduce(weights) < 0:", "if False:", "small_calls"),
     Mutant("last-row-not-summed", TEMPLATE, "if (rows > 2 * half)", "if (0)", "kernels"),
     Mutant("second-half-not-summed", TEMPLATE, "h < streams; h++", "h < 1; h++", "kernels"),
@@ -212,7 +214,7 @@ MUTANTS = [
     Mutant(
         "last-of-a-plane-not-summed",
         TEMPLATE,
-        "ptrdiff_t left = inner - i - u * LANES;",
+        "ptrdiff_t left = end - i - u * LANES;",
         "ptrdiff_t left = inner - 1 - i - u * LANES;",
         "kernels",
     ),
@@ -273,9 +275,9 @@ MUTANTS = [
     Mutant(
         "stale-shift",
         TEMPLATE,
-        "    NAME(choose_shift)(data, p, x, weights, weight_stride, 0, shift);\n",
+        "    NAME(choose_shift)(p, x, weights, weight_stride, 0, shift);\n",
         "    static double old[BN_TILE];\n    static ptrdiff_t known;\n"
-        "    NAME(choose_shift)(data, p, x, weights, weight_stride, 0, shift);\n"
+        "    NAME(choose_shift)(p, x, weights, weight_stride, 0, shift);\n"
         "    for (; known < p.channels; known++)\n        old[known] = shift[known];\n"
         "    memcpy(shift, old, p.channels * sizeof(double));\n",
         "kernels",
@@ -291,28 +293,28 @@ MUTANTS = [
     Mutant(
         "recentred-but-not-summed-again",
         TEMPLATE,
-        "    if (NAME(recentre)(p.channels, count, s, q, shift))\n",
-        "    if (NAME(recentre)(p.channels, count, s, q, shift) > 1)\n",
+        "    if (NAME(recentre)(p.channels, x.type, count, s, q, shift))\n",
+        "    if (NAME(recentre)(p.channels, x.type, count, s, q, shift) > 1)\n",
         "kernels",
     ),
     Mutant(
         "shift-of-the-first-weight",
-        TEMPLATE,
-        "if (weights[o * weight_stride + i] > weights[best_o * weight_stride + best_i])",
-        "if (0)",
+        UNIT,
+        "if (bits == largest) {",
+        "if (1) {",
         "kernels",
     ),
     Mutant("sparse-never-recentred", BATCHES, "if np.any(_far(*sums[1:])):", "if False:", "batches"),
     # ---- missing values and infinity ----
     Mutant("nan-counted", TEMPLATE, "        w = observed(d, w);\n", "", "kernels"),
-    Mutant("nan-not-left-out", TEMPLATE, "masked |= !isfinite(q[c]);", "masked |= 0;", "kernels"),
+    Mutant("nan-not-left-out", TEMPLATE, "masked |= skip_missing && !finite[c];", "masked |= 0;", "kernels"),
     Mutant("infinity-for-a-shift", TEMPLATE, "isinf(value) ? 0.0 : value", "value", "kernels"),
     Mutant("missing-not-reported", KERNELS, "return sums, j.seen != 0", "return sums, False", "transformer"),
     Mutant(
         "missing-ignored-in-small-calls",
         TRANSFORMER,
-        "if missing or type(before) is not int",
-        "if type(before) is not int",
+        "if missing or type(before) not in (int, float)",
+        "if type(before) not in (int, float)",
         "small_calls",
     ),
     Mutant(
@@ -327,8 +329,8 @@ MUTANTS = [
     Mutant(
         "set-output-ignored-with-out",
         TRANSFORMER,
-        "if out is None else not _validation.wrapped(self)",
-        "",
+        "(out is None and p.channel_axis is None) or not _validation.wrapped(self)",
+        "True",
         "small_calls",
     ),
     Mutant("infinity-let-through-in-small-calls", KERNELS, "return None if j.seen else y", "return y", "small_calls"),
@@ -576,7 +578,7 @@ MUTANTS = [
     Mutant(
         "overlapping-out-not-noticed",
         KERNELS,
-        "return between == 0 or between >= cnp.PyArray_NBYTES(b) or -between >= cnp.PyArray_NBYTES(a)",
+        "return same or between >= cnp.PyArray_NBYTES(b) or -between >= cnp.PyArray_NBYTES(a)",
         "return True",
         "small_calls functional",
     ),

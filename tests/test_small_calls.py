@@ -467,6 +467,32 @@ def test_plain_arrays_of_any_size_take_the_short_way(shape, mode):
     assert content(bn) == content(other)
 
 
+@pytest.mark.parametrize("dtype", ["u1", "f4", "f8"])
+@pytest.mark.parametrize("axis", [1, -1, 2, 3, 0])
+@pytest.mark.parametrize("shape", [(6, 5, 4, 5), (1, 5, 5, 5), (7, 1, 3, 1), (5, 5, 1), (9, 5), (5, 5)], ids=str)
+def test_channels_on_any_axis_are_learned_and_transformed_as_ever(shape, axis, dtype):
+    if axis >= len(shape):
+        axis = len(shape) - 1
+    batches = [normal(seed, shape, mean=9.0, std=2.0).astype(dtype) for seed in range(4)]
+    for mode in MODES.values():
+        assert_both_ways_agree({"channel_axis": axis, **mode}, batches)
+        assert_both_ways_agree({"channel_axis": axis, "dtype": np.float32, **mode}, batches)
+
+
+@pytest.mark.parametrize("axis", [1, -1, 3])
+def test_images_take_the_short_way(axis):
+    X = normal(7, (6, 4, 5, 4), mean=9.0).astype(np.uint8)
+    bn = BatchNormTransformer(channel_axis=axis, dtype=np.float32).fit(X)
+    with short_way():
+        y = bn.partial_fit(X).transform(X)
+        assert bn.transform(X, out=np.empty_like(y)).dtype == np.float32
+    assert bn.n_samples_seen_ == 2 * 6 * 4 * 5
+    for other in (X[:, :, :, :3], X[:, :3], X[0], X[0, 0, 0]):
+        assert_both_ways_agree({"channel_axis": axis}, [X, other])
+    with pytest.raises(ValueError, match="with channel_axis the result is an array"):
+        bn.set_output(transform="pandas").transform(X)
+
+
 def test_out_with_set_output_is_refused_as_ever():
     x = normal(6, (60, 7))
     bn = BatchNormTransformer().fit(x)
@@ -494,6 +520,41 @@ def test_large_plain_arrays_take_the_short_way_of_the_functions(shape, monkeypat
     _, saved = batch_norm_forward(x, np.ones(10), n_threads=1)
     batch_norm_backward(x, x, saved, np.ones(10), n_threads=1)
     batch_norm(x, np.zeros(10), np.ones(10), activation="relu", out=x)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("relu", [None, "relu"])
+@pytest.mark.parametrize("shape", [(6, 5, 4, 7), (1, 5, 5, 5), (40, 9), (7, 3, 1), (70, 50, 30, 3)], ids=str)
+def test_channels_last_go_the_same_way_through_the_functions(shape, relu, dtype):
+    x, dy = normal(8, (2, *shape), mean=3.0, dtype=dtype)
+    one = np.arange(1.0, shape[-1] + 1)
+
+    def call():
+        last = {"channel_axis": -1}
+        y, saved = batch_norm_forward(x, one, one, activation=relu, **last)
+        some = [
+            batch_norm(x, one, one, activation=relu, **last),
+            y,
+            saved.mean,
+            saved.invstd,
+            saved.mean_lo,
+            saved.call,
+        ]
+        return all_of(
+            (*some, *batch_norm_backward(dy, x, saved, one, beta=one if relu else None, activation=relu, **last))
+        )
+
+    short = call()
+    with long_way():
+        assert short == call()
+
+
+def test_channels_last_take_the_short_way_of_the_functions(monkeypatch):
+    x, one = normal(3, (8, 6, 6, 10)), np.ones(10)
+    monkeypatch.setattr(_passes.Part, "_form", None)
+    _, saved = batch_norm_forward(x, one, channel_axis=-1)
+    batch_norm_backward(x, x, saved, one, channel_axis=-1)
+    batch_norm(x, one, one, channel_axis=-1, out=x)
 
 
 def test_small_plain_arrays_take_the_short_way_of_the_functions(monkeypatch):
