@@ -1442,7 +1442,7 @@ cdef bint _has_channels(object X, Py_ssize_t width, object channel_axis, bint *l
 
 
 def update_plain(X, channel_axis, weights, n_threads, cnp.ndarray learned, momentum, halflife, double ddof):
-    """Running statistics after the batch `X`; None unless it is a plain array of so many channels that they can take in.
+    """Running statistics after the batch `X`; None unless it is a plain array of so many channels that they take in.
 
     Parameters
     ----------
