@@ -49,9 +49,9 @@ class Modes:
 
 
 class Inputs(_Methods):
-    """Data as it often comes: sparse counts, sensor integers, halves, images."""
+    """Data as it often comes: sparse counts, sensor integers, halves, images of floats and of bytes."""
 
-    params = (["csr", "csc", "int16", "float16", "images"],)
+    params = (["csr", "csc", "int16", "float16", "images", "images of bytes"],)
     param_names = ("kind",)
 
     def setup(self, kind):
@@ -63,6 +63,9 @@ class Inputs(_Methods):
         elif kind == "images":
             self.X = data((64, 32, 64, 64))
             parameters = {"channel_axis": 1}
+        elif kind == "images of bytes":
+            self.X = (30 * data((64, 64, 64, 32)) + 128).clip(0, 255).astype(np.uint8)
+            parameters = {"channel_axis": -1, "dtype": np.float32}
         else:
             self.X = (100 * data("rows")).astype(kind)
         self.scaler = bncpu.BatchNormTransformer(**parameters).fit(self.X)
