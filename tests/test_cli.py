@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from own_process import run
 
 from bncpu import __version__, cli
 
@@ -82,17 +83,15 @@ def test_a_picture_that_cannot_be_saved_is_one_line(tmp_path, capsys):
 
 
 def test_a_missing_extra_is_named_in_one_line():
-    code = "import sys; sys.modules['rich'] = None; sys.modules['rich.console'] = None\n"
-    code += "from bncpu.cli import main; sys.exit(main(['demo']))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert re.fullmatch(r"bncpu: the demo needs rich\S*: pip install 'bncpu\[demo\]'\n", done.stderr)
+    code = "import sys; sys.modules['rich'] = None; sys.modules['rich.console'] = None; sys.stderr = sys.stdout\n"
+    said, status = run(code, "from bncpu.cli import main; print(main(['demo']))").splitlines()
+    assert re.fullmatch(r"bncpu: the demo needs rich\S*: pip install 'bncpu\[demo\]'", said)
+    assert status == "1"
 
 
 def test_importing_bncpu_imports_nothing_that_scikit_learn_does_not():
     code = "import sys, sklearn.preprocessing; before = set(sys.modules); import bncpu; "
     code += "print({m.split('.')[0] for m in set(sys.modules) - before} - set(sys.stdlib_module_names))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     # Cython keeps the types that its modules share in a module named after its version.
-    imported = {name for name in ast.literal_eval(done.stdout) if not name.startswith("_cython_")}
+    imported = {name for name in ast.literal_eval(run(code)) if not name.startswith("_cython_")}
     assert imported == {"bncpu"}

@@ -2,14 +2,12 @@
 
 import itertools
 import os
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from textwrap import dedent
 
 import joblib
 import numpy as np
+import own_process
 import pytest
 from threadpoolctl import threadpool_limits
 
@@ -40,12 +38,8 @@ def idle_threads(most):
 
 
 def run(code, **environment):
-    """What a fresh Python prints."""
-    code = "import os\nfrom bncpu import _kernels\n" + dedent(code)
-    child = [sys.executable, "-c", code]
-    done = subprocess.run(child, env=os.environ | environment, capture_output=True, text=True, timeout=100, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    """What a process of its own prints."""
+    return own_process.run("import os\nfrom bncpu import _kernels\n", code, **environment)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from arrays import examples
-from test_processes import run
+from own_process import run
 
 posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="signal.setitimer is POSIX")
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="preloads a library, or reads /proc")

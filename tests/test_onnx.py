@@ -1,11 +1,10 @@
 """What ONNX Runtime computes from a converted transformer is what the transformer computes."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import onnxruntime
+import own_process
 import pytest
 import skl2onnx
 from sklearn import datasets
@@ -139,5 +138,4 @@ def test_probabilities_of_a_linear_model_stay():
 def test_a_missing_extra_is_named_in_one_line():
     code = "import json, sys; sys.modules['skl2onnx'] = None\ntry: import bncpu.onnx\n"
     code += "except ImportError as error: print(json.dumps(str(error)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout) == "converting to ONNX needs skl2onnx: pip install 'bncpu[onnx]'"
+    assert json.loads(own_process.run(code)) == "converting to ONNX needs skl2onnx: pip install 'bncpu[onnx]'"

@@ -1,43 +1,22 @@
 """Forks, signals, threads and environment variables, each in a process of its own with a time limit."""
 
-import contextlib
 import multiprocessing
 import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
 import sysconfig
-import textwrap
 from pathlib import Path
 
 import joblib
 import processes
 import pytest
 from arrays import slow
+from own_process import run
 
 import bncpu
 from bncpu import _kernels
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
-
-
-def run(*code, arguments=(), **environment):
-    """What the code prints. After 100 s its process is ended and, on POSIX, with it all that it has started."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", "".join(map(textwrap.dedent, code)), *arguments],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, env=os.environ | environment,
-    )  # fmt: skip
-    try:
-        printed, complaint = process.communicate(timeout=100)
-    finally:
-        process.kill()
-        if hasattr(os, "killpg"):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 0, complaint
-    return printed.strip()
 
 
 FIND = f"""

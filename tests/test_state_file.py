@@ -11,9 +11,6 @@ import os
 import pickle
 import stat
 import struct
-import subprocess
-import sys
-import textwrap
 import threading
 import tracemalloc
 import zipfile
@@ -26,6 +23,7 @@ import state_corpus
 from arrays import examples, normal, same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from own_process import run
 from sklearn.exceptions import NotFittedError
 
 import bncpu
@@ -180,49 +178,15 @@ def test_a_failure_while_writing_leaves_the_old_file_and_nothing_else(path, monk
     assert refusal.value.filename == str(path.parent / "no such folder" / "x")
 
 
-# Runs each line of code that it is given in a fork of itself, so that the library is imported once.
-SERVER = """
-    import json, os, random, re, signal, sys, tempfile, time, traceback
-    import numpy as np
-    from bncpu import BatchNormTransformer, _state_file
-    for request in sys.stdin:
-        code, path = json.loads(request)
-        with tempfile.TemporaryFile("w+") as output:
-            child = os.fork()
-            if child == 0:
-                try:
-                    signal.alarm(60)
-                    os.dup2(output.fileno(), 1)
-                    os.dup2(output.fileno(), 2)
-                    exec(code, globals() | {"path": path})
-                except BaseException:
-                    traceback.print_exc()
-                    os._exit(1)
-                finally:
-                    sys.stdout.flush()
-                    sys.stderr.flush()
-                os._exit(0)
-            status = os.waitpid(child, 0)[1]
-            output.seek(0)
-            print(json.dumps([status, output.read()]), flush=True)
-"""
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
 
 
-@pytest.fixture(scope="module")
-def forked():
-    """Runs code that knows a path in a process of its own, and returns what it prints."""
-    command = [sys.executable, "-c", textwrap.dedent(SERVER)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
-
-        def run(path, *code):
-            request = ["".join(map(textwrap.dedent, code)), str(path)]
-            print(json.dumps(request), file=server.stdin, flush=True)
-            status, output = json.loads(server.stdout.readline())
-            assert status == 0, output
-            return output.strip()
-
-        yield run
+IMPORTS = """
+    import os, random, re, signal, sys, time
+    import numpy as np
+    from bncpu import BatchNormTransformer, _state_file
+    path = sys.argv[1]
+"""
 
 
 # Two states, larger than a buffer of `open`.
@@ -270,7 +234,7 @@ KILLED = """
 
 
 @needs_fork
-def test_a_save_killed_at_any_of_its_lines_leaves_the_old_state_or_the_new_one(path, forked):
+def test_a_save_killed_at_any_of_its_lines_leaves_the_old_state_or_the_new_one(path):
     code = """
     def killed_at(line):
         seen = 0
@@ -290,13 +254,13 @@ def test_a_save_killed_at_any_of_its_lines_leaves_the_old_state_or_the_new_one(p
         line += 1
     report()
     """
-    n_old, n_new, n_left = map(int, forked(path, TWO_STATES, KILLED, code).split())
+    n_old, n_new, n_left = map(int, run(IMPORTS, TWO_STATES, KILLED, code, arguments=[str(path)]).split())
     assert n_old > 10 and n_new > 3  # before the file is renamed, and after
     assert 3 < n_left < n_old  # nothing before the file beside it is made
 
 
 @needs_fork
-def test_a_save_killed_at_a_random_moment_leaves_the_old_state_or_the_new_one(path, forked):
+def test_a_save_killed_at_a_random_moment_leaves_the_old_state_or_the_new_one(path):
     n = examples(20, 200)
     code = f"""
     rng = random.Random(0)
@@ -308,12 +272,12 @@ def test_a_save_killed_at_a_random_moment_leaves_the_old_state_or_the_new_one(pa
         assert killed(save, rng.uniform(0, 0.03))
     report()
     """
-    n_old, n_new, _ = map(int, forked(path, TWO_STATES, KILLED, code).split())
+    n_old, n_new, _ = map(int, run(IMPORTS, TWO_STATES, KILLED, code, arguments=[str(path)]).split())
     assert n_old + n_new == n
 
 
 @needs_fork
-def test_a_file_that_outgrows_its_limit_leaves_the_old_one_and_nothing_else(path, forked):
+def test_a_file_that_outgrows_its_limit_leaves_the_old_one_and_nothing_else(path):
     code = """
     import errno, resource
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -335,11 +299,11 @@ def test_a_file_that_outgrows_its_limit_leaves_the_old_one_and_nothing_else(path
     assert not refused(len(after), path) and content() == after
     print(len(limits))
     """
-    assert forked(path, TWO_STATES, code) == "8"
+    assert run(IMPORTS, TWO_STATES, code, arguments=[str(path)]) == "8"
 
 
 @needs_fork
-def test_a_reader_sees_a_whole_state_of_one_of_two_processes_that_write(path, forked):
+def test_a_reader_sees_a_whole_state_of_one_of_two_processes_that_write(path):
     n = examples(100, 2000)
     code = f"""
     stop = path + " stop"
@@ -364,7 +328,7 @@ def test_a_reader_sees_a_whole_state_of_one_of_two_processes_that_write(path, fo
     assert os.listdir(folder) == [name]
     print(set(seen) == {{before, after}})
     """
-    assert forked(path, TWO_STATES, code) == "True"
+    assert run(IMPORTS, TWO_STATES, code, arguments=[str(path)]) == "True"
 
 
 def test_a_reader_sees_a_whole_state_of_one_of_two_threads_that_write(path):
@@ -643,7 +607,7 @@ def test_a_file_of_another_kind_may_be_of_any_size(start, path):
 
 
 @needs_fork
-def test_nothing_but_the_file_is_opened_and_nothing_is_imported_or_run(path, forked):
+def test_nothing_but_the_file_is_opened_and_nothing_is_imported_or_run(path):
     signed_texts = {f"signed {name}": signed({"a": repr(raw)}) for name, raw in OTHERS.items()}
     files = OTHERS | signed_texts
     files["good"] = (state_corpus.STATES / "0.1.0" / "cumulative.json").read_bytes()
@@ -671,7 +635,7 @@ def test_nothing_but_the_file_is_opened_and_nothing_is_imported_or_run(path, for
         events.clear()
     print(*counts)
     """
-    assert forked(path, code) == f"{2 * len(OTHERS)} 1"
+    assert run(IMPORTS, code, arguments=[str(path)]) == f"{2 * len(OTHERS)} 1"
 
 
 CHANGES = {
