@@ -1,8 +1,8 @@
 """Code in a process of its own, of which only what it prints comes back.
 
-Starting Python and importing what scikit-learn imports takes a second of the processor, and many tests need it. So, where
-that exists, a process is a fork of one that has imported scikit-learn, and nothing of bncpu: no OpenMP runtime of bncpu's
-is loaded, and no thread has ever run. Environment variables that more than bncpu reads need a new Python.
+Starting Python and importing what scikit-learn imports takes a second of the processor, and many tests need it. Where
+there is fork, a process is a fork of one that has imported scikit-learn, and nothing of bncpu: no OpenMP runtime of
+bncpu's is loaded, and no thread has ever run. Environment variables that more than bncpu reads need a new Python.
 """
 
 import atexit
