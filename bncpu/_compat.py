@@ -31,8 +31,10 @@ __all__ = [
     "as_table",
     "fit_task",
     "foreign_namespace",
+    "frame_library",
     "is_lazy",
     "is_watched",
+    "numbers_of_frame",
     "numbers_of_table",
     "rows",
     "with_callbacks",
@@ -112,6 +114,62 @@ def numbers_of_table(X: Any) -> NDArray[Any] | None:
     for c, column in enumerate(columns):
         numbers[:, c] = column
     return numbers
+
+
+# Columns of these become an array of their common type where that is one of `FLOATS`, and else of float64.
+NUMBERS = frozenset(map(np.dtype, "?bhilqBHILQfd"))
+FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+FRAMES = {"pandas": "DataFrame", "polars": "DataFrame", "pyarrow": "Table"}
+
+
+def frame_library(X: Any) -> str | None:
+    """The library of which X is exactly a DataFrame, or a table of pyarrow; None of anything else. None is imported."""
+    for library, name in FRAMES.items():
+        if type(X) is getattr(sys.modules.get(library), name, None):
+            return library
+    return None
+
+
+def numbers_of_frame(X: Any, names: NDArray[Any] | None) -> NDArray[Any] | None:
+    """What scikit-learn's validation, 300 us, makes of a frame with the columns of fit; None where it may say more.
+
+    Whatever is more than columns of numbers in the order of fit is left to scikit-learn.
+
+    Parameters
+    ----------
+    X : object
+    names : ndarray of str, or None
+        `feature_names_in_`. Where there is none, the columns of a DataFrame of pandas must be numbered.
+    """
+    library = frame_library(X)
+    if library is None:
+        return None
+    if library == "pyarrow":
+        return numbers_of_table(X) if _are(X.column_names, names) else None
+    columns = X.columns
+    if library == "polars":
+        known = _are(columns, names) and all(dtype.is_integer() or dtype.is_float() for dtype in X.dtypes)
+        return np.asarray(X, np.float64) if known else None
+    pandas = sys.modules["pandas"]
+    if names is None:
+        if type(columns) is not pandas.RangeIndex:
+            return None
+    elif type(columns) is not pandas.Index or not _are(columns.tolist(), names):
+        return None
+    dtypes = set(X.dtypes.tolist())
+    if not dtypes <= NUMBERS:
+        return None
+    dtype = np.result_type(*dtypes)
+    return X.to_numpy(dtype if dtype in FLOATS else FLOATS[1])
+
+
+def _are(found: list[Any], names: NDArray[Any] | None) -> bool:
+    """Whether the columns found are `names`, strings all, each once."""
+    if names is None or found != names.tolist():
+        return False
+    return set(map(type, found)) == {str} and len(set(found)) == len(found)
 
 
 def foreign_namespace(a: Any) -> Any:

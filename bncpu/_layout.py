@@ -128,6 +128,11 @@ def in_form(x: Array, kept: Iterable[int]) -> tuple[Array | None, Layout]:
     return layout.view(x) if is_read(x.dtype) else None, layout
 
 
+def columns(x: NDArray[Any]) -> NDArray[Any]:
+    """The columns of a DataFrame's numbers as planes of one sample, (1, n_columns, n_rows)."""
+    return (np.ascontiguousarray(x) if len(x) == 1 else x).T[None]
+
+
 def canonical(x: Array, kept: Iterable[int]) -> tuple[Array, Layout]:
     """`x` as a view, copied first if there is none, and the layout used.
 

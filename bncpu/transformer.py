@@ -16,7 +16,7 @@ from sklearn.utils import gen_batches
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import _num_samples, check_is_fitted
 
-from bncpu import _batches, _dask, _kernels, _layers, _report, _state_file, _validation, moments
+from bncpu import _batches, _dask, _kernels, _layers, _layout, _report, _state_file, _validation, moments
 from bncpu._compat import UNWATCHED, CallbackSupportMixin, fit_task, is_lazy, is_watched, rows, with_callbacks
 from bncpu._device import as_given
 from bncpu._report import Report
@@ -373,10 +373,19 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         if applied is None or not _kernels.unchanged(state, applied.parameters) or is_watched(self):
             return False
         p, learned, before = applied.parameters, state["_learned"], state["n_samples_seen_"]
-        if "feature_names_in_" in state or learned.mode == _validation.INFERENCE:
+        axis = p.channel_axis
+        if learned.mode == _validation.INFERENCE:
+            return False
+        if type(X) is not np.ndarray:
+            ordered = axis is not None or p.halflife is not None or sample_weight is not None
+            x = None if ordered else _validation.plain(state, X)
+            if x is None:
+                return False
+            X, axis = _layout.columns(x), 1
+        elif "feature_names_in_" in state:
             return False
         kind = p.momentum, p.halflife, p.ddof
-        update = _kernels.update_plain(X, p.channel_axis, sample_weight, self.n_threads, learned.values, *kind)
+        update = _kernels.update_plain(X, axis, sample_weight, self.n_threads, learned.values, *kind)
         if update is None:
             return False
         values, batch, missing = update
@@ -529,21 +538,35 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         state = self.__dict__
         if (
             "_applied" in state
-            and "feature_names_in_" not in state
             and (out is not None or (self.copy if copy is None else copy) is True)
             and (self.n_threads is None or (type(self.n_threads) is int and self.n_threads > 0))
         ):
             p, values, single = state["_applied"]
-            if (out is None and p.channel_axis is None) or not _validation.wrapped(self):
-                y = _kernels.apply_plain(X, p.channel_axis, out, self.dtype, self.n_threads, values, single)
-                if y is not None:
-                    return y
+            y, axis = None, p.channel_axis
+            if type(X) is not np.ndarray:
+                y = self._transform_frame(X) if out is None and axis is None else None
+            elif "feature_names_in_" not in state and ((out is None and axis is None) or not _validation.wrapped(self)):
+                y = _kernels.apply_plain(X, axis, out, self.dtype, self.n_threads, values, single)
+            if y is not None:
+                return y
         check_is_fitted(self)
         now = self._as_it_is()
         given = _validation.to_transform(now, X, now._applied.parameters)
         to = None if out is None else _validation.out_of_transform(now, given, out)
         y = now._apply(given, now._applied.forward, copy, to, _validation.dtype(now.dtype))
         return y if out is None else out
+
+    def _transform_frame(self, X: Any) -> NDArray[Any] | None:
+        """What `transform` returns of a frame that scikit-learn need not look at; None of anything else."""
+        now = self._as_it_is()
+        x = _validation.plain(vars(now), X)
+        if x is None:
+            return None
+        _, values, single = now._applied
+        y = _kernels.apply_plain(_layout.columns(x), 1, None, now.dtype, now.n_threads, values, single)
+        if y is not None:
+            return y[0].T
+        return now._apply(Samples(x), now._applied.forward, True, None, _validation.dtype(now.dtype))
 
     def inverse_transform(self, X: Any, copy: bool | None = None) -> NDArray[Any]:
         """Undo :meth:`transform`.

@@ -59,7 +59,7 @@ CONVERSIONS, HALVES = "bncpu/src/conversions_template.h", "bncpu/src/halves.h"
 THREADS = "bncpu/src/threads.c"
 KERNELS, NORMALIZE, MOMENTS = "bncpu/_kernels.pyx", "bncpu/_normalize.py", "bncpu/moments.py"
 BATCHES, FUNCTIONAL, TRANSFORMER = "bncpu/_batches.py", "bncpu/functional.py", "bncpu/transformer.py"
-STATE_FILE, VALIDATION = "bncpu/_state_file.py", "bncpu/_validation.py"
+COMPAT, STATE_FILE, VALIDATION = "bncpu/_compat.py", "bncpu/_state_file.py", "bncpu/_validation.py"
 FILES, TABLES = "bncpu/_files.py", "bncpu/_tables.py"
 
 MUTANTS = [
@@ -198,6 +198,21 @@ MUTANTS = [
     Mutant("one-weight-for-all-folded-rows", TEMPLATE, "weights[row[g]]", "weights[0]", "kernels"),
     Mutant("blocks-do-not-fade", KERNELS, "bn_decay(<double> rows_after, j.halflife)", "1", "kernels"),
     Mutant("recency-of-the-halflife-before", KERNELS, "last[0] == halflife and ", "", "kernels"),
+    Mutant(
+        "columns-of-a-frame-in-any-order",
+        COMPAT,
+        "found != names.tolist()",
+        "set(found) != set(names.tolist())",
+        "frames",
+    ),
+    Mutant(
+        "subclasses-of-frames-taken",
+        COMPAT,
+        "if type(X) is getattr(sys.modules.get(library), name, None):",
+        "if isinstance(X, getattr(sys.modules.get(library), name, ())):",
+        "frames",
+    ),
+    Mutant("columns-of-any-type-taken", COMPAT, "if not dtypes <= NUMBERS:", "if False:", "frames"),
     Mutant("channels-last-taken-for-axis-1", KERNELS, "cnp.PyArray_NDIM(a) - 1 if last else 1", "1", "small_calls"),
     Mutant("images-counted-as-rows", TRANSFORMER, "X.size // batch.shape[1] if", "len(X) if", "small_calls"),
     Mutant("negative-weights-learned", KERNELS, "if np.minimum.reduce(weights) < 0:", "if False:", "small_calls"),
@@ -329,7 +344,7 @@ MUTANTS = [
     Mutant(
         "set-output-ignored-with-out",
         TRANSFORMER,
-        "(out is None and p.channel_axis is None) or not _validation.wrapped(self)",
+        "((out is None and axis is None) or not _validation.wrapped(self))",
         "True",
         "small_calls",
     ),

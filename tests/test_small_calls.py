@@ -61,7 +61,9 @@ def content(value):
         return [(name, content(attribute)) for name, attribute in vars(value).items()]
     if isinstance(value, tuple):
         return [content(item) for item in value]
-    return (value.dtype, value.shape, value.tobytes()) if isinstance(value, np.ndarray) else (type(value), value)
+    if isinstance(value, np.ndarray):
+        return value.dtype, value.shape, value.tolist() if value.dtype == object else value.tobytes()
+    return type(value), value
 
 
 def assert_both_ways_agree(parameters, batches, weights=None):

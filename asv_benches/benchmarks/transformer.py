@@ -69,3 +69,26 @@ class Inputs(_Methods):
         else:
             self.X = (100 * data("rows")).astype(kind)
         self.scaler = bncpu.BatchNormTransformer(**parameters).fit(self.X)
+
+
+class FrameRow:
+    """One request of a service: a DataFrame of one row, as an array and as a DataFrame."""
+
+    params = (["array", "pandas"],)
+    param_names = ("output",)
+
+    def setup(self, output):
+        try:
+            import pandas
+        except ImportError:
+            raise NotImplementedError from None  # asv then skips it
+        X = pandas.DataFrame(data((500, 10), "float64"), columns=[f"feature {i}" for i in range(10)])
+        self.row = X.iloc[3:4]
+        self.scaler = bncpu.BatchNormTransformer().fit(X)
+        self.scaler.set_output(transform="default" if output == "array" else output)
+
+    def time_transform(self, *_):
+        self.scaler.transform(self.row)
+
+    def time_partial_fit(self, *_):
+        self.scaler.partial_fit(self.row)
