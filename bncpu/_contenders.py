@@ -1,4 +1,4 @@
-"""Who can do what: our functions, plain copies and other libraries, each as a call on the same arrays.
+"""Who can do what: our functions and other libraries, each as a call on the same arrays.
 
 Every function below takes `Data` and returns what to time, or None where it cannot do the operation. A library that is
 not installed raises ImportError: none is imported before it is asked. Each call returns its result, so that all can be
@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 from sklearn.preprocessing import StandardScaler
 
 import bncpu
-from bncpu import _kernels
 
 Array = NDArray[Any]
 Call = Callable[[], Any]
 
 EPS = float(np.float32(1e-5))  # some peers keep it so
-SMALL_BYTES = 1 << 20  # below, a row shows what a call costs, in microseconds
+SMALL_BYTES = 1 << 17  # below, a row shows what a call costs, in microseconds
+LARGE_BYTES = 128_000_000  # smaller arrays may lie in a cache from call to call
 N_BATCHES = 10
 
 # What an operation of ours asks of another library.
@@ -63,8 +63,13 @@ class Case(NamedTuple):
 
     @property
     def unit(self) -> str:
-        """Copies of x, or microseconds where the array is so small that the call costs more than the data."""
-        return "us" if self.n_bytes < SMALL_BYTES else "copies"
+        """The limit that memory sets, or microseconds where x is so small that the call costs more than the data."""
+        return "us" if self.n_bytes < SMALL_BYTES else "limit"
+
+    @property
+    def is_large(self) -> bool:
+        """Whether x comes from memory at every call, and a stream of it in batches."""
+        return self.n_bytes >= LARGE_BYTES
 
     @property
     def makes_new(self) -> bool:
@@ -115,7 +120,7 @@ class Data:
             np.linspace(low, high, n_channels, dtype=case.dtype)
             for low, high in ((-0.1, 0.1), (0.5, 2), (0.5, 2), (-1, 1))
         )
-        self.batches = [self.x] if case.unit == "us" else np.array_split(self.x, N_BATCHES)
+        self.batches = np.array_split(self.x, N_BATCHES) if case.is_large else [self.x]
 
     def parameters(self) -> tuple[Array, ...]:
         """Mean, var, gamma and beta, shaped to broadcast against x."""
@@ -146,22 +151,6 @@ def ours(d: Data) -> Call | None:
         return _each(d.batches, estimator.partial_fit)
     estimator = type(estimator).from_statistics(d.mean, d.var, len(x), eps=EPS, **options)
     return lambda: estimator.transform(x, **to)
-
-
-def np_copyto(d: Data) -> Call:
-    """Copy as NumPy does."""
-    return lambda: np.copyto(d.out, d.x)
-
-
-def memmove(d: Data) -> Call:
-    """Copy as the C library does."""
-    arguments = d.out.ctypes.data, d.x.ctypes.data, d.x.nbytes
-    return lambda: ctypes.memmove(*arguments)
-
-
-def streaming_copy(d: Data) -> Call:
-    """Copy with streaming stores, by as many threads as the others may use."""
-    return lambda: _kernels.copy(d.x, d.out, d.n_threads or _kernels.max_threads())
 
 
 def standard_scaler(d: Data) -> Call | None:
@@ -584,11 +573,6 @@ def _each(batches: list[Any], function: Callable[[Any], object]) -> Call:
 
 
 OURS = "bncpu"
-COPIES: dict[str, Callable[[Data], Call]] = {
-    "np.copyto": np_copyto,
-    "memmove": memmove,
-    "streaming copy": streaming_copy,
-}
 PEERS: dict[str, Callable[[Data], Call | None]] = {
     "StandardScaler": standard_scaler,
     "NumPy": numpy,

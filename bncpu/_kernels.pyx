@@ -44,11 +44,15 @@ cdef extern from "leaves.h":
     ctypedef void (*bn_backward_apply_fn)(bn_part, bn_array, bn_array, bn_array, bn_array, bn_array,
                                           bn_coefficients, int, int) noexcept nogil
     ctypedef void (*bn_fence_fn)() noexcept nogil
-    ctypedef void (*bn_copy_fn)(const char *, char *, Py_ssize_t) noexcept nogil
+    ctypedef cnp.int64_t (*bn_read_fn)(const char *, Py_ssize_t, int) noexcept nogil
+    ctypedef void (*bn_copy_fn)(const char *, char *, Py_ssize_t, int) noexcept nogil
+    ctypedef void (*bn_triad_fn)(const char *, const char *, char *, Py_ssize_t, int) noexcept nogil
     ctypedef struct bn_leaves:
         const char *name
         bn_fence_fn fence
+        bn_read_fn read
         bn_copy_fn copy
+        bn_triad_fn triad
         bn_moments_fn moments[2]
         bn_apply_fn apply[2]
         bn_backward_sums_fn backward_sums[2]
@@ -179,17 +183,44 @@ def pause_threads():
     bn_pause_threads()
 
 
-# ---- the yardstick ----
+# ---- the yardsticks: C-contiguous arrays of one size ----
 
 
-def copy(cnp.ndarray x, cnp.ndarray y, int n_threads):
-    """Copy C-contiguous `x` past the cache to `y` of the same size: what other loops are measured by."""
+cdef Py_ssize_t _yard(cnp.ndarray x, int n_threads) noexcept:
+    """Bytes that a thread takes at a time: 1 MiB, and less where some would have none."""
+    return min(1 << 20, max(1, _ceil_div(cnp.PyArray_NBYTES(x), 4096 * n_threads)) * 4096)
+
+
+def read(cnp.ndarray x, int n_threads, int streams=1):
+    """Read all of `x` in 1, 2 or 4 streams: the exclusive or of its 64-bit words, the last filled up with zeros."""
+    cdef bn_read_fn leaf = _leaves.read
+    cdef const char *source = <const char *> cnp.PyArray_DATA(x)
+    cdef Py_ssize_t n_bytes = cnp.PyArray_NBYTES(x), part = _yard(x, n_threads), i
+    cdef cnp.int64_t found = 0
+    for i in prange((n_bytes + part - 1) // part, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1):
+        found ^= leaf(source + i * part, min(part, n_bytes - i * part), streams)
+    return found
+
+
+def copy(cnp.ndarray x, cnp.ndarray y, int n_threads, int streams=1):
+    """Copy `x` to `y`, past the cache in 1 stream or 4, or plainly in 0."""
     cdef bn_copy_fn leaf = _leaves.copy
     cdef const char *source = <const char *> cnp.PyArray_DATA(x)
     cdef char *to = <char *> cnp.PyArray_DATA(y)
-    cdef Py_ssize_t n_bytes = cnp.PyArray_NBYTES(x), part = 1 << 20, i
+    cdef Py_ssize_t n_bytes = cnp.PyArray_NBYTES(x), part = _yard(x, n_threads), i
     for i in prange((n_bytes + part - 1) // part, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1):
-        leaf(source + i * part, to + i * part, min(part, n_bytes - i * part))
+        leaf(source + i * part, to + i * part, min(part, n_bytes - i * part), streams)
+
+
+def triad(cnp.ndarray x, cnp.ndarray y, cnp.ndarray z, int n_threads, int streams=1):
+    """Put the exclusive or of the bits of `x` and `y` into `z`, stored as by ``copy``."""
+    cdef bn_triad_fn leaf = _leaves.triad
+    cdef const char *first = <const char *> cnp.PyArray_DATA(x)
+    cdef const char *second = <const char *> cnp.PyArray_DATA(y)
+    cdef char *to = <char *> cnp.PyArray_DATA(z)
+    cdef Py_ssize_t n_bytes = cnp.PyArray_NBYTES(x), part = _yard(x, n_threads), i
+    for i in prange((n_bytes + part - 1) // part, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1):
+        leaf(first + i * part, second + i * part, to + i * part, min(part, n_bytes - i * part), streams)
 
 
 # ---- algebra: the functions of algebra.h, for arrays ----

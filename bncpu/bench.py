@@ -1,8 +1,8 @@
-"""``bncpu bench``: how fast we are on this machine, beside plain copies and whatever other libraries are installed.
+"""``bncpu bench``: how fast we are on this machine, beside what memory allows and whatever libraries are installed.
 
 Separate runs differ by 10 % and more, so nothing here compares two of them. All candidates take turns in one process,
-in a new random order every round; a figure is the median over the rounds of a candidate's time divided by that of a
-copy of the same array in the same round.
+in a new random order every round; a figure is the median over the rounds of a candidate's time divided by the limit of
+its operation (`_yardsticks.py`), measured on the same arrays in the same round.
 """
 
 from __future__ import annotations
@@ -27,12 +27,14 @@ from threadpoolctl import threadpool_limits
 
 import bncpu
 from bncpu import _contenders, _kernels
-from bncpu._contenders import COPIES, OURS, PEERS, SLOW_TO_PREPARE, Case, Data
+from bncpu._contenders import OURS, PEERS, SLOW_TO_PREPARE, Call, Case, Data
+from bncpu._yardsticks import ARRAYS, LOOPS, Limit, Yardstick, limit_of, loops
 
 LEAST_ROUNDS = 3
 REST = 0.01  # seconds
 SECONDS = 1.5  # for the rounds of a row, so that all take less than a minute
 SECONDS_PER_TURN = 1e-3  # of calls too short for the clock, many make a turn
+HOPELESS = 1.5  # times the fastest loop of its yardstick: such a loop is not measured any further
 
 # What `bncpu bench` shows: arrays from memory, then what a call costs.
 CASES = (
@@ -77,12 +79,16 @@ class Row(NamedTuple):
     Attributes
     ----------
     case : Case
-    copy : str
-        The copy with the least median time.
-    copy_seconds : float
-        That time.
+    n_threads : int or None
+        Of everybody; None is what each takes by itself.
+    limit : Limit
+        What the operation cannot do without.
+    limit_seconds : float
+        What that takes: the median over the rounds.
+    yardsticks : dict of str to Yardstick
+        Those that the limit is made of.
     figures : dict of str to Figure
-        By name, ours first: copies, or microseconds, as ``case.unit`` says.
+        By name, ours first: multiples of the limit, or microseconds, as ``case.unit`` says.
     shares : dict of str to Figure
         Our time over that of each peer, in pairs: above 1 the peer is faster.
     missing : dict of str to str
@@ -90,11 +96,24 @@ class Row(NamedTuple):
     """
 
     case: Case
-    copy: str
-    copy_seconds: float
+    n_threads: int | None
+    limit: Limit
+    limit_seconds: float
+    yardsticks: dict[str, Yardstick]
     figures: dict[str, Figure]
     shares: dict[str, Figure]
     missing: dict[str, str]
+
+    @property
+    def unit(self) -> str:
+        """What a figure counts: the passes over memory of the limit, or microseconds."""
+        return "us" if self.case.unit == "us" else str(self.limit)
+
+    @property
+    def multiple(self) -> float:
+        """Our time over the limit, whatever the unit."""
+        ours = self.figures[OURS].median
+        return ours if self.case.unit == "limit" else ours * 1e-6 / self.limit_seconds
 
     @property
     def losses(self) -> dict[str, Figure]:
@@ -103,20 +122,20 @@ class Row(NamedTuple):
 
 
 def interleaved(
-    candidates: Mapping[str, Callable[[], object]],
+    candidates: Mapping[Any, Callable[[], object]],
     seconds: float,
     *,
     least_rounds: int = LEAST_ROUNDS,
     short: bool = False,
     rest: float = 0.0,
     clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, NDArray[np.float64]]:
+) -> dict[Any, NDArray[np.float64]]:
     """Let all candidates take turns.
 
     Parameters
     ----------
-    candidates : mapping of str to callable
-        Called without arguments, and not for the first time: that is for warming up.
+    candidates : mapping of callable
+        By any name. Called without arguments, and not for the first time: that is for warming up.
     seconds : float
         Rounds go on for so long. A candidate that has used up more than 1.5 times its equal share of the time so far
         sits a round out, so that the slow do not leave the fast with few rounds.
@@ -132,16 +151,17 @@ def interleaved(
 
     Returns
     -------
-    dict of str to ndarray of shape (n_rounds,), float64
-        Seconds per call, NaN where a candidate sat out.
+    dict of ndarray of shape (n_rounds,), float64
+        By the names of `candidates`: seconds per call, NaN where a candidate sat out.
     """
     names = list(candidates)
     repeats = dict.fromkeys(names, 1)
     if short:
         for name in names:
-            repeats[name] = max(1, int(SECONDS_PER_TURN / max(_turn(candidates[name], 10, clock), 1e-9)))
+            if _turn(candidates[name], 1, clock) < SECONDS_PER_TURN:
+                repeats[name] = max(1, int(SECONDS_PER_TURN / max(_turn(candidates[name], 10, clock), 1e-9)))
     rng = np.random.default_rng(0)
-    rounds: list[dict[str, float]] = []
+    rounds: list[dict[Any, float]] = []
     spent, turns = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0)
     start = clock()
     collecting = gc.isenabled()
@@ -180,7 +200,7 @@ def measure(
     peers: Iterable[str] = PEERS,
     least_rounds: int = LEAST_ROUNDS,
 ) -> Row:
-    """Measure one case: copies, ours and `peers`.
+    """Measure one case: its limit, ours and `peers`.
 
     Parameters
     ----------
@@ -201,10 +221,8 @@ def measure(
     data = Data(case, n_threads)
     ours = _contenders.ours(data)
     assert ours is not None
-    # However small the array, the fastest copy is what ours is held against.
-    candidates: dict[str, Callable[[], object]] = {OURS: ours}
-    candidates |= {name: make(data) for name, make in COPIES.items()}
-    copies = [name for name in candidates if name != OURS]
+    limit = limit_of(data)
+    entrants: dict[str, Call] = {OURS: ours}
     missing: dict[str, str] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the peers'
@@ -223,24 +241,80 @@ def measure(
                 if call is None:
                     missing[name] = "cannot do it"
                 else:
-                    candidates[name] = call
+                    entrants[name] = call
         with threadpool_limits(n_threads):
-            for name in (OURS, *copies):
-                candidates[name]()
-            rest = 0.0 if n_threads == 1 else REST
-            short = case.unit == "us"
-            times = interleaved(candidates, seconds, least_rounds=least_rounds, short=short, rest=rest)
-    best = min(copies, key=lambda name: float(np.nanmedian(times[name])))
-    units = times[best] if case.unit == "copies" else np.full(len(times[best]), 1e-6)
-    entrants = [name for name in candidates if name not in copies]
+            ours()
+            how = _Turns(least_rounds, not case.is_large, 0.0 if n_threads == 1 else REST)
+            ways = _fast_loops(loops(data, limit.yardsticks), how)
+            times = interleaved({**entrants, **ways}, seconds, **how._asdict())
+    yardsticks = _yardsticks({way: times[way] for way in ways}, case.n_bytes)
+    at_least = limit.seconds(lambda name: times[name, yardsticks[name].loop])
+    unit = at_least if case.unit == "limit" else np.full(len(at_least), 1e-6)
     return Row(
         case,
-        best,
-        float(np.nanmedian(times[best])),
-        {name: Figure.of(times[name] / units) for name in entrants},
+        n_threads,
+        limit,
+        float(np.nanmedian(at_least)),
+        yardsticks,
+        {name: Figure.of(times[name] / unit) for name in entrants},
         {name: Figure.of(times[OURS] / times[name]) for name in entrants if name != OURS},
         missing,
     )
+
+
+class _Turns(NamedTuple):
+    """How ``interleaved`` lets candidates take turns."""
+
+    least_rounds: int
+    short: bool
+    rest: float
+
+
+def _fast_loops(ways: dict[tuple[str, str], Call], how: _Turns) -> dict[tuple[str, str], Call]:
+    """Leave out the loops that are far from the fastest of their yardstick, so that the others get more rounds."""
+    for call in ways.values():
+        call()
+    times = {way: float(np.nanmedian(taken)) for way, taken in interleaved(ways, 0.0, **how._asdict()).items()}
+    best = {name: min(times[way] for way in ways if way[0] == name) for name, _ in ways}
+    return {way: call for way, call in ways.items() if times[way] <= HOPELESS * best[way[0]]}
+
+
+def _yardsticks(times: dict[tuple[str, str], NDArray[np.float64]], n_bytes: int) -> dict[str, Yardstick]:
+    """The loop with the least median time of each yardstick."""
+    medians = {way: float(np.nanmedian(taken)) for way, taken in times.items()}
+    fastest: dict[str, Yardstick] = {}
+    for (name, loop), taken in sorted(medians.items(), key=lambda item: item[1]):
+        fastest.setdefault(name, Yardstick(loop, taken, ARRAYS[name] * n_bytes))
+    return fastest
+
+
+def yardsticks(
+    case: Case,
+    seconds: float = SECONDS,
+    *,
+    n_threads: int = 1,
+    names: Sequence[str] = tuple(LOOPS),
+    least_rounds: int = LEAST_ROUNDS,
+) -> dict[str, Yardstick]:
+    """Measure nothing but yardsticks.
+
+    Parameters
+    ----------
+    case : Case
+        Whose arrays are taken; one of a gradient, for a triad of three arrays.
+    seconds : float, default=1.5
+    n_threads : int, default=1
+    names : sequence of str, optional
+        Keys of ``LOOPS``.
+    least_rounds : int, default=3
+
+    Returns
+    -------
+    dict of str to Yardstick
+    """
+    how = _Turns(least_rounds, not case.is_large, 0.0 if n_threads == 1 else REST)
+    ways = _fast_loops(loops(Data(case, n_threads), names), how)
+    return _yardsticks(interleaved(ways, seconds, **how._asdict()), case.n_bytes)
 
 
 def smallest() -> bool:
@@ -301,7 +375,7 @@ def as_json(rows: Sequence[Row], command: str, n_threads: int | None) -> dict[st
         Of what JSON can hold.
     """
     return {
-        "version": 1,
+        "version": 2,
         "command": command,
         "machine": machine(n_threads),
         "peers": peer_versions(_entrants(rows)),
@@ -309,9 +383,14 @@ def as_json(rows: Sequence[Row], command: str, n_threads: int | None) -> dict[st
             {
                 **row.case._asdict(),
                 "label": row.case.label,
-                "unit": row.case.unit,
-                "copy": row.copy,
-                "copy_seconds": row.copy_seconds,
+                "threads": row.n_threads,
+                "unit": row.unit,
+                "limit": row.limit._asdict(),
+                "limit_seconds": row.limit_seconds,
+                "yardsticks": {
+                    name: {**found._asdict(), "gb_per_second": found.gb_per_second}
+                    for name, found in row.yardsticks.items()
+                },
                 "figures": {name: figure._asdict() for name, figure in row.figures.items()},
                 "our_time_over_theirs": {name: figure._asdict() for name, figure in row.shares.items()},
                 "missing": row.missing,
@@ -333,7 +412,7 @@ def table(rows: Sequence[Row]) -> list[list[str]]:
     lines = [["", "unit", *names]]
     mixed = len({row.case.dtype for row in rows}) > 1
     for row in rows:
-        cells = [row.case.label + (f" {row.case.dtype}" if mixed else ""), row.case.unit]
+        cells = [row.case.label + (f" {row.case.dtype}" if mixed else ""), row.unit]
         fastest = min(row.figures, key=lambda name: row.figures[name].median)
         for name in names:
             figure = row.figures.get(name)
@@ -371,29 +450,60 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
 
 def losses(rows: Sequence[Row]) -> list[str]:
     """Name, for every row where someone was faster than we were, who, and how much of our time each took."""
+    several = len({row.n_threads for row in rows}) > 1
     return [
-        f"{row.case.label} {row.case.dtype}: "
+        f"{row.case.label} {row.case.dtype}{f', {_threads([row])}' if several else ''}: "
         + ", ".join(f"{name} {number(1 / share.median)}" for name, share in row.losses.items())
         for row in rows
         if row.losses
     ]
 
 
-def notes(rows: Sequence[Row], command: str, n_threads: int | None, peers: Iterable[str] = PEERS) -> list[str]:
+def _threads(rows: Sequence[Row]) -> str:
+    """How many threads everybody had."""
+    found = list(dict.fromkeys(row.n_threads for row in rows))
+    if found == [None]:
+        return "as many threads as each takes"
+    return " and ".join(map(str, found)) + (" thread" if found == [1] else " threads")
+
+
+def rates(rows: Sequence[Row]) -> list[str]:
+    """Say how fast the yardsticks were, for every size of arrays and number of threads."""
+    several = len({row.n_threads for row in rows}) > 1
+    found: dict[str, dict[str, list[Yardstick]]] = {}
+    for row in rows:
+        if row.case.unit == "limit":
+            size = f"{row.case.n_bytes / 1e6:.3g} MB" + (f", {_threads([row])}" if several else "")
+            for name, yardstick in row.yardsticks.items():
+                found.setdefault(size, {}).setdefault(name, []).append(yardstick)
+    return [
+        f"{size}: "
+        + ", ".join(
+            f"{name} {number(float(np.median([y.gb_per_second for y in by_name[name]])))} "
+            f"({' or '.join(sorted({y.loop for y in by_name[name]}))})"
+            for name in LOOPS
+            if name in by_name
+        )
+        for size, by_name in found.items()
+    ]
+
+
+def notes(rows: Sequence[Row], command: str, peers: Iterable[str] = PEERS) -> list[str]:
     """Say what the figures are and where they come from."""
-    here = machine(n_threads)
-    copies = sorted({row.copy for row in rows if row.case.unit == "copies"})
-    by = f" ({', '.join(copies)})" if copies else ""
+    here = machine(None)
     absent = [name for name in peers if all(row.missing.get(name) == "not installed" for row in rows)]
     broken = {name: why for row in rows for name, why in row.missing.items() if ":" in why}
     kinds = " and ".join(sorted({row.case.dtype for row in rows}))
-    threads = {1: "1 thread", None: "as many threads as each takes"}.get(n_threads, f"{n_threads} threads")
     lines = [
-        f"copies: time over that of the fastest copy of the same array{by}; us: microseconds a call; "
-        "medians of calls in turn, our quartiles in brackets, * the fastest.",
-        f"`{command}`, {here['date']}, {here['processor']}, {here['instruction set']}, {threads}, "
+        "Figures are in the unit of their row: microseconds (us), or what memory takes at least, by the fastest loops "
+        "that read the array (read), copy it (copy), or make a third of two (triad). "
+        "Medians of calls in turn, our quartiles in brackets, * the fastest.",
+        f"`{command}`, {here['date']}, {here['processor']}, {here['instruction set']}, {_threads(rows)}, "
         f"Python {here['python']}, NumPy {here['numpy']}, {kinds}.",
     ]
+    measured_rates = rates(rows)
+    if measured_rates:
+        lines.append(f"Yardsticks in GB/s, of arrays of {'; '.join(measured_rates)}.")
     found = peer_versions(_entrants(rows))
     if found:
         lines.append("Peers: " + ", ".join(f"{name} {number}" for name, number in found.items()) + ".")
@@ -415,7 +525,7 @@ def save_picture(rows: Sequence[Row], path: Path, caption: str) -> None:
     """Draw every figure on a logarithmic axis: one panel for large arrays, one for small calls."""
     figures = _matplotlib()
     names = _entrants(rows)
-    panels = [(unit, [row for row in rows if row.case.unit == unit]) for unit in ("copies", "us")]
+    panels = [(unit, [row for row in rows if row.case.unit == unit]) for unit in ("limit", "us")]
     panels = [(unit, chosen) for unit, chosen in panels if chosen]
     figure = figures.Figure(figsize=(9, 1.6 + 0.36 * len(rows)), layout="constrained")
     all_axes = figure.subplots(len(panels), 1, height_ratios=[len(chosen) + 0.5 for _, chosen in panels], squeeze=False)
@@ -438,13 +548,13 @@ def save_picture(rows: Sequence[Row], path: Path, caption: str) -> None:
                 linestyle="none",
                 label=name,
             )
-        if unit == "copies":
+        if unit == "limit":
             axes.axvline(1, color="grey", linewidth=1, zorder=1)
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
         axes.set_yticks(range(len(chosen)), [row.case.label for row in chosen])
         axes.set_ylim(len(chosen) - 0.5, -0.5)
-        axes.set_xlabel("time in copies of the same array" if unit == "copies" else "microseconds a call")
+        axes.set_xlabel("time over that of the limit, which memory sets" if unit == "limit" else "microseconds a call")
         axes.grid(alpha=0.3, axis="x", which="both")
         axes.grid(alpha=0.2, axis="y")
     figure.legend(*all_axes[0, 0].get_legend_handles_labels(), loc="outside right upper")
@@ -474,8 +584,8 @@ def run(options: argparse.Namespace) -> int:
         rows.append(row)
         if not options.markdown:
             ours = row.figures[OURS]
-            print(f"{row.case.label}: {number(ours.median)} {row.case.unit}", flush=True)
-    said = notes(rows, command, options.threads, peers)
+            print(f"{row.case.label}: {number(ours.median)} ({row.unit})", flush=True)
+    said = notes(rows, command, peers)
     print("\n".join(report(rows, said, as_markdown=options.markdown)))
     if options.json is not None:
         options.json.write_text(json.dumps(as_json(rows, command, options.threads), indent=1) + "\n", encoding="utf-8")

@@ -43,10 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     benchmark = commands.add_parser(
         "bench",
-        help="how fast it is on this machine, beside copies and other libraries",
-        description="Time our functions on this machine, in turn with plain copies of the same arrays and with every "
-        "library that is installed and can do the same. Takes about a minute; mind what else keeps the processors "
-        "busy.",
+        help="how fast it is on this machine, beside what memory allows and other libraries",
+        description="Time our functions on this machine, in turn with the least that memory must do for them (read "
+        "the array, copy it, or make a third of two) and with every library that is installed and can do the same. "
+        "Takes about a minute; mind what else keeps the processors busy.",
         epilog="examples: bncpu bench; bncpu bench --threads 2 --json here.json --picture here.png",
     )
     bench.add_arguments(benchmark)

@@ -60,6 +60,7 @@ THREADS = "bncpu/src/threads.c"
 KERNELS, NORMALIZE, MOMENTS = "bncpu/_kernels.pyx", "bncpu/_normalize.py", "bncpu/moments.py"
 BATCHES, FUNCTIONAL, TRANSFORMER = "bncpu/_batches.py", "bncpu/functional.py", "bncpu/transformer.py"
 COMPAT, STATE_FILE, VALIDATION = "bncpu/_compat.py", "bncpu/_state_file.py", "bncpu/_validation.py"
+YARDSTICKS = "bncpu/_yardsticks.py"
 FILES, TABLES = "bncpu/_files.py", "bncpu/_tables.py"
 
 MUTANTS = [
@@ -184,8 +185,8 @@ MUTANTS = [
     Mutant(
         "large-narrow-results-shifted",
         UNIT,
-        "ptrdiff_t head = (ptrdiff_t)(-(uintptr_t)to % 64);",
-        "ptrdiff_t head = 8;",
+        "k, head = (ptrdiff_t)(-(uintptr_t)to % 64);",
+        "k, head = 8;",
         "numbers",
     ),
     Mutant(
@@ -213,6 +214,16 @@ MUTANTS = [
         "frames",
     ),
     Mutant("columns-of-any-type-taken", COMPAT, "if not dtypes <= NUMBERS:", "if False:", "frames"),
+    Mutant(
+        "reads-are-not-gathered", UNIT, "all[h * each + k] ^= vbits_load", "all[h * each + k] = vbits_load", "kernels"
+    ),
+    Mutant(
+        "gradients-read-once",
+        YARDSTICKS,
+        '"gradients": Limit(read=2, triad=1)',
+        '"gradients": Limit(triad=1)',
+        "yardsticks",
+    ),
     Mutant("channels-last-taken-for-axis-1", KERNELS, "cnp.PyArray_NDIM(a) - 1 if last else 1", "1", "small_calls"),
     Mutant("images-counted-as-rows", TRANSFORMER, "X.size // batch.shape[1] if", "len(X) if", "small_calls"),
     Mutant("negative-weights-learned", KERNELS, "if np.minimum.reduce(weights) < 0:", "if False:", "small_calls"),

@@ -11,6 +11,7 @@ import pytest
 
 from bncpu import bench, cli
 from bncpu._contenders import OURS, PEERS, Case
+from bncpu._yardsticks import Limit, Yardstick
 from bncpu.bench import Figure, Row, interleaved
 
 
@@ -60,8 +61,11 @@ def test_the_slow_sit_out_rounds_but_not_the_first():
 def test_short_calls_are_repeated_for_a_millisecond():
     world = World()
     times = interleaved({"a": world.candidate("a", 1e-5)}, 0, short=True, clock=world.clock)
-    assert len(world.called) == 10 + 100 * bench.LEAST_ROUNDS
+    assert len(world.called) == 1 + 10 + 100 * bench.LEAST_ROUNDS
     np.testing.assert_allclose(times["a"], 1e-5)
+    world = World()
+    interleaved({"a": world.candidate("a", 2e-3)}, 0, short=True, clock=world.clock)
+    assert len(world.called) == 1 + bench.LEAST_ROUNDS
 
 
 def test_figures_leave_out_the_rounds_that_a_candidate_sat_out():
@@ -74,17 +78,36 @@ def rows():
     won = {OURS: Figure(0.8, 0.75, 0.85, 9), "NumPy": Figure(2.0, 1.9, 2.1, 9)}
     lost = {OURS: Figure(2.0, 1.9, 2.1, 9), "NumPy": Figure(1.0, 0.9, 1.1, 9)}
     gone = {"river": "not installed", "Numba": "cannot do it"}
+    copy, read = Yardstick("memmove", 0.01, 256 * 10**6), Yardstick("two streams", 0.008, 128 * 10**6)
     return [
-        Row(Case("transform", (10**6, 32)), "memmove", 0.01, won, {"NumPy": Figure(0.4, 0.3, 0.5, 9)}, gone),
-        Row(Case("fit", (10**6, 32)), "memmove", 0.01, lost, {"NumPy": Figure(2.0, 1.6, 2.5, 9)}, gone),
-    ]
+        Row(
+            Case("transform", (10**6, 32)), 1, Limit(copy=1), 0.01, {"copy": copy},
+            won, {"NumPy": Figure(0.4, 0.3, 0.5, 9)}, gone,
+        ),
+        Row(
+            Case("fit", (10**6, 32)), 1, Limit(read=1), 0.008, {"read": read},
+            lost, {"NumPy": Figure(2.0, 1.6, 2.5, 9)}, gone,
+        ),
+    ]  # fmt: skip
 
 
 def test_losses_are_printed(rows):
-    text = "\n".join(bench.report(rows, bench.notes(rows, "bncpu bench", 1)))
+    text = "\n".join(bench.report(rows, bench.notes(rows, "bncpu bench")))
     assert "Faster than we are, as parts of our time:\n  fit 1M x 32 float32: NumPy 0.50" in text
-    assert "transform 1M x 32  copies  0.80* (0.75-0.85)   2.00\n" in text
-    assert "fit 1M x 32        copies   2.00 (1.90-2.10)  1.00*\n" in text
+    assert "transform 1M x 32  copy  0.80* (0.75-0.85)   2.00\n" in text
+    assert "fit 1M x 32        read   2.00 (1.90-2.10)  1.00*\n" in text
+
+
+def test_rates_are_said_for_every_size_of_arrays(rows):
+    said = "\n".join(bench.notes(rows, "bncpu bench"))
+    assert "\nYardsticks in GB/s, of arrays of 128 MB: read 16.0 (two streams), copy 25.6 (memmove).\n" in said
+    other = rows[0]._replace(case=Case("transform", (65_536, 32)), n_threads=2)
+    assert bench.rates([rows[0], other]) == [
+        "128 MB, 1 thread: copy 25.6 (memmove)",
+        "8.39 MB, 2 threads: copy 25.6 (memmove)",
+    ]
+    assert bench.rates([rows[0]._replace(case=Case("transform", (32, 10)))]) == []
+    assert "1 and 2 threads" in "\n".join(bench.notes([rows[0], other], "bncpu bench"))
 
 
 def test_no_loss_is_said_so(rows):
@@ -104,7 +127,7 @@ def test_a_case_that_a_peer_cannot_do_is_not_available(rows):
 
 def test_notes_say_what_is_not_installed_and_what_failed(rows):
     rows[0].missing["PyTorch"] = "RuntimeError: no such thing"
-    said = "\n".join(bench.notes(rows, "bncpu bench", None))
+    said = "\n".join(bench.notes([row._replace(n_threads=None) for row in rows], "bncpu bench"))
     assert "Not installed: river.\n" in said
     assert "PyTorch failed: RuntimeError: no such thing." in said
     assert "as many threads as each takes" in said
@@ -155,13 +178,16 @@ def test_the_command_prints_and_saves_everything(quick, tmp_path, capsys):
     assert "`bncpu bench`" in out
     assert files["--picture"].read_bytes().startswith(b"\x89PNG")
     saved = json.loads(files["--json"].read_text())
-    assert saved["version"] == 1
+    assert saved["version"] == 2
     assert saved["machine"]["threads"] == 1
     assert saved["peers"].keys() == {"StandardScaler", "NumPy"}
     assert [row["operation"] for row in saved["rows"]] == [case.operation for case in bench.CASES]
     for row in saved["rows"]:
         assert row["unit"] == "us"
-        assert row["copy_seconds"] > 0
+        assert row["threads"] == 1
+        assert row["limit_seconds"] > 0
+        assert row["yardsticks"].keys() == {name for name, n in row["limit"].items() if n}
+        assert all(found["gb_per_second"] > 0 for found in row["yardsticks"].values())
         assert row["figures"][OURS].keys() == {"median", "low", "high", "rounds"}
         assert row["our_time_over_theirs"].keys() == row["figures"].keys() - {OURS}
         assert row["missing"]["Numba"] == "not installed"
@@ -221,12 +247,46 @@ def test_goals_are_measured_after_right_results_only(goals, monkeypatch, capsys)
     assert goals.main() == 1
     out = capsys.readouterr().out
     assert "WRONG  float32 rows, standard normal: variance: error 1.0e-10, tolerance 1.0e-11\n" in out
-    assert "the best copy is" not in out
+    assert "best peer" not in out
 
 
 def test_a_missed_goal_is_marked(goals, rows):
-    assert re.search(
-        r"transform 1M x 32 +<= 0.85 +0.80 copies \(0.75-0.85\) +met +NumPy 2.00", goals.line(rows[0], 0.85)
-    )
-    assert "MISSED" in goals.line(rows[0], 0.75)
-    assert "met" not in goals.line(rows[0], None)
+    transform = goals.Goal(rows[0].case, 0.85)
+    shown = goals.line(goals.cells(transform, rows[0]))
+    assert re.fullmatch(r"transform 1M x 32 float32 +1 +copy +0.80 \(0.75-0.85\) +<= 0.85 +met +NumPy 2.00", shown)
+    assert "MISSED" in goals.cells(transform._replace(multiple=0.75), rows[0])
+    only_measured = goals.cells(transform._replace(multiple=None), rows[0])
+    assert not {"met", "MISSED"}.intersection(only_measured)
+    assert goals.missed([(transform, rows[0]), (goals.Goal(rows[1].case, 1.1), rows[1])]) == [
+        "fit 1M x 32 float32, 1 thread: 2.00, goal 1.10"
+    ]
+
+
+def test_a_goal_may_allow_for_the_call_itself(goals, rows):
+    row = rows[0]._replace(limit_seconds=1e-5)
+    goal = goals.Goal(row.case, 1.25, 3)
+    assert goal.most(row) == pytest.approx(1.55)
+    assert str(goal) == "<= 1.25 + 3 us"
+    small = Case("transform", (32, 10))
+    assert goals.Goal(small, 0, 2.5).most(row._replace(case=small)) == 2.5
+    assert str(goals.Goal(small, 0, 2.5)) == "<= 2.5 us"
+    assert goal.most(row._replace(case=small)) is None  # all at its smallest
+
+
+def test_the_table_of_goals_is_markdown_under_the_name_of_the_processor(goals, rows):
+    results = [(goals.Goal(row.case, 1.05), row) for row in rows]
+    lines = goals.as_markdown(results, ["a note"], goals.missed(results), bench.losses(rows)).splitlines()
+    assert lines[0] == f"### {bench.machine(None)['processor']}"
+    assert lines[2] == "|  | threads | unit | bncpu | goal |  | best peer |"
+    assert lines[4] == "| transform 1M x 32 float32 | 1 | copy | 0.80 (0.75-0.85) | <= 1.05 | met | NumPy 2.00 |"
+    assert "- fit 1M x 32 float32, 1 thread: 2.00, goal 1.05" in lines
+    assert "- fit 1M x 32 float32: NumPy 0.50" in lines
+
+
+def test_large_arrays_and_arrays_in_a_cache_have_goals_of_their_own(goals):
+    for goal in goals.GOALS:
+        if goal.multiple and goal.case.is_large:
+            assert (goal.multiple <= 1.3, goal.microseconds) == (True, 0), goal
+        elif goal.multiple:
+            assert goal.multiple >= 1.25 and goal.case.unit == "limit", goal
+    assert len({goal.case for goal in goals.GOALS}) == len(goals.GOALS)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bncpu import BatchNormTransformer, Moments, _contenders, _passes, _reference
-from bncpu._contenders import COPIES, EPS, OURS, PEERS, SLOW_TO_PREPARE, TASKS, Case, Data
+from bncpu._contenders import EPS, OURS, PEERS, SLOW_TO_PREPARE, TASKS, Case, Data
 
 SHAPES = {"rows": (50, 7), "NCHW": (4, 5, 6, 3), "NHWC": (4, 6, 3, 5)}
 CASES = [
@@ -91,14 +91,6 @@ def test_the_layer_normalizes_images_too():
     assert _contenders.ours(data)().shape == data.x.shape
 
 
-@pytest.mark.parametrize("name", COPIES)
-def test_copies_copy(name):
-    data = Data(Case("transform", (50, 7)))
-    data.out[...] = 0
-    COPIES[name](data)()
-    np.testing.assert_array_equal(data.out, data.x)
-
-
 @pytest.mark.parametrize("n_threads", [1, None])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("operation", sorted(set(TASKS) - {"fit", "batch_norm_moments"}))
@@ -113,13 +105,16 @@ def test_small_calls_of_ours_are_measured_on_their_short_way(operation, dtype, n
 def test_rows_are_named_and_measured_by_their_size():
     case = Case("batch_norm", (200_000, 256))
     assert case.label == "batch_norm 200k x 256"
-    assert (case.unit, case.smallest().unit) == ("copies", "us")
+    assert (case.unit, case.smallest().unit) == ("limit", "us")
+    assert case.is_large and not Case("batch_norm", (65_536, 32)).is_large
     assert case.n_bytes == 4 * math.prod(case.shape)
     assert Case("transform", (10**7, 8), fresh=True).label == "transform 10M x 8, no out="
     assert Case("batch_norm", (32, 56, 56, 64), "NHWC").channel_axis == 3
 
 
-def test_large_arrays_come_in_batches():
+def test_arrays_from_memory_come_in_batches(monkeypatch):
+    assert [len(batch) for batch in Data(Case("partial_fit", (100_000, 4))).batches] == [100_000]
+    monkeypatch.setattr(_contenders, "LARGE_BYTES", 1_000_000)
     data = Data(Case("partial_fit", (100_000, 4)))
     assert [len(batch) for batch in data.batches] == [10_000] * 10
     scaler = PEERS["StandardScaler"](data)

@@ -449,12 +449,34 @@ def test_an_unknown_variant_is_refused():
         _kernels.use_isa("mmx")
 
 
+YARDS = pytest.mark.parametrize("n", [0, 1, 7, 100, 3_000, 600_001])
+
+
+@YARDS
 @pytest.mark.parametrize("n_threads", [1, 2])
-@pytest.mark.parametrize("n", [0, 1, 7, 100, 300_001])
-def test_the_yardstick_copies_every_value_and_nothing_else(n, n_threads, isa):
-    x, memory = normal(9, n, dtype=np.float32), np.full(n + 40, 3, np.float32)
+@pytest.mark.parametrize("streams", [0, 1, 4])
+def test_the_yardsticks_write_every_value_and_nothing_else(streams, n_threads, n, isa):
+    x, y, memory = normal(9, n, dtype=np.float32), normal(8, n, dtype=np.float32), np.empty(n + 40, np.float32)
+    both = (x.view(np.int32) ^ y.view(np.int32)).view(np.float32)
     for offset in (0, 5, 16):
-        memory[:] = 3
-        _kernels.copy(x, memory[offset : offset + n], n_threads)
-        assert same_bits(memory[offset : offset + n], x)
-        assert np.all(memory[:offset] == 3) and np.all(memory[offset + n :] == 3)
+        to = memory[offset : offset + n]
+        for write, expected in (
+            (lambda to=to: _kernels.copy(x, to, n_threads, streams), x),
+            (lambda to=to: _kernels.triad(x, y, to, n_threads, streams), both),
+        ):
+            memory[:] = 3
+            write()
+            assert same_bits(to, expected)
+            assert np.all(memory[:offset] == 3) and np.all(memory[offset + n :] == 3)
+
+
+@YARDS
+@pytest.mark.parametrize("n_threads", [1, 2])
+@pytest.mark.parametrize("streams", [1, 2, 4])
+def test_the_yardstick_reads_every_value_once(streams, n_threads, n, isa):
+    x = normal(9, n + 3, dtype=np.float32)
+    for offset in (0, 3):
+        part = x[offset : offset + n]
+        words = np.zeros(-(-n // 2), np.int64)
+        words.view(np.int32)[:n] = part.view(np.int32)
+        assert _kernels.read(part, n_threads, streams) == np.bitwise_xor.reduce(words)

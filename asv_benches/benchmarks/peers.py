@@ -1,4 +1,4 @@
-"""Beside other libraries, each in turn with a copy of the same array; one that is not installed shows n/a.
+"""Beside other libraries, each in turn with the limit of the operation; one that is not installed shows n/a.
 
 The calls are those of ``bncpu bench`` (`bncpu/_contenders.py`). A peer is n/a, too, where it cannot do the operation.
 """
@@ -17,11 +17,11 @@ else:
 
 
 class Operations:
-    """A data set or a layer from memory, in copies of its array; one small request, in microseconds."""
+    """A data set or a layer from memory, in multiples of the limit; one small request, in microseconds."""
 
     params = (PEERS, list(CASES))
     param_names = ("peer", "case")
-    unit = "copies or us"
+    unit = "times the limit, or us"
     timeout = 300
 
     def setup(self, peer, case):

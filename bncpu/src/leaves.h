@@ -13,6 +13,7 @@
 #define BNCPU_LEAVES_H
 
 #include <stddef.h>
+#include <stdint.h>
 
 /* The most channels a part may have when sums are taken: the accumulators stay in L1. */
 #define BN_TILE 512
@@ -82,13 +83,19 @@ typedef void (*bn_backward_apply_fn)(bn_part part, bn_array x, bn_array residual
  * a third of the time. */
 typedef void (*bn_fence_fn)(void);
 
-/* A plain copy past the cache, fenced: what the others are measured by. */
-typedef void (*bn_copy_fn)(const char *from, char *to, ptrdiff_t n_bytes);
+/* The yardsticks: what the others are measured by. read: the exclusive or of all 64-bit words, the last filled up with
+ * zeros, in 1, 2 or 4 streams. copy; and triad: the exclusive or of x and y in a third array. Those store past the cache,
+ * fenced, in 1 stream or 4, or plainly in 0. */
+typedef int64_t (*bn_read_fn)(const char *from, ptrdiff_t n_bytes, int streams);
+typedef void (*bn_copy_fn)(const char *x, char *to, ptrdiff_t n_bytes, int streams);
+typedef void (*bn_triad_fn)(const char *x, const char *y, char *to, ptrdiff_t n_bytes, int streams);
 
 typedef struct {
     const char *name;
     bn_fence_fn fence;
+    bn_read_fn read;
     bn_copy_fn copy;
+    bn_triad_fn triad;
     /* [0] float32, [1] float64 */
     bn_moments_fn moments[2];
     bn_apply_fn apply[2];

@@ -202,32 +202,131 @@ static void fence(void) {
 #endif
 }
 
-static void copy_unfenced(const char *from, char *to, ptrdiff_t n_bytes) {
-    ptrdiff_t i = 0;
-#if LANES > 1
-    ptrdiff_t head = (ptrdiff_t)(-(uintptr_t)to % 64);
-    i = head < n_bytes ? head : n_bytes;
-    memcpy(to, from, i);
-    for (; i + 64 <= n_bytes; i += 64) {
-        for (ptrdiff_t j = i; j < i + 64; j += sizeof(vdouble)) {
-            vdouble v;
-            memcpy(&v, from + j, sizeof v);
-            store_f64((double *)(to + j), v, LANES, 1);
-        }
-    }
+/* ---- the yardsticks: what memory allows a pass, in the ways that some processor is fastest at ---- */
+
+#if LANES == 1
+typedef int64_t vbits;
+#else
+typedef vmask vbits;
 #endif
-    memcpy(to + i, from + i, n_bytes - i);
+
+INLINE vbits vbits_load(const char *p) {
+    vbits v;
+    memcpy(&v, p, sizeof v);
+    return v;
 }
 
-static void copy(const char *from, char *to, ptrdiff_t n_bytes) {
-    copy_unfenced(from, to, n_bytes);
-    fence();
+/* Registers that do not wait for one another, of `streams` runs in turn. Exclusive or is one instruction for any type,
+ * and the same in any order. */
+#define READ_REGISTERS 8
+INLINE int64_t read_in(const char *from, ptrdiff_t n_bytes, const int streams) {
+    const ptrdiff_t size = sizeof(vbits), each = READ_REGISTERS / streams, step = each * size;
+    const ptrdiff_t run = n_bytes / (streams * step) * step;
+    vbits all[READ_REGISTERS];
+    int64_t words[sizeof(vbits) / sizeof(int64_t)], found = 0;
+    ptrdiff_t i, k;
+    int h;
+    UNROLL
+    for (k = 0; k < READ_REGISTERS; k++)
+        all[k] = (vbits){0};
+    for (i = 0; i < run; i += step) {
+        UNROLL
+        for (h = 0; h < streams; h++) {
+            UNROLL
+            for (k = 0; k < each; k++)
+                all[h * each + k] ^= vbits_load(from + h * run + i + k * size);
+        }
+    }
+    UNROLL
+    for (k = 1; k < READ_REGISTERS; k++)
+        all[0] ^= all[k];
+    memcpy(words, all, sizeof words);
+    for (k = 0; k < (ptrdiff_t)(sizeof words / sizeof *words); k++)
+        found ^= words[k];
+    for (i = streams * run; i < n_bytes; i += sizeof *words) {
+        words[0] = 0;
+        memcpy(words, from + i, n_bytes - i < (ptrdiff_t)sizeof *words ? n_bytes - i : (ptrdiff_t)sizeof *words);
+        found ^= words[0];
+    }
+    return found;
+}
+
+static int64_t read_all(const char *from, ptrdiff_t n_bytes, int streams) {
+    if (streams == 4)
+        return read_in(from, n_bytes, 4);
+    return streams == 2 ? read_in(from, n_bytes, 2) : read_in(from, n_bytes, 1);
+}
+
+/* What x holds, or where there is a y, the exclusive or of both: a line of the cache. */
+INLINE void write_line(const char *x, const char *y, char *to, const int past) {
+    ptrdiff_t k;
+    UNROLL
+    for (k = 0; k < 64; k += sizeof(vbits)) {
+        vbits v = vbits_load(x + k);
+        if (y)
+            v ^= vbits_load(y + k);
+#if LANES > 1
+        if (past) {
+            store_f64((double *)(to + k), (vdouble)v, LANES, 1);
+            continue;
+        }
+#endif
+        (void)past;
+        memcpy(to + k, &v, sizeof v);
+    }
+}
+
+/* In so many streams, a page apart, past the cache or plainly. */
+INLINE void write_in(const char *x, const char *y, char *to, ptrdiff_t n_bytes, const int streams, const int past) {
+    const ptrdiff_t run = streams == 1 ? 64 : 4096;
+    ptrdiff_t i = 0, k, head = (ptrdiff_t)(-(uintptr_t)to % 64);
+    int s;
+    for (; i < head && i < n_bytes; i++)
+        to[i] = y ? x[i] ^ y[i] : x[i];
+    for (; i + streams * run <= n_bytes; i += streams * run) {
+        for (k = i; k < i + run; k += 64) {
+            UNROLL
+            for (s = 0; s < streams; s++)
+                write_line(x + k + s * run, y ? y + k + s * run : y, to + k + s * run, past);
+        }
+    }
+    for (; i + 64 <= n_bytes; i += 64)
+        write_line(x + i, y ? y + i : y, to + i, past);
+    for (; i < n_bytes; i++)
+        to[i] = y ? x[i] ^ y[i] : x[i];
+}
+
+/* Results that are stored past the cache after they were converted. */
+static void copy_unfenced(const char *from, char *to, ptrdiff_t n_bytes) { write_in(from, NULL, to, n_bytes, 1, 1); }
+
+static void copy(const char *x, char *to, ptrdiff_t n_bytes, int streams) {
+    if (streams == 4)
+        write_in(x, NULL, to, n_bytes, 4, 1);
+    else if (streams)
+        write_in(x, NULL, to, n_bytes, 1, 1);
+    else
+        memcpy(to, x, n_bytes);
+    if (streams)
+        fence();
+}
+
+static void triad(const char *x, const char *y, char *to, ptrdiff_t n_bytes, int streams) {
+    if (streams == 4)
+        write_in(x, y, to, n_bytes, 4, 1);
+    else if (streams)
+        write_in(x, y, to, n_bytes, 1, 1);
+    else
+        write_in(x, y, to, n_bytes, 1, 0);
+    if (streams)
+        fence();
 }
 
 const bn_leaves PASTE(bn_leaves, VARIANT) = {
     STRING(VARIANT),
     fence,
+    read_all,
     copy,
+    triad,
     {moments_f32, moments_f64},
     {apply_f32, apply_f64},
     {backward_sums_f32, backward_sums_f64},
