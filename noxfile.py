@@ -139,3 +139,9 @@ def threads(session: nox.Session) -> None:
 def memory(session: nox.Session) -> None:
     """Run every loop under valgrind."""
     gate(session, "memory")
+
+
+@nox.session(default=False)
+def arm(session: nox.Session) -> None:
+    """Test the loops on 64-bit ARM: under qemu, as root, where the machine is another."""
+    gate(session, "arm")

@@ -55,6 +55,7 @@ class Mutant(NamedTuple):
 
 
 TEMPLATE, UNIT, ALGEBRA = (f"bncpu/src/{name}.h" for name in ("leaves_template", "leaves_unit", "algebra"))
+AVX512, NEON, VECTOR, PLAIN_C = (f"bncpu/src/registers_{name}.h" for name in ("avx512", "neon", "vector", "c"))
 CONVERSIONS, HALVES = "bncpu/src/conversions_template.h", "bncpu/src/halves.h"
 THREADS = "bncpu/src/threads.c"
 KERNELS, NORMALIZE, MOMENTS = "bncpu/_kernels.pyx", "bncpu/_normalize.py", "bncpu/moments.py"
@@ -224,6 +225,13 @@ MUTANTS = [
         '"gradients": Limit(triad=1)',
         "yardsticks",
     ),
+    Mutant(
+        "names-of-an-earlier-fit-kept",
+        TRANSFORMER,
+        'after.__dict__.pop("feature_names_in_", None)',
+        "pass",
+        "small_calls",
+    ),
     Mutant("channels-last-taken-for-axis-1", KERNELS, "cnp.PyArray_NDIM(a) - 1 if last else 1", "1", "small_calls"),
     Mutant("images-counted-as-rows", TRANSFORMER, "X.size // batch.shape[1] if", "len(X) if", "small_calls"),
     Mutant("negative-weights-learned", KERNELS, "if np.minimum.reduce(weights) < 0:", "if False:", "small_calls"),
@@ -274,13 +282,35 @@ MUTANTS = [
     ),
     Mutant(
         "lanes-added-in-another-order",
-        UNIT,
+        AVX512,
         "return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));",
-        "return LANES == 8 ? ((double)(*v)[0] + (*v)[1] + ((*v)[2] + (*v)[3])) + "
-        "((*v)[LANES - 4] + (*v)[LANES - 3] + ((*v)[LANES - 2] + (*v)[LANES - 1]))\n"
-        "                      : _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));",
+        "return ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]));",
         "kernels",
         needs="avx512",
+    ),
+    Mutant(
+        "third-value-of-a-register-not-written-in-neon",
+        NEON,
+        "if (n == 3)",
+        "if (n == 4)",
+        "kernels",
+        needs="neon",
+    ),
+    Mutant(
+        "lane-beyond-the-end-summed-in-neon",
+        NEON,
+        "return (vdouble)vsetq_lane_f64(0, (float64x2_t)v, 1);",
+        "return v;",
+        "kernels",
+        needs="neon",
+    ),
+    Mutant(
+        "planes-joined-a-lane-late-in-neon",
+        NEON,
+        "vld1q_u32(first_32 + 4 - n)",
+        "vld1q_u32(first_32 + 4 - n + (n > 0))",
+        "kernels",
+        needs="neon",
     ),
     Mutant(
         "dy-with-the-strides-of-x",
@@ -493,34 +523,38 @@ MUTANTS = [
     ),
     Mutant(
         "relu-passes-the-gradient-at-0",
-        TEMPLATE,
-        "INLINE VT NAME(where_above_0)(VT y, VT v) { return (VT)((VBITS)v & ~(y <= 0)); }",
-        "INLINE VT NAME(where_above_0)(VT y, VT v) { return (VT)((VBITS)v & ~(y < 0)); }",
+        VECTOR,
+        "INLINE vt_f32 where_above_0_f32(vt_f32 y, vt_f32 v) { return (vt_f32)((vbits_f32)v & ~(y <= 0)); }",
+        "INLINE vt_f32 where_above_0_f32(vt_f32 y, vt_f32 v) { return (vt_f32)((vbits_f32)v & ~(y < 0)); }",
         "kernels functional",
     ),
     Mutant(
         "relu-sums-the-gradient-at-0",
-        TEMPLATE,
-        "INLINE HT NAME(where_above_0_ht)(HT y, HT v) { return (HT)((HBITS)v & ~(y <= 0)); }",
-        "INLINE HT NAME(where_above_0_ht)(HT y, HT v) { return (HT)((HBITS)v & ~(y < 0)); }",
+        VECTOR,
+        "INLINE ht_f32 where_above_0_ht_f32(ht_f32 y, ht_f32 v) { return (ht_f32)((hbits_f32)v & ~(y <= 0)); }",
+        "INLINE ht_f32 where_above_0_ht_f32(ht_f32 y, ht_f32 v) { return (ht_f32)((hbits_f32)v & ~(y < 0)); }",
         "kernels functional",
     ),
     Mutant(
         "relu-passes-the-gradient-at-0-in-plain-c",
-        TEMPLATE,
-        "INLINE VT NAME(where_above_0)(VT y, VT v) { return y <= 0 ? (T)0 : v; }",
-        "INLINE VT NAME(where_above_0)(VT y, VT v) { return y < 0 ? (T)0 : v; }",
+        PLAIN_C,
+        "INLINE vt_f32 where_above_0_f32(vt_f32 y, vt_f32 v) { return y <= 0 ? 0.0f : v; }",
+        "INLINE vt_f32 where_above_0_f32(vt_f32 y, vt_f32 v) { return y < 0 ? 0.0f : v; }",
         "kernels functional",
     ),
     Mutant(
-        "relu-stops-nan", TEMPLATE, "return (VT)((VBITS)v & ~(v < 0));", "return (VT)((VBITS)v & (v >= 0));", "kernels"
+        "relu-stops-nan",
+        VECTOR,
+        "return (vt_f32)((vbits_f32)v & ~(v < 0));",
+        "return (vt_f32)((vbits_f32)v & (v >= 0));",
+        "kernels",
     ),
-    Mutant("relu-stops-nan-in-plain-c", TEMPLATE, "return v < 0 ? (T)0 : v;", "return v >= 0 ? v : (T)0;", "kernels"),
+    Mutant("relu-stops-nan-in-plain-c", PLAIN_C, "return v < 0 ? 0.0f : v;", "return v >= 0 ? v : 0.0f;", "kernels"),
     Mutant(
         "relu-stops-the-gradient-of-nan",
-        TEMPLATE,
-        "return (VT)((VBITS)v & ~(y <= 0));",
-        "return (VT)((VBITS)v & (y > 0));",
+        VECTOR,
+        "where_above_0_f64(vt_f64 y, vt_f64 v) { return (vt_f64)((vbits_f64)v & ~(y <= 0)); }",
+        "where_above_0_f64(vt_f64 y, vt_f64 v) { return (vt_f64)((vbits_f64)v & (y > 0)); }",
         "functional kernels",
     ),
     Mutant(

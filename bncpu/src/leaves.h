@@ -109,5 +109,10 @@ extern const bn_leaves bn_leaves_c;
 extern const bn_leaves bn_leaves_avx2;
 extern const bn_leaves bn_leaves_avx512;
 #endif
+/* With the other byte order lanes would be counted from the other end. */
+#if defined(__aarch64__) && !defined(__AARCH64EB__) && (defined(__GNUC__) || defined(__clang__))
+#define BN_ARM_VARIANTS 1
+extern const bn_leaves bn_leaves_neon;
+#endif
 
 #endif

@@ -7,7 +7,7 @@
 #else
 #pragma GCC target("avx2")
 #endif
-#define LANES 4
+#define REGISTERS "registers_avx2.h"
 #define VARIANT avx2
 #include "leaves_unit.h"
 #ifdef __clang__

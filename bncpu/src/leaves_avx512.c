@@ -7,7 +7,7 @@
 #else
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
 #endif
-#define LANES 8
+#define REGISTERS "registers_avx512.h"
 #define VARIANT avx512
 #include "leaves_unit.h"
 #ifdef __clang__

@@ -1,4 +1,4 @@
 /* Plain C: every compiler and processor. */
-#define LANES 1
 #define VARIANT c
+#define REGISTERS "registers_c.h"
 #include "leaves_unit.h"

@@ -4,104 +4,11 @@
  * `how` is a constant at every call, so each combination of its flags is compiled apart.
  */
 
-/* ---- a register of T (VT), and LANES values of T, which widen to one of float64 (HT) ---- */
-
+/* A register of T, its bits, and LANES values of T: registers_c.h says what they are for. */
 #define VT NAME(vt)
-#define HT NAME(ht)
 #define VBITS NAME(vbits)
-#if LANES == 1
-#define T_LANES 1
-#define LINE_REGISTERS 1
-typedef T VT;
-typedef T HT;
-typedef T_BITS VBITS;
-INLINE VT NAME(load)(const T *p, const ptrdiff_t n) { (void)n; return *p; }
-INLINE HT NAME(load_ht)(const T *p, const ptrdiff_t n) { (void)n; return *p; }
-INLINE void NAME(store)(T *p, VT v, const ptrdiff_t n, const int stream) { (void)n; (void)stream; *p = v; }
-INLINE VT NAME(blend)(VT a, VT b, const ptrdiff_t n) { return n ? a : b; }
-INLINE VBITS NAME(infinite)(VT v) { return isinf(v) != 0; }
-INLINE VT NAME(relu)(VT v) { return v < 0 ? (T)0 : v; }
-INLINE VT NAME(where_above_0)(VT y, VT v) { return y <= 0 ? (T)0 : v; }
-INLINE HT NAME(where_above_0_ht)(HT y, HT v) { return y <= 0 ? (T)0 : v; }
-INLINE vdouble NAME(widen)(HT v) { return (double)v; }
-#else
-#define VT_UNALIGNED NAME(vt_unaligned)
-#define HT_UNALIGNED NAME(ht_unaligned)
-#define HBITS NAME(hbits)
-#define T_LANES ((ptrdiff_t)(LANES * 8 / sizeof(T)))
-#define LINE_REGISTERS (8 / LANES)
-typedef T VT __attribute__((vector_size(LANES * 8)));
-typedef T VT_UNALIGNED __attribute__((vector_size(LANES * 8), aligned(sizeof(T)), may_alias));
-typedef T HT __attribute__((vector_size(LANES * sizeof(T))));
-typedef T HT_UNALIGNED __attribute__((vector_size(LANES * sizeof(T)), aligned(sizeof(T)), may_alias));
-typedef T_BITS VBITS __attribute__((vector_size(LANES * 8)));
-typedef T_BITS HBITS __attribute__((vector_size(LANES * sizeof(T))));
-
-/* The first n values, 0 in the other lanes. */
-INLINE VT NAME(load)(const T *p, const ptrdiff_t n) {
-    if (n == T_LANES)
-        return *(const VT_UNALIGNED *)p;
-#if LANES == 8
-    return sizeof(T) == 8 ? (VT)_mm512_maskz_loadu_pd(FIRST(n), p)
-                          : (VT)_mm512_maskz_loadu_ps(FIRST(n), p);
-#else
-    return sizeof(T) == 8 ? (VT)_mm256_maskload_pd((const double *)p, FIRST_64(n))
-                          : (VT)_mm256_maskload_ps((const float *)p, FIRST_32(n));
-#endif
-}
-
-INLINE HT NAME(load_ht)(const T *p, const ptrdiff_t n) {
-    if (n == LANES)
-        return *(const HT_UNALIGNED *)p;
-    return T_LOAD_HT_PART(p, n);
-}
-
-INLINE void NAME(store)(T *p, VT v, const ptrdiff_t n, const int stream) {
-    if (n == T_LANES && !stream)
-        *(VT_UNALIGNED *)p = v;
-#if LANES == 8
-    else if (n == T_LANES)
-        _mm512_stream_si512((void *)p, (__m512i)v);
-    else if (sizeof(T) == 8)
-        _mm512_mask_storeu_pd(p, FIRST(n), (__m512d)v);
-    else
-        _mm512_mask_storeu_ps(p, FIRST(n), (__m512)v);
-#else
-    else if (n == T_LANES)
-        _mm256_stream_si256((void *)p, (__m256i)v);
-    else if (sizeof(T) == 8)
-        _mm256_maskstore_pd((double *)p, FIRST_64(n), (__m256d)v);
-    else
-        _mm256_maskstore_ps((float *)p, FIRST_32(n), (__m256)v);
-#endif
-}
-
-/* The first n values of a, then those of b. */
-INLINE VT NAME(blend)(VT a, VT b, const ptrdiff_t n) {
-#if LANES == 8
-    return sizeof(T) == 8 ? (VT)_mm512_mask_mov_pd((__m512d)b, FIRST(n), (__m512d)a)
-                          : (VT)_mm512_mask_mov_ps((__m512)b, FIRST(n), (__m512)a);
-#else
-    return sizeof(T) == 8 ? (VT)_mm256_blendv_pd((__m256d)b, (__m256d)a, (__m256d)FIRST_64(n))
-                          : (VT)_mm256_blendv_ps((__m256)b, (__m256)a, (__m256)FIRST_32(n));
-#endif
-}
-
-/* Integer compares: unlike x - x, they tell infinity from NaN. */
-INLINE VBITS NAME(infinite)(VT v) { return ((VBITS)v & T_ABS) == T_INFINITY; }
-
-/* Both keep NaN. */
-INLINE VT NAME(relu)(VT v) { return (VT)((VBITS)v & ~(v < 0)); }
-INLINE VT NAME(where_above_0)(VT y, VT v) { return (VT)((VBITS)v & ~(y <= 0)); }
-INLINE HT NAME(where_above_0_ht)(HT y, HT v) { return (HT)((HBITS)v & ~(y <= 0)); }
-
-/* __builtin_convertvector from float is twice as slow on AVX2 as the conversion instruction. */
-INLINE vdouble NAME(widen)(HT v) { return T_WIDEN(v); }
-#endif
-
-/* Subtracting 0 keeps -0.0, which adding to 0 would not. */
-INLINE VT NAME(all)(T value) { return value - (VT){0}; }
-INLINE HT NAME(all_ht)(T value) { return value - (HT){0}; }
+#define HT NAME(ht)
+#define T_LANES ((ptrdiff_t)(sizeof(VT) / sizeof(T)))
 
 #include "conversions_template.h"
 
@@ -635,7 +542,7 @@ INLINE VBITS NAME(apply_line)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t c, ptrdiff_
 
 /* Elements up to the next line of the cache, where streaming stores may begin. */
 INLINE ptrdiff_t NAME(peel)(const T *y, ptrdiff_t n, const int how) {
-    ptrdiff_t head = how & STREAM && LANES > 1 ? (ptrdiff_t)(-(uintptr_t)y % 64 / sizeof(T)) : 0;
+    ptrdiff_t head = how & STREAM && STREAMING ? (ptrdiff_t)(-(uintptr_t)y % 64 / sizeof(T)) : 0;
     return head < n ? head : n;
 }
 
@@ -810,10 +717,6 @@ static void NAME(backward_apply)(bn_part p, bn_array x, bn_array z, bn_array dy,
 }
 
 #undef VT
-#undef HT
-#undef VT_UNALIGNED
-#undef HT_UNALIGNED
 #undef VBITS
-#undef HBITS
+#undef HT
 #undef T_LANES
-#undef LINE_REGISTERS

@@ -1,4 +1,4 @@
-/* One variant: LANES float64 lanes per register, float32 and float64 leaves, one table. */
+/* One variant: the leaves of float32 and float64 with the registers of REGISTERS, and their table, named VARIANT. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -24,56 +24,19 @@
 #define STRING2(a) #a
 #define STRING(a) STRING2(a)
 
+/* All that differs between instruction sets: see registers_c.h. */
+#include REGISTERS
+
+INLINE vdouble vdouble_all(double value) { return all_f64(value); }
+INLINE vdouble vdouble_load(const double *p) { return load_f64(p, LANES); }
+INLINE vdouble vdouble_load_first(const double *p, ptrdiff_t n) {
+    return n < LANES ? load_f64(p, n) : load_f64(p, LANES);
+}
+INLINE void vdouble_store(double *p, vdouble v) { store_f64(p, v, LANES, 0); }
+
 /* Sums along a plane run in this many lanes, in every variant. */
 #define SUM_LANES 16
 #define SUM_REGISTERS (SUM_LANES / LANES)
-
-#if LANES == 1
-typedef double vdouble;
-INLINE vdouble observed(vdouble d, vdouble value) { return d == d ? value : 0.0; }
-#else
-typedef double vdouble __attribute__((vector_size(LANES * 8)));
-typedef double vdouble_unaligned __attribute__((vector_size(LANES * 8), aligned(8), may_alias));
-typedef int64_t vmask __attribute__((vector_size(LANES * 8)));
-/* value where d is a number, 0 where it is NaN */
-INLINE vdouble observed(vdouble d, vdouble value) { return (vdouble)((vmask)value & (d == d)); }
-#endif
-
-/* Subtracting 0 keeps -0.0, which adding to 0 would not. */
-INLINE vdouble vdouble_all(double value) { return value - (vdouble){0}; }
-
-/* The first n lanes of a register, for the ends of runs. */
-#if LANES == 1
-INLINE vdouble first_of(vdouble v, ptrdiff_t n) { (void)n; return v; }
-#elif LANES == 8
-#define FIRST(n) ((1u << (n)) - 1)
-INLINE vdouble first_of(vdouble v, ptrdiff_t n) { return (vdouble)_mm512_maskz_mov_pd(FIRST(n), (__m512d)v); }
-#else
-static const int64_t first_64[8] = {-1, -1, -1, -1, 0, 0, 0, 0};
-static const int32_t first_32[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
-#define FIRST_64(n) _mm256_loadu_si256((const __m256i *)(first_64 + 4 - (n)))
-#define FIRST_32(n) _mm256_loadu_si256((const __m256i *)(first_32 + 8 - (n)))
-#define FIRST_32_HALF(n) _mm_loadu_si128((const __m128i *)(first_32 + 8 - (n)))
-INLINE vdouble first_of(vdouble v, ptrdiff_t n) { return (vdouble)_mm256_and_pd((__m256d)v, (__m256d)FIRST_64(n)); }
-#endif
-
-#if LANES == 1
-INLINE vdouble vdouble_load(const double *p) { return *p; }
-INLINE vdouble vdouble_load_first(const double *p, ptrdiff_t n) { (void)n; return *p; }
-INLINE void vdouble_store(double *p, vdouble v) { *p = v; }
-#else
-INLINE vdouble vdouble_load(const double *p) { return *(const vdouble_unaligned *)p; }
-INLINE void vdouble_store(double *p, vdouble v) { *(vdouble_unaligned *)p = v; }
-INLINE vdouble vdouble_load_first(const double *p, ptrdiff_t n) {
-    if (n >= LANES)
-        return vdouble_load(p);
-#if LANES == 8
-    return (vdouble)_mm512_maskz_loadu_pd(FIRST(n), p);
-#else
-    return (vdouble)_mm256_maskload_pd(p, FIRST_64(n));
-#endif
-}
-#endif
 
 /* SUM_LANES lanes added pairwise: each to the one half of them further on. Overwrites the registers. */
 INLINE double sum_of_lanes(vdouble *v) {
@@ -83,17 +46,7 @@ INLINE double sum_of_lanes(vdouble *v) {
         for (u = 0; u < half; u++)
             v[u] = v[u] + v[u + half];
     }
-#if LANES == 1
-    return *v;
-#else
-#if LANES == 8
-    __m256d four = _mm256_add_pd(_mm512_castpd512_pd256((__m512d)*v), _mm512_extractf64x4_pd((__m512d)*v, 1));
-#else
-    __m256d four = (__m256d)*v;
-#endif
-    __m128d two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
-    return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
-#endif
+    return sum_of_register(*v);
 }
 
 /* The weight of all positions of a part: element i of a run in lane i % SUM_LANES. */
@@ -136,9 +89,6 @@ static void largest_weight(bn_part p, const double *weights, ptrdiff_t stride, p
         }
 }
 
-/* So many registers of columns have their sums in registers together. */
-#define ROW_REGISTERS (LANES == 8 ? 8 : 4)
-
 /* Rows up to so wide are read as they lie, columns of wider ones in turn. */
 #define NARROW 64
 
@@ -151,7 +101,7 @@ INLINE ptrdiff_t rows_folded(ptrdiff_t channels) {
     return fold ? fold : whole * channels <= BN_TILE ? whole : 1;
 }
 
-/* Values of a line of the cache, or of a register if that is a single value. */
+/* Values that are written one after the other. */
 #define LINE (LINE_REGISTERS * T_LANES)
 
 /* What a loop does beside its plain form; every combination in use is compiled apart. */
@@ -167,51 +117,21 @@ enum {
 static void copy_unfenced(const char *from, char *to, ptrdiff_t n_bytes);
 
 #define T float
-#define T_BITS int32_t
-#define T_INFINITY 0x7f800000
-#define T_ABS 0x7fffffff
-#if LANES == 8
-#define T_WIDEN(v) ((vdouble)_mm512_cvtps_pd((__m256)(v)))
-#define T_LOAD_HT_PART(p, n) ((HT)_mm256_maskz_loadu_ps(FIRST(n), p))
-#elif LANES == 4
-#define T_WIDEN(v) ((vdouble)_mm256_cvtps_pd((__m128)(v)))
-#define T_LOAD_HT_PART(p, n) ((HT)_mm_maskload_ps(p, FIRST_32_HALF(n)))
-#endif
 #define NAME(x) PASTE(x, f32)
 #include "leaves_template.h"
 #undef T
-#undef T_BITS
-#undef T_INFINITY
-#undef T_ABS
-#undef T_WIDEN
-#undef T_LOAD_HT_PART
 #undef NAME
 
 #define T double
-#define T_BITS int64_t
-#define T_INFINITY 0x7ff0000000000000
-#define T_ABS 0x7fffffffffffffff
-#define T_WIDEN(v) (v)
-#define T_LOAD_HT_PART(p, n) vdouble_load_first(p, n)
 #define NAME(x) PASTE(x, f64)
 #include "leaves_template.h"
 
-static void fence(void) {
-#if LANES > 1
-    _mm_sfence();
-#endif
-}
+static void fence(void) { fence_stores(); }
 
 /* ---- the yardsticks: what memory allows a pass, in the ways that some processor is fastest at ---- */
 
-#if LANES == 1
-typedef int64_t vbits;
-#else
-typedef vmask vbits;
-#endif
-
-INLINE vbits vbits_load(const char *p) {
-    vbits v;
+INLINE vbits_f64 vbits_load(const char *p) {
+    vbits_f64 v;
     memcpy(&v, p, sizeof v);
     return v;
 }
@@ -220,15 +140,15 @@ INLINE vbits vbits_load(const char *p) {
  * and the same in any order. */
 #define READ_REGISTERS 8
 INLINE int64_t read_in(const char *from, ptrdiff_t n_bytes, const int streams) {
-    const ptrdiff_t size = sizeof(vbits), each = READ_REGISTERS / streams, step = each * size;
+    const ptrdiff_t size = sizeof(vbits_f64), each = READ_REGISTERS / streams, step = each * size;
     const ptrdiff_t run = n_bytes / (streams * step) * step;
-    vbits all[READ_REGISTERS];
-    int64_t words[sizeof(vbits) / sizeof(int64_t)], found = 0;
+    vbits_f64 all[READ_REGISTERS];
+    int64_t words[sizeof(vbits_f64) / sizeof(int64_t)], found = 0;
     ptrdiff_t i, k;
     int h;
     UNROLL
     for (k = 0; k < READ_REGISTERS; k++)
-        all[k] = (vbits){0};
+        all[k] = (vbits_f64){0};
     for (i = 0; i < run; i += step) {
         UNROLL
         for (h = 0; h < streams; h++) {
@@ -261,18 +181,14 @@ static int64_t read_all(const char *from, ptrdiff_t n_bytes, int streams) {
 INLINE void write_line(const char *x, const char *y, char *to, const int past) {
     ptrdiff_t k;
     UNROLL
-    for (k = 0; k < 64; k += sizeof(vbits)) {
-        vbits v = vbits_load(x + k);
+    for (k = 0; k < 64; k += sizeof(vbits_f64)) {
+        vbits_f64 v = vbits_load(x + k);
         if (y)
             v ^= vbits_load(y + k);
-#if LANES > 1
-        if (past) {
-            store_f64((double *)(to + k), (vdouble)v, LANES, 1);
-            continue;
-        }
-#endif
-        (void)past;
-        memcpy(to + k, &v, sizeof v);
+        if (past && STREAMING)
+            store_f64((double *)(to + k), (vt_f64)v, LANES, 1);
+        else
+            memcpy(to + k, &v, sizeof v);
     }
 }
 

@@ -14,6 +14,9 @@ static inline int bn_variants(bn_leaves **found) {
     if (__builtin_cpu_supports("avx2"))
         found[n++] = (bn_leaves *)&bn_leaves_avx2;
 #endif
+#ifdef BN_ARM_VARIANTS
+    found[n++] = (bn_leaves *)&bn_leaves_neon; /* part of the architecture */
+#endif
     found[n++] = (bn_leaves *)&bn_leaves_c;
     return n;
 }

@@ -1,0 +1,34 @@
+/* AVX-512: eight float64 or sixteen float32 to a register, 32 registers. */
+#define LANES 8
+#define ROW_REGISTERS 8
+#define STREAMING 1
+#include "registers_vector.h"
+
+#define FIRST(n) ((1u << (n)) - 1)
+
+INLINE vt_f32 load_part_f32(const float *p, const ptrdiff_t n) { return (vt_f32)_mm512_maskz_loadu_ps(FIRST(n), p); }
+INLINE ht_f32 load_part_ht_f32(const float *p, const ptrdiff_t n) { return (ht_f32)_mm256_maskz_loadu_ps(FIRST(n), p); }
+INLINE vt_f64 load_part_f64(const double *p, const ptrdiff_t n) { return (vt_f64)_mm512_maskz_loadu_pd(FIRST(n), p); }
+
+INLINE void store_part_f32(float *p, vt_f32 v, const ptrdiff_t n) { _mm512_mask_storeu_ps(p, FIRST(n), (__m512)v); }
+INLINE void store_part_f64(double *p, vt_f64 v, const ptrdiff_t n) { _mm512_mask_storeu_pd(p, FIRST(n), (__m512d)v); }
+INLINE void store_past_cache(void *p, vdouble v) { _mm512_stream_si512(p, (__m512i)v); }
+INLINE void fence_stores(void) { _mm_sfence(); }
+
+INLINE vdouble widen_f32(ht_f32 v) { return (vdouble)_mm512_cvtps_pd((__m256)v); }
+
+INLINE vt_f32 blend_f32(vt_f32 a, vt_f32 b, const ptrdiff_t n) {
+    return (vt_f32)_mm512_mask_mov_ps((__m512)b, FIRST(n), (__m512)a);
+}
+
+INLINE vt_f64 blend_f64(vt_f64 a, vt_f64 b, const ptrdiff_t n) {
+    return (vt_f64)_mm512_mask_mov_pd((__m512d)b, FIRST(n), (__m512d)a);
+}
+
+INLINE vdouble first_of(vdouble v, ptrdiff_t n) { return (vdouble)_mm512_maskz_mov_pd(FIRST(n), (__m512d)v); }
+
+INLINE double sum_of_register(vdouble v) {
+    __m256d four = _mm256_add_pd(_mm512_castpd512_pd256((__m512d)v), _mm512_extractf64x4_pd((__m512d)v, 1));
+    __m128d two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
+}

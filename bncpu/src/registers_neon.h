@@ -1,0 +1,61 @@
+/* NEON of 64-bit ARM: two float64 or four float32 to a register, 32 registers. */
+#define LANES 2
+#define ROW_REGISTERS 8
+/* ARM's store with a hint against caching (STNP) has no intrinsic in gcc, and is only a hint. Its larger cores stop
+ * filling the cache by themselves once some lines were written whole, one after the other. */
+#define STREAMING 0
+#include "registers_vector.h"
+
+/* NEON has no masked loads and stores: parts of a register are put together from two values and one. */
+INLINE vt_f32 load_part_f32(const float *p, const ptrdiff_t n) {
+    float32x2_t none = vdup_n_f32(0);
+    if (n == 1)
+        return (vt_f32)vcombine_f32(vld1_lane_f32(p, none, 0), none);
+    return (vt_f32)vcombine_f32(vld1_f32(p), n == 2 ? none : vld1_lane_f32(p + 2, none, 0));
+}
+
+INLINE ht_f32 load_part_ht_f32(const float *p, const ptrdiff_t n) {
+    (void)n; /* 1, as in all that follows with two lanes */
+    return (ht_f32)vld1_lane_f32(p, vdup_n_f32(0), 0);
+}
+
+INLINE vt_f64 load_part_f64(const double *p, const ptrdiff_t n) {
+    (void)n;
+    return (vt_f64)vcombine_f64(vld1_f64(p), vdup_n_f64(0));
+}
+
+INLINE void store_part_f32(float *p, vt_f32 v, const ptrdiff_t n) {
+    if (n > 1)
+        vst1_f32(p, vget_low_f32((float32x4_t)v));
+    else
+        vst1q_lane_f32(p, (float32x4_t)v, 0);
+    if (n == 3)
+        vst1q_lane_f32(p + 2, (float32x4_t)v, 2);
+}
+
+INLINE void store_part_f64(double *p, vt_f64 v, const ptrdiff_t n) {
+    (void)n;
+    vst1q_lane_f64(p, (float64x2_t)v, 0);
+}
+
+INLINE void store_past_cache(void *p, vdouble v) { vst1q_f64(p, (float64x2_t)v); }
+INLINE void fence_stores(void) {}
+
+INLINE vdouble widen_f32(ht_f32 v) { return (vdouble)vcvt_f64_f32((float32x2_t)v); }
+
+static const uint32_t first_32[8] = {~0u, ~0u, ~0u, ~0u, 0, 0, 0, 0};
+
+INLINE vt_f32 blend_f32(vt_f32 a, vt_f32 b, const ptrdiff_t n) {
+    return (vt_f32)vbslq_f32(vld1q_u32(first_32 + 4 - n), (float32x4_t)a, (float32x4_t)b);
+}
+
+INLINE vt_f64 blend_f64(vt_f64 a, vt_f64 b, const ptrdiff_t n) {
+    return (vt_f64)vbslq_f64(vreinterpretq_u64_u32(vld1q_u32(first_32 + 4 - 2 * n)), (float64x2_t)a, (float64x2_t)b);
+}
+
+INLINE vdouble first_of(vdouble v, ptrdiff_t n) {
+    (void)n;
+    return (vdouble)vsetq_lane_f64(0, (float64x2_t)v, 1);
+}
+
+INLINE double sum_of_register(vdouble v) { return vaddvq_f64((float64x2_t)v); }

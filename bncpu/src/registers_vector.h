@@ -1,0 +1,88 @@
+/* Registers of LANES float64 as gcc and clang write vectors: the types, and all that no instruction must be named for.
+ * What each operation means stands in registers_c.h. Included by the header of an instruction set, which has defined
+ * LANES and defines what is only declared here.
+ */
+
+#define LINE_REGISTERS (8 / LANES)
+
+typedef double vdouble __attribute__((vector_size(LANES * 8)));
+typedef double vdouble_unaligned __attribute__((vector_size(LANES * 8), aligned(8), may_alias));
+typedef int64_t vmask __attribute__((vector_size(LANES * 8)));
+
+typedef vdouble vt_f64, ht_f64;
+typedef vmask vbits_f64;
+
+typedef float vt_f32 __attribute__((vector_size(LANES * 8)));
+typedef float vt_f32_unaligned __attribute__((vector_size(LANES * 8), aligned(4), may_alias));
+typedef int32_t vbits_f32 __attribute__((vector_size(LANES * 8)));
+
+typedef float ht_f32 __attribute__((vector_size(LANES * 4)));
+typedef float ht_f32_unaligned __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+typedef int32_t hbits_f32 __attribute__((vector_size(LANES * 4)));
+
+/* Of the instruction set: fewer than the lanes of a register, and what goes past the cache. */
+INLINE vt_f32 load_part_f32(const float *p, const ptrdiff_t n);
+INLINE ht_f32 load_part_ht_f32(const float *p, const ptrdiff_t n);
+INLINE vt_f64 load_part_f64(const double *p, const ptrdiff_t n);
+INLINE void store_part_f32(float *p, vt_f32 v, const ptrdiff_t n);
+INLINE void store_part_f64(double *p, vt_f64 v, const ptrdiff_t n);
+INLINE void store_past_cache(void *p, vdouble v);
+
+/* Subtracting 0 keeps -0.0, which adding to 0 would not. */
+INLINE vt_f32 all_f32(float value) { return value - (vt_f32){0}; }
+INLINE ht_f32 all_ht_f32(float value) { return value - (ht_f32){0}; }
+INLINE vt_f64 all_f64(double value) { return value - (vt_f64){0}; }
+INLINE ht_f64 all_ht_f64(double value) { return all_f64(value); }
+
+INLINE vt_f32 load_f32(const float *p, const ptrdiff_t n) {
+    if (n == 2 * LANES)
+        return *(const vt_f32_unaligned *)p;
+    return load_part_f32(p, n);
+}
+
+INLINE ht_f32 load_ht_f32(const float *p, const ptrdiff_t n) {
+    if (n == LANES)
+        return *(const ht_f32_unaligned *)p;
+    return load_part_ht_f32(p, n);
+}
+
+INLINE vt_f64 load_f64(const double *p, const ptrdiff_t n) {
+    if (n == LANES)
+        return *(const vdouble_unaligned *)p;
+    return load_part_f64(p, n);
+}
+
+INLINE ht_f64 load_ht_f64(const double *p, const ptrdiff_t n) { return load_f64(p, n); }
+
+INLINE void store_f32(float *p, vt_f32 v, const ptrdiff_t n, const int stream) {
+    if (n == 2 * LANES && !stream)
+        *(vt_f32_unaligned *)p = v;
+    else if (n == 2 * LANES)
+        store_past_cache(p, (vdouble)v);
+    else
+        store_part_f32(p, v, n);
+}
+
+INLINE void store_f64(double *p, vt_f64 v, const ptrdiff_t n, const int stream) {
+    if (n == LANES && !stream)
+        *(vdouble_unaligned *)p = v;
+    else if (n == LANES)
+        store_past_cache(p, v);
+    else
+        store_part_f64(p, v, n);
+}
+
+INLINE vdouble widen_f64(ht_f64 v) { return v; }
+
+INLINE vdouble observed(vdouble d, vdouble value) { return (vdouble)((vmask)value & (d == d)); }
+
+/* Integer compares: unlike x - x, they tell infinity from NaN. */
+INLINE vbits_f32 infinite_f32(vt_f32 v) { return ((vbits_f32)v & 0x7fffffff) == 0x7f800000; }
+INLINE vbits_f64 infinite_f64(vt_f64 v) { return ((vbits_f64)v & 0x7fffffffffffffff) == 0x7ff0000000000000; }
+
+INLINE vt_f32 relu_f32(vt_f32 v) { return (vt_f32)((vbits_f32)v & ~(v < 0)); }
+INLINE vt_f64 relu_f64(vt_f64 v) { return (vt_f64)((vbits_f64)v & ~(v < 0)); }
+INLINE vt_f32 where_above_0_f32(vt_f32 y, vt_f32 v) { return (vt_f32)((vbits_f32)v & ~(y <= 0)); }
+INLINE vt_f64 where_above_0_f64(vt_f64 y, vt_f64 v) { return (vt_f64)((vbits_f64)v & ~(y <= 0)); }
+INLINE ht_f32 where_above_0_ht_f32(ht_f32 y, ht_f32 v) { return (ht_f32)((hbits_f32)v & ~(y <= 0)); }
+INLINE ht_f64 where_above_0_ht_f64(ht_f64 y, ht_f64 v) { return where_above_0_f64(y, v); }
