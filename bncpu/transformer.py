@@ -267,6 +267,8 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         after = self._as_it_is()
         p = _validation.parameters(after)
         _validation.warn_of_pytorchs_momentum(p)
+        if self._fit_plain(X, sample_weight, p, after):
+            return self
         ordered = after.batch_size is not None
         return self._fit(X, y, sample_weight, p, after, new=True, ordered=ordered, batch_size=after.batch_size)
 
@@ -366,6 +368,28 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         now.__dict__.update(vars(self))
         return now
 
+    def _fit_plain(self, X: Any, sample_weight: Any, p: Parameters, after: BatchNormTransformer) -> bool:
+        """Fit a plain array the short way; False if it is not for that, which leaves all as it was."""
+        if type(X) is not np.ndarray or X.ndim < 2 or self.batch_size is not None or is_watched(self):
+            return False
+        axis = 1 if p.channel_axis is None else p.channel_axis
+        if not -X.ndim <= axis < X.ndim:
+            return False
+        nothing = np.zeros((5, X.shape[axis]))
+        kind = p.momentum, None, p.ddof
+        update = _kernels.update_plain(X, p.channel_axis, sample_weight, self.n_threads, nothing, *kind)
+        if update is None:
+            return False
+        values, batch, missing = update
+        after.__dict__.pop("feature_names_in_", None)
+        after.n_features_in_ = X.shape[axis]
+        after._learned = _Learned(p.mode, values)
+        n_values = _values_per_feature(X, batch, sample_weight)
+        after.n_samples_seen_ = _collapsed(batch[0], sample_weight is not None) if missing else n_values
+        after.n_batches_seen_ = 1
+        self._commit(after._fitted_attributes(p))
+        return True
+
     def _learn_plain(self, X: Any, sample_weight: Any) -> bool:
         """Learn from a plain array the short way; False if it is not for that, which leaves all as it was."""
         state = self.__dict__
@@ -389,8 +413,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         if update is None:
             return False
         values, batch, missing = update
-        # Of each feature, where nothing is missing.
-        n_values = X.size // batch.shape[1] if sample_weight is None else batch[0, 0].item()
+        n_values = _values_per_feature(X, batch, sample_weight)
         if missing or type(before) not in (int, float) or before >= 2**52:
             counts = before + (batch[0] if missing else np.full(batch.shape[1], n_values, np.float64))
             seen = _collapsed(counts, sample_weight is not None or _is_weighted(before))
@@ -1182,6 +1205,11 @@ def _read_only(a: NDArray[np.float64]) -> NDArray[np.float64]:
     view = a.view()
     view.flags.writeable = False
     return view
+
+
+def _values_per_feature(X: NDArray[Any], batch: NDArray[np.float64], sample_weight: Any) -> int | float:
+    """How many values of each feature X holds, or their weight, where none is missing; `batch` has their moments."""
+    return X.size // batch.shape[1] if sample_weight is None else batch[0, 0].item()
 
 
 def _is_weighted(count: Any) -> bool:

@@ -230,7 +230,7 @@ def fitted(mode="cumulative", columns=NAMES, **parameters):
     return BatchNormTransformer(**MODES[mode], **parameters).fit(X)
 
 
-@settings(max_examples=examples(120, 5000))
+@settings(max_examples=examples(60, 5000))
 @given(st.integers(0, 2**32), st.sampled_from([*MODES]), st.sampled_from([NAMES, None]))
 def test_any_frame_gives_the_same_results_errors_and_warnings(seed, mode, columns):
     assert_both_ways_agree(fitted(mode, columns), lambda: some_frame(seed))

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from arrays import DTYPES, GOOD, LAYOUTS, MODES, hostile_columns, normal, same_bits, slow
+from arrays import DTYPES, GOOD, LAYOUTS, MODES, hostile_columns, named, normal, same_bits, slow
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import config_context
@@ -180,6 +180,66 @@ def test_hostile_columns_agree(mode):
     for dtype in DTYPES:
         _, X = hostile_columns(400, dtype)
         assert_both_ways_agree({"gamma": np.arange(1.0, 10), **MODES[mode]}, np.split(X, 4))
+
+
+FITTED_DATA = {
+    "numbers": GOOD,
+    "of 32 bits": GOOD.astype("f4"),
+    "bytes": (GOOD * 9).astype("i1"),
+    "one row": GOOD[:1],
+    "two rows": GOOD[:2],
+    "one column": GOOD[:, :1].copy(),
+    "missing": np.where(GOOD > 1, np.nan, GOOD),
+    "all missing": np.full((3, 3), np.nan),
+    "infinite": np.where(GOOD > 1, np.inf, GOOD),
+    "overflowing": GOOD * 1e200,
+    "no rows": GOOD[:0],
+    "no columns": GOOD[:, :0],
+    "one axis": GOOD[0],
+    "three axes": GOOD.reshape(5, 4, 3),
+    "strided": GOOD[::2],
+    "names": None,
+    "a list": GOOD.tolist(),
+    "text": np.array([["1", "2"]]),
+}
+
+
+@pytest.mark.parametrize("kind", FITTED_DATA)
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        *MODES.values(),
+        {"channel_axis": -1},
+        {"momentum": 0.9, "channel_axis": 1},
+        {"gamma": [1.0, 2.0, 3.0], "ddof": 1},
+        {"batch_size": 7},
+        {"eps": -1},
+        {"halflife": 3, "dtype": np.float32},
+    ],
+    ids=str,
+)
+def test_fit_learns_or_refuses_as_ever(parameters, weighted, kind):
+    X = named() if kind == "names" else FITTED_DATA[kind]
+    w = np.arange(len(X)) + 0.5 if weighted else None
+    for before in (
+        BatchNormTransformer(),
+        BatchNormTransformer().fit(named()),
+        BatchNormTransformer().fit(GOOD[:9, :2]),
+    ):
+        short, long = (pickle.loads(pickle.dumps(before)).set_params(**parameters) for _ in range(2))
+        got = outcome(short.fit, X, None, w)
+        with long_way():
+            expected = outcome(long.fit, X, None, w)
+        assert got is short if expected is long else got == expected
+        assert content(short) == content(long)
+
+
+def test_fit_takes_the_short_way():
+    with short_way():
+        for parameters in ({}, {"momentum": 0.9}, {"halflife": 3}, {"channel_axis": -1}):
+            bn = BatchNormTransformer(**parameters).fit(GOOD)
+        assert bn.fit(GOOD[:5], sample_weight=np.ones(5)).n_samples_seen_ == 5.0
 
 
 # ---- the short way is taken ----
