@@ -33,7 +33,7 @@ class BuildExt(build_ext):
         compile_args = (
             ["/O2", "/fp:precise"] if msvc else ["-O3", "-g0", "-std=gnu11", "-ffp-contract=off", "-fno-fast-math"]
         )
-        link_args: list[str] = []
+        link_args: list[str] = [] if msvc else ["-lm"]
         for openmp_compile, openmp_link in self._openmp_candidates(msvc):
             if self._links(openmp_compile, openmp_link):
                 compile_args += openmp_compile

@@ -32,9 +32,9 @@ BINFMT = Path("/proc/sys/fs/binfmt_misc")
 QEMU = Path("/usr/lib/binfmt.d/qemu-aarch64.conf")
 
 # The cross compiler, under the name that Debian's Python for ARM calls, and all that it is made of, seen where they are
-# here; headers and libraries are those of the Debian.
+# here. What it links with is loaded from the Debian.
 GCC = "aarch64-linux-gnu-gcc"
-CROSS = "/lib64", "/usr/lib/x86_64-linux-gnu", "/usr/lib/gcc-cross", "/usr/aarch64-linux-gnu/bin"
+CROSS = "/lib64", "/usr/lib/x86_64-linux-gnu", "/usr/lib/gcc-cross", "/usr/aarch64-linux-gnu"
 ENTER = f"""
 for folder in {" ".join(CROSS)}; do
     mkdir -p "$0$folder"
@@ -101,7 +101,9 @@ class Emulated:
         """Run a command in the source tree; the script ends if it fails."""
         # What is mounted for it, and whatever it has started, ends with it.
         inside = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "bash", "-euc", ENTER, str(self.root)]
-        system = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LANG": "C.UTF-8"}
+        # The linker does not find its plugin there; it is for optimization when linking, which is not asked for.
+        compiler = {"CC": f"{GCC} -fno-use-linker-plugin"}
+        system = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LANG": "C.UTF-8"} | compiler
         subprocess.run([*inside, *command], env=system | variables, check=True)
 
     def install(self):
