@@ -27,7 +27,7 @@ def release_buffers() -> int:
     >>> import numpy as np
     >>> import bncpu
     >>> _ = bncpu.release_buffers()
-    >>> y = bncpu.layer_norm(np.zeros((10_000, 1_000), np.float32), 1_000)
+    >>> y = bncpu.batch_norm(np.zeros((10_000, 1_000), np.float32), np.zeros(1_000), np.ones(1_000))
     >>> del y
     >>> bncpu.release_buffers()
     40000000
