@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 MAX_BLOCKS: int
 STREAM_BYTES: int
 STREAM_BYTES_FUSED: int
+SHORT: int
 WIDE_ROW: int
 BYTES_PER_THREAD: int
 
@@ -103,6 +104,17 @@ def forward(
     apart: bool,
     n_threads: int | None,
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], int]: ...
+def normalize(
+    x: NDArray[Any],
+    y: NDArray[Any],
+    gamma: NDArray[Any] | None,
+    beta: NDArray[Any] | None,
+    eps: float,
+    centred: bool,
+    keep: bool,
+    stream: bool,
+    n_threads: int | None,
+) -> tuple[NDArray[Any] | None, NDArray[Any]]: ...
 def backward(
     dy: NDArray[Any],
     x: NDArray[Any],

@@ -43,6 +43,8 @@ cdef extern from "leaves.h":
                                          int, double *, double *) noexcept nogil
     ctypedef void (*bn_backward_apply_fn)(bn_part, bn_array, bn_array, bn_array, bn_array, bn_array,
                                           bn_coefficients, int, int) noexcept nogil
+    ctypedef void (*bn_normalize_fn)(bn_part, bn_array, bn_array, const char *, const char *, double, int, int,
+                                     double *, double *, double *, unsigned char *) noexcept nogil
     ctypedef void (*bn_fence_fn)() noexcept nogil
     ctypedef cnp.int64_t (*bn_read_fn)(const char *, Py_ssize_t, int) noexcept nogil
     ctypedef void (*bn_copy_fn)(const char *, char *, Py_ssize_t, int) noexcept nogil
@@ -57,7 +59,8 @@ cdef extern from "leaves.h":
         bn_apply_fn apply[2]
         bn_backward_sums_fn backward_sums[2]
         bn_backward_apply_fn backward_apply[2]
-    const int BN_TILE
+        bn_normalize_fn normalize[2]
+    const int BN_TILE, BN_SHORT
 
 cdef extern from "algebra.h":
     ctypedef struct bn_moments:
@@ -605,7 +608,7 @@ cdef struct job:
     bint any_number
     # What the leaves are given, and what they have seen.
     const bn_leaves *leaves
-    bint is_double, relu, skip_missing
+    bint is_double, relu, skip_missing, centred
     int stream
     const double *weights
     const double *center
@@ -778,6 +781,14 @@ cdef void _gradient_of(job *j, place at) noexcept nogil:
     j.leaves.backward_apply[j.is_double](at.part, _part(j.x, at), _part(j.z, at), _part(j.dy, at), _part(j.y, at),
                                          _part(j.dz, at), _of_channels(j.c, j.itemsize * _channel(j.g, at)), j.relu,
                                          j.stream)
+
+
+cdef void _normalized_of(job *j, place at) noexcept nogil:
+    cdef Py_ssize_t channel = _channel(j.g, at)
+    cdef double *to = NULL if j.sums == NULL else j.sums + channel
+    j.leaves.normalize[j.is_double](at.part, _part(j.x, at), _part(j.y, at), j.c.scale, j.c.shift, j.eps, j.centred,
+                                    j.stream, to, to + j.field if to != NULL else to,
+                                    to + 2 * j.field if to != NULL else to, j.done + channel)
 
 
 # ---- the loop over tasks ----
@@ -1151,6 +1162,49 @@ cdef tuple _run_forward(job *j, bint apart):
     j.c.mean, j.c.scale, j.c.shift = _row(j, 0), _row(j, 1), _row(j, 2)
     j.first, j.fold, j.second = _moments_of, _forward_fold, _result_of
     return _run_both(j, 4, apart)
+
+
+# So many values a channel, with one outer position, are normalized by `normalize`.
+SHORT = BN_SHORT
+
+
+def normalize(cnp.ndarray x, cnp.ndarray y, cnp.ndarray gamma, cnp.ndarray beta, double eps, bint centred, bint keep,
+              bint stream, n_threads):
+    """``moments``, their fold, and ``apply`` of short channels, and a second ``apply`` with parameters per inner value.
+
+    Parameters
+    ----------
+    x, y : ndarray of shape (groups, 1, channels, inner), float32 or float64
+        Of the same dtype, contiguous along `inner`, which is at most `SHORT`; `y` may be `x`.
+    gamma, beta : C-contiguous ndarray of shape (inner,), dtype of `x`, or both None
+    eps : float
+    centred : bool
+        Subtract the mean; else divide by the root of the mean square.
+    keep : bool
+        Return the moments.
+    stream, n_threads
+        As for ``apply``; `stream` only if the channels of `y` are adjacent.
+
+    Returns
+    -------
+    ndarray of shape (3, 1, groups * channels), float64, or None
+        Mean (hi and lo) and m2.
+    ndarray of shape (groups, channels), uint8
+        0 where `y` is not written, as values are not finite or float32 does not suffice, here or nearby.
+    """
+    cdef job j
+    cdef cnp.ndarray sums = None, done
+    _begin(&j, x, n_threads)
+    _cut(&j.g, 1, max(1, 65536 // j.g.whole.inner), j.g.whole.inner)
+    if keep:
+        sums = _new_sums(&j, 3)
+    done = _fresh(j.g.groups, j.g.whole.channels, cnp.NPY_UINT8)
+    j.y, j.done = _array(y, j.is_double), <unsigned char *> cnp.PyArray_DATA(done)
+    j.c.scale, j.c.shift = _values(gamma), _values(beta)
+    j.eps, j.centred, j.stream = eps, centred, _streams if stream else 0
+    j.second = _normalized_of
+    _run(&j, _second)
+    return sums, done
 
 
 def backward(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray dx, cnp.ndarray dresidual,

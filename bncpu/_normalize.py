@@ -11,6 +11,8 @@ way                                where                                        
 short: ``_kernels.*_plain``        plain C-contiguous arrays, channels on axis 1 or the last,    as below
                                    parameters that float32 holds; chosen by `functional`,
                                    `transformer`
+turned: ``_kernels.normalize``     channels of 2 to 64 values, each normalized by itself;         once
+                                   chosen by `variants`
 fused: ``_kernels._both``          both steps wanted, and `_resident_channels` finds channels    once
                                    whose values stay in the cache in between
 wide rows: ``_kernels._run_wide``  contiguous rows, channels repeated to rows of 4 KiB           once a step
@@ -23,7 +25,7 @@ Results are stored past the cache where they are large (`streams`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -261,6 +263,64 @@ def forward(
         for (x, z, y), own in _not_done((x4, residual, y4), done, channels):
             apply(x, y, _of(c, own), residual=z, relu=relu, n_threads=n_threads)
     return found, saved
+
+
+def is_short(x4: Array) -> bool:
+    """Whether `normalize` takes arrays of this shape."""
+    return x4.shape[1] == 1 and 2 <= x4.shape[3] <= _dispatch.kernels(x4).SHORT and x4.size > 0
+
+
+def normalize(
+    x4: Array,
+    y4: Array,
+    eps: float,
+    statistics: Callable[[Moments, float], SavedStatistics],
+    affine: Coefficients | None,
+    *,
+    keep: bool,
+    stream: bool,
+    n_threads: int | None,
+) -> Moments:
+    """Normalize each of many short channels by its own `statistics`, then apply `affine` along them.
+
+    To the bit `moments` and `apply` with what follows from them, and `apply` once more.
+
+    Parameters
+    ----------
+    x4, y4 : ndarray of shape (groups, 1, channels, inner)
+        Of which `is_short` holds. `y4` may be `x4`, and must not overlap it otherwise.
+    eps : float
+    statistics : `saved_statistics` or `rms_statistics`
+    affine : Coefficients or None
+        Of `inner` values each, in the dtype of `x4`, about 0.
+    keep : bool
+        Whether the moments are wanted; they are empty otherwise.
+    stream : bool
+    n_threads : int or None
+    """
+    channels, inner = x4.shape[2:]
+    gamma, beta = (None, None) if affine is None else affine[1:]
+    stream = stream and (channels == 1 or y4.strides[2] == inner * y4.itemsize)
+    n = _dispatch.threads(n_threads, x4.nbytes)
+    centred = statistics is saved_statistics
+    sums, done = _dispatch.kernels(x4).normalize(x4, y4, gamma, beta, eps, centred, keep, stream, n)
+    table = np.empty((3, 0)) if sums is None else sums[:, 0]
+    found = Moments(np.full(table.shape[1], float(inner)), *table)
+    if not done.all():
+        for (x, y), own, is_done in _runs((x4, y4), done.reshape(-1) != 0):
+            if is_done:
+                continue
+            some, _ = moments(x, None, skip_missing=False, n_threads=n_threads)
+            c = fold_saved(statistics(some, eps))
+            flat = (np.ascontiguousarray(np.broadcast_to(values, some.mean.shape)) for values in c)
+            apply(x, y, Coefficients(*flat), stream=False, n_threads=n_threads)
+            if affine is not None:
+                rows = y.transpose(0, 2, 3, 1)
+                apply(rows, rows, affine, stream=False, n_threads=n_threads)
+            if keep:
+                for to, values in zip(found, some, strict=True):
+                    to[own] = values
+    return found
 
 
 def backward(

@@ -84,6 +84,30 @@ class Part:
         )
         return Moments(*self._unflat(moments, 0)), changed(saved, lambda a: self._unflat((a,), 0)[0])
 
+    def is_short(self) -> bool:
+        """Whether there are so few values along the kept axes of the first step that `normalize` takes them."""
+        return _normalize.is_short(self._form(self.x, 0))
+
+    def has_parameters_along(self) -> bool:
+        """Whether the parameters of the second step are those of the values of one statistic, the same for all."""
+        return bool(self._form(self.x, 1).shape[2] == self._form(self.x, 0).shape[3])
+
+    def normalize(
+        self, eps: float, statistics: Any, affine: Coefficients | None, *, keep: bool, y: Array | None = None
+    ) -> Moments:
+        """Both steps of short parts, without residual and activation; their moments, if they are to be kept."""
+        found = _normalize.normalize(
+            self._form(self.x, 0),
+            self._form(self.result if y is None else y, 0),
+            eps,
+            statistics,
+            self._flat(affine, 1),
+            keep=keep,
+            stream=self.stream and y is None,
+            n_threads=self.n_threads,
+        )
+        return Moments(*self._unflat(found, 0)) if keep else found
+
     def apply(
         self, c: Coefficients, *, step: int = 0, last: bool = True, x: Array | None = None, y: Array | None = None
     ) -> None:

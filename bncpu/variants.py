@@ -26,6 +26,7 @@ from bncpu.moments import (
     merge_blocks,
     moved,
     rms_statistics,
+    rounded,
     saved_statistics,
     sums_with_x_hat,
     variance,
@@ -101,18 +102,8 @@ def layer_norm(
     array([[-1.,  1.],
            [-1.,  1.]])
     """
-    y, _ = layer_norm_forward(
-        x,
-        normalized_shape,
-        gamma,
-        beta,
-        eps=eps,
-        channel_axis=channel_axis,
-        activation=activation,
-        residual=residual,
-        out=out,
-        n_threads=n_threads,
-    )
+    given = x, normalized_shape, gamma, beta, eps, channel_axis, activation, residual, out, n_threads
+    y, _ = _layer_forward(*given, keep=False)
     return y
 
 
@@ -328,17 +319,8 @@ def rms_norm(
     >>> rms_norm(np.array([[3.0, 4.0, 0.0, 0.0]]), 4, eps=0)
     array([[1.2, 1.6, 0. , 0. ]])
     """
-    y, _ = rms_norm_forward(
-        x,
-        normalized_shape,
-        gamma,
-        eps=eps,
-        channel_axis=channel_axis,
-        activation=activation,
-        residual=residual,
-        out=out,
-        n_threads=n_threads,
-    )
+    given = x, normalized_shape, gamma, None, eps, channel_axis, activation, residual, out, n_threads
+    y, _ = _layer_forward(*given, statistics=rms_statistics, keep=False)
     return y
 
 
@@ -1014,15 +996,18 @@ def _layer_forward(
     n_threads: int | None,
     *,
     statistics: Statistics = saved_statistics,
-) -> tuple[Array, SavedStatistics]:
+    keep: bool = True,
+) -> tuple[Array, Any]:
     shape = _validation.normalized(x, normalized_shape, channel_axis)
     scale, shift = (_validation.parameter(name, a, shape) for name, a in (("gamma", gamma), ("beta", beta)))
     eps = _validation.real("eps", eps, low=0)
     arrays = _layer_pass(x, shape, channel_axis, _validation.forward(x, activation, residual, out, n_threads))
-    saved = statistics(_forward_in_two_steps(arrays, scale, shift, eps, statistics), eps)
+    moments = _forward_in_two_steps(arrays, scale, shift, eps, statistics, keep=keep)
     axis, ones = -1 if channel_axis is None else channel_axis, (1,) * len(shape)
     y = np.moveaxis(arrays.result(), -1, axis)
-    saved = changed(saved, lambda a: np.moveaxis(a.reshape(a.shape + ones), -1, axis))
+    if not keep:
+        return y if out is None else out, None
+    saved = changed(statistics(moments, eps), lambda a: np.moveaxis(a.reshape(a.shape + ones), -1, axis))
     at = None if channel_axis is None else axis % x.ndim
     saved.call = _validation.call(at, activation, gamma, beta, residual, shape)
     return y if out is None else out, saved
@@ -1187,10 +1172,25 @@ def _spread(saved: SavedStatistics) -> SavedStatistics:
 
 
 def _forward_in_two_steps(
-    arrays: Pass, scale: Float64 | None, shift: Float64 | None, eps: float, statistics: Statistics
+    arrays: Pass,
+    scale: Float64 | None,
+    shift: Float64 | None,
+    eps: float,
+    statistics: Statistics,
+    *,
+    keep: bool = True,
 ) -> Moments:
     moments, affine = [], scale is not None or shift is not None
+    short = arrays.whole.is_short()
+    if short and arrays.whole.residual is None and not arrays.whole.relu:
+        c, fits = rounded(_affine(scale, shift), arrays.whole.x.dtype)
+        if not affine or (fits is None and arrays.whole.has_parameters_along()):
+            return arrays.whole.normalize(eps, statistics, c if affine else None, keep=keep)
     for part, (x_hat,) in zip(arrays.parts(), arrays.scratch(1), strict=True):
+        if short:
+            moments.append(part.normalize(eps, statistics, None, keep=keep, y=x_hat))
+            part.apply(_affine(scale, shift), step=1, x=x_hat)
+            continue
         moments.append(part.moments())
         normalizing = fold_saved(statistics(moments[-1], eps))
         if affine:

@@ -57,6 +57,7 @@ class Mutant(NamedTuple):
 TEMPLATE, UNIT, ALGEBRA = (f"bncpu/src/{name}.h" for name in ("leaves_template", "leaves_unit", "algebra"))
 AVX512, NEON, VECTOR, PLAIN_C = (f"bncpu/src/registers_{name}.h" for name in ("avx512", "neon", "vector", "c"))
 CONVERSIONS, HALVES = "bncpu/src/conversions_template.h", "bncpu/src/halves.h"
+SHORT = "bncpu/src/short_template.h"
 THREADS = "bncpu/src/threads.c"
 KERNELS, NORMALIZE, MOMENTS = "bncpu/_kernels.pyx", "bncpu/_normalize.py", "bncpu/moments.py"
 BATCHES, FUNCTIONAL, TRANSFORMER = "bncpu/_batches.py", "bncpu/functional.py", "bncpu/transformer.py"
@@ -65,6 +66,31 @@ YARDSTICKS = "bncpu/_yardsticks.py"
 FILES, TABLES = "bncpu/_files.py", "bncpu/_tables.py"
 
 MUTANTS = [
+    # ---- short rows ----
+    Mutant("short-turned-twice", SHORT, "next[2 * k + 1] = NAME(high)", "next[2 * k + 1] = NAME(low)", "short", "avx2"),
+    Mutant(
+        "short-order-of-sums", SHORT, "s[u] += s[u + half];", "s[u] = s[u + half] + (s[u] + zero) * 1.0000001;", "short"
+    ),
+    Mutant("short-eps-ignored", SHORT, "m2 / n + mean * mean) + eps", "m2 / n + mean * mean) + 0 * eps", "short"),
+    Mutant("short-mean-lo-ignored", SHORT, "centred ? zero - mean_lo * scale : zero", "zero", "short"),
+    Mutant("short-not-finite-taken", SHORT, "(*q - *q != 0) | ((spread", "(*q != *q) | ((spread", "short"),
+    Mutant("short-scale-that-does-not-fit", SHORT, "(scale > 1e37)", "(scale > 1e307)", "short"),
+    Mutant("short-shift-that-does-not-fit", SHORT, "absolute(center) > 1e30", "absolute(center) > 1e38", "short"),
+    Mutant(
+        "short-reads-behind-the-end",
+        SHORT,
+        "first + 2 * T_LANES <= p.channels",
+        "first + T_LANES <= p.channels",
+        "short",
+    ),
+    Mutant(
+        "short-of-strided-rows", SHORT, "const int adjacent = y.channel == p.inner;", "const int adjacent = 1;", "short"
+    ),
+    Mutant("short-gap-forgotten", SHORT, "(!fits || n_waiting + T_LANES", "(n_waiting + T_LANES", "short"),
+    Mutant(
+        "short-parameters-of-groups", "bncpu/_passes.py", "self._form(self.x, 1).shape[2] == self", "1 or self", "short"
+    ),
+    Mutant("short-moments-of-rows-left-out", NORMALIZE, "to[own] = values", "pass", "short"),
     # ---- variance, eps, ddof ----
     Mutant(
         "unbiased-variance-in-forward",

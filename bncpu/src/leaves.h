@@ -79,6 +79,16 @@ typedef void (*bn_backward_apply_fn)(bn_part part, bn_array x, bn_array residual
                                      bn_array dx, bn_array dresidual, bn_coefficients c, int relu,
                                      int stream);
 
+/* y = (x - mean) / sqrt(var + eps) * gamma + beta of each channel, of its own statistics, with gamma and beta per inner
+ * value, or both NULL; not centred: x / sqrt(mean of x**2 + eps) likewise. outer is 1, inner at most BN_SHORT. Mean
+ * (mean + mean_lo) and sum of squared deviations, or NULL three times. done: 0 for channels of which y was not written, as
+ * they, or some beside them, are not finite or their coefficients would not fit; otherwise 1, and y and the statistics
+ * have the bits that moments and apply give. stream: as for apply, where the channels of y are adjacent. */
+#define BN_SHORT 64
+typedef void (*bn_normalize_fn)(bn_part part, bn_array x, bn_array y, const char *gamma, const char *beta, double eps,
+                                int centred, int stream, double *mean, double *mean_lo, double *m2,
+                                unsigned char *done);
+
 /* Puts what was stored past the cache before all that the thread stores later. Waiting for that after every few KB costs
  * a third of the time. */
 typedef void (*bn_fence_fn)(void);
@@ -101,6 +111,7 @@ typedef struct {
     bn_apply_fn apply[2];
     bn_backward_sums_fn backward_sums[2];
     bn_backward_apply_fn backward_apply[2];
+    bn_normalize_fn normalize[2];
 } bn_leaves;
 
 extern const bn_leaves bn_leaves_c;

@@ -1,6 +1,7 @@
 /* The leaves for one element type T of one variant. Included by leaves_unit.h, never alone.
  *
- * Four loops touch the data: rows_sums, plane_sums, rows_apply, planes_apply, each forward and backward.
+ * Four loops touch the data: rows_sums, plane_sums, rows_apply, planes_apply, each forward and backward; and those of
+ * short_template.h.
  * `how` is a constant at every call, so each combination of its flags is compiled apart.
  */
 
@@ -715,6 +716,8 @@ static void NAME(backward_apply)(bn_part p, bn_array x, bn_array z, bn_array dy,
     NAME(any_apply)(p, a, c, stream,
                     BACKWARD | (z.data ? RESIDUAL : 0) | (relu ? RELU : 0) | (stream ? STREAM : 0));
 }
+
+#include "short_template.h"
 
 #undef VT
 #undef VBITS

@@ -34,6 +34,17 @@ INLINE vdouble vdouble_load_first(const double *p, ptrdiff_t n) {
 }
 INLINE void vdouble_store(double *p, vdouble v) { store_f64(p, v, LANES, 0); }
 
+INLINE vdouble absolute(vdouble v) { return where(v < 0, -v, v); }
+
+INLINE int any(vbits_f64 v) {
+    int64_t lanes[LANES], found = 0;
+    int k;
+    memcpy(lanes, &v, sizeof lanes);
+    for (k = 0; k < LANES; k++)
+        found |= lanes[k];
+    return found != 0;
+}
+
 /* Sums along a plane run in this many lanes, in every variant. */
 #define SUM_LANES 16
 #define SUM_REGISTERS (SUM_LANES / LANES)
@@ -247,4 +258,5 @@ const bn_leaves PASTE(bn_leaves, VARIANT) = {
     {apply_f32, apply_f64},
     {backward_sums_f32, backward_sums_f64},
     {backward_apply_f32, backward_apply_f64},
+    {normalize_f32, normalize_f64},
 };

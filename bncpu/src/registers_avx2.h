@@ -23,6 +23,8 @@ INLINE void fence_stores(void) { _mm_sfence(); }
 
 /* __builtin_convertvector is twice as slow as the conversion instruction. */
 INLINE vdouble widen_f32(ht_f32 v) { return (vdouble)_mm256_cvtps_pd((__m128)v); }
+INLINE ht_f32 narrow_f32(vdouble v) { return (ht_f32)_mm256_cvtpd_ps((__m256d)v); }
+INLINE vdouble root(vdouble v) { return (vdouble)_mm256_sqrt_pd((__m256d)v); }
 
 INLINE vt_f32 blend_f32(vt_f32 a, vt_f32 b, const ptrdiff_t n) {
     return (vt_f32)_mm256_blendv_ps((__m256)b, (__m256)a, (__m256)FIRST_32(n));
@@ -30,6 +32,27 @@ INLINE vt_f32 blend_f32(vt_f32 a, vt_f32 b, const ptrdiff_t n) {
 
 INLINE vt_f64 blend_f64(vt_f64 a, vt_f64 b, const ptrdiff_t n) {
     return (vt_f64)_mm256_blendv_pd((__m256d)b, (__m256d)a, (__m256d)FIRST_64(n));
+}
+
+/* In each half of the registers, then the halves brought together. */
+INLINE vt_f32 low_f32(vt_f32 a, vt_f32 b) {
+    __m256 even = _mm256_unpacklo_ps((__m256)a, (__m256)b), odd = _mm256_unpackhi_ps((__m256)a, (__m256)b);
+    return (vt_f32)_mm256_permute2f128_ps(even, odd, 0x20);
+}
+
+INLINE vt_f32 high_f32(vt_f32 a, vt_f32 b) {
+    __m256 even = _mm256_unpacklo_ps((__m256)a, (__m256)b), odd = _mm256_unpackhi_ps((__m256)a, (__m256)b);
+    return (vt_f32)_mm256_permute2f128_ps(even, odd, 0x31);
+}
+
+INLINE vt_f64 low_f64(vt_f64 a, vt_f64 b) {
+    __m256d even = _mm256_unpacklo_pd((__m256d)a, (__m256d)b), odd = _mm256_unpackhi_pd((__m256d)a, (__m256d)b);
+    return (vt_f64)_mm256_permute2f128_pd(even, odd, 0x20);
+}
+
+INLINE vt_f64 high_f64(vt_f64 a, vt_f64 b) {
+    __m256d even = _mm256_unpacklo_pd((__m256d)a, (__m256d)b), odd = _mm256_unpackhi_pd((__m256d)a, (__m256d)b);
+    return (vt_f64)_mm256_permute2f128_pd(even, odd, 0x31);
 }
 
 INLINE vdouble first_of(vdouble v, ptrdiff_t n) { return (vdouble)_mm256_and_pd((__m256d)v, (__m256d)FIRST_64(n)); }

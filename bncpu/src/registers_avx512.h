@@ -16,6 +16,8 @@ INLINE void store_past_cache(void *p, vdouble v) { _mm512_stream_si512(p, (__m51
 INLINE void fence_stores(void) { _mm_sfence(); }
 
 INLINE vdouble widen_f32(ht_f32 v) { return (vdouble)_mm512_cvtps_pd((__m256)v); }
+INLINE ht_f32 narrow_f32(vdouble v) { return (ht_f32)_mm512_cvtpd_ps((__m512d)v); }
+INLINE vdouble root(vdouble v) { return (vdouble)_mm512_sqrt_pd((__m512d)v); }
 
 INLINE vt_f32 blend_f32(vt_f32 a, vt_f32 b, const ptrdiff_t n) {
     return (vt_f32)_mm512_mask_mov_ps((__m512)b, FIRST(n), (__m512)a);
@@ -23,6 +25,30 @@ INLINE vt_f32 blend_f32(vt_f32 a, vt_f32 b, const ptrdiff_t n) {
 
 INLINE vt_f64 blend_f64(vt_f64 a, vt_f64 b, const ptrdiff_t n) {
     return (vt_f64)_mm512_mask_mov_pd((__m512d)b, FIRST(n), (__m512d)a);
+}
+
+/* In each quarter of the registers, then the quarters in order. */
+#define QUARTERS_LOW _mm512_set_epi64(11, 10, 3, 2, 9, 8, 1, 0)
+#define QUARTERS_HIGH _mm512_set_epi64(15, 14, 7, 6, 13, 12, 5, 4)
+
+INLINE vt_f64 low_f64(vt_f64 a, vt_f64 b) {
+    __m512d even = _mm512_unpacklo_pd((__m512d)a, (__m512d)b), odd = _mm512_unpackhi_pd((__m512d)a, (__m512d)b);
+    return (vt_f64)_mm512_permutex2var_pd(even, QUARTERS_LOW, odd);
+}
+
+INLINE vt_f64 high_f64(vt_f64 a, vt_f64 b) {
+    __m512d even = _mm512_unpacklo_pd((__m512d)a, (__m512d)b), odd = _mm512_unpackhi_pd((__m512d)a, (__m512d)b);
+    return (vt_f64)_mm512_permutex2var_pd(even, QUARTERS_HIGH, odd);
+}
+
+INLINE vt_f32 low_f32(vt_f32 a, vt_f32 b) {
+    __m512 even = _mm512_unpacklo_ps((__m512)a, (__m512)b), odd = _mm512_unpackhi_ps((__m512)a, (__m512)b);
+    return (vt_f32)_mm512_permutex2var_pd((__m512d)even, QUARTERS_LOW, (__m512d)odd);
+}
+
+INLINE vt_f32 high_f32(vt_f32 a, vt_f32 b) {
+    __m512 even = _mm512_unpacklo_ps((__m512)a, (__m512)b), odd = _mm512_unpackhi_ps((__m512)a, (__m512)b);
+    return (vt_f32)_mm512_permutex2var_pd((__m512d)even, QUARTERS_HIGH, (__m512d)odd);
 }
 
 INLINE vdouble first_of(vdouble v, ptrdiff_t n) { return (vdouble)_mm512_maskz_mov_pd(FIRST(n), (__m512d)v); }

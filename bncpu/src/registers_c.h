@@ -41,9 +41,27 @@ INLINE void fence_stores(void) {}
 INLINE vdouble widen_f32(ht_f32 v) { return (double)v; }
 INLINE vdouble widen_f64(ht_f64 v) { return v; }
 
+/* The nearest values of T. */
+INLINE ht_f32 narrow_f32(vdouble v) { return (float)v; }
+INLINE ht_f64 narrow_f64(vdouble v) { return v; }
+
+INLINE void store_ht_f32(float *p, ht_f32 v) { *p = v; }
+INLINE void store_ht_f64(double *p, ht_f64 v) { *p = v; }
+
+/* a where a comparison holds, and b elsewhere. */
+INLINE vdouble where(vbits_f64 holds, vdouble a, vdouble b) { return holds ? a : b; }
+
+INLINE vdouble root(vdouble v) { return sqrt(v); }
+
 /* The first n lanes, which may be none, of a, then those of b. */
 INLINE vt_f32 blend_f32(vt_f32 a, vt_f32 b, const ptrdiff_t n) { return n ? a : b; }
 INLINE vt_f64 blend_f64(vt_f64 a, vt_f64 b, const ptrdiff_t n) { return n ? a : b; }
+
+/* The lower halves of a and b, lane by lane in turn, and the upper ones. Of a single lane there are none. */
+INLINE vt_f32 low_f32(vt_f32 a, vt_f32 b) { (void)b; return a; }
+INLINE vt_f32 high_f32(vt_f32 a, vt_f32 b) { (void)b; return a; }
+INLINE vt_f64 low_f64(vt_f64 a, vt_f64 b) { (void)b; return a; }
+INLINE vt_f64 high_f64(vt_f64 a, vt_f64 b) { (void)b; return a; }
 
 /* The first n lanes, which are not all, and 0 in the others. */
 INLINE vdouble first_of(vdouble v, ptrdiff_t n) { (void)n; return v; }

@@ -42,6 +42,8 @@ INLINE void store_past_cache(void *p, vdouble v) { vst1q_f64(p, (float64x2_t)v);
 INLINE void fence_stores(void) {}
 
 INLINE vdouble widen_f32(ht_f32 v) { return (vdouble)vcvt_f64_f32((float32x2_t)v); }
+INLINE ht_f32 narrow_f32(vdouble v) { return (ht_f32)vcvt_f32_f64((float64x2_t)v); }
+INLINE vdouble root(vdouble v) { return (vdouble)vsqrtq_f64((float64x2_t)v); }
 
 static const uint32_t first_32[8] = {~0u, ~0u, ~0u, ~0u, 0, 0, 0, 0};
 
@@ -52,6 +54,11 @@ INLINE vt_f32 blend_f32(vt_f32 a, vt_f32 b, const ptrdiff_t n) {
 INLINE vt_f64 blend_f64(vt_f64 a, vt_f64 b, const ptrdiff_t n) {
     return (vt_f64)vbslq_f64(vreinterpretq_u64_u32(vld1q_u32(first_32 + 4 - 2 * n)), (float64x2_t)a, (float64x2_t)b);
 }
+
+INLINE vt_f32 low_f32(vt_f32 a, vt_f32 b) { return (vt_f32)vzip1q_f32((float32x4_t)a, (float32x4_t)b); }
+INLINE vt_f32 high_f32(vt_f32 a, vt_f32 b) { return (vt_f32)vzip2q_f32((float32x4_t)a, (float32x4_t)b); }
+INLINE vt_f64 low_f64(vt_f64 a, vt_f64 b) { return (vt_f64)vzip1q_f64((float64x2_t)a, (float64x2_t)b); }
+INLINE vt_f64 high_f64(vt_f64 a, vt_f64 b) { return (vt_f64)vzip2q_f64((float64x2_t)a, (float64x2_t)b); }
 
 INLINE vdouble first_of(vdouble v, ptrdiff_t n) {
     (void)n;

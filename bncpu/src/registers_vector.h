@@ -73,6 +73,14 @@ INLINE void store_f64(double *p, vt_f64 v, const ptrdiff_t n, const int stream) 
 }
 
 INLINE vdouble widen_f64(ht_f64 v) { return v; }
+INLINE ht_f64 narrow_f64(vdouble v) { return v; }
+
+INLINE void store_ht_f32(float *p, ht_f32 v) { *(ht_f32_unaligned *)p = v; }
+INLINE void store_ht_f64(double *p, ht_f64 v) { *(vdouble_unaligned *)p = v; }
+
+INLINE vdouble where(vbits_f64 holds, vdouble a, vdouble b) {
+    return (vdouble)(((vmask)a & holds) | ((vmask)b & ~holds));
+}
 
 INLINE vdouble observed(vdouble d, vdouble value) { return (vdouble)((vmask)value & (d == d)); }
 
