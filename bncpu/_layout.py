@@ -178,22 +178,27 @@ def is_bfloat16(dtype: np.dtype[Any]) -> bool:
     return dtype.kind == "V" and dtype.name == "bfloat16"
 
 
+def is_float(dtype: np.dtype[Any]) -> bool:
+    """Whether it is a float of NumPy's own: another library's may have the same kind, and mean other bits."""
+    return dtype.kind == "f" and dtype.num < 256
+
+
 def is_read(dtype: np.dtype[Any]) -> bool:
     """Whether the kernels of `moments` and `apply` read values of this dtype as they are."""
-    number = dtype.kind in "biu" or (dtype.kind == "f" and dtype.itemsize <= 8)
+    number = dtype.num < 256 and (dtype.kind in "biu" or (dtype.kind == "f" and dtype.itemsize <= 8))
     return (number and dtype.isnative) or is_bfloat16(dtype)
 
 
 def kernel_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """The native float32 or float64 in which data of this dtype is computed."""
-    return np.dtype(np.float32 if (dtype.kind == "f" and dtype.itemsize <= 4) or is_bfloat16(dtype) else np.float64)
+    return np.dtype(np.float32 if (is_float(dtype) and dtype.itemsize <= 4) or is_bfloat16(dtype) else np.float64)
 
 
 def result_dtype(dtype: np.dtype[Any], wanted: np.dtype[Any] | None = None) -> np.dtype[Any]:
     """The dtype of normalized data: `wanted`, or the same float in native byte order, else float64."""
     if wanted is not None:
         return wanted
-    return dtype.newbyteorder("=") if dtype.kind == "f" or is_bfloat16(dtype) else np.dtype(np.float64)
+    return dtype.newbyteorder("=") if is_float(dtype) or is_bfloat16(dtype) else np.dtype(np.float64)
 
 
 def empty_in(layout: Layout, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:

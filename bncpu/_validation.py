@@ -90,7 +90,7 @@ def momentum(value: Any) -> float:
 def floats(name: str, x: Any) -> None:
     """Check a data array of a function."""
     _plain_array(name, x)
-    if x.dtype.kind != "f" or x.dtype.itemsize > 8:
+    if not _layout.is_float(x.dtype) or x.dtype.itemsize > 8:
         raise TypeError(f"{name} must be float16, float32 or float64, got {x.dtype}; convert it first")
 
 

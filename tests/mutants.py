@@ -73,7 +73,6 @@ MUTANTS = [
     ),
     Mutant("short-eps-ignored", SHORT, "m2 / n + mean * mean) + eps", "m2 / n + mean * mean) + 0 * eps", "short"),
     Mutant("short-mean-lo-ignored", SHORT, "centred ? zero - mean_lo * scale : zero", "zero", "short"),
-    Mutant("short-not-finite-taken", SHORT, "(*q - *q != 0) | ((spread", "(*q != *q) | ((spread", "short"),
     Mutant("short-scale-that-does-not-fit", SHORT, "(scale > 1e37)", "(scale > 1e307)", "short"),
     Mutant("short-shift-that-does-not-fit", SHORT, "absolute(center) > 1e30", "absolute(center) > 1e38", "short"),
     Mutant(

@@ -8,6 +8,7 @@ import pytest
 from arrays import LAYOUTS, exact_moments, normal, same_bits
 from sklearn.base import clone
 
+import bncpu
 from bncpu import BatchNormTransformer, _batches, _kernels, _layout, _normalize
 from bncpu.moments import Coefficients
 
@@ -295,3 +296,16 @@ def test_statistics_do_not_depend_on_dtype_and_the_inverse_keeps_its_own():
     y = plain.transform(X)
     assert bn.inverse_transform(y).dtype == np.float64
     assert same_bits(bn.inverse_transform(y), plain.inverse_transform(y))
+
+
+@pytest.mark.parametrize("name", ["float8_e5m2", "float8_e4m3fn", "float8_e4m3fnuz", "int4", "uint4"])
+def test_small_types_of_other_libraries_are_learned_by_value(name):
+    # The kind of float8_e5m2 is that of NumPy's own floats.
+    X = np.arange(12).reshape(6, 2).astype(getattr(ml_dtypes, name))
+    bn, expected = BatchNormTransformer().fit(X), BatchNormTransformer().fit(X.astype(np.float64))
+    assert same_bits(bn.mean_, expected.mean_)
+    assert same_bits(bn.var_, expected.var_)
+    assert same_bits(bn.transform(X), expected.transform(X.astype(np.float64)))
+    for function in (bncpu.batch_norm_moments, bncpu.batch_norm_forward):
+        with pytest.raises(TypeError, match=f"x must be float16, float32 or float64, got {name}"):
+            function(X)
