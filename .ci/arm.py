@@ -31,17 +31,20 @@ PACKAGES = "libc6-dev", "libgomp1", "python3", "python3-dev", "python3-venv"
 BINFMT = Path("/proc/sys/fs/binfmt_misc")
 QEMU = Path("/usr/lib/binfmt.d/qemu-aarch64.conf")
 
-# The cross compiler, under the name that Debian's Python for ARM calls, and all that it is made of, seen where they are
-# here. What it links with is loaded from the Debian.
-GCC = "aarch64-linux-gnu-gcc"
+# The cross compiler, under the name that Debian's Python for ARM calls, its assembler and linker, and all that they are
+# made of, seen where they are here. What programs load is the Debian's.
+PROGRAMS = [f"aarch64-linux-gnu-{name}" for name in ("gcc", "as", "ld")]
+GCC = PROGRAMS[0]
 CROSS = "/lib64", "/usr/lib/x86_64-linux-gnu", "/usr/lib/gcc-cross", "/usr/aarch64-linux-gnu"
 ENTER = f"""
 for folder in {" ".join(CROSS)}; do
     mkdir -p "$0$folder"
     mount --bind "$folder" "$0$folder"
 done
-touch "$0/usr/bin/{GCC}"
-mount --bind "$(realpath "$(type -P {GCC})")" "$0/usr/bin/{GCC}"
+for program in {" ".join(PROGRAMS)}; do
+    touch "$0/usr/bin/$program"
+    mount --bind "$(realpath "$(type -P "$program")")" "$0/usr/bin/$program"
+done
 mount -t proc proc "$0/proc"
 exec chroot "$0" bash -c 'cd /source && exec "$@"' run "$@"
 """
