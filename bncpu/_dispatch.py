@@ -34,7 +34,7 @@ def know_machine() -> None:
 
 
 know_machine()
-_kernels.set_walk(*_walk.of_this_machine()[1:])
+_walk.take(_walk.of_this_machine())
 
 
 def kernels(array: object) -> ModuleType:

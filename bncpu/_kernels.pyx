@@ -93,7 +93,8 @@ cdef extern from "variants.h":
     int bn_variants(bn_leaves **found) noexcept nogil
 
 cdef extern from "processor.h":
-    void bn_processor_vendor(char *name) noexcept nogil
+    int bn_processor(char *name) noexcept nogil
+    long bn_second_level_cache() noexcept nogil
 
 cdef extern from "threads.h":
     ctypedef void (*bn_task)(void *, Py_ssize_t) noexcept nogil
@@ -383,21 +384,30 @@ cdef Py_ssize_t _wide_row = WIDE_ROW, _bytes_per_thread = BYTES_PER_THREAD
 cdef Py_ssize_t _resident_bytes = 1 << 20, _places_bytes = 128 << 10, _places_deep = 8
 
 
-# Streams in which a result is stored past the cache: 1 or 4.
+# Streams in which a result is stored past the cache, 1 or 4; and how far ahead of one what is read is fetched.
 cdef int _streams = 1
 
 
-def processor_vendor():
-    """The name of the processor's maker as the processor tells it, such as GenuineIntel; empty where it does not."""
+def processor():
+    """The name of the processor's maker as the processor tells it, such as GenuineIntel, and the number of its family;
+    empty and 0 where it does not.
+    """
     cdef char name[13]
-    bn_processor_vendor(name)
-    return name.decode()
+    family = bn_processor(name)
+    return name.decode(), family
 
 
-def set_walk(int streams, Py_ssize_t resident_bytes, Py_ssize_t places_deep=8):
-    """Set in how many streams results are stored, and what is taken to stay in the cache; not while a kernel runs."""
+def second_level_cache():
+    """Bytes of the cache that each core has to itself; 0 if that is not told."""
+    return max(0, bn_second_level_cache())
+
+
+def set_walk(int streams, Py_ssize_t resident_bytes, Py_ssize_t places_deep=8, int ahead=0):
+    """Set in how many streams results are stored, what is taken to stay in the cache, and how many bytes ahead of a single
+    stream is read: a multiple of 64. Not while a kernel runs.
+    """
     global _streams, _resident_bytes, _places_deep
-    _streams, _resident_bytes, _places_deep = streams, resident_bytes, places_deep
+    _streams, _resident_bytes, _places_deep = streams + ahead, resident_bytes, places_deep
 
 
 cdef inline int _paying(Py_ssize_t n_threads, Py_ssize_t n_bytes) noexcept nogil:

@@ -36,7 +36,7 @@ def test_rates_count_what_moves():
 def walk():
     """What is taken to stay in the cache may be set, until the test ends."""
     yield
-    _kernels.set_walk(*_walk.of_this_machine()[1:])
+    _walk.take(_walk.of_this_machine())
 
 
 @pytest.mark.parametrize(

@@ -63,8 +63,9 @@ typedef int (*bn_moments_fn)(bn_part part, bn_array x, const double *weights,
                              double *mean, double *mean_lo, double *m2);
 
 /* y = (x - mean) * scale + shift, then + residual (if any), then max(., 0) if relu.
- * stream: 0, or store past the cache, only if y is not x, in so many streams (1 or 4); a fence must come before another
- * thread reads. Returns 1 if x holds an infinity. */
+ * stream: 0, or store past the cache, only if y is not x, in so many streams (1 or 4), plus so many bytes, a multiple of
+ * 64, that are fetched ahead of a single one; a fence must come before another thread reads. Returns 1 if x holds an
+ * infinity. */
 typedef int (*bn_apply_fn)(bn_part part, bn_array x, bn_array residual, bn_array y,
                            bn_coefficients c, int relu, int stream);
 

@@ -21,11 +21,13 @@ typedef struct {
     T *y, *dz;
 } NAME(runs);
 
-/* For sums: room for some values of x, if x is of another type; how many rows are taken as one, and their channels. */
+/* For sums: room for some values of x, if x is of another type; how many rows are taken as one, and their channels. For
+ * results: how many bytes ahead of a single stream past the cache are fetched. */
 typedef struct {
     bn_array x, z, dy, y, dz;
     T *converted;
     ptrdiff_t fold, channels;
+    ptrdiff_t ahead;
 } NAME(arrays);
 
 INLINE NAME(runs) NAME(run)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t c, const int how) {
@@ -187,14 +189,16 @@ INLINE void NAME(rows_sums_of)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t half, cons
         NAME(rows_sums_at)(from, streams, n_rows, wide, j, 1, width - j, k, to, how);
 }
 
-/* A row of the first half is followed by the one of the second: two streams are read faster than one. So many at once that
- * they stay in the first-level cache if columns are taken in turn; of wide ones few, as the next ones are fetched. */
+/* A row of the first half is followed by the one of the second: two streams are read faster than one. Rows whose columns
+ * are all in registers are read as they lie, many at once; where columns are taken in turn few, as the next are fetched. */
 INLINE void NAME(rows_sums)(NAME(arrays) a, ptrdiff_t rows, ptrdiff_t width, NAME(about) k,
                             const double *weights, NAME(sums) to, const int how) {
-    ptrdiff_t half = rows / 2, n = width <= NARROW ? CONVERTED / 2 / width : a.x.type ? CONVERTED / 2 / BN_TILE : 4, o;
+    const int narrow = width <= (how & (RELU | MASKED) ? ROW_REGISTERS / 2 : ROW_REGISTERS) * LANES;
+    const ptrdiff_t few = width <= NARROW ? 8 : a.x.type ? CONVERTED / 2 / BN_TILE : 4;
+    ptrdiff_t half = rows / 2, n = narrow ? CONVERTED / 2 / width : few, o;
     for (o = 0; o < half; o += n) {
         n = n < half - o ? n : half - o;
-        if (width <= NARROW)
+        if (narrow)
             NAME(rows_sums_of)(a, o, half, 2, n, 0, width, k, weights, to, how);
         else
             NAME(rows_sums_of)(a, o, half, 2, n, 1, width, k, weights, to, how);
@@ -358,7 +362,7 @@ static int NAME(recentre)(ptrdiff_t channels, bn_type type, const double *n, con
 
 static void NAME(sums_about)(bn_part p, bn_array x, T *converted, const double *weights, ptrdiff_t weight_stride,
                              int masked, double *shift, double *n, double *s, double *q) {
-    NAME(arrays) a = {x, {0}, {0}, {0}, {0}, converted, 1, 0};
+    NAME(arrays) a = {x, {0}, {0}, {0}, {0}, converted, 1, 0, 0};
     NAME(about) k = {shift, NULL, NULL, NULL};
     NAME(sums) to = {n, s, q};
     if (weights && masked)
@@ -413,7 +417,7 @@ static void NAME(backward_sums)(bn_part p, bn_array x, bn_array z, bn_array dy,
                                 double *product) {
     double center[BN_TILE], n[BN_TILE], s[BN_TILE], q[BN_TILE];
     T mean[BN_TILE], scale[BN_TILE], shift[BN_TILE];
-    NAME(arrays) a = {x, z, dy, {0}, {0}, NULL, 1, 0};
+    NAME(arrays) a = {x, z, dy, {0}, {0}, NULL, 1, 0, 0};
     NAME(about) k = {center, mean, scale, shift};
     NAME(sums) to = {n, s, q};
     memcpy(center, center_, p.channels * sizeof(double));
@@ -524,6 +528,14 @@ INLINE VBITS NAME(apply_line)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t c, ptrdiff_
     VBITS infinite = (VBITS){0};
     VT v[4][LINE_REGISTERS];
     int u, h;
+    if (how & STREAM && step == 1 && n == LINE) {
+        NAME(runs) r = NAME(run)(a, o, c, how);
+        PREFETCH((const char *)(r.x + i) + a.ahead);
+        if (how & BACKWARD)
+            PREFETCH((const char *)(r.dy + i) + a.ahead);
+        if (how & RESIDUAL)
+            PREFETCH((const char *)(r.z + i) + a.ahead);
+    }
     UNROLL
     for (u = 0; u < step; u++)
         UNROLL
@@ -648,9 +660,11 @@ INLINE int NAME(part_apply)(bn_part p, NAME(arrays) a, NAME(coefficients) k, int
     return any != 0;
 }
 
-static int NAME(any_apply)(bn_part p, NAME(arrays) a, bn_coefficients c, int streams, int how) {
+static int NAME(any_apply)(bn_part p, NAME(arrays) a, bn_coefficients c, int stream, int how) {
+    const int streams = stream % 64;
     NAME(coefficients) k = {(const T *)c.mean,     (const T *)c.scale,   (const T *)c.shift,
                             (const T *)c.dy_scale, (const T *)c.x_scale, (const T *)c.offset};
+    a.ahead = stream - streams;
     switch (how) {
 #define CASE(flags)                                                                               \
     case flags:                                                                                   \
@@ -693,7 +707,7 @@ static int NAME(apply_converted)(bn_part p, bn_array x, bn_array y, bn_coefficie
                 as_to = y.type ? NAME(packed)(part, to) : y_part;
                 if (x.type)
                     NAME(convert)(part, x_part, from, 0, 0);
-                infinite |= NAME(any_apply)(part, (NAME(arrays)){as_from, {0}, {0}, as_to, {0}, NULL, 1, 0}, k, streams, how);
+                infinite |= NAME(any_apply)(part, (NAME(arrays)){as_from, {0}, {0}, as_to, {0}, NULL, 1, 0, 0}, k, streams, how);
                 if (y.type)
                     NAME(convert)(part, y_part, to, 1, streams);
             }
@@ -702,7 +716,7 @@ static int NAME(apply_converted)(bn_part p, bn_array x, bn_array y, bn_coefficie
 
 static int NAME(apply)(bn_part p, bn_array x, bn_array z, bn_array y, bn_coefficients c, int relu,
                        int stream) {
-    NAME(arrays) a = {x, z, {0}, y, {0}, NULL, 1, 0};
+    NAME(arrays) a = {x, z, {0}, y, {0}, NULL, 1, 0, 0};
     int how = (z.data ? RESIDUAL : 0) | (relu ? RELU : 0);
     /* What is converted afterwards is not stored past the cache before. */
     if (x.type || y.type)
@@ -712,7 +726,7 @@ static int NAME(apply)(bn_part p, bn_array x, bn_array z, bn_array y, bn_coeffic
 
 static void NAME(backward_apply)(bn_part p, bn_array x, bn_array z, bn_array dy, bn_array dx,
                                  bn_array dz, bn_coefficients c, int relu, int stream) {
-    NAME(arrays) a = {x, z, dy, dx, dz, NULL, 1, 0};
+    NAME(arrays) a = {x, z, dy, dx, dz, NULL, 1, 0, 0};
     NAME(any_apply)(p, a, c, stream,
                     BACKWARD | (z.data ? RESIDUAL : 0) | (relu ? RELU : 0) | (stream ? STREAM : 0));
 }

@@ -100,10 +100,8 @@ static void largest_weight(bn_part p, const double *weights, ptrdiff_t stride, p
         }
 }
 
-/* Rows up to so wide are read as they lie, columns of wider ones in turn. */
+/* How many adjacent rows are summed as one: up to so many columns, in whole registers of every variant, if a tile has room. */
 #define NARROW 64
-
-/* How many adjacent rows are summed as one: up to NARROW columns, in whole registers of every variant, if a tile has room. */
 INLINE ptrdiff_t rows_folded(ptrdiff_t channels) {
     ptrdiff_t whole = 8, odd = channels, fold;
     for (; whole > 1 && odd % 2 == 0; odd /= 2)
