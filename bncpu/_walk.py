@@ -33,8 +33,8 @@ class Walk(NamedTuple):
 
 
 # Streams, and bytes ahead of one, by maker and family (0: any other). Figures are `transform` of 128 MB of float32 in
-# copies of the array. One stream lost at most 10 % wherever both were measured, four up to 45 %: what nobody has measured gets
-# one. Fetching ahead gained a fifth on one AMD processor, and costs one instruction for every 64 bytes.
+# copies of the array. One stream lost at most 10 % wherever both were measured, four up to 45 %: what nobody has
+# measured gets one. Fetching ahead gained a fifth on one AMD processor, and costs an instruction for every 64 bytes.
 WALKS = {
     ("GenuineIntel", 0): (4, 0),  # Xeon with AVX-512 and AMX, 2026-11: four 0.88, one 0.95 to 1.00
     ("AuthenticAMD", 0x1A): (1, 0),  # EPYC, Zen 5, 2026-11: one 1.00, four 1.24 to 1.45
