@@ -403,8 +403,8 @@ def second_level_cache():
 
 
 def set_walk(int streams, Py_ssize_t resident_bytes, Py_ssize_t places_deep=8, int ahead=0):
-    """Set in how many streams results are stored, what is taken to stay in the cache, and how many bytes ahead of a single
-    stream is read: a multiple of 64. Not while a kernel runs.
+    """Set in how many streams results are stored, what is taken to stay in the cache, and how many bytes (a multiple of
+    64) ahead of a single stream is read; not while a kernel runs.
     """
     global _streams, _resident_bytes, _places_deep
     _streams, _resident_bytes, _places_deep = streams + ahead, resident_bytes, places_deep
