@@ -99,14 +99,20 @@ def as_table(X: Any) -> Any:
 
 
 def numbers_of_table(X: Any) -> NDArray[Any] | None:
-    """The columns of a pyarrow table in column order, nulls as NaN; None of anything else, or if one is not of numbers.
+    """The columns of a table of pyarrow or polars in column order, nulls as NaN; None if one holds no numbers, or of
+    anything else.
 
-    As an array of rows, a table is made one number at a time.
+    As an array of rows, a table is made one number at a time, and of float64.
     """
-    pyarrow = sys.modules.get("pyarrow")
-    if pyarrow is None or not isinstance(X, pyarrow.Table) or not X.num_columns:
+    pyarrow, polars = sys.modules.get("pyarrow"), sys.modules.get("polars")
+    if polars is not None and isinstance(X, polars.DataFrame):
+        if not X.width or not all(dtype.is_integer() or dtype.is_float() for dtype in X.dtypes):
+            return None
+        columns = [column.to_numpy() for column in X.get_columns()]
+    elif pyarrow is not None and isinstance(X, pyarrow.Table) and X.num_columns:
+        columns = [column.to_numpy() for column in X.columns]
+    else:
         return None
-    columns = [column.to_numpy() for column in X.columns]
     if any(column.dtype.kind not in "iuf" for column in columns):
         return None
     dtype = np.result_type(*columns)
@@ -150,8 +156,7 @@ def numbers_of_frame(X: Any, names: NDArray[Any] | None) -> NDArray[Any] | None:
         return numbers_of_table(X) if _are(X.column_names, names) else None
     columns = X.columns
     if library == "polars":
-        known = _are(columns, names) and all(dtype.is_integer() or dtype.is_float() for dtype in X.dtypes)
-        return np.asarray(X, np.float64) if known else None
+        return numbers_of_table(X) if _are(columns, names) else None
     pandas = sys.modules["pandas"]
     if names is None:
         if type(columns) is not pandas.RangeIndex:

@@ -7,7 +7,7 @@ import numbers
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import issparse
 from sklearn import get_config
 from sklearn.utils import check_array, check_scalar
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from sklearn.utils.validation import _check_sample_weight, validate_data
 
 from bncpu import _batches, _layout
 from bncpu._compat import as_table, foreign_namespace, is_lazy, numbers_of_frame, numbers_of_table
@@ -487,6 +487,7 @@ def samples(X: Any, channel_axis: int | None) -> Samples:
             f"Found array with dim {X.ndim}, while dim <= 2 is required; for shape {X.shape} say by channel_axis which "
             "axis holds the features: 1 for images (N, C, H, W)"
         )
+    X = numbers_only("X", X)
     if type(X) is np.ndarray and channel_axis is None:
         return Samples(X)
     if library_of(X) is not None:
@@ -511,6 +512,52 @@ def samples(X: Any, channel_axis: int | None) -> Samples:
             raise ValueError(f"X must hold at least one value, got shape {X.shape}")
         X = _layout.channels_second(X, channel_axis)
     return Samples(X, channel_axis, xp, device)
+
+
+# How the names of types begin, of NumPy, pandas, polars and pyarrow, whose values turn into floats and are no numbers.
+NO_NUMBERS = ("date", "time", "duration", "period", "interval", "month_day_nano")
+
+
+def numbers_only(name: str, X: Any) -> Any:
+    """X, if it holds no dates, durations or records; a masked array as an array with NaN where it is masked."""
+    if type(X) is np.ndarray and X.dtype.kind in "biuf":
+        return X
+    if isinstance(X, (list, tuple)) and any(isinstance(row, np.ma.MaskedArray) for row in X):
+        X = np.ma.array(X)
+    elif isinstance(X, (list, tuple)):
+        try:
+            values = np.asarray(X)
+        except ValueError:  # rows of several lengths: scikit-learn says so
+            return X
+        _refuse_no_numbers(name, [(None, values.dtype)], values)
+    elif hasattr(X, "columns") and hasattr(X, "dtypes") and len(X.shape) == 2:
+        _refuse_no_numbers(name, zip(X.columns, X.dtypes, strict=True), None)
+    elif hasattr(getattr(X, "schema", None), "types"):
+        _refuse_no_numbers(name, zip(X.schema.names, X.schema.types, strict=True), None)
+    elif hasattr(X, "dtype"):
+        _refuse_no_numbers(name, [(None, X.dtype)], X)
+    return _with_gaps(X) if isinstance(X, np.ma.MaskedArray) else X
+
+
+def _refuse_no_numbers(name: str, types: Iterable[tuple[Any, Any]], values: Any) -> None:
+    other = [
+        (column, dtype)
+        for column, dtype in types
+        if str(dtype).lower().startswith(NO_NUMBERS) or (isinstance(dtype, np.dtype) and dtype.names is not None)
+    ]
+    if not other and isinstance(values, np.ndarray) and values.dtype == object:
+        other = [(None, type(v).__name__) for v in values.flat if isinstance(v, (np.datetime64, np.timedelta64))]
+    if other:
+        where = ", ".join(str(d) if column is None else f"column {column!r} ({d})" for column, d in other[:5])
+        raise TypeError(
+            f"{name} must hold numbers, got {where}; leave it out, or make numbers of it, such as days since a date"
+        )
+
+
+def _with_gaps(X: Any) -> NDArray[Any]:
+    if not np.ma.is_masked(X):
+        return np.asarray(X.data)
+    return np.asarray((X if X.dtype.kind == "f" else X.astype(np.float64)).filled(np.nan))
 
 
 def _on_device(X: Any, channel_axis: int | None) -> DeviceBatch:
@@ -547,9 +594,10 @@ def feature_names(names: ArrayLike, n_features: int) -> NDArray[Any]:
     return found
 
 
-def stream(batches: Any) -> Any:
-    """An iterator over batches; of what is one batch, or a file, the parts would be no batches."""
-    one_array = getattr(getattr(batches, "dtype", None), "kind", "O") != "O" and getattr(batches, "ndim", 3) < 3
+def stream(t: Any, batches: Any) -> Any:
+    """An iterator over batches; one array, frame or file is refused, but an array of several batches (n, N, C)."""
+    several = getattr(batches, "ndim", 3) == 3 and getattr(t, "channel_axis", None) is None
+    one_array = getattr(getattr(batches, "dtype", None), "kind", "O") != "O" and not several
     if one_array or isinstance(batches, (str, bytes, os.PathLike, Mapping)) or hasattr(batches, "columns"):
         raise TypeError(
             f"batches must be an iterable of batches, got one {type(batches).__name__}; "
@@ -558,14 +606,47 @@ def stream(batches: Any) -> Any:
     return iter(batches)
 
 
-def of_stream(item: Any) -> Any:
-    """The batch in what an iterable gives: of `(X, y)`, X; of a tensor in CPU memory, its memory as an array."""
-    if isinstance(item, (tuple, list)) and len(item) and getattr(item[0], "ndim", 0) >= 2:
+def of_stream(item: Any, key: Any = None) -> Any:
+    """The batch in what an iterable gives: what `key` says, or of a tuple, ``(X, y)``, X. A tensor in CPU memory
+    becomes an array.
+    """
+    if key is not None:
+        item = key(item) if callable(key) else item[key]
+    elif isinstance(item, Mapping) and not hasattr(item, "columns"):
+        raise TypeError(f"each batch must be an array or a frame, got a {type(item).__name__}; say by key= which part")
+    elif (isinstance(item, tuple) and len(item)) or (isinstance(item, list) and _is_pair(item)):
         item = item[0]
+    if isinstance(item, (str, bytes, numbers.Number)):
+        raise TypeError(
+            f"each batch must be an array or a frame, got {item!r}; of tuples the first is taken, key= names another"
+        )
     tensor = hasattr(item, "__dlpack_device__") and not isinstance(item, np.ndarray)
     if not tensor or foreign_namespace(item) is not None or item.__dlpack_device__()[0] != CPU:
         return item
     return _shared("each batch", item)
+
+
+def _is_pair(item: list[Any]) -> bool:
+    """Whether a list is (X, y, ...), as a DataLoader makes it of tensors, and not a batch."""
+    if not len(item) or not (hasattr(item[0], "columns") or hasattr(item[0], "__dlpack_device__")):
+        return False
+    if isinstance(item[0], np.ndarray) or getattr(item[0], "ndim", 2) < 2:
+        return False
+    shapes = {tuple(getattr(part, "shape", ())) for part in item}
+    if len(item) > 1 and len(shapes) == 1:
+        raise TypeError(
+            f"a list of {len(item)} arrays of shape {shapes.pop()} may be one batch, or X and others; "
+            "say by key= which part is X, or stack them"
+        )
+    return True
+
+
+def is_empty(batch: Any) -> bool:
+    """Whether a batch has no rows."""
+    shape = getattr(batch, "shape", None)
+    if isinstance(shape, tuple):
+        return len(shape) > 1 and shape[0] == 0
+    return hasattr(batch, "__len__") and not len(batch)
 
 
 def at_least_one(n_batches: int) -> None:
@@ -601,9 +682,10 @@ def _validated(t: Any, X: Any, p: Parameters, *, reset: bool) -> Any:
     if numbers is None:
         try:
             return validate_data(t, X, reset=reset, **_checks(X, p))
-        except ValueError as error:
+        except (OverflowError, TypeError, ValueError) as error:
             if hasattr(X, "select_dtypes") and "could not convert" in str(error):
                 _refuse_other_than_numbers(X)
+            _name_what_is_no_number(X)
             raise
     validate_data(t, X, reset=reset, skip_check_array=True)
     return check_array(numbers, estimator=t, input_name="X", **_checks(numbers, p))
@@ -618,6 +700,26 @@ def _refuse_other_than_numbers(X: Any) -> None:
             f"X must hold numbers, got column(s) {', '.join(other[:5])}; leave them out, as "
             "X.select_dtypes('number') does"
         ) from None
+
+
+def _name_what_is_no_number(X: Any) -> None:
+    """Say which value of a frame, or of an array of objects, is no number, and where."""
+    if hasattr(X, "columns") and not callable(X.columns) and not isinstance(X, np.ndarray):
+        names = getattr(X, "column_names", X.columns)  # of pyarrow, of others
+        columns = [(repr(name), X[name]) for name in names] if len(set(names)) == len(names) else []
+    elif isinstance(X, np.ndarray) and X.dtype == object and X.ndim == 2:
+        columns = [(str(c), X[:, c]) for c in range(X.shape[1])]
+    else:
+        return
+    for name, column in columns:
+        for row, value in enumerate(np.asarray(column, object)):
+            try:
+                float(np.nan if value is None else value)
+            except (OverflowError, TypeError, ValueError) as error:
+                kind = TypeError if isinstance(error, TypeError) else ValueError
+                shown = repr(value)
+                shown = shown if len(shown) < 60 else f"{shown[:50]}..."
+                raise kind(f"X must hold numbers, got {shown} in row {row} of column {name}: {error}") from None
 
 
 def _known(X: Any, p: Parameters) -> dict[str, Any]:
@@ -651,6 +753,7 @@ class Block(NamedTuple):
 def block(X: Any, at: Block) -> Any:
     """A block of a Dask X, channels on axis 1, as an array that the kernels can convert."""
     least = {"ensure_min_samples": 0, "ensure_min_features": 0}
+    X = numbers_only("X", X)
     X = check_array(X, estimator=at.estimator, input_name="X", **least, **_checks(X, at.parameters))
     stays_sparse(X, at.parameters)
     if X.shape[1] != at.n_features:
@@ -775,6 +878,9 @@ def sample_weight(sample_weight: Any, X: Any) -> NDArray[np.float64] | None:
         raise TypeError(f"sample_weight must be in CPU memory, got a device array: {type(sample_weight).__name__}")
     if foreign_namespace(sample_weight) is not None:
         sample_weight = _shared("sample_weight", sample_weight)
+    if isinstance(sample_weight, np.ma.MaskedArray):
+        sample_weight = sample_weight.filled(0)
+    sample_weight = numbers_only("sample_weight", sample_weight)
     # scikit-learn looks at the number of samples alone.
     return _not_all_zero(sample_weight, np.empty((len(X), 0)) if isinstance(X, OpaqueBatch) else X)
 
@@ -962,7 +1068,6 @@ def mergeable(t: Any, other: Any) -> None:
     """Check that `t` can take in what `other` has seen."""
     if not isinstance(other, type(t)):
         raise TypeError(f"other must be a {type(t).__name__}, got {type(other).__name__}")
-    check_is_fitted(other)
     for name, side in (("self", t), ("other", other)):
         modes = [parameters(side).mode] + ([side._learned.mode] if hasattr(side, "_learned") else [])
         kind = next((m for m in modes if m != "cumulative"), None)
@@ -973,7 +1078,7 @@ def mergeable(t: Any, other: Any) -> None:
     for name in ("ddof", "channel_axis"):
         if getattr(t, name) != getattr(other, name):
             raise ValueError(f"other must have {name}={getattr(t, name)}, got {getattr(other, name)}")
-    if not hasattr(t, "_learned"):
+    if not hasattr(t, "_learned") or not hasattr(other, "_learned"):
         return
     if t.n_features_in_ != other.n_features_in_:
         raise ValueError(f"other must have {t.n_features_in_} features, got {other.n_features_in_}")

@@ -315,15 +315,19 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
             _validation.same_mode(after._learned.mode, p.mode)
         return self._fit(X, y, sample_weight, p, after, new=new, ordered=True, batch_size=None)
 
-    def fit_stream(self, batches: Iterable[Any]) -> BatchNormTransformer:
+    def fit_stream(self, batches: Iterable[Any], *, key: Any = None) -> BatchNormTransformer:
         """Forget everything, then learn each batch of an iterable as :meth:`partial_fit` does.
 
         Parameters
         ----------
         batches : iterable
             Of what :meth:`partial_fit` takes: a generator, a pyarrow RecordBatchReader or the batches of a
-            dataset, a PyTorch DataLoader. Of a tuple or list that starts with an array of samples, ``(X, y)``,
-            that is the batch. Weights do not fit in here: call :meth:`partial_fit` in a loop.
+            dataset, a PyTorch DataLoader. Of a tuple, ``(X, y)``, and of a list of tensors, the first is the batch;
+            any other list is one. Batches without rows are skipped. Weights do not fit in here: call
+            :meth:`partial_fit` in a loop.
+        key : str, int or callable, optional
+            Which part of what `batches` gives is the batch: ``item[key]``, or ``key(item)``. For dicts and objects,
+            and where the batch is not the first.
 
         Returns
         -------
@@ -333,7 +337,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         Raises
         ------
         TypeError
-            If `batches` is one batch, or the name of a file.
+            If `batches` is one batch, or the name of a file, or if a batch needs a `key`.
         ValueError
             If there is no batch.
         Exception
@@ -348,11 +352,14 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         """
         new = self._as_it_is()
         new._commit({})
-        stream, n_learned = _validation.stream(batches), 0
+        stream, n_learned = _validation.stream(self, batches), 0
         try:
-            for batch in stream:
+            for item in stream:
+                batch = _validation.of_stream(item, key)
+                if _validation.is_empty(batch):
+                    continue
                 learner = self if n_learned else new
-                learner.partial_fit(_validation.of_stream(batch))
+                learner.partial_fit(batch)
                 if learner is new:
                     self._commit({name: value for name, value in vars(new).items() if name in FITTED})
                 n_learned += 1
@@ -651,7 +658,8 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         Parameters
         ----------
         other : BatchNormTransformer
-            Fitted, with cumulative statistics, the same `ddof`, features and names. Not modified.
+            With cumulative statistics, the same `ddof`, features and names. Not modified. One that has seen nothing
+            changes nothing.
 
         Returns
         -------
@@ -678,6 +686,8 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
             other = other._as_it_is()
         p = _validation.parameters(after)
         _validation.mergeable(after, other)
+        if not hasattr(other, "_learned"):
+            return self
         n_features = other.n_features_in_
         mine, theirs = getattr(after, "n_samples_seen_", 0), other.n_samples_seen_
         before = after._learned.moments if hasattr(after, "_learned") else Moments.empty(n_features)

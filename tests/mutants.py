@@ -66,6 +66,12 @@ YARDSTICKS = "bncpu/_yardsticks.py"
 FILES, TABLES = "bncpu/_files.py", "bncpu/_tables.py"
 
 MUTANTS = [
+    # ---- what is no number ----
+    Mutant("dates-of-frames-taken", VALIDATION, "startswith(NO_NUMBERS)", 'startswith("nothing")', "inputs"),
+    Mutant("masks-dropped", VALIDATION, "if not np.ma.is_masked(X):", "if True:", "inputs"),
+    Mutant("masked-weights-taken", VALIDATION, "sample_weight = sample_weight.filled(0)", "pass", "inputs"),
+    Mutant("lists-of-arrays-cut", VALIDATION, "if isinstance(item[0], np.ndarray) or", "if", "inputs"),
+    Mutant("empty-batches-counted", VALIDATION, "return len(shape) > 1 and shape[0] == 0", "return False", "inputs"),
     # ---- short rows ----
     Mutant("short-turned-twice", SHORT, "next[2 * k + 1] = NAME(high)", "next[2 * k + 1] = NAME(low)", "short", "avx2"),
     Mutant(

@@ -258,10 +258,12 @@ def test_columns_must_be_those_of_fit_and_hold_numbers():
             refuse(dask_frame(FRAME[list("ab")]))
     with pytest.raises(ValueError, match="expecting 7 features"):
         t.inverse_transform(dask_frame(FRAME[list("ab")]))
-    texts = FRAME.assign(x="1", y=pd.Timestamp(0), z=pd.Timedelta(1))
+    texts, dates = FRAME.assign(x="1", y="2"), FRAME.assign(x="1", y=pd.Timestamp(0), z=pd.Timedelta(1))
     for use in (t.fit, t.partial_fit, t.transform, t.inverse_transform):
-        with pytest.raises(ValueError, match=r"X must hold numbers, got column\(s\) 'x' \(.*'y' \(.*'z' \("):
+        with pytest.raises(ValueError, match=r"X must hold numbers, got column\(s\) 'x' \(.*'y' \("):
             use(dask_frame(texts))
+        with pytest.raises(TypeError, match=r"X must hold numbers, got column 'y' \(date.*column 'z' \(time"):
+            use(dask_frame(dates))
 
 
 # ---- laziness ----

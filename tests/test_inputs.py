@@ -1,0 +1,264 @@
+"""What casts to float and is no number, what has gaps, and what streams give: learned rightly or refused by name."""
+
+import datetime
+import decimal
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from arrays import normal, polars, same_bits
+
+from bncpu import BatchNormTransformer
+
+NUMBERS = normal(1, (6, 2))
+DATES = np.array(["2020-01-01", "2020-01-03", "NaT", "2021-01-01", "2022-01-01", "2022-01-05"], "M8[s]")
+DURATIONS = DATES - DATES[0]
+
+
+def unchanged(bn, call, *given, match, error=TypeError):
+    before = repr(bn.__dict__)
+    with pytest.raises(error, match=match):
+        call(*given)
+    assert repr(bn.__dict__) == before
+
+
+# ---- dates, durations and records ----
+
+NO_NUMBERS = {
+    "dates": lambda: DATES.reshape(3, 2),
+    "durations": lambda: DURATIONS.reshape(3, 2),
+    "days": lambda: DATES.astype("M8[D]").reshape(3, 2),
+    "a list of dates": lambda: [list(row) for row in DATES.reshape(3, 2)],
+    "objects that are dates": lambda: np.array([[np.datetime64("2020"), 1.0]] * 3, object),
+    "records": lambda: np.zeros((3, 2), [("a", "f4")]),
+    "a column of dates": lambda: pd.DataFrame({"n": NUMBERS[:3, 0], "when": DATES[:3]}),
+    "a column of dates with a zone": lambda: pd.DataFrame(
+        {"n": NUMBERS[:3, 0], "when": pd.to_datetime(DATES[:3]).tz_localize("UTC")}
+    ),
+    "a column of durations": lambda: pd.DataFrame({"n": NUMBERS[:3, 0], "when": DURATIONS[:3]}),
+    "a column of periods": lambda: pd.DataFrame(
+        {"n": NUMBERS[:3, 0], "when": pd.period_range("2020", periods=3, freq="D")}
+    ),
+    "a column of arrow's dates": lambda: pd.DataFrame(
+        {"n": NUMBERS[:3, 0], "when": pd.array(DATES[:3].astype(object), dtype=pd.ArrowDtype(pa.timestamp("s")))}
+    ),
+    "polars": lambda: polars().DataFrame({"n": NUMBERS[:3, 0], "when": DATES[:3].astype("M8[us]")}),
+    "polars durations": lambda: polars().DataFrame({"n": NUMBERS[:3, 0], "when": DURATIONS[:3].astype("m8[us]")}),
+    "pyarrow": lambda: pa.table({"n": NUMBERS[:3, 0], "when": pa.array(DATES[:3])}),
+    "pyarrow date32": lambda: pa.table({"n": NUMBERS[:3, 0], "when": pa.array(DATES[:3].astype("M8[D]"))}),
+    "a record batch": lambda: pa.record_batch({"n": pa.array(NUMBERS[:3, 0]), "when": pa.array(DURATIONS[:3])}),
+}
+
+
+@pytest.mark.parametrize("kind", NO_NUMBERS)
+def test_dates_durations_and_records_are_no_numbers(kind):
+    X = NO_NUMBERS[kind]()
+    named = "'when'" if hasattr(X, "columns") else ""
+    match = f"X must hold numbers, got .*{named}.*leave it out, or make numbers of it"
+    bn = BatchNormTransformer()
+    unchanged(bn, bn.fit, X, match=match)
+    unchanged(bn, bn.partial_fit, X, match=match)
+    unchanged(bn, bn.fit_stream, [X], match=match)
+    bn.fit(NUMBERS if not named else pd.DataFrame(NUMBERS, columns=["n", "when"]))
+    unchanged(bn, bn.transform, X, match=match)
+    unchanged(bn, bn.inverse_transform, X, match=match)
+
+
+def test_blocks_of_dates_are_no_numbers():
+    da = pytest.importorskip("dask.array")
+    bn = BatchNormTransformer()
+    unchanged(bn, bn.fit, da.from_array(DATES.reshape(3, 2)), match="X must hold numbers, got datetime64")
+
+
+def test_dates_are_no_weights():
+    bn = BatchNormTransformer()
+    unchanged(bn, bn.fit, NUMBERS, None, DURATIONS, match="sample_weight must hold numbers, got timedelta64")
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "says"),
+    [
+        ("x", ValueError, "'x' in row 1 of column"),
+        (10**400, ValueError, "in row 1 of column"),
+        (pd.NA, TypeError, "<NA> in row 1 of column"),
+        (datetime.date(2020, 1, 1), TypeError, "datetime.date.* in row 1 of column"),
+        (decimal.Decimal("sNaN"), ValueError, "sNaN.* in row 1 of column"),
+    ],
+)
+def test_objects_that_are_no_numbers_are_named_with_their_column(value, error, says):
+    X = np.array([[1.0, 2.0], [3.0, value], [4.0, None]], object)
+    bn = BatchNormTransformer()
+    unchanged(bn, bn.fit, X, match=f"X must hold numbers, got .*{says} 1", error=error)
+    frame = pd.DataFrame(X, columns=["a", "b"])
+    if not isinstance(value, str):
+        frame["a"] = frame["a"].astype(float)
+    unchanged(bn, bn.fit, frame, match="X must hold numbers, got .*'b'", error=error)
+
+
+@pytest.mark.parametrize("library", ["polars", "pyarrow"])
+def test_text_of_other_tables_is_named_as_that_of_pandas(library):
+    data = {"a": [1.0, 2.0], "b": ["x", "y"]}
+    X = polars().DataFrame(data) if library == "polars" else pa.table(data)
+    bn = BatchNormTransformer()
+    unchanged(bn, bn.fit, X, match="X must hold numbers, got 'x' in row 0 of column 'b'", error=ValueError)
+
+
+def test_columns_of_float32_stay_float32_in_every_table():
+    data = {"a": NUMBERS[:, 0].astype("f4"), "b": NUMBERS[:, 1].astype("f4")}
+    whole = np.stack([*data.values()], axis=1)
+    expected = BatchNormTransformer().fit_transform(whole)
+    for X in (pd.DataFrame(data), polars().DataFrame(data), pa.table(data)):
+        bn = BatchNormTransformer()
+        y = bn.fit(X).transform(X)
+        assert y.dtype == np.float32
+        np.testing.assert_allclose(y, expected, rtol=1e-6)
+
+
+# ---- masked arrays ----
+
+
+@pytest.mark.parametrize("dtype", ["f8", "f4", "f2", "i4", "u1"])
+def test_masked_values_are_missing(dtype):
+    values = np.arange(12).reshape(6, 2).astype(dtype)
+    X = np.ma.masked_array(values, mask=values % 5 == 0)
+    gaps = np.where(X.mask, np.nan, values.astype("f8")).astype(dtype if dtype[0] == "f" else "f8")
+    for learn in ("fit", "partial_fit"):
+        bn, expected = (getattr(BatchNormTransformer(), learn)(a) for a in (X, gaps))
+        assert same_bits(bn.mean_, expected.mean_)
+        assert same_bits(bn.var_, expected.var_)
+    assert same_bits(bn.transform(X), expected.transform(gaps))
+    assert type(bn.transform(X)) is np.ndarray
+    assert same_bits(bn.inverse_transform(X), expected.inverse_transform(gaps))
+    assert same_bits(BatchNormTransformer().fit_stream([X, X]).mean_, expected.mean_)
+    assert same_bits(BatchNormTransformer().fit([*X]).mean_, expected.mean_)
+    nothing_masked = np.ma.masked_array(values)
+    assert same_bits(BatchNormTransformer().fit(nothing_masked).var_, BatchNormTransformer().fit(values).var_)
+
+
+def test_masked_pixels_rows_and_weights():
+    images = np.ma.masked_greater(normal(2, (5, 3, 4, 4)), 1.0)
+    bn = BatchNormTransformer(channel_axis=1).fit(images)
+    np.testing.assert_allclose(bn.mean_, images.mean(axis=(0, 2, 3)), rtol=1e-12)
+    weights = np.ma.masked_array(np.ones(6), mask=[0, 1, 0, 0, 1, 0])
+    expected = BatchNormTransformer().fit(NUMBERS, sample_weight=weights.filled(0))
+    assert same_bits(BatchNormTransformer().fit(NUMBERS, sample_weight=weights).mean_, expected.mean_)
+    assert same_bits(BatchNormTransformer(batch_size=2).fit(np.ma.masked_array(NUMBERS)).mean_.round(12),
+                     BatchNormTransformer().fit(NUMBERS).mean_.round(12))  # fmt: skip
+
+
+def test_masked_blocks():
+    da = pytest.importorskip("dask.array")
+    X = np.ma.masked_greater(normal(3, (20, 2)), 0.5)
+    bn = BatchNormTransformer().fit(da.from_array(X, chunks=(5, 2)))
+    np.testing.assert_allclose(bn.mean_, X.mean(axis=0), rtol=1e-12)
+
+
+# ---- streams ----
+
+
+class Tensor:
+    """A tensor in CPU memory, of a library that is not NumPy."""
+
+    def __init__(self, a):
+        self.a, self.shape, self.ndim = a, a.shape, a.ndim
+
+    def __dlpack__(self, **options):
+        return self.a.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self.a.__dlpack_device__()
+
+
+FRAME = pd.DataFrame(NUMBERS, columns=["a", "b"])
+Y = np.arange(6)
+PAIRS = {
+    "arrays": lambda: (NUMBERS, Y),
+    "three": lambda: (NUMBERS, Y, Y),
+    "a frame": lambda: (FRAME, Y),
+    "polars": lambda: (polars().DataFrame({"a": NUMBERS[:, 0], "b": NUMBERS[:, 1]}), Y),
+    "pyarrow": lambda: (pa.table({"a": NUMBERS[:, 0], "b": NUMBERS[:, 1]}), Y),
+    "a list": lambda: (NUMBERS.tolist(), Y),
+    "tensors": lambda: (Tensor(NUMBERS), Tensor(Y)),
+    "a list of tensors": lambda: [Tensor(NUMBERS), Tensor(Y)],
+    "a list with a frame": lambda: [FRAME, Y],
+}
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+def test_of_a_pair_the_first_is_the_batch(kind):
+    bn = BatchNormTransformer().fit_stream([PAIRS[kind](), PAIRS[kind]()])
+    assert bn.n_samples_seen_ == 12
+    np.testing.assert_allclose(bn.mean_, NUMBERS.mean(axis=0), rtol=1e-12)
+
+
+def test_a_list_of_arrays_is_a_batch():
+    image = normal(4, (4, 4, 3))
+    bn = BatchNormTransformer(channel_axis=-1).fit_stream([[image, image + 100]])
+    expected = BatchNormTransformer(channel_axis=-1).fit(np.stack([image, image + 100]))
+    assert same_bits(bn.mean_, expected.mean_)
+    assert bn.n_samples_seen_ == expected.n_samples_seen_
+    assert BatchNormTransformer().fit_stream([[NUMBERS[0], NUMBERS[1]]]).n_samples_seen_ == 2
+
+
+@pytest.mark.parametrize(
+    ("batches", "error", "says"),
+    [
+        ([(NUMBERS[:, 0], Y)], ValueError, "Expected 2D array, got 1D array"),
+        ([[Tensor(NUMBERS), Tensor(NUMBERS)]], TypeError, "say by key= which part is X"),
+        ([{"x": NUMBERS}], TypeError, "got a dict; say by key= which part"),
+        (enumerate([NUMBERS]), TypeError, r"got 0; of tuples the first is taken, key= names another"),
+        (FRAME.groupby([0, 0, 1, 1, 2, 2]), TypeError, "of tuples the first is taken"),
+        (NUMBERS, TypeError, "batches must be an iterable of batches, got one ndarray"),
+        (FRAME, TypeError, "got one DataFrame"),
+    ],
+)
+def test_what_is_no_batch_is_refused(batches, error, says):
+    bn = BatchNormTransformer().fit(NUMBERS)
+    unchanged(bn, bn.fit_stream, batches, match=says, error=error)
+
+
+def test_images_are_no_stream_of_images():
+    bn = BatchNormTransformer(channel_axis=1)
+    for one in (np.zeros((5, 3, 8, 4)), np.zeros((5, 3, 8))):
+        unchanged(bn, bn.fit_stream, one, match="got one ndarray")
+    assert BatchNormTransformer().fit_stream(normal(5, (4, 6, 2))).n_samples_seen_ == 24
+
+
+def test_key_says_what_the_batch_is():
+    expected = BatchNormTransformer().fit_stream([NUMBERS, NUMBERS])
+    for batches, key in (
+        ([{"x": NUMBERS, "y": Y}] * 2, "x"),
+        (enumerate([NUMBERS, NUMBERS]), 1),
+        ([[Tensor(NUMBERS), Tensor(NUMBERS)]] * 2, 0),
+        ([FRAME.assign(label=Y)] * 2, ["a", "b"]),
+        ([{"deep": {"x": NUMBERS}}] * 2, lambda item: item["deep"]["x"]),
+    ):
+        bn = BatchNormTransformer().fit_stream(batches, key=key)
+        assert same_bits(bn.mean_, expected.mean_)
+        assert bn.n_samples_seen_ == 12
+    with pytest.raises(KeyError) as caught:
+        BatchNormTransformer().fit_stream([{"x": NUMBERS}], key="z")
+    assert caught.value.__notes__ == ["in batch 1 of the stream"]
+
+
+@pytest.mark.parametrize(
+    "empty", [NUMBERS[:0], FRAME[:0], [], (NUMBERS[:0], Y[:0])], ids=["array", "frame", "list", "pair"]
+)
+def test_batches_without_rows_are_skipped(empty):
+    bn = BatchNormTransformer().fit_stream([empty, NUMBERS, empty, NUMBERS])
+    assert bn.n_batches_seen_ == 2
+    with pytest.raises(ValueError, match="at least one batch"):
+        BatchNormTransformer().fit_stream([empty])
+
+
+def test_workers_without_rows_change_nothing():
+    bn, other = BatchNormTransformer().fit(NUMBERS), BatchNormTransformer()
+    before = repr(bn.__dict__)
+    assert bn.merge(other) is bn
+    assert repr(bn.__dict__) == before
+    fresh = BatchNormTransformer()
+    assert fresh.merge(other) is fresh
+    assert not hasattr(fresh, "running_mean_")
+    with pytest.raises(ValueError, match="halflife"):
+        bn.merge(BatchNormTransformer(halflife=3.0))
