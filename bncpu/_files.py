@@ -66,6 +66,14 @@ def found(names: Sequence[str]) -> list[Path]:
     return paths
 
 
+def refuse_as_state(out: Path) -> None:
+    """Where a state is to be written there is nothing else yet, nor a name that says so: an argument was forgotten."""
+    ending = _tables.ending(out)
+    if ending is not None:
+        raise ValueError(f"{str(out)!r} must name a state, such as state.json; it ends like a table, with {ending}")
+    _state_file.may_replace(out)
+
+
 def refuse_input_as_output(inputs: Sequence[Path], out: Path) -> None:
     """Nothing is read from what is to be replaced."""
     if any(os.path.realpath(path) == os.path.realpath(out) for path in inputs):
@@ -204,6 +212,7 @@ def fit(inputs: Sequence[Path], out: Path, plan: Plan, *, resume: bool, tell: Ca
         If something is wrong with the files, or the checkpoint is of another fit.
     """
     refuse_input_as_output(inputs, out)
+    refuse_as_state(out)
     partial = out.with_name(out.name + ".partial")
     tables = [_tables.open_table(path) for path in inputs]
     names = _columns_of_all(tables, plan)
@@ -219,6 +228,7 @@ def fit(inputs: Sequence[Path], out: Path, plan: Plan, *, resume: bool, tell: Ca
     if resume and partial.exists():
         bn, begun, ends = _checkpoint(partial, identity)
     elif not resume:
+        _state_file.may_replace(partial)
         partial.unlink(missing_ok=True)
     dtypes, orders = {table.dtype(names) for table in tables}, {table.order for table in tables}
     plain = bn.momentum is None and bn.halflife is None and plan.weights is None
@@ -415,6 +425,7 @@ def merge(states: Sequence[Path], out: Path) -> str:
     OSError, ValueError
         If something is wrong with the files.
     """
+    refuse_as_state(out)
     loaded = [BatchNormTransformer.load(path) for path in states]
     for path, bn in zip(states, loaded, strict=True):
         if bn._learned.mode != "cumulative":

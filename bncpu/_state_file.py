@@ -39,13 +39,28 @@ def write(path: str | os.PathLike[str], content: dict[str, Any], kind: str = TRA
     Raises
     ------
     OSError
-        If the file cannot be written. The old one is still there then.
+        If the file cannot be written, or if what is there was not written by this function. It is still there then.
     """
+    may_replace(path)
     head = {"format": kind, "version": VERSION, "sha256": UNSIGNED}
     text = json.dumps({**head, **content}, allow_nan=False, default=float) + "\n"
     text = text.replace(UNSIGNED, hashlib.sha256(text.encode()).hexdigest(), 1)
     with replacing(path) as file:
         file.write(text.encode("ascii"))
+
+
+def may_replace(path: str | os.PathLike[str]) -> None:
+    """Refuse the path of a file that does not begin like one of ours; an empty one holds nothing that could be lost."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return  # `replacing` says so
+        with open(path, "rb") as file:
+            head = file.read(LONGEST_START)
+    except FileNotFoundError:
+        return
+    if head and not START.match(head):
+        message = "It is there, and no file of bncpu's; remove it first, or choose another name"
+        raise FileExistsError(errno.EEXIST, message, os.fsdecode(path))
 
 
 @contextlib.contextmanager

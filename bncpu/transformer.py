@@ -1049,7 +1049,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         NotFittedError
             If nothing has been learned.
         OSError
-            If the file cannot be written.
+            If the file cannot be written; FileExistsError if there is one that bncpu has not written.
 
         Examples
         --------

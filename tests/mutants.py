@@ -72,6 +72,9 @@ MUTANTS = [
     Mutant("masked-weights-taken", VALIDATION, "sample_weight = sample_weight.filled(0)", "pass", "inputs"),
     Mutant("lists-of-arrays-cut", VALIDATION, "if isinstance(item[0], np.ndarray) or", "if", "inputs"),
     Mutant("empty-batches-counted", VALIDATION, "return len(shape) > 1 and shape[0] == 0", "return False", "inputs"),
+    Mutant(
+        "other-files-replaced", "bncpu/_state_file.py", "if head and not START.match(head):", "if False:", "state_file"
+    ),
     # ---- short rows ----
     Mutant("short-turned-twice", SHORT, "next[2 * k + 1] = NAME(high)", "next[2 * k + 1] = NAME(low)", "short", "avx2"),
     Mutant(

@@ -800,3 +800,26 @@ def test_a_terminal_sees_how_far_it_is(X, tmp_path):
     assert done.stdout == b""
     assert re.search(r"fit.*100%.* rows/s .* MB/s", shown)
     assert shown.endswith(f"1,000 rows, 3 columns, 11 batches: {out}\r\n")
+
+
+@pytest.mark.parametrize("name", ["a.csv", "new.csv", "new.parquet", "NEW.NPY", "a.csv.gz"])
+def test_a_state_with_the_name_of_a_table_is_refused(name, tmp_path, capsys):
+    """As where the name of the state was forgotten."""
+    for table in ("a.csv", "b.csv"):
+        (tmp_path / table).write_text("x\n1\n2\n")
+    state = tmp_path / "state.json"
+    assert run("fit", "-o", state, tmp_path / "b.csv") == 0
+    for command in (("fit", "-o", tmp_path / name, tmp_path / "b.csv"), ("merge", "-o", tmp_path / name, state, state)):
+        assert run(*command) == 1
+        assert "must name a state" in capsys.readouterr().err
+    assert sorted(os.listdir(tmp_path)) == ["a.csv", "b.csv", "state.json"]
+    assert (tmp_path / "a.csv").read_text() == "x\n1\n2\n"
+
+
+def test_no_file_of_somebody_else_is_replaced_by_a_state_or_a_checkpoint(tmp_path, capsys):
+    (tmp_path / "b.csv").write_text("x\n1\n2\n")
+    for name in ("notes.txt", "state.partial"):
+        (tmp_path / name).write_text("mine")
+        assert run("fit", "-o", tmp_path / name.replace(".partial", ""), tmp_path / "b.csv") == 1
+        assert "no file of bncpu's" in capsys.readouterr().err
+        assert (tmp_path / name).read_text() == "mine"

@@ -733,3 +733,26 @@ def test_state_files_are_written_once(tmp_path):
         assert state_corpus.described(again) == expected[name]
     with pytest.raises(FileExistsError):
         state_corpus.write(tmp_path / "new")
+
+
+@pytest.mark.parametrize("there", [b"a,b\n1,2\n", b"\x93NUMPY", b"{}", b'{"format": "another", "version": 1}', b" "])
+def test_a_file_of_somebody_else_is_never_replaced(there, tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_bytes(there)
+    with pytest.raises(FileExistsError, match="no file of bncpu's") as caught:
+        BatchNormTransformer().fit([[0.0], [1.0]]).save(path)
+    assert caught.value.filename == str(path)
+    assert path.read_bytes() == there
+    assert os.listdir(tmp_path) == ["table.csv"]
+
+
+def test_an_empty_file_and_any_state_are_replaced(tmp_path):
+    path = tmp_path / "state.json"
+    path.touch()
+    bn = BatchNormTransformer().fit([[0.0], [1.0]])
+    for _ in range(2):
+        bn.save(path)
+        assert BatchNormTransformer.load(path).n_samples_seen_ == 2
+    path.write_bytes(path.read_bytes()[:-9])  # damaged
+    bn.save(path)
+    assert BatchNormTransformer.load(path).n_samples_seen_ == 2
