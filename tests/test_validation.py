@@ -45,7 +45,6 @@ REFUSED = {
         lambda t: t.transform(GOOD, out=np.zeros((20, 2))),
         "out must have the shape",
     ),
-    "merge with an unfitted one": (lambda t: t.merge(BatchNormTransformer()), "not fitted yet|cumulative statistics"),
     "merge with another width": (
         lambda t: t.merge(BatchNormTransformer().fit(GOOD[:, :2])),
         "other must have 3 features, got 2|cumulative statistics",
