@@ -67,7 +67,7 @@ def found(names: Sequence[str]) -> list[Path]:
 
 
 def refuse_as_state(out: Path) -> None:
-    """Where a state is to be written there is nothing else yet, nor a name that says so: an argument was forgotten."""
+    """Refuse a path that ends like a table, as where the state's name was forgotten, or where another file is."""
     ending = _tables.ending(out)
     if ending is not None:
         raise ValueError(f"{str(out)!r} must name a state, such as state.json; it ends like a table, with {ending}")

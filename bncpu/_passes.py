@@ -89,7 +89,7 @@ class Part:
         return _normalize.is_short(self._form(self.x, 0))
 
     def has_parameters_along(self) -> bool:
-        """Whether the parameters of the second step are those of the values of one statistic, the same for all."""
+        """Whether gamma and beta have a value for each that shares a statistic: in layer norm, not in groups."""
         return bool(self._form(self.x, 1).shape[2] == self._form(self.x, 0).shape[3])
 
     def normalize(

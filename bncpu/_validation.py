@@ -514,7 +514,7 @@ def samples(X: Any, channel_axis: int | None) -> Samples:
     return Samples(X, channel_axis, xp, device)
 
 
-# How the names of types begin, of NumPy, pandas, polars and pyarrow, whose values turn into floats and are no numbers.
+# Types of NumPy, pandas, polars and pyarrow whose names begin so: they convert to float, and are no numbers.
 NO_NUMBERS = ("date", "time", "duration", "period", "interval", "month_day_nano")
 
 
@@ -530,6 +530,8 @@ def numbers_only(name: str, X: Any) -> Any:
         except ValueError:  # rows of several lengths: scikit-learn says so
             return X
         _refuse_no_numbers(name, [(None, values.dtype)], values)
+        if values.dtype == np.float64:
+            return values  # not converted once more
     elif hasattr(X, "columns") and hasattr(X, "dtypes") and len(X.shape) == 2:
         _refuse_no_numbers(name, zip(X.columns, X.dtypes, strict=True), None)
     elif hasattr(getattr(X, "schema", None), "types"):
@@ -685,7 +687,8 @@ def _validated(t: Any, X: Any, p: Parameters, *, reset: bool) -> Any:
         except (OverflowError, TypeError, ValueError) as error:
             if hasattr(X, "select_dtypes") and "could not convert" in str(error):
                 _refuse_other_than_numbers(X)
-            _name_what_is_no_number(X)
+            if not isinstance(error, ValueError) or "convert" in str(error):
+                _name_what_is_no_number(X)
             raise
     validate_data(t, X, reset=reset, skip_check_array=True)
     return check_array(numbers, estimator=t, input_name="X", **_checks(numbers, p))
@@ -712,7 +715,10 @@ def _name_what_is_no_number(X: Any) -> None:
     else:
         return
     for name, column in columns:
-        for row, value in enumerate(np.asarray(column, object)):
+        values = np.asarray(column)
+        if values.dtype.kind in "biuf":
+            continue
+        for row, value in enumerate(values.astype(object)):
             try:
                 float(np.nan if value is None else value)
             except (OverflowError, TypeError, ValueError) as error:

@@ -109,8 +109,10 @@ class BatchNormDisplay:
         """
         _pyplot()
         running, rows, seen = clone(estimator), [], 0
-        for item in batches:
+        for item in _validation.stream(estimator, batches):
             batch = _validation.of_stream(item)
+            if _validation.is_empty(batch):
+                continue
             alone = clone(estimator).set_params(momentum=None, halflife=None, batch_size=None).fit(batch)
             running.partial_fit(batch)
             seen += _num_samples(batch)

@@ -1183,9 +1183,9 @@ def _forward_in_two_steps(
     moments, affine = [], scale is not None or shift is not None
     short = arrays.whole.is_short()
     if short and arrays.whole.residual is None and not arrays.whole.relu:
-        c, fits = rounded(_affine(scale, shift), arrays.whole.x.dtype)
+        c, fits = rounded(_affine(scale, shift), arrays.whole.x.dtype) if affine else (None, None)
         if not affine or (fits is None and arrays.whole.has_parameters_along()):
-            return arrays.whole.normalize(eps, statistics, c if affine else None, keep=keep)
+            return arrays.whole.normalize(eps, statistics, c, keep=keep)
     for part, (x_hat,) in zip(arrays.parts(), arrays.scratch(1), strict=True):
         if short:
             moments.append(part.normalize(eps, statistics, None, keep=keep, y=x_hat))

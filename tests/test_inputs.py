@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from arrays import normal, polars, same_bits
 
-from bncpu import BatchNormTransformer
+from bncpu import BatchNormDisplay, BatchNormTransformer
 
 NUMBERS = normal(1, (6, 2))
 DATES = np.array(["2020-01-01", "2020-01-03", "NaT", "2021-01-01", "2022-01-01", "2022-01-05"], "M8[s]")
@@ -250,6 +250,14 @@ def test_batches_without_rows_are_skipped(empty):
     assert bn.n_batches_seen_ == 2
     with pytest.raises(ValueError, match="at least one batch"):
         BatchNormTransformer().fit_stream([empty])
+
+
+def test_a_drawn_stream_takes_what_fit_stream_takes():
+    pytest.importorskip("matplotlib")
+    display = BatchNormDisplay.from_stream(BatchNormTransformer(), [(NUMBERS, Y), NUMBERS[:0], NUMBERS])
+    assert display.n_seen.tolist() == [6, 12]
+    with pytest.raises(TypeError, match="got one ndarray"):
+        BatchNormDisplay.from_stream(BatchNormTransformer(), NUMBERS)
 
 
 def test_workers_without_rows_change_nothing():
