@@ -522,6 +522,8 @@ def numbers_only(name: str, X: Any) -> Any:
     """X, if it holds no dates, durations or records; a masked array as an array with NaN where it is masked."""
     if type(X) is np.ndarray and X.dtype.kind in "biuf":
         return X
+    if hasattr(X, "collect_schema") and not hasattr(X, "shape"):
+        raise TypeError(f"{name} must be in memory, got a {type(X).__name__}; collect() it first")
     if isinstance(X, (list, tuple)) and any(isinstance(row, np.ma.MaskedArray) for row in X):
         X = np.ma.array(X)
     elif isinstance(X, (list, tuple)):

@@ -104,6 +104,13 @@ def test_text_of_other_tables_is_named_as_that_of_pandas(library):
     unchanged(bn, bn.fit, X, match="X must hold numbers, got 'x' in row 0 of column 'b'", error=ValueError)
 
 
+def test_a_lazy_frame_is_to_be_collected_first():
+    bn = BatchNormTransformer().fit(NUMBERS)
+    lazy = polars().DataFrame(NUMBERS).lazy()
+    for call in (bn.fit, bn.partial_fit, bn.transform, bn.inverse_transform):
+        unchanged(bn, call, lazy, match=r"X must be in memory, got a LazyFrame; collect\(\) it first")
+
+
 def test_columns_of_float32_stay_float32_in_every_table():
     data = {"a": NUMBERS[:, 0].astype("f4"), "b": NUMBERS[:, 1].astype("f4")}
     whole = np.stack([*data.values()], axis=1)
