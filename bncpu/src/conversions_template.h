@@ -63,8 +63,7 @@ INLINE char *NAME(at)(bn_array a, ptrdiff_t o, ptrdiff_t c, ptrdiff_t i) {
     return a.data + (o * a.outer + c * a.channel + i) * NAME(size)(a.type);
 }
 
-/* So many values are converted at a time: 16 KiB stay in the first-level cache. A multiple of SUM_LANES, and room for four
- * rows of BN_TILE. */
+/* So many values are converted at a time: 16 KiB stay in the first-level cache. A multiple of SUM_LANES. */
 #undef CONVERTED
 #define CONVERTED ((ptrdiff_t)(16384 / sizeof(T)))
 

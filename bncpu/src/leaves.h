@@ -15,8 +15,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* The most channels a part may have when sums are taken: the accumulators stay in L1. */
-#define BN_TILE 512
+/* The most channels a part may have when sums are taken: their accumulators stay in L1 and L2. */
+#define BN_TILE 2048
 
 typedef struct {
     ptrdiff_t outer, channels, inner;

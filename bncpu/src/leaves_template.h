@@ -101,14 +101,17 @@ typedef struct {
     ptrdiff_t channels;
 } NAME(start);
 
-/* `n_rows` rows of one stream, or of two that take turns, of the columns from j on that `registers` hold: `lanes` values in
- * the last of them. The sums stay in registers meanwhile. Of wide rows the next ones are fetched: the processor's own
- * prefetch does not follow when columns are taken in turn. */
-INLINE void NAME(rows_sums_at)(const NAME(start) *from, const int streams, ptrdiff_t n_rows, const int wide, ptrdiff_t j,
-                               const int registers, const ptrdiff_t lanes, NAME(about) k, NAME(sums) to, const int how) {
+/* `n_rows` rows of each of the streams from row `first` on, in turn: of the columns from j on that `registers` hold, `lanes`
+ * values in the last of them. The sums stay in registers meanwhile. Of wide rows what follows in each stream is fetched: the
+ * rest of the row, then the next one. */
+INLINE void NAME(rows_sums_at)(const NAME(start) *from, const int streams, ptrdiff_t first, ptrdiff_t n_rows, const int wide,
+                               ptrdiff_t width, ptrdiff_t j, const int registers, const ptrdiff_t lanes, NAME(about) k,
+                               NAME(sums) to, const int how) {
     ptrdiff_t row[ROW_REGISTERS]; /* whose weight a register needs */
     vdouble center[ROW_REGISTERS], n[ROW_REGISTERS], s[ROW_REGISTERS], q[ROW_REGISTERS];
     NAME(affine_ht) f[ROW_REGISTERS] = {{0}};
+    const ptrdiff_t ahead = 512 / sizeof(T);
+    const int ends = j + ahead >= width;
     ptrdiff_t u;
     int g, h;
     UNROLL
@@ -125,7 +128,7 @@ INLINE void NAME(rows_sums_at)(const NAME(start) *from, const int streams, ptrdi
             f[g].shift = NAME(load_ht)(k.shift + j + g * LANES, LANES);
         }
     }
-    for (u = 0; u < n_rows; u++) {
+    for (u = first; u < first + n_rows; u++) {
         UNROLL
         for (h = 0; h < streams; h++) {
             NAME(arrays) a = from[h].a;
@@ -136,11 +139,11 @@ INLINE void NAME(rows_sums_at)(const NAME(start) *from, const int streams, ptrdi
                 ptrdiff_t i = j + g * LANES;
                 vdouble w = vdouble_all(how & WEIGHTED ? weights[row[g]] : 1.0);
                 if (wide && i % (64 / sizeof(T)) == 0) {
-                    PREFETCH(r.x + n_rows * a.x.outer + i);
+                    PREFETCH(r.x + i + ahead + (ends ? a.x.outer - width : 0));
                     if (how & BACKWARD)
-                        PREFETCH(r.dy + n_rows * a.dy.outer + i);
+                        PREFETCH(r.dy + i + ahead + (ends ? a.dy.outer - width : 0));
                     if (how & RESIDUAL)
-                        PREFETCH(r.z + n_rows * a.z.outer + i);
+                        PREFETCH(r.z + i + ahead + (ends ? a.z.outer - width : 0));
                 }
                 NAME(accumulate)(r, i, g + 1 < registers ? LANES : lanes, center[g], w, f[g], &n[g], &s[g], &q[g], how);
             }
@@ -155,56 +158,59 @@ INLINE void NAME(rows_sums_at)(const NAME(start) *from, const int streams, ptrdi
     }
 }
 
-/* `n_rows` rows from o on, each followed by the one `half` further on if there are two streams. All columns. */
-INLINE void NAME(rows_sums_of)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t half, const int streams, ptrdiff_t n_rows,
+/* All columns of `n_rows` rows of each of the streams, which begin at o and `apart` rows further on each. */
+INLINE void NAME(rows_sums_of)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t apart, const int streams, ptrdiff_t n_rows,
                                const int wide, ptrdiff_t width, NAME(about) k, const double *weights, NAME(sums) to,
                                const int how) {
     const int most = streams == 1 ? 1 : how & (RELU | MASKED) ? ROW_REGISTERS / 2 : ROW_REGISTERS;
-    NAME(start) from[2];
-    ptrdiff_t j = 0, channels = a.fold > 1 ? a.channels : width;
+    NAME(start) from[SUM_STREAMS];
+    ptrdiff_t channels = a.fold > 1 ? a.channels : width, step = wide ? 1 : n_rows, u, j;
     int registers, h;
     UNROLL
     for (h = 0; h != streams; h++) {
         NAME(arrays) at = a;
         if (!(how & BACKWARD) && a.x.type) {
             bn_part rows = {n_rows, width, 1};
-            at.x.data = NAME(at)(a.x, o + h * half, 0, 0);
+            at.x.data = NAME(at)(a.x, o + h * apart, 0, 0);
             NAME(convert)(rows, at.x, a.converted + h * n_rows * width, 0, 0);
             at.x = NAME(packed)(rows, a.converted + h * n_rows * width);
         } else
-            at.x.data = (char *)NAME(run)(a, o + h * half, 0, how).x;
+            at.x.data = (char *)NAME(run)(a, o + h * apart, 0, how).x;
         if (how & BACKWARD)
-            at.dy.data = (char *)NAME(run)(a, o + h * half, 0, how).dy;
+            at.dy.data = (char *)NAME(run)(a, o + h * apart, 0, how).dy;
         if (how & RESIDUAL)
-            at.z.data = (char *)NAME(run)(a, o + h * half, 0, how).z;
+            at.z.data = (char *)NAME(run)(a, o + h * apart, 0, how).z;
         from[h].a = at;
         from[h].channels = channels;
-        from[h].weights = how & WEIGHTED ? weights + (o + h * half) * a.fold : NULL;
+        from[h].weights = how & WEIGHTED ? weights + (o + h * apart) * a.fold : NULL;
     }
-    UNROLL
-    for (registers = 8; registers; registers /= 2)
-        for (; registers <= most && j + registers * LANES <= width; j += registers * LANES)
-            NAME(rows_sums_at)(from, streams, n_rows, wide, j, registers, LANES, k, to, how);
-    if (j < width)
-        NAME(rows_sums_at)(from, streams, n_rows, wide, j, 1, width - j, k, to, how);
+    for (u = 0; u < n_rows; u += step) {
+        j = 0;
+        UNROLL
+        for (registers = 8; registers; registers /= 2)
+            for (; registers <= most && j + registers * LANES <= width; j += registers * LANES)
+                NAME(rows_sums_at)(from, streams, u, step, wide, width, j, registers, LANES, k, to, how);
+        if (j < width)
+            NAME(rows_sums_at)(from, streams, u, step, wide, width, j, 1, width - j, k, to, how);
+    }
 }
 
-/* A row of the first half is followed by the one of the second: two streams are read faster than one. Rows whose columns
- * are all in registers are read as they lie, many at once; where columns are taken in turn few, as the next are fetched. */
+/* The rows of a part are read as four streams, a quarter of them each, which take turns row by row: more reads are under way
+ * than with one. Where all columns of a row are in registers, the sums stay there for many rows; else for one of each. */
 INLINE void NAME(rows_sums)(NAME(arrays) a, ptrdiff_t rows, ptrdiff_t width, NAME(about) k,
                             const double *weights, NAME(sums) to, const int how) {
     const int narrow = width <= (how & (RELU | MASKED) ? ROW_REGISTERS / 2 : ROW_REGISTERS) * LANES;
-    const ptrdiff_t few = width <= NARROW ? 8 : a.x.type ? CONVERTED / 2 / BN_TILE : 4;
-    ptrdiff_t half = rows / 2, n = narrow ? CONVERTED / 2 / width : few, o;
-    for (o = 0; o < half; o += n) {
-        n = n < half - o ? n : half - o;
+    ptrdiff_t quarter = rows / SUM_STREAMS, many = CONVERTED / SUM_STREAMS / width, n, o;
+    many = many ? many : 1;
+    for (o = 0; o < quarter; o += n) {
+        n = many < quarter - o ? many : quarter - o;
         if (narrow)
-            NAME(rows_sums_of)(a, o, half, 2, n, 0, width, k, weights, to, how);
+            NAME(rows_sums_of)(a, o, quarter, SUM_STREAMS, n, 0, width, k, weights, to, how);
         else
-            NAME(rows_sums_of)(a, o, half, 2, n, 1, width, k, weights, to, how);
+            NAME(rows_sums_of)(a, o, quarter, SUM_STREAMS, n, 1, width, k, weights, to, how);
     }
-    if (rows > 2 * half)
-        NAME(rows_sums_of)(a, 2 * half, 0, 1, 1, 0, width, k, weights, to, how);
+    for (o = SUM_STREAMS * quarter; o < rows; o++)
+        NAME(rows_sums_of)(a, o, 0, 1, 1, 0, width, k, weights, to, how);
 }
 
 /* Element i of the run at (o, c) goes to lane i % SUM_LANES; the lanes are added pairwise at the end. */
@@ -260,7 +266,7 @@ INLINE void NAME(plane_sums)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t c, ptrdiff_t
  * holds values of two of them. */
 INLINE void NAME(part_sums)(bn_part p, NAME(arrays) a, const double *weights,
                             ptrdiff_t weight_stride, NAME(about) k, NAME(sums) to, const int how) {
-    ptrdiff_t o, c, fold = 1, rows;
+    ptrdiff_t o, c, fold = 1, rows, columns;
     int is_rows = NAME(is_rows)(p, a.x);
     if (is_rows && !(how & WEIGHTED && p.channels % 8) && p.outer > 1 && a.x.outer == p.channels &&
         (!(how & BACKWARD) || a.dy.outer == p.channels) &&
@@ -301,8 +307,21 @@ INLINE void NAME(part_sums)(bn_part p, NAME(arrays) a, const double *weights,
             to.s[c % p.channels] += to.s[c];
             to.q[c % p.channels] += to.q[c];
         }
-    } else
-        NAME(rows_sums)(a, rows, p.channels, k, weights, to, how);
+        return;
+    }
+    for (c = 0; c < p.channels; c += columns) {
+        NAME(arrays) at = a;
+        NAME(about) about = {k.center + c, NULL, NULL, NULL};
+        NAME(sums) sums = {to.n + c, to.s + c, to.q + c};
+        columns = p.channels - c;
+        if (!(how & BACKWARD) && a.x.type) {
+            columns = columns < CONVERTED / SUM_STREAMS ? columns : CONVERTED / SUM_STREAMS;
+            at.x.data = NAME(at)(a.x, 0, c, 0);
+        }
+        if (how & RELU)
+            about = k;
+        NAME(rows_sums)(at, rows, columns, about, weights, sums, how);
+    }
 }
 
 /* ---- moments of a part: shift, sums, and once more where the shift was far off ---- */

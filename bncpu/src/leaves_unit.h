@@ -100,14 +100,18 @@ static void largest_weight(bn_part p, const double *weights, ptrdiff_t stride, p
         }
 }
 
-/* How many adjacent rows are summed as one: up to so many columns, in whole registers of every variant, if a tile has room. */
+/* How many adjacent rows are summed as one: up to NARROW columns, or up to FOLDED where whole registers of every variant need
+ * more. */
 #define NARROW 64
+#define FOLDED 512
+/* In how many streams rows are summed. */
+#define SUM_STREAMS 4
 INLINE ptrdiff_t rows_folded(ptrdiff_t channels) {
     ptrdiff_t whole = 8, odd = channels, fold;
     for (; whole > 1 && odd % 2 == 0; odd /= 2)
         whole /= 2;
     fold = NARROW / (whole * channels) * whole;
-    return fold ? fold : whole * channels <= BN_TILE ? whole : 1;
+    return fold ? fold : whole * channels <= FOLDED ? whole : 1;
 }
 
 /* Values that are written one after the other. */
