@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bncpu import _batches, _layout, _validation
+from bncpu import _batches, _door, _infinities, _layout
 from bncpu._batches import Summary
-from bncpu._validation import Block, Parameters
+from bncpu._door import Block
 from bncpu.moments import Coefficients, Moments
+from bncpu.state import Parameters
 
 # Summaries joined in one task.
 FAN_IN = 8
@@ -35,7 +36,7 @@ def weights(sample_weight: Any, X: Any) -> Any:
 
     if hasattr(X, "chunks") and hasattr(sample_weight, "to_dask_array"):  # a Series
         sample_weight = sample_weight.to_dask_array()
-    sample_weight, known = _validation.lazy_weights(sample_weight, X)
+    sample_weight, known = _door.lazy_weights(sample_weight, X)
     return dask.array.asarray(sample_weight).rechunk((X.chunks[0],)) if known else sample_weight
 
 
@@ -49,7 +50,7 @@ def summary(
     t : BatchNormTransformer
         The one that learns.
     X, weights : Dask collections
-        Checked by `_validation.batch`, and made by `weights`.
+        Checked by `_door.batch`, and made by `weights`.
     p : Parameters
     first_row : int
         Rows before those of X, for messages.
@@ -83,7 +84,7 @@ def summary(
     # An array, whose optimization fuses tasks; of one object.
     graph = HighLevelGraph.from_collections(name, tasks, dependencies=inputs)
     total: Summary = dask.array.Array(graph, name, ((1,),), dtype=object).compute()[0]
-    _validation.observed(t, total.n_samples, total.n_positive, at.n_features)
+    _door.observed(t, total.n_samples, total.n_positive, at.n_features)
     return total
 
 
@@ -138,12 +139,12 @@ def _read(
         if at.channel_axis is not None:
             block = _layout.channels_second(block, at.channel_axis)
     names = getattr(block, "columns", None)
-    X = _validation.block(block, at)
+    X = _door.block(block, at)
     if names is not None:
         X = _layout.settled(X, "F")
     with np.errstate(over="ignore", invalid="ignore"):
-        made = _batches.summary(X, _validation.block_weights(weights, X), **options)
-    _validation.finite_moments(at, X, made.moments, names, first_row)
+        made = _batches.summary(X, _door.block_weights(weights, X), **options)
+    _infinities.finite_moments(at, X, made.moments, names, first_row)
     return made
 
 
@@ -160,12 +161,12 @@ def apply(t: Any, X: Any, coefficients: Coefficients, p: Parameters, wanted: np.
     """As `_batches.apply`, of an array (N, C, ...) or a DataFrame of Dask, when the result is computed."""
     at = Block(type(t).__name__, X.shape[1], p._replace(gamma=None, beta=None))
     if not hasattr(X, "chunks"):
-        dtype = _layout.result_dtype(_validation.block(X._meta, at).dtype, wanted)
+        dtype = _layout.result_dtype(_door.block(X._meta, at).dtype, wanted)
         changed = functools.partial(_apply_to_frame, at, t.n_threads or 1, dtype, coefficients)
         return X.map_partitions(changed, meta=X._meta.astype(dtype), enforce_metadata=False)
     import dask.array
 
-    dtype = _layout.result_dtype(_validation.block(np.empty((0, *X.shape[1:2]), X.dtype), at).dtype, wanted)
+    dtype = _layout.result_dtype(_door.block(np.empty((0, *X.shape[1:2]), X.dtype), at).dtype, wanted)
     axes, inputs = tuple(range(X.ndim)), []
     for values in (np.arange(X.shape[1]), *coefficients):  # a block gets those of its columns
         inputs += [dask.array.from_array(values, chunks=(X.chunks[1],)), (1,)]
@@ -178,12 +179,12 @@ def _apply_to_array(
     at: Block, n_threads: int, dtype: np.dtype[Any], block: Any, columns: NDArray[Any], *coefficients: NDArray[Any]
 ) -> Any:
     at = at._replace(n_features=len(columns), first_column=int(columns[0]) if len(columns) else 0)
-    y = _apply(at, n_threads, dtype, _validation.block(block, at), Coefficients(*coefficients))
+    y = _apply(at, n_threads, dtype, _door.block(block, at), Coefficients(*coefficients))
     return y.astype(dtype, copy=False)
 
 
 def _apply_to_frame(at: Block, n_threads: int, dtype: np.dtype[Any], coefficients: Coefficients, frame: Any) -> Any:
-    y = _apply(at, n_threads, dtype, _validation.block(frame, at), coefficients, frame.columns)
+    y = _apply(at, n_threads, dtype, _door.block(frame, at), coefficients, frame.columns)
     return type(frame)(y, index=frame.index, columns=frame.columns)
 
 
@@ -192,5 +193,5 @@ def _apply(
 ) -> Any:
     y, infinite = _batches.apply(X, coefficients, dtype=dtype, n_threads=n_threads)
     if infinite:
-        _validation.infinity(at, X, names, None)
+        _infinities.infinity(at, X, names, None)
     return y

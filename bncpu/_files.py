@@ -21,6 +21,7 @@ from threadpoolctl import threadpool_limits
 from bncpu import BatchNormTransformer, _kernels, _layout, _state_file, _tables
 from bncpu._device import OpaqueBatch
 from bncpu._tables import Batch, Table
+from bncpu.state import content, parameters, restored
 
 CHECKPOINT = "bncpu.fit"
 CHECKPOINT_SECONDS = 5.0
@@ -231,7 +232,8 @@ def fit(inputs: Sequence[Path], out: Path, plan: Plan, *, resume: bool, tell: Ca
         _state_file.may_replace(partial)
         partial.unlink(missing_ok=True)
     dtypes, orders = {table.dtype(names) for table in tables}, {table.order for table in tables}
-    plain = bn.momentum is None and bn.halflife is None and plan.weights is None
+    kind = parameters(bn).kind
+    plain = kind.merges and plan.weights is None
     stream = Stream(tables, ends, batch_rows if plain and batch_rows <= most and len(dtypes) == 1 else 0)
     batches = _tables.cut(
         stream.pieces([*names, plan.weights] if plan.weights else names, begun),
@@ -241,14 +243,14 @@ def fit(inputs: Sequence[Path], out: Path, plan: Plan, *, resume: bool, tell: Ca
         "C" if orders == {"C"} else "F",
         weights=plan.weights,
         columns=True,
-        fewest=0 if bn.momentum is None else max(2, int(bn.ddof) + 1),
+        fewest=kind.fewest_values(bn.ddof),
     )
     n_batches = getattr(bn, "n_batches_seen_", 0)
     rows = {n_batches: begun}  # by the number of batches learned: right at whatever moment Ctrl-C comes
 
     def save() -> None:
-        content = {"state": bn._content(), "rows": rows[bn.n_batches_seen_], "ends": stream.ends, **identity}
-        _state_file.write(partial, content, CHECKPOINT)
+        kept = {"state": content(bn), "rows": rows[bn.n_batches_seen_], "ends": stream.ends, **identity}
+        _state_file.write(partial, kept, CHECKPOINT)
 
     saved = time.monotonic()
     mapped = all(isinstance(table, _tables.Npy) and table.reads_ahead for table in tables)
@@ -278,8 +280,8 @@ def fit(inputs: Sequence[Path], out: Path, plan: Plan, *, resume: bool, tell: Ca
         raise Interrupted(f"interrupted; {kept}") from None
     except (OSError, ValueError) as error:
         if partial.exists():
-            kind = OSError if isinstance(error, OSError) else ValueError
-            raise kind(f"{error} (the checkpoint {str(partial)!r} stays)") from None
+            same = OSError if isinstance(error, OSError) else ValueError
+            raise same(f"{error} (the checkpoint {str(partial)!r} stays)") from None
         raise
     partial.unlink(missing_ok=True)
     return f"{rows[bn.n_batches_seen_]:,} rows, {len(names):,} columns, {bn.n_batches_seen_:,} batches: {out}"
@@ -324,8 +326,8 @@ def require(table: Table, names: Sequence[str]) -> None:
 
 def _identity(tables: Sequence[Table], names: list[str], plan: Plan, batch_rows: int) -> dict[str, Any]:
     """What must be the same for a checkpoint to be continued."""
-    parameters = ("momentum", "halflife", "eps", "ddof")
-    options = {f"--{name}": getattr(plan.transformer, name) for name in parameters}
+    names_of_options = ("momentum", "halflife", "window", "eps", "ddof")
+    options = {f"--{name}": getattr(plan.transformer, name) for name in names_of_options}
     options |= {"--columns": names, "--weights": plan.weights, "--batch-rows": batch_rows}
     stats = [(os.path.realpath(table.path), os.stat(table.path)) for table in tables]
     return {"options": options, "inputs": [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]}
@@ -334,18 +336,18 @@ def _identity(tables: Sequence[Table], names: list[str], plan: Plan, batch_rows:
 def _checkpoint(partial: Path, identity: dict[str, Any]) -> tuple[BatchNormTransformer, int, list[int]]:
     """The transformer, its number of rows, and those up to the end of each file that has been read."""
     try:
-        content = _state_file.read(partial, CHECKPOINT)
-        inputs, options = content["inputs"], content["options"]
-        bn = BatchNormTransformer._of_content(content["state"])
-        rows, ends = int(content["rows"]), [int(end) for end in content["ends"]]
+        kept = _state_file.read(partial, CHECKPOINT)
+        inputs, options = kept["inputs"], kept["options"]
+        bn = restored(BatchNormTransformer, kept["state"])
+        rows, ends = int(kept["rows"]), [int(end) for end in kept["ends"]]
     except (KeyError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(
             f"{str(partial)!r} is no checkpoint of a fit: {error}; start afresh without --resume"
         ) from None
     change = ""
     for option, now in identity["options"].items():
-        if options[option] != now:
-            change = change or f"{option} was {options[option]}, and is {now}"
+        if options.get(option) != now:
+            change = change or f"{option} was {options.get(option)}, and is {now}"
     for before, now in zip(inputs, identity["inputs"], strict=False):
         if before != now:
             change = change or (
@@ -428,9 +430,9 @@ def merge(states: Sequence[Path], out: Path) -> str:
     refuse_as_state(out)
     loaded = [BatchNormTransformer.load(path) for path in states]
     for path, bn in zip(states, loaded, strict=True):
-        if bn._learned.mode != "cumulative":
+        if not bn._state.kind.merges:
             raise ValueError(
-                f"{str(path)!r} has {bn._learned.mode} statistics; merge needs cumulative ones, which know no order"
+                f"{str(path)!r} has {bn._state.kind.name} statistics; merge needs cumulative ones, which know no order"
             )
     total = loaded[0]
     for path, bn in zip(states[1:], loaded[1:], strict=True):
@@ -463,5 +465,5 @@ def show(state: Path) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     table = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
     seen = f"{counts.max():,} rows in {bn.n_batches_seen_:,} batch(es)"
-    head = f"{bn._learned.mode} statistics of {seen}; parameters: {parameters}"
+    head = f"{bn._state.kind.name} statistics of {seen}; parameters: {parameters}"
     return "\n".join([head, "", *table])

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from bncpu.state import State
+
 Float64 = NDArray[np.float64]
 
 
@@ -35,6 +37,21 @@ def from_torch(state_dict: Any, prefix: Any) -> Layer:
         raise ValueError(f"state_dict has no {prefix + missing[0]!r}; prefix may be one of {found}")
     values = {name: _array(name, state_dict.get(prefix + name)) for name in ("weight", "bias", *STATISTICS)}
     return _checked(Layer(values["running_mean"], values["running_var"], values["weight"], values["bias"]))
+
+
+def of(state: State) -> Layer:
+    """What a layer needs so as to subtract and divide as `transform` does."""
+    p = state.parameters
+    mean, var, divisor = state.derived[:3].copy()
+    divisor = divisor if p.with_std else np.ones_like(divisor)
+    other = (divisor != np.sqrt(var + p.eps)) & ~np.isnan(var)
+    var[other] = np.maximum(divisor[other] ** 2 - p.eps, 0)
+    gamma = p.gamma
+    if np.any(other):
+        gamma = np.ones_like(var) if gamma is None else gamma.copy()
+        gamma[other] *= np.sqrt(var[other] + p.eps) / divisor[other]
+    mean = mean if p.with_mean else np.where(np.isnan(mean), np.nan, 0.0)
+    return Layer(mean, var, gamma, p.beta)
 
 
 def to_torch(layer: Layer, n_batches: int) -> dict[str, NDArray[Any]]:

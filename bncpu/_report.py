@@ -10,6 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from bncpu import moments
+from bncpu.moments import Moments
+from bncpu.state import Parameters, State
+
 Float64 = NDArray[np.float64]
 
 # Below this part of its mean, a standard deviation has under 4 decimal digits left in float32.
@@ -135,54 +139,37 @@ def _uncertain(value: float, error: float, sign: str = "") -> str:
     return "" if np.isnan(value) else f"{value:{sign}.2f} ± {error:.2f}"
 
 
-def effective_n(
-    mode: str, seen: Float64, weight: Float64, n_batches: int, momentum: float | None, halflife: float | None
-) -> Float64:
-    """How many values of equal weight would leave a running mean as uncertain: ``sum(w)**2 / sum(w**2)``.
+def made(state: State, names: NDArray[Any] | None, X: Any, found: Moments, squares: Float64) -> Report:
+    """The report of a fitted transformer on data.
 
     Parameters
     ----------
-    mode : str
-    seen : ndarray of shape (n_features,)
-        Values seen. Weights of samples are taken to be 1, and batches of momentum as of one size.
-    weight : ndarray of shape (n_features,)
-        What they weigh now.
-    n_batches : int
-    momentum, halflife : float or None
+    state : State
+    names : ndarray of shape (n_features,), or None
+    X : ndarray or other batch of shape (n_samples, n_features, ...)
+    found : Moments
+        Of the features of X.
+    squares : ndarray of shape (n_features,)
+        Sums of the squares of the weights that `found` was taken with.
     """
-    if momentum is not None and mode == "momentum":
-        left = momentum**n_batches  # a geometric series over that of the squares
-        return seen / n_batches * (1 + momentum) / (1 - momentum) * (1 - left) / (1 + left)
-    if halflife is not None and mode == "halflife":
-        decay = 0.5 ** (1 / halflife)
-        # More than such a series can weigh was learned by fit, as equals.
-        return np.where(weight * (1 - decay) > 1, weight, weight * (1 + decay) / (1 + decay**seen))
-    return seen
+    p, mean, var = state.parameters, *state.derived[:2]
+    n_given = np.divide(found.count**2, squares, out=np.zeros_like(squares), where=squares > 0)
+    # Weighted as if it were so many values: ddof is of those.
+    each = np.divide(n_given, found.count, out=np.ones_like(squares), where=squares > 0)
+    given_var = moments.variance(moments.scaled(found, each), p.ddof)
+    given = Known(np.where(n_given > 0, found.mean, np.nan), given_var, n_given)
+    running, constant, observed = Known(mean, var, state.effective_n), state.constant, state.running.moments.count
+    curve = gaps(X, running, ~constant & (var > 0), p.eps) if isinstance(X, np.ndarray) else {}
+    names = np.array([f"x{k}" for k in range(len(mean))], dtype=object) if names is None else names
+    columns = _columns(names, running, given, constant, observed, p)
+    return Report(columns, curve, _notes(state, curve))
 
 
-def made(
-    names: NDArray[Any], running: Known, given: Known, *,
-    constant: NDArray[np.bool_], eps: float, ddof: float, observed: Float64, curve: dict[int, float],
-    batch_size: float | None, mode: str,
-) -> Report:  # fmt: skip
-    """The report from statistics of both sides.
-
-    Parameters
-    ----------
-    names : ndarray of shape (n_features,)
-    running, given : Known
-        Of the transformer, and of the data.
-    constant : ndarray of shape (n_features,), bool
-        Features that the transformer only centers, for want of a spread.
-    eps, ddof : float
-    observed : ndarray of shape (n_features,)
-        Values behind the running statistics.
-    curve : dict of int to float
-        Of `gaps`.
-    batch_size : float or None
-        Values of a feature in a batch, so far.
-    mode : str
-    """
+def _columns(
+    names: NDArray[Any], running: Known, given: Known, constant: NDArray[np.bool_], observed: Float64, p: Parameters
+) -> dict[str, NDArray[Any]]:
+    """What `Report.columns` says, from statistics of both sides."""
+    eps, ddof = p.eps, p.ddof
     with np.errstate(all="ignore"):
         std, given_std = np.sqrt(running.var), np.sqrt(given.var)
         shift = (given.mean - running.mean) / std
@@ -214,12 +201,16 @@ def made(
     said = [[text for text, where in remarks if where[k]] for k in range(len(names))]
     for k in np.flatnonzero(shrunk):
         said[k].append(f"eps shrinks it by {shrinkage[k]:.0%}")
-    columns = {
+    return {
         "feature": names, "running_mean": running.mean, "running_std": std, "mean": given.mean, "std": given_std,
         "effective_n": given.n, "running_effective_n": running.n, "shift": shift, "shift_error": shift_error,
         "variance_ratio": ratio, "variance_ratio_error": ratio_error, "shrinkage": shrinkage, "gap": gap,
         "remarks": np.array([", ".join(texts) for texts in said], dtype=object),
     }  # fmt: skip
+
+
+def _notes(state: State, curve: dict[int, float]) -> list[str]:
+    """What the table does not say."""
     notes = [
         "shift: in running standard deviations; gap: root mean square difference between this data normalized by its "
         "own statistics and by the running ones",
@@ -232,12 +223,13 @@ def made(
             f"{sizes} of this data come within {ENOUGH_TO_TRAIN:g} of the running statistics, "
             "the least that training asks for"
         )
-    if batch_size is not None and math.isfinite(batch_size) and batch_size > 0:
-        text = f"learned from batches of {batch_size:.4g} values of a feature on average"
-        if mode == "momentum":
-            text += f": the running variance leaves out what differs between them, about 1 part in {batch_size:.4g}"
+    batch = state.values_per_batch
+    if batch is not None and math.isfinite(batch) and batch > 0:
+        text = f"learned from batches of {batch:.4g} values of a feature on average"
+        if state.kind.averages_batches:
+            text += f": the running variance leaves out what differs between them, about 1 part in {batch:.4g}"
         notes.append(text)
-    return Report(columns, curve, notes)
+    return notes
 
 
 def normal_score(ratio: Float64, n: Float64, m: Float64, ddof: float) -> Float64:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bncpu import BatchNormTransformer, __version__, _files, _tables, _validation, bench, show_versions
+from bncpu import BatchNormTransformer, __version__, _files, _tables, bench, show_versions, state
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -110,6 +110,7 @@ def _add_file_commands(commands: Any) -> None:
     forgetting = fit.add_mutually_exclusive_group()
     forgetting.add_argument("--momentum", type=float, metavar="M", help="weight of the old value: average over batches")
     forgetting.add_argument("--halflife", type=float, metavar="H", help="rows after which a row counts half")
+    forgetting.add_argument("--window", type=int, metavar="N", help="learn the last N rows only")
     fit.add_argument("--eps", type=float, default=0.0, help="added to the variance (%(default)s)")
     fit.add_argument("--ddof", type=float, default=0.0, help="the variance divides by n - ddof (%(default)s)")
     fit.add_argument("--batch-rows", type=int, metavar="N", help="rows learned at a time (as many as make 8 MiB)")
@@ -150,10 +151,10 @@ def _fit(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Callab
     columns, excluded = (_names(parser, option, getattr(options, option)) for option in ("columns", "exclude"))
     if options.weights in columns:
         parser.error(f"--weights {options.weights} is one of --columns")
-    parameters = {name: getattr(options, name) for name in ("momentum", "halflife", "eps", "ddof")}
+    parameters = {name: getattr(options, name) for name in ("momentum", "halflife", "window", "eps", "ddof")}
     transformer = BatchNormTransformer(**parameters)
     try:
-        _validation.parameters(transformer)
+        state.parameters(transformer)
     except (TypeError, ValueError) as error:
         parser.error(str(error))
     plan = _files.Plan(transformer, columns or None, options.weights, options.batch_rows, excluded)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sklearn.base import clone
 from sklearn.utils.validation import _num_samples, check_is_fitted
 
-from bncpu import _validation
+from bncpu import _door
 from bncpu.transformer import BatchNormTransformer
 
 BATCH, RUNNING = "#0072b2", "#d55e00"  # colour-blind safe
@@ -109,11 +109,11 @@ class BatchNormDisplay:
         """
         _pyplot()
         running, rows, seen = clone(estimator), [], 0
-        for item in _validation.stream(estimator, batches):
-            batch = _validation.of_stream(item)
-            if _validation.is_empty(batch):
+        for item in _door.stream(estimator, batches):
+            batch = _door.of_stream(item)
+            if _door.is_empty(batch):
                 continue
-            alone = clone(estimator).set_params(momentum=None, halflife=None, batch_size=None).fit(batch)
+            alone = clone(estimator).set_params(momentum=None, halflife=None, window=None, batch_size=None).fit(batch)
             running.partial_fit(batch)
             seen += _num_samples(batch)
             spreads = (np.sqrt(t.running_var_) for t in (alone, running))

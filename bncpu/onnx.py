@@ -64,7 +64,7 @@ def _shape(operator: Any) -> None:
 
 def _convert(scope: Any, operator: Any, container: Any) -> None:
     fitted = operator.raw_operator
-    parameters = fitted._applied.parameters
+    parameters = fitted._state.parameters
     n_features, axis = fitted.n_features_in_, parameters.channel_axis
     if axis not in (None, 1):
         raise ValueError(f"ONNX has channels on axis 1; channel_axis must be None or 1, got {axis}")

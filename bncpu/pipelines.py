@@ -93,7 +93,7 @@ def simplify(pipeline: Pipeline) -> Pipeline:
         return pipeline
     check_is_fitted(normalizer)
     check_is_fitted(model)
-    forward = normalizer._applied.forward
+    forward = normalizer._state.forward
     known = all(np.all(np.isfinite(a)) for a in forward)
     if normalizer.channel_axis is not None or not isinstance(model.coef_, np.ndarray) or not known:
         return pipeline

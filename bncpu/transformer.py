@@ -7,7 +7,7 @@ import importlib.metadata
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -16,48 +16,18 @@ from sklearn.utils import gen_batches
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import _num_samples, check_is_fitted
 
-from bncpu import _batches, _dask, _kernels, _layers, _layout, _report, _state_file, _validation, moments
+from bncpu import _batches, _dask, _door, _infinities, _kernels, _layers, _layout, _report, _state_file, moments
+from bncpu import state as states
 from bncpu._compat import UNWATCHED, CallbackSupportMixin, fit_task, is_lazy, is_watched, rows, with_callbacks
 from bncpu._device import as_given
+from bncpu._door import Samples
 from bncpu._report import Report
-from bncpu._validation import Parameters, Samples
-from bncpu.moments import Coefficients, Moments
+from bncpu._validation import threads
+from bncpu.moments import Coefficients
+from bncpu.running import Kind, Layer, Running, continues
+from bncpu.state import Parameters, State, added, collapsed
 
-
-class _Learned(NamedTuple):
-    """What a stream has taught so far."""
-
-    mode: str
-    # Of shape (5, n_features): count, mean, mean_lo, m2; rows since a feature's last value, counted with halflife only.
-    values: NDArray[np.float64]
-
-    @classmethod
-    def of(cls, mode: str, running: Moments, age: NDArray[np.float64]) -> _Learned:
-        return cls(mode, np.stack([*running, age]))
-
-    @property
-    def moments(self) -> Moments:
-        return Moments(*self.values[:4])
-
-    @property
-    def age(self) -> NDArray[np.float64]:
-        return self.values[4]
-
-
-class _Applied(NamedTuple):
-    """What follows from it by the parameters of the last fit, for `transform` and the public attributes."""
-
-    parameters: Parameters
-    # As `moments.fold_running` returns them.
-    values: NDArray[np.float64]
-    single: NDArray[np.float32] | None
-
-    @property
-    def forward(self) -> Coefficients:
-        return Coefficients(*self.values[3:])
-
-
-FITTED = ("n_features_in_", "feature_names_in_", "n_samples_seen_", "n_batches_seen_", "_learned", "_applied")
+FITTED = ("n_features_in_", "feature_names_in_", "_state")
 
 
 class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
@@ -68,14 +38,15 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
     batches; :meth:`transform` always uses them, never the statistics of the data it is given, so there is
     no training mode to forget.
 
-    Three kinds of running statistics:
+    Four kinds of running statistics:
 
     - cumulative (default): exact statistics of everything seen, whatever the batches and their order;
-    - ``halflife``: recent rows count more; does not depend on how the stream was cut into batches;
+    - ``window``: exact statistics of the last so many rows, however the stream was cut into batches;
+    - ``halflife``: recent rows count more; does not depend on how the stream was cut into batches either;
     - ``momentum``: the textbook's exponential average over batches.
 
     Only :meth:`partial_fit`, and :meth:`fit` in batches, know an order and forget; :meth:`fit` of one batch is
-    exact, whatever the kind.
+    exact, whatever the kind. A ``window`` has an order always.
 
     NaN is missing data: left out of the statistics, kept by :meth:`transform`. Infinities are refused.
     A refused call leaves the transformer as it was.
@@ -99,7 +70,11 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         the weight of the OLD value: PyTorch's ``momentum=0.1`` is 0.9 here. A batch with a single value of
         a feature is refused.
     halflife : float, optional
-        Rows after which a row counts half. Excludes `momentum`.
+        Rows after which a row counts half. Excludes `momentum` and `window`.
+    window : int, optional
+        Learn the statistics of the last `window` rows, or of all while there are fewer. Nothing is ever subtracted, so
+        no error grows, however long the stream. These rows are kept, in CPU memory: `window` times the size of one. For
+        dense X in memory. Excludes `momentum` and `halflife`.
     eps : float, default=0.0
         Added to the variance. With 0 the result does not depend on the units of the data, and a constant
         feature, by scikit-learn's error bound [2]_, is only centered.
@@ -192,11 +167,8 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
     # Not metadata: `out` is an array of the caller's.
     __metadata_request__transform: ClassVar = {"out": UNUSED}
 
-    n_samples_seen_: int | float | NDArray[Any]
-    n_batches_seen_: int
     n_features_in_: int
-    _learned: _Learned
-    _applied: _Applied
+    _state: State
 
     _doc_link_module = "bncpu"
 
@@ -205,6 +177,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         *,
         momentum: float | None = None,
         halflife: float | None = None,
+        window: int | None = None,
         eps: float = 0.0,
         ddof: float = 0,
         with_mean: bool = True,
@@ -219,6 +192,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
     ) -> None:
         self.momentum = momentum
         self.halflife = halflife
+        self.window = window
         self.eps = eps
         self.ddof = ddof
         self.with_mean = with_mean
@@ -235,7 +209,8 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         """Forget everything, then learn the exact statistics of X as one batch.
 
         The rows of X have no order here: with `momentum` or `halflife` too, the result is their plain mean
-        and variance, from which :meth:`partial_fit` goes on. With `batch_size`, learn from X as a stream instead.
+        and variance, from which :meth:`partial_fit` goes on. With `batch_size`, learn from X as a stream instead. With
+        `window`, learn the last `window` rows.
 
         Parameters
         ----------
@@ -265,11 +240,11 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         array([2.])
         """
         after = self._as_it_is()
-        p = _validation.parameters(after)
-        _validation.warn_of_pytorchs_momentum(p)
+        p = states.parameters(after)
+        states.warn_of_pytorchs_momentum(p)
         if self._fit_plain(X, sample_weight, p, after):
             return self
-        ordered = after.batch_size is not None
+        ordered = after.batch_size is not None or p.kind.orders_one_batch
         return self._fit(X, y, sample_weight, p, after, new=True, ordered=ordered, batch_size=after.batch_size)
 
     def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> BatchNormTransformer:
@@ -307,12 +282,12 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         if self._learn_plain(X, sample_weight):
             return self
         after = self._as_it_is()
-        p = _validation.parameters(after)
-        new = not hasattr(after, "_learned")
+        p = states.parameters(after)
+        new = "_state" not in vars(after)
         if new:
-            _validation.warn_of_pytorchs_momentum(p)
+            states.warn_of_pytorchs_momentum(p)
         else:
-            _validation.same_mode(after._learned.mode, p.mode)
+            continues(after._state.kind, p.kind)
         return self._fit(X, y, sample_weight, p, after, new=new, ordered=True, batch_size=None)
 
     def fit_stream(self, batches: Iterable[Any], *, key: Any = None) -> BatchNormTransformer:
@@ -351,89 +326,83 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         array([3.])
         """
         new = self._as_it_is()
-        new._commit({})
-        stream, n_learned = _validation.stream(self, batches), 0
+        new._take(None)
+        stream, n_learned = _door.stream(self, batches), 0
         try:
             for item in stream:
-                batch = _validation.of_stream(item, key)
-                if _validation.is_empty(batch):
+                batch = _door.of_stream(item, key)
+                if _door.is_empty(batch):
                     continue
                 learner = self if n_learned else new
                 learner.partial_fit(batch)
                 if learner is new:
-                    self._commit({name: value for name, value in vars(new).items() if name in FITTED})
+                    self._take(new)
                 n_learned += 1
         except Exception as error:
             error.add_note(f"in batch {n_learned + 1} of the stream")
             raise
-        _validation.at_least_one(n_learned)
+        _door.at_least_one(n_learned)
         return self
 
     def _as_it_is(self) -> BatchNormTransformer:
-        """One with the state of this moment. Other threads may replace that of this one, and change nothing in it."""
+        """A shallow copy: a consistent snapshot while other threads replace the state."""
         now = object.__new__(type(self))
         now.__dict__.update(vars(self))
         return now
 
     def _fit_plain(self, X: Any, sample_weight: Any, p: Parameters, after: BatchNormTransformer) -> bool:
         """Fit a plain array the short way; False if it is not for that, which leaves all as it was."""
-        if type(X) is not np.ndarray or X.ndim < 2 or self.batch_size is not None or is_watched(self):
+        kind = p.kind.of_one_batch
+        if type(X) is not np.ndarray or X.ndim < 2 or self.batch_size is not None or kind.short is None:
             return False
         axis = 1 if p.channel_axis is None else p.channel_axis
-        if not -X.ndim <= axis < X.ndim:
+        if is_watched(self) or not -X.ndim <= axis < X.ndim:
             return False
         nothing = np.zeros((5, X.shape[axis]))
-        kind = p.momentum, None, p.ddof
-        update = _kernels.update_plain(X, p.channel_axis, sample_weight, self.n_threads, nothing, *kind)
+        how = *kind.short, p.ddof
+        update = _kernels.update_plain(X, p.channel_axis, sample_weight, self.n_threads, nothing, *how)
         if update is None:
             return False
         values, batch, missing = update
         after.__dict__.pop("feature_names_in_", None)
         after.n_features_in_ = X.shape[axis]
-        after._learned = _Learned(p.mode, values)
         n_values = _values_per_feature(X, batch, sample_weight)
-        after.n_samples_seen_ = _collapsed(batch[0], sample_weight is not None) if missing else n_values
-        after.n_batches_seen_ = 1
-        self._commit(after._fitted_attributes(p))
+        seen = collapsed(batch[0], sample_weight is not None) if missing else n_values
+        p = p.for_features(after, X.shape[axis])
+        after._state = State.of(p.kind, Running(values), seen, 1, p)
+        self._take(after)
         return True
 
     def _learn_plain(self, X: Any, sample_weight: Any) -> bool:
         """Learn from a plain array the short way; False if it is not for that, which leaves all as it was."""
-        state = self.__dict__
-        applied = state.get("_applied")
-        if applied is None or not _kernels.unchanged(state, applied.parameters) or is_watched(self):
+        attributes = self.__dict__
+        now: State | None = attributes.get("_state")
+        if now is None or not _kernels.unchanged(attributes, now.parameters) or is_watched(self):
             return False
-        p, learned, before = applied.parameters, state["_learned"], state["n_samples_seen_"]
-        axis = p.channel_axis
-        if learned.mode == _validation.INFERENCE:
+        kind, p, before = now.kind, now.parameters, now.n_samples
+        short, axis = kind.short, p.channel_axis
+        if short is None:
             return False
         if type(X) is not np.ndarray:
-            ordered = axis is not None or p.halflife is not None or sample_weight is not None
-            x = None if ordered else _validation.plain(state, X)
+            ordered = axis is not None or kind.recency is not None or sample_weight is not None
+            x = None if ordered else _door.plain(attributes, X)
             if x is None:
                 return False
             X, axis = _layout.columns(x), 1
-        elif "feature_names_in_" in state:
+        elif "feature_names_in_" in attributes:
             return False
-        kind = p.momentum, p.halflife, p.ddof
-        update = _kernels.update_plain(X, axis, sample_weight, self.n_threads, learned.values, *kind)
+        update = _kernels.update_plain(X, axis, sample_weight, self.n_threads, now.running.values, *short, p.ddof)
         if update is None:
             return False
         values, batch, missing = update
-        n_values = _values_per_feature(X, batch, sample_weight)
+        n_values: Any = _values_per_feature(X, batch, sample_weight)
         if missing or type(before) not in (int, float) or before >= 2**52:
-            counts = before + (batch[0] if missing else np.full(batch.shape[1], n_values, np.float64))
-            seen = _collapsed(counts, sample_weight is not None or _is_weighted(before))
+            n_values = batch[0] if missing else np.full(batch.shape[1], n_values, np.float64)
+            seen = added(before, n_values, sample_weight is not None, batch.shape[1])
         else:
             seen = before + n_values
-        n_batches = state["n_batches_seen_"] + 1
-        fitted = {
-            "n_samples_seen_": seen,
-            "n_batches_seen_": n_batches,
-            "_learned": _Learned(learned.mode, values),
-            "_applied": _apply_parameters(p, values, seen, n_batches),
-        }
-        self.__dict__ = {**state, **fitted}
+        state = State.of(kind, Running(values), seen, now.n_batches + 1, p)
+        self.__dict__ = {**attributes, "_state": state}
         return True
 
     @with_callbacks
@@ -450,15 +419,14 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         batch_size: int | None,
     ) -> BatchNormTransformer:
         """Let `after` learn X beside the old state, batch by batch, then put its state in place in one step."""
-        given = _validation.samples(X, p.channel_axis)
-        weights = (_dask.weights if is_lazy(X) else _validation.sample_weight)(sample_weight, given.X)
+        given = _door.samples(X, p.channel_axis)
+        weights = (_dask.weights if is_lazy(X) else _door.sample_weight)(sample_weight, given.X)
         batches = [slice(None)]
-        sliceable = given.X if batch_size is None else _validation.sliceable(given.X, p)
+        sliceable = given.X if batch_size is None else _door.sliceable(given.X, p)
         cut = batch_size is not None and _num_samples(sliceable) > 0
         if cut:
             given = given._replace(X=sliceable)
-            values = 0 if p.momentum is None else max(2, int(p.ddof) + 1)
-            fewest = -(-values // math.prod(getattr(given.X, "shape", ())[2:]))
+            fewest = -(-p.kind.fewest_values(p.ddof) // math.prod(getattr(given.X, "shape", ())[2:]))
             batches = list(gen_batches(_num_samples(given.X), batch_size, min_batch_size=fewest))
 
         task = fit_task(self, len(batches) if cut else 0)
@@ -470,10 +438,10 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
             step = task.subcontext("batch") if cut else UNWATCHED
             step.call_on_fit_task_begin(estimator=self, X=as_given(batch))
             after._learn(batch, some, p, part.start or 0, new=new and part is batches[0], ordered=ordered)
-            so_far = functools.partial(after._fitted_attributes, p)
+            so_far = functools.partial(_fitted, after)
             if step.call_on_fit_task_end(estimator=self, X=as_given(batch), reconstruction_attributes=so_far):
                 break
-        self._commit(after._fitted_attributes(p))
+        self._take(after)
         task.call_on_fit_task_end(**watched, reconstruction_attributes={})
         return self
 
@@ -488,50 +456,33 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         ordered: bool,
     ) -> None:
         """Learn from one batch; a refused one may leave scikit-learn's attributes changed."""
-        X = _validation.batch(self, X, p, reset=new)
+        X = _door.batch(self, X, p, reset=new)
         n_features = X.shape[1]
         p = p.for_features(self, n_features)
-        _validation.stays_sparse(X, p)
+        _door.stays_sparse(X, p)
+        kind: Kind = p.kind if ordered else p.kind.of_one_batch
+        _door.rows_in_memory(X, kind)
         names = getattr(self, "feature_names_in_", None)
-        if new:
-            self._learned = _Learned(p.mode, np.zeros((5, n_features)))
-        running, age = self._learned.moments, self._learned.age
-        halflife = p.halflife if ordered else None
-        how: dict[str, Any] = {"halflife": halflife, "count_values": p.momentum is not None}
+        known = Running.empty(n_features) if new else self._state.running
+        how: dict[str, Any] = {"halflife": kind.recency, "count_values": kind.averages_batches}
         # Overflow is looked for in the result, below.
         with np.errstate(over="ignore", invalid="ignore"):
             if is_lazy(X):
                 batch = _dask.summary(self, X, weights, p, first_row, **how)
             else:
                 batch = _batches.summary(X, weights, self.n_threads, **how)
-            _validation.finite_moments(self, None if is_lazy(X) else X, batch.moments, names, first_row)
-            seen = batch.moments.count
-            if halflife is not None:
-                seen = batch.observed
-                running, age = moments.update_halflife(
-                    running, age, batch.moments, batch.n_samples, halflife, batch.age
-                )
-            elif p.momentum is None:
-                running = moments.update_cumulative(running, batch.moments)
-            else:
-                _validation.two_values(self, batch.observed, X.ndim == 2 and batch.n_positive == 1, seen, p.ddof)
-                running = moments.update_momentum(running, batch.moments, p.momentum, p.ddof)
-        _validation.finite_moments(self, None, running, names)
+            _infinities.finite_moments(self, None if is_lazy(X) else X, batch.moments, names, first_row)
+            kind.check(self, batch, X.ndim == 2 and batch.n_positive == 1)
+            running = kind.update(known, batch, p.ddof, X, weights)
+        _infinities.finite_moments(self, None, running.moments, names)
+        before = (0, 0) if new else (self._state.n_samples, self._state.n_batches)
+        seen = added(before[0], kind.seen(batch), weights is not None, n_features)
+        self._state = State.of(p.kind, running, seen, before[1] + 1, p)
 
-        before = (0, 0) if new else (self.n_samples_seen_, self.n_batches_seen_)
-        self.n_samples_seen_ = _collapsed(before[0] + seen, weights is not None or _is_weighted(before[0]))
-        self.n_batches_seen_ = before[1] + 1
-        self._learned = _Learned.of(p.mode, running, age)
-
-    def _commit(self, fitted: dict[str, Any]) -> None:
-        """Put new fitted attributes in place of all old ones in one step."""
-        self.__dict__ = {name: value for name, value in vars(self).copy().items() if name not in FITTED} | fitted
-
-    def _fitted_attributes(self, p: Parameters) -> dict[str, Any]:
-        """What was learned, and what follows from it by the parameters."""
-        p = p.for_features(self, self.n_features_in_)
-        applied = _apply_parameters(p, self._learned.values, self.n_samples_seen_, self.n_batches_seen_)
-        return {name: value for name, value in vars(self).items() if name in FITTED} | {"_applied": applied}
+    def _take(self, other: BatchNormTransformer | None) -> None:
+        """Put what another one was fitted to in the place of all that this one was, in one step; None: nothing."""
+        kept = {name: value for name, value in vars(self).copy().items() if name not in FITTED}
+        self.__dict__ = kept if other is None else kept | _fitted(other)
 
     def transform(self, X: Any, copy: bool | None = None, *, out: NDArray[Any] | None = None) -> Any:
         """Normalize X with the running statistics.
@@ -565,38 +516,38 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
                [11.]])
         """
         # The short way of plain arrays: whatever else there is, errors included, comes after it.
-        state = self.__dict__
+        attributes = self.__dict__
         if (
-            "_applied" in state
+            "_state" in attributes
             and (out is not None or (self.copy if copy is None else copy) is True)
             and (self.n_threads is None or (type(self.n_threads) is int and self.n_threads > 0))
         ):
-            p, values, single = state["_applied"]
-            y, axis = None, p.channel_axis
+            state: State = attributes["_state"]
+            y, axis = None, state.parameters.channel_axis
             if type(X) is not np.ndarray:
                 y = self._transform_frame(X) if out is None and axis is None else None
-            elif "feature_names_in_" not in state and ((out is None and axis is None) or not _validation.wrapped(self)):
-                y = _kernels.apply_plain(X, axis, out, self.dtype, self.n_threads, values, single)
+            elif "feature_names_in_" not in attributes and ((out is None and axis is None) or not _door.wrapped(self)):
+                y = _kernels.apply_plain(X, axis, out, self.dtype, self.n_threads, state.derived, state.single)
             if y is not None:
                 return y
         check_is_fitted(self)
         now = self._as_it_is()
-        given = _validation.to_transform(now, X, now._applied.parameters)
-        to = None if out is None else _validation.out_of_transform(now, given, out)
-        y = now._apply(given, now._applied.forward, copy, to, _validation.dtype(now.dtype))
+        given = _door.to_transform(now, X, now._state.parameters)
+        to = None if out is None else _door.out_of_transform(now, given, out)
+        y = now._apply(given, now._state.forward, copy, to, states.dtype(now.dtype))
         return y if out is None else out
 
     def _transform_frame(self, X: Any) -> NDArray[Any] | None:
         """What `transform` returns of a frame that scikit-learn need not look at; None of anything else."""
         now = self._as_it_is()
-        x = _validation.plain(vars(now), X)
+        x = _door.plain(vars(now), X)
         if x is None:
             return None
-        _, values, single = now._applied
-        y = _kernels.apply_plain(_layout.columns(x), 1, None, now.dtype, now.n_threads, values, single)
+        state = now._state
+        y = _kernels.apply_plain(_layout.columns(x), 1, None, now.dtype, now.n_threads, state.derived, state.single)
         if y is not None:
             return y[0].T
-        return now._apply(Samples(x), now._applied.forward, True, None, _validation.dtype(now.dtype))
+        return now._apply(Samples(x), state.forward, True, None, states.dtype(now.dtype))
 
     def inverse_transform(self, X: Any, copy: bool | None = None) -> NDArray[Any]:
         """Undo :meth:`transform`.
@@ -626,10 +577,10 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         """
         check_is_fitted(self)
         now = self._as_it_is()
-        applied = now._applied
-        _validation.invertible(now, applied.forward.scale)
-        given = _validation.to_invert(now, X, applied.parameters)
-        return now._apply(given, moments.fold_inverse(applied.forward, applied.parameters.beta), copy, None)
+        state = now._state
+        _door.invertible(now, state.forward.scale)
+        given = _door.to_invert(now, X, state.parameters)
+        return now._apply(given, moments.fold_inverse(state.forward, state.parameters.beta), copy, None)
 
     def _apply(
         self,
@@ -639,15 +590,15 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         out: Any,
         dtype: np.dtype[Any] | None = None,
     ) -> Any:
-        _validation.threads(self.n_threads)
+        threads(self.n_threads)
         X = given.X
         if is_lazy(X):
-            return given.back(_dask.apply(self, X, coefficients, self._applied.parameters, dtype))
+            return given.back(_dask.apply(self, X, coefficients, self._state.parameters, dtype))
         if out is None and not (self.copy if copy is None else copy) and _batches.can_be_overwritten(X, dtype):
             out = X
         y, infinite = _batches.apply(X, coefficients, dtype=dtype, out=out, n_threads=self.n_threads)
         if infinite:
-            _validation.infinity(self, X, getattr(self, "feature_names_in_", None))
+            _infinities.infinity(self, X, getattr(self, "feature_names_in_", None))
         return given.back(y)
 
     def merge(self, other: BatchNormTransformer) -> BatchNormTransformer:
@@ -671,7 +622,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         TypeError
             If `other` is not a BatchNormTransformer.
         ValueError
-            If one of the two uses `momentum` or `halflife`, they do not match, or the variance of both
+            If one of the two is not cumulative, they do not match, or the variance of both
             together overflows float64.
 
         Examples
@@ -684,24 +635,23 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         after = self._as_it_is()
         if isinstance(other, BatchNormTransformer):
             other = other._as_it_is()
-        p = _validation.parameters(after)
-        _validation.mergeable(after, other)
-        if not hasattr(other, "_learned"):
+        p = states.parameters(after)
+        states.mergeable(after, other)
+        if "_state" not in vars(other):
             return self
-        n_features = other.n_features_in_
-        mine, theirs = getattr(after, "n_samples_seen_", 0), other.n_samples_seen_
-        before = after._learned.moments if hasattr(after, "_learned") else Moments.empty(n_features)
-        if not hasattr(after, "_learned"):
-            named = ("n_features_in_", "feature_names_in_")
-            after.__dict__.update({k: v for k, v in vars(other).items() if k in named})
+        theirs, n_features = other._state, other.n_features_in_
+        if "_state" in vars(after):
+            mine = after._state
+        else:
+            mine = State.of(p.kind, Running.empty(n_features), 0, 0, p)
+            after.__dict__.update({name: value for name, value in vars(other).items() if name in FITTED[:2]})
         with np.errstate(over="ignore", invalid="ignore"):
-            total = moments.merge(before, other._learned.moments)
-        _validation.finite_moments(self, None, total, getattr(after, "feature_names_in_", None))
-        after._learned = _Learned.of(other._learned.mode, total, other._learned.age)
-        seen = np.broadcast_to(mine, n_features) + theirs
-        after.n_samples_seen_ = _collapsed(seen, _is_weighted(mine) or _is_weighted(theirs))
-        after.n_batches_seen_ = getattr(after, "n_batches_seen_", 0) + other.n_batches_seen_
-        self._commit(after._fitted_attributes(p))
+            total = moments.merge(mine.running.moments, theirs.running.moments)
+        _infinities.finite_moments(self, None, total, getattr(after, "feature_names_in_", None))
+        seen = added(mine.n_samples, theirs.n_samples, states.is_weighted(theirs.n_samples), n_features)
+        n_batches = mine.n_batches + theirs.n_batches
+        after._state = State.of(theirs.kind, Running.of(total), seen, n_batches, p.for_features(after, n_features))
+        self._take(after)
         return self
 
     def report(self, X: Any, sample_weight: Any = None) -> Report:
@@ -745,32 +695,15 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         """
         check_is_fitted(self)
         now = self._as_it_is()
-        p, values, _ = now._applied
-        given = _validation.to_report(now, X, p)
-        weights = _validation.sample_weight(sample_weight, given)
+        state, p = now._state, now._state.parameters
+        given = _door.to_report(now, X, p)
+        weights = _door.sample_weight(sample_weight, given)
         weights = None if weights is None else weights / np.max(weights)
         names = getattr(now, "feature_names_in_", None)
         found, _ = _batches.moments(given, weights, now.n_threads)
-        _validation.finite_moments(now, given, found, names)
+        _infinities.finite_moments(now, given, found, names)
         squares = found.count if weights is None else _batches.moments(given, weights**2, now.n_threads)[0].count
-        n_given = np.divide(found.count**2, squares, out=np.zeros_like(squares), where=squares > 0)
-        # Weighted as if it were so many values: ddof is of those.
-        each = np.divide(n_given, found.count, out=np.ones_like(squares), where=squares > 0)
-        var = moments.variance(moments.scaled(found, each), p.ddof)
-        here = _report.Known(np.where(n_given > 0, found.mean, np.nan), var, n_given)
-        seen = np.broadcast_to(np.asarray(now.n_samples_seen_, np.float64), len(found.count))
-        mode, observed = now._learned.mode, now._learned.moments.count
-        n = _report.effective_n(mode, seen, observed, now.n_batches_seen_, p.momentum, p.halflife)
-        n = np.where((seen == 0) & (observed > 0), np.inf, n)  # a layer does not tell
-        running = _report.Known(values[0], values[1], n)
-        constant = (values[1] == 0) | ((p.eps == 0) & (values[2] == 1) & (values[1] != 1))
-        useful = ~constant & (values[1] > 0)
-        return _report.made(
-            np.array([f"x{k}" for k in range(len(seen))], dtype=object) if names is None else names, running, here,
-            constant=constant, eps=p.eps, ddof=p.ddof, observed=observed, mode=mode,
-            curve=_report.gaps(given, running, useful, p.eps) if isinstance(given, np.ndarray) else {},
-            batch_size=None if mode == _validation.INFERENCE else float(np.max(seen)) / now.n_batches_seen_,
-        )  # fmt: skip
+        return _report.made(state, names, given, found, squares)
 
     @classmethod
     def from_statistics(
@@ -819,22 +752,16 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         array([11.])
         """
         made = cls(**params)
-        p = _validation.parameters(made)
-        # The momentum average holds variances, each with its ddof applied, and the weight 1 once it is warm.
-        momentum = p.mode == "momentum"
-        mean, var, count = _validation.statistics(mean, var, n_samples, 0 if momentum else p.ddof)
-        weight = (count > 0).astype(np.float64) if momentum else count
-        with np.errstate(over="ignore"):
-            m2 = var * (weight if momentum else np.maximum(count - p.ddof, 0))
-        zeros = np.zeros_like(mean)
-        _validation.finite_moments(made, None, Moments(weight, mean, zeros, m2), None)
+        p = states.parameters(made)
+        ddof = 0 if p.kind.averages_batches else p.ddof
+        mean, var, count = states.statistics(mean, var, n_samples, ddof)
+        found = p.kind.start(mean, var, count, ddof)
+        _infinities.finite_moments(made, None, found, None)
         made.n_features_in_ = len(mean)
         if feature_names is not None:
-            made.feature_names_in_ = _validation.feature_names(feature_names, len(mean))
-        made.n_samples_seen_ = _collapsed(count, _is_weighted(n_samples))
-        made.n_batches_seen_ = 1
-        made._learned = _Learned.of(p.mode, Moments(weight, mean, zeros, m2), zeros)
-        made._commit(made._fitted_attributes(p))
+            made.feature_names_in_ = _door.feature_names(feature_names, len(mean))
+        seen = collapsed(count, states.is_weighted(n_samples))
+        made._state = State.of(p.kind, Running.of(found), seen, 1, p.for_features(made, len(mean)))
         return made
 
     @classmethod
@@ -953,14 +880,12 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         cls, layer: _layers.Layer, momentum: float | None, ddof: float, eps: float, axis: int | None
     ) -> BatchNormTransformer:
         affine = {"gamma": layer.gamma, "beta": layer.beta, "eps": eps, "channel_axis": axis}
-        kind = {"momentum": momentum, "ddof": ddof} if momentum is not None else {}
+        kind = {} if momentum is None else {"momentum": momentum, "ddof": ddof}
         made = cls.from_statistics(layer.mean, layer.var, 1, **affine, **kind)
-        p = made._applied.parameters
-        _validation.warn_of_pytorchs_momentum(p)
-        if momentum is None:
-            made._learned = made._learned._replace(mode=_validation.INFERENCE)
-        made.n_samples_seen_ = 0
-        made._commit(made._fitted_attributes(p))
+        state = made._state
+        states.warn_of_pytorchs_momentum(state.parameters)
+        known: Kind = Layer() if state.kind.merges else state.kind
+        made._state = State.of(known, state.running, 0, state.n_batches, state.parameters)
         return made
 
     def to_torch(self) -> dict[str, NDArray[Any]]:
@@ -991,7 +916,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         """
         check_is_fitted(self)
         now = self._as_it_is()
-        return _layers.to_torch(now._as_layer(), now.n_batches_seen_)
+        return _layers.to_torch(_layers.of(now._state), now.n_batches_seen_)
 
     def to_keras(self) -> list[NDArray[Any]]:
         """The weights of a layer of Keras that does with ``training=False`` what :meth:`transform` does.
@@ -1016,21 +941,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         [array([1.]), array([0.]), array([2.]), array([4.])]
         """
         check_is_fitted(self)
-        return _layers.to_keras(self._as_it_is()._as_layer())
-
-    def _as_layer(self) -> _layers.Layer:
-        """What a layer needs so as to subtract and divide as `transform` does."""
-        p, values, _ = self._applied
-        mean, var, divisor = values[:3].copy()
-        divisor = divisor if p.with_std else np.ones_like(divisor)
-        other = (divisor != np.sqrt(var + p.eps)) & ~np.isnan(var)
-        var[other] = np.maximum(divisor[other] ** 2 - p.eps, 0)
-        gamma = p.gamma
-        if np.any(other):
-            gamma = np.ones_like(var) if gamma is None else gamma.copy()
-            gamma[other] *= np.sqrt(var[other] + p.eps) / divisor[other]
-        mean = mean if p.with_mean else np.where(np.isnan(mean), np.nan, 0.0)
-        return _layers.Layer(mean, var, gamma, p.beta)
+        return _layers.to_keras(_layers.of(self._state))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the transformer to a file that :meth:`load` reads: versioned JSON with a checksum.
@@ -1062,27 +973,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         array([2.])
         """
         check_is_fitted(self)
-        _state_file.write(path, self._content())
-
-    def _content(self) -> dict[str, Any]:
-        """What a state file holds of a fitted transformer."""
-        now = self._as_it_is()
-        _validation.parameters(now).for_features(now, now.n_features_in_)
-        learned, names = now._learned, getattr(now, "feature_names_in_", None)
-        content = {
-            "parameters": {name: _as_json(value) for name, value in now.get_params().items()},
-            "in_effect": {name: _as_json(value) for name, value in now._applied.parameters._asdict().items()},
-            "mode": learned.mode,
-            "n_features_in": now.n_features_in_,
-            "feature_names_in": None if names is None else list(names),
-            "n_samples_seen": _as_json(now.n_samples_seen_),
-            "n_batches_seen": now.n_batches_seen_,
-            **{name: _as_json(values) for name, values in learned.moments._asdict().items()},
-            "age": _as_json(learned.age),
-        }
-        observed = learned.moments.count > 0
-        content["mean"] = [value if seen else None for value, seen in zip(content["mean"], observed, strict=True)]
-        return content
+        _state_file.write(path, states.content(self._as_it_is()))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> BatchNormTransformer:
@@ -1118,66 +1009,59 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         """
         path = os.fsdecode(path)
         try:
-            return cls._of_content(_state_file.read(path))
+            made: BatchNormTransformer = states.restored(cls, _state_file.read(path))
+            return made
         except (RecursionError, TypeError, ValueError) as error:
             raise ValueError(f"{path!r} is not a state file of BatchNormTransformer: {error}") from None
 
-    @classmethod
-    def _of_content(cls, content: dict[str, Any]) -> BatchNormTransformer:
-        """Undo `_content`; TypeError or ValueError if it cannot be what that made."""
-        arrays = _validation.state(content)
-        made = cls(**{**content["parameters"], **content["in_effect"]})
-        age = arrays.pop("age")
-        made.n_features_in_ = content["n_features_in"]
-        if content["feature_names_in"] is not None:
-            made.feature_names_in_ = np.array(content["feature_names_in"], dtype=object)
-        seen = content["n_samples_seen"]
-        made.n_samples_seen_ = np.array(seen) if isinstance(seen, list) else seen
-        made.n_batches_seen_ = content["n_batches_seen"]
-        made._learned = _Learned.of(content["mode"], Moments(**arrays), age)
-        p = _validation.parameters(made)
-        _validation.loaded_mode(made._learned.mode, p.mode)
-        made._commit(made._fitted_attributes(p))
-        made.set_params(**content["parameters"])
-        _validation.parameters(made).for_features(made, made.n_features_in_)
-        for name in ("gamma", "beta"):
-            if getattr(made, name) is not None:
-                setattr(made, name, np.array(getattr(made, name), dtype=np.float64))
-        return made
+    @property
+    def n_samples_seen_(self) -> int | float | NDArray[Any]:
+        """Values seen per feature, or the sum of their weights; one number if equal for all features."""
+        check_is_fitted(self)
+        return self._state.n_samples
+
+    @property
+    def n_batches_seen_(self) -> int:
+        """Batches of the last fit, and of every partial_fit since."""
+        check_is_fitted(self)
+        return self._state.n_batches
 
     @property
     def running_mean_(self) -> NDArray[np.float64]:
         """Running mean per feature; NaN for one never observed."""
         check_is_fitted(self)
-        return _read_only(self._applied.values[0])
+        return _read_only(self._state.derived[0])
 
     @property
     def running_var_(self) -> NDArray[np.float64]:
         """Running variance per feature; NaN for one never observed."""
         check_is_fitted(self)
-        return _read_only(self._applied.values[1])
+        return _read_only(self._state.derived[1])
 
     @property
     def mean_(self) -> NDArray[np.float64] | None:
         """`running_mean_`, or None if neither centering nor scaling."""
         check_is_fitted(self)
-        applied = self._applied
-        p = applied.parameters
-        return _read_only(applied.values[0]) if p.with_mean or p.with_std else None
+        state = self._state
+        p = state.parameters
+        return _read_only(state.derived[0]) if p.with_mean or p.with_std else None
 
     @property
     def var_(self) -> NDArray[np.float64] | None:
         """`running_var_`, or None if not scaling."""
         check_is_fitted(self)
-        applied = self._applied
-        return _read_only(applied.values[1]) if applied.parameters.with_std else None
+        state = self._state
+        return _read_only(state.derived[1]) if state.parameters.with_std else None
 
     @property
     def scale_(self) -> NDArray[np.float64] | None:
         """What :meth:`transform` divides by, or None if not scaling."""
         check_is_fitted(self)
-        applied = self._applied
-        return _read_only(applied.values[2]) if applied.parameters.with_std else None
+        state = self._state
+        return _read_only(state.derived[2]) if state.parameters.with_std else None
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return "_state" in vars(self)
 
     @property
     def _doc_link_template(self) -> str:
@@ -1195,19 +1079,9 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         return tags
 
 
-def _apply_parameters(p: Parameters, learned: NDArray[np.float64], n_samples: Any, n_batches: int) -> _Applied:
-    # In momentum mode ddof has been applied to each batch, and the count is the weight seen so far.
-    momentum = p.momentum is not None
-    n_values = n_samples / n_batches if momentum else None
-    ddof = 0 if momentum else p.ddof
-    return _Applied(p, *moments.fold_running(learned, n_values, ddof, p.eps, p.with_mean, p.with_std, p.gamma, p.beta))
-
-
-def _as_json(value: Any) -> Any:
-    """A parameter or statistic as what JSON knows: numbers in full precision, a dtype by its name."""
-    if isinstance(value, (type, np.dtype)):
-        return np.dtype(value).name
-    return value if value is None else np.asarray(value).tolist()
+def _fitted(t: BatchNormTransformer) -> dict[str, Any]:
+    """The attributes that `t` was fitted to."""
+    return {name: value for name, value in vars(t).items() if name in FITTED}
 
 
 def _read_only(a: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -1220,13 +1094,3 @@ def _read_only(a: NDArray[np.float64]) -> NDArray[np.float64]:
 def _values_per_feature(X: NDArray[Any], batch: NDArray[np.float64], sample_weight: Any) -> int | float:
     """How many values of each feature X holds, or their weight, where none is missing; `batch` has their moments."""
     return X.size // batch.shape[1] if sample_weight is None else batch[0, 0].item()
-
-
-def _is_weighted(count: Any) -> bool:
-    return np.asarray(count).dtype.kind == "f"
-
-
-def _collapsed(counts: NDArray[np.float64], weighted: bool) -> int | float | NDArray[Any]:
-    """One number if all features have the same count; integers unless weights were involved."""
-    counts = counts.astype(np.float64 if weighted or np.max(counts) >= 2**53 else np.int64)
-    return counts[0].item() if np.all(counts == counts[0]) else counts

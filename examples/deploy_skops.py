@@ -12,10 +12,11 @@ from sklearn.pipeline import make_pipeline
 from bncpu import BatchNormTransformer
 
 OURS = [
-    "bncpu._validation.Parameters",
+    "bncpu.running.Cumulative",
+    "bncpu.running.Running",
+    "bncpu.state.Parameters",
+    "bncpu.state.State",
     "bncpu.transformer.BatchNormTransformer",
-    "bncpu.transformer._Applied",
-    "bncpu.transformer._Learned",
 ]
 
 X, y = load_wine(return_X_y=True)

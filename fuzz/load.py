@@ -22,7 +22,13 @@ STRANGE = [
     [None] * 3, [[]], [True] * 3, ["x"] * 3, [1e308] * 3, [-1.0] * 3, [2**62] * 3, {}, {"a": 1},
     float("nan"), float("inf"), -float("inf"),
 ]  # fmt: skip
-MODES: list[dict[str, Any]] = [{}, {"momentum": 0.9}, {"halflife": 100}, {"ddof": 1, "eps": 0.1, "gamma": [1, 2, 3]}]
+MODES: list[dict[str, Any]] = [
+    {},
+    {"momentum": 0.9},
+    {"halflife": 100},
+    {"window": 9},
+    {"ddof": 1, "eps": 0.1, "gamma": [1, 2, 3]},
+]
 
 
 @cache

@@ -149,7 +149,9 @@ def same_bits(a, b):
 GOOD = normal(40, (20, 3))
 
 
-MODES = {"cumulative": {}, "momentum": {"momentum": 0.9}, "halflife": {"halflife": 100}}
+MODES = {"cumulative": {}, "momentum": {"momentum": 0.9}, "halflife": {"halflife": 100}, "window": {"window": 30}}
+# Those that keep no rows, learn sparse and Dask data too, and take the rows of one fit as a set.
+WITHOUT_ROWS = {name: MODES[name] for name in ("cumulative", "momentum", "halflife")}
 
 
 def with_value(row, column, value, dtype=float):

@@ -37,7 +37,7 @@ def results(n_threads=4):
     """A digest of statistics, results and gradients."""
     rows, d_rows, planes, d_planes = shared()
     bn = BatchNormTransformer(n_threads=n_threads).partial_fit(rows)
-    found = [bn._learned.values, bn.running_var_, bn.transform(rows)]
+    found = [bn._state.running.values, bn.running_var_, bn.transform(rows)]
     for dy, x in ((d_rows, rows), (d_planes, planes)):
         found.append(bncpu.batch_norm(x, np.zeros(x.shape[1]), np.ones(x.shape[1]), n_threads=n_threads))
         y, saved = bncpu.batch_norm_forward(x, n_threads=n_threads)
@@ -49,8 +49,8 @@ def results(n_threads=4):
 
 def state(bn):
     """All that a transformer has learned and tells of it, to the bit."""
-    told = (bn.running_mean_, bn.running_var_, bn.mean_, bn.var_, bn.scale_, bn._learned.values)
-    return (bn._learned.mode, bn.n_samples_seen_, bn.n_batches_seen_, *(a.tobytes() for a in told))
+    told = (bn.running_mean_, bn.running_var_, bn.mean_, bn.var_, bn.scale_, bn._state.running.values)
+    return (bn._state.kind.name, bn.n_samples_seen_, bn.n_batches_seen_, *(a.tobytes() for a in told))
 
 
 # ---- forks ----
@@ -215,7 +215,7 @@ def views(bn):
         "n_batches_seen_": bn.n_batches_seen_,
         **{name: getattr(bn, name).tobytes() for name in ("running_mean_", "running_var_", "var_", "scale_")},
     }
-    if bn.momentum is None and bn.halflife is None:
+    if bn._state.kind.merges:
         seen["a merge"] = state(BatchNormTransformer().merge(bn))
     return seen
 
@@ -225,7 +225,7 @@ def legal_views(start, batches, learn):
     legal = defaultdict(set)
 
     def visit(bn, left):
-        if hasattr(bn, "_learned"):
+        if hasattr(bn, "_state"):
             for name, seen in views(bn).items():
                 legal[name].add(seen)
         for i in left:
@@ -273,7 +273,7 @@ def partial_fits_of_one(way):
                 n, wrong = 0, set()
                 at_once.wait()
                 while not done.is_set():
-                    if hasattr(bn, "_learned"):
+                    if hasattr(bn, "_state"):
                         n += 1
                         wrong |= {name for name, seen in views(bn).items() if seen not in legal[name]}
                 return n, wrong

@@ -156,7 +156,7 @@ def test_tables_are_learned_in_column_order_with_nulls_as_missing(make):
     X = np.asfortranarray(np.column_stack([[np.nan, *range(99)], columns["b"], columns["c"]]))
     t, expected = BatchNormTransformer().fit(make(columns)), BatchNormTransformer().fit(X)
     assert list(t.feature_names_in_) == ["a", "b", "c"]
-    for found, wanted in zip(t._learned.moments, expected._learned.moments, strict=True):
+    for found, wanted in zip(t._state.running.moments, expected._state.running.moments, strict=True):
         assert found.tobytes() == wanted.tobytes()
     np.testing.assert_array_equal(t.transform(make(columns)), expected.transform(X))
     narrow = make(dict.fromkeys("ab", single))

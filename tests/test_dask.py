@@ -11,7 +11,7 @@ import distributed
 import numpy as np
 import pandas as pd
 import pytest
-from arrays import MODES, OTHER_DTYPES, examples, normal, slow, sparse_columns
+from arrays import OTHER_DTYPES, WITHOUT_ROWS, examples, normal, slow, sparse_columns
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
@@ -61,7 +61,7 @@ def assert_same(a, b):
 
 
 def bits(t):
-    return t._learned.values.tobytes(), t._applied.values.tobytes(), np.asarray(t.n_samples_seen_).tobytes()
+    return t._state.running.values.tobytes(), t._state.derived.tobytes(), np.asarray(t.n_samples_seen_).tobytes()
 
 
 def never(block):
@@ -79,10 +79,10 @@ def cuts(draw, length):
 
 
 @settings(max_examples=examples(20, 2000))
-@given(cuts(N), cuts(C), st.sampled_from(sorted(MODES)), st.booleans())
+@given(cuts(N), cuts(C), st.sampled_from(sorted(WITHOUT_ROWS)), st.booleans())
 def test_blocks_of_any_size_teach_what_the_whole_teaches(rows, columns, mode, weighted):
     X, weights = da.from_array(ROWS, chunks=(rows, columns)), WEIGHTS if weighted else None
-    a, b = BatchNormTransformer(**MODES[mode]), BatchNormTransformer(**MODES[mode])
+    a, b = BatchNormTransformer(**WITHOUT_ROWS[mode]), BatchNormTransformer(**WITHOUT_ROWS[mode])
     with dask.config.set(scheduler="synchronous"):
         for scale in (1, 2):  # of the same batch twice, the weight would not matter
             assert_same(a.partial_fit(scale * X, None, weights), b.partial_fit(scale * ROWS, None, weights))
@@ -92,12 +92,12 @@ def test_blocks_of_any_size_teach_what_the_whole_teaches(rows, columns, mode, we
         np.testing.assert_array_equal(y, a.transform(ROWS))
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", WITHOUT_ROWS)
 def test_blocks_of_unknown_size_teach_what_the_whole_teaches(mode):
     X, keep = da.from_array(ROWS, chunks=(7, 3)), WEIGHTS > 1
     weights = da.from_array(WEIGHTS, chunks=7)
-    a = BatchNormTransformer(**MODES[mode]).partial_fit(X[weights > 1], sample_weight=weights[weights > 1])
-    assert_same(a, BatchNormTransformer(**MODES[mode]).partial_fit(ROWS[keep], sample_weight=WEIGHTS[keep]))
+    a = BatchNormTransformer(**WITHOUT_ROWS[mode]).partial_fit(X[weights > 1], sample_weight=weights[weights > 1])
+    assert_same(a, BatchNormTransformer(**WITHOUT_ROWS[mode]).partial_fit(ROWS[keep], sample_weight=WEIGHTS[keep]))
     y = a.transform(X[weights > 1])
     assert np.isnan(y.shape[0])
     np.testing.assert_array_equal(y, a.transform(ROWS[keep]))
@@ -131,11 +131,11 @@ def test_features_that_fade_within_a_block_or_between_blocks_are_kept():
         assert_same(t, BatchNormTransformer(halflife=1.0).partial_fit(X).partial_fit(X))
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", WITHOUT_ROWS)
 @pytest.mark.parametrize(("chunks", "axis"), [((2, 3, 4, 2), 1), ((4, 5, 1, 3), -1), ((1, 2, 1, 2), 0)])
 def test_channels_on_any_axis(mode, chunks, axis):
     X = da.moveaxis(da.from_array(IMAGES, chunks=chunks), 1, axis)
-    a, b = (BatchNormTransformer(channel_axis=axis, **MODES[mode]) for _ in range(2))
+    a, b = (BatchNormTransformer(channel_axis=axis, **WITHOUT_ROWS[mode]) for _ in range(2))
     whole = np.moveaxis(IMAGES, 1, axis)
     weights = np.arange(whole.shape[1 if axis == 0 else 0]) % 3
     for w in (None, weights):
@@ -171,7 +171,7 @@ def test_sparse_blocks_stay_sparse():
 
 def test_a_batch_size_cuts_rows_whatever_the_blocks():
     X = da.from_array(ROWS[:, :2], chunks=(13, 1))
-    for mode in MODES.values():
+    for mode in WITHOUT_ROWS.values():
         a, b = (BatchNormTransformer(batch_size=25, **mode).fit(x, None, WEIGHTS) for x in (X, ROWS[:, :2]))
         assert_same(a, b)
     t = BatchNormTransformer(batch_size=25)
@@ -182,7 +182,7 @@ def test_a_batch_size_cuts_rows_whatever_the_blocks():
     assert vars(t) == vars(BatchNormTransformer(batch_size=25))
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", WITHOUT_ROWS)
 def test_every_block_is_computed_once(mode):
     computed = []
 
@@ -191,21 +191,21 @@ def test_every_block_is_computed_once(mode):
         return block
 
     X = da.from_array(ROWS, chunks=(10, 4)).map_blocks(count, dtype=float, meta=np.empty((0, 0)))
-    BatchNormTransformer(**MODES[mode]).partial_fit(X, sample_weight=abs(X[:, 0]))
+    BatchNormTransformer(**WITHOUT_ROWS[mode]).partial_fit(X, sample_weight=abs(X[:, 0]))
     assert sorted(computed) == [(i, j) for i in range(6) for j in range(2)]
     computed.clear()
     frame = dask_frame().map_partitions(count, 0, meta=FRAME[:0])
-    BatchNormTransformer(**MODES[mode]).partial_fit(frame, sample_weight=frame["f"])
+    BatchNormTransformer(**WITHOUT_ROWS[mode]).partial_fit(frame, sample_weight=frame["f"])
     assert computed == [0] * 4
 
 
 # ---- DataFrames ----
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", WITHOUT_ROWS)
 def test_a_dataframe_teaches_what_pandas_would_and_stays_one(mode):
     X = dask_frame()
-    a, b = (BatchNormTransformer(**MODES[mode]).partial_fit(x) for x in (X, FRAME))
+    a, b = (BatchNormTransformer(**WITHOUT_ROWS[mode]).partial_fit(x) for x in (X, FRAME))
     assert_same(a, b)
     assert list(a.feature_names_in_) == list(FRAME.columns)
     for x, expected in (
@@ -396,7 +396,7 @@ def test_any_scheduler_gives_the_same_bits(mode):
         found = set()
         for scheduler in ("synchronous", "threads", "distributed"):
             with dask.config.set(scheduler=scheduler):
-                t = BatchNormTransformer(**MODES[mode]).partial_fit(x).partial_fit(x)
+                t = BatchNormTransformer(**WITHOUT_ROWS[mode]).partial_fit(x).partial_fit(x)
                 found.add((*bits(t), np.asarray(t.transform(x)).tobytes()))
         assert len(found) == 1
 

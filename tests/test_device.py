@@ -82,7 +82,7 @@ def test_columns_that_lie_apart_are_learned_with_the_bits_of_one_array(parameter
         weights = rng.random(n) if weighted else None
         apart.partial_fit(ColumnBatch([np.ascontiguousarray(X[:, c]) for c in range(5)]), sample_weight=weights)
         whole.partial_fit(np.asfortranarray(X), sample_weight=weights)
-        assert apart._learned.values.tobytes() == whole._learned.values.tobytes()
+        assert apart._state.running.values.tobytes() == whole._state.running.values.tobytes()
     np.testing.assert_array_equal(apart.n_samples_seen_, whole.n_samples_seen_)
     X[3, 2] = np.inf
     with pytest.raises(ValueError, match=r"row\(s\) 3, column\(s\) 2\."):

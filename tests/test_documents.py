@@ -173,5 +173,5 @@ def test_every_source_has_its_test_file():
     tests = {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
     assert sources - {"main"} | {"gpu"} <= tests  # __main__ calls cli
     across = {"documents", "examples", "nist", "peers", "problem_sizes", "processes", "reproducibility", "scikit_learn"}
-    across |= {"conditioning", "faults", "frames", "fuzz", "huge", "inputs", "numbers", "short", "small_calls"}
+    across |= {"conditioning", "faults", "frames", "fuzz", "huge", "numbers", "short", "small_calls"}
     assert tests - sources - {"gpu"} == across

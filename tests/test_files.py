@@ -17,7 +17,7 @@ import pyarrow.parquet
 import pytest
 from arrays import examples, normal, slow
 
-from bncpu import BatchNormTransformer, _files, _tables, _validation, cli
+from bncpu import BatchNormTransformer, _door, _files, _tables, cli
 
 ENDINGS = ["npy", "csv", "csv.gz", "parquet", "arrow", "feather", "ipc"]
 NAMES = ["a", "b c", "d,e"]
@@ -76,7 +76,7 @@ def learned(X, batch_rows, order="F", weights=None, **parameters):
 
 def same(path, bn, names=NAMES):
     state = BatchNormTransformer.load(path)
-    np.testing.assert_array_equal(state._learned.values, bn._learned.values)
+    np.testing.assert_array_equal(state._state.running.values, bn._state.running.values)
     assert (state.n_batches_seen_, state.n_features_in_) == (bn.n_batches_seen_, bn.n_features_in_)
     np.testing.assert_array_equal(state.n_samples_seen_, bn.n_samples_seen_)
     assert list(getattr(state, "feature_names_in_", [])) == ([] if names is None else names)
@@ -516,7 +516,7 @@ def test_every_format_is_transformed_into_every_other(ending, into, X, tmp_path,
     path, state, out = write(tmp_path / f"x.{ending}", X), tmp_path / "state.json", tmp_path / f"out.{into}"
     assert run("fit", path, "-o", state) == run("transform", state, path, "-o", out) == 0
     bn = BatchNormTransformer.load(state)
-    Y = bn._apply(_validation.Samples(X), bn._applied.forward, None, None)
+    Y = bn._apply(_door.Samples(X), bn._state.forward, None, None)
     columns = read(out)
     expected = range(3) if into == "npy" else ["x0", "x1", "x2"] if ending == "npy" else NAMES
     assert list(columns) == list(expected)
@@ -533,7 +533,7 @@ def test_results_are_double_unless_the_input_is_single(ending, dtype, result, or
     Y = np.stack(list(read(out).values()), axis=1)
     assert Y.dtype == result
     bn = BatchNormTransformer.load(state)
-    np.testing.assert_array_equal(Y, bn._apply(_validation.Samples(X), bn._applied.forward, None, None))
+    np.testing.assert_array_equal(Y, bn._apply(_door.Samples(X), bn._state.forward, None, None))
 
 
 @pytest.mark.parametrize("into", ["csv", "parquet", "arrow"])

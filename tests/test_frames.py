@@ -16,7 +16,7 @@ from scipy.sparse import issparse
 from sklearn import config_context
 from test_small_calls import content
 
-from bncpu import BatchNormTransformer, _validation
+from bncpu import BatchNormTransformer, _door
 
 NAMES = ["a", "b", "c"]
 
@@ -30,9 +30,9 @@ def validation(runs):
 
     with pytest.MonkeyPatch.context() as patch:
         if runs:
-            patch.setattr(_validation, "numbers_of_frame", lambda *_: None)
+            patch.setattr(_door, "numbers_of_frame", lambda *_: None)
         else:
-            patch.setattr(_validation, "validate_data", refuse)
+            patch.setattr(_door, "validate_data", refuse)
         yield
 
 
@@ -404,5 +404,5 @@ def test_without_the_libraries_nothing_of_them_is_looked_for(monkeypatch):
     X = pd.DataFrame(normal(8, (1, 3)), columns=NAMES)
     for name in ("pandas", "polars", "pyarrow"):
         monkeypatch.delitem(sys.modules, name, raising=False)
-    assert _validation.numbers_of_frame(X, np.array(NAMES, object)) is None
-    assert _validation.numbers_of_frame(None, None) is None
+    assert _door.numbers_of_frame(X, np.array(NAMES, object)) is None
+    assert _door.numbers_of_frame(None, None) is None

@@ -97,7 +97,7 @@ def test_a_state_that_changes_on_its_way_is_noticed(target, monkeypatch):
 
     def changing(path):
         bn = original(path)
-        bn.n_batches_seen_ += 1
+        bn._state = bn._state._replace(n_batches=bn._state.n_batches + 1)
         return bn
 
     monkeypatch.setattr(BatchNormTransformer, "load", changing)

@@ -365,7 +365,7 @@ def streams(channel_axis, dtype=np.float32):
 
 def assert_same_state(ours, theirs):
     for name in ("count", "mean", "m2"):
-        got, expected = (getattr(t._learned.moments, name) for t in (ours, theirs))
+        got, expected = (getattr(t._state.running.moments, name) for t in (ours, theirs))
         np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-12, err_msg=name)
     np.testing.assert_allclose(ours.running_var_, theirs.running_var_, rtol=1e-12)
     np.testing.assert_allclose(ours.n_samples_seen_, theirs.n_samples_seen_, rtol=1e-15)  # a sum of weights
@@ -411,8 +411,8 @@ def test_a_state_learned_on_a_device_is_one_in_memory(tmp_path):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_transformer_loses_no_digits_of_hostile_columns_on_a_device(dtype):
     names, columns = hostile_columns(600, dtype)
-    found = bncpu.BatchNormTransformer().fit(device(columns))._learned.moments
-    expected = bncpu.BatchNormTransformer().fit(columns)._learned.moments
+    found = bncpu.BatchNormTransformer().fit(device(columns))._state.running.moments
+    expected = bncpu.BatchNormTransformer().fit(columns)._state.running.moments
     np.testing.assert_allclose(found.m2, expected.m2, rtol=1e-12, err_msg=str(names))
     # As far from the truth as rounding the distance to the first value takes it.
     bound = 1e-14 * np.sqrt(expected.m2 / 600) + 2.0**-53 * np.abs(expected.mean)

@@ -56,9 +56,9 @@ def test_one_node_computes_what_transform_does(name, parameters, dtype):
     expected = t.transform(X.astype(float))
     assert y.dtype == dtype
     # The runtime rounds x * a, the offset and the sum.
-    scale = np.abs(t._applied.forward.scale)
-    center = np.abs(t._applied.forward.mean)
-    size = scale * (np.abs(X) + center) + np.abs(t._applied.forward.shift) + np.abs(expected)
+    scale = np.abs(t._state.forward.scale)
+    center = np.abs(t._state.forward.mean)
+    size = scale * (np.abs(X) + center) + np.abs(t._state.forward.shift) + np.abs(expected)
     np.testing.assert_array_equal(np.isnan(y), np.isnan(X))
     assert np.all((np.abs(y - expected) <= 2 * np.finfo(dtype).eps * size) | np.isnan(X))
 

@@ -225,7 +225,7 @@ def test_a_report_changes_nothing_and_refuses_what_transform_refuses():
     t = BatchNormTransformer().fit(X)
     before = t.__getstate__()
     t.report(X)
-    assert all(t.__getstate__()[name] is before[name] for name in ("_learned", "_applied"))
+    assert all(t.__getstate__()[name] is before[name] for name in ("_state",))
     with pytest.raises(ValueError, match="infinity"):
         t.report(np.where(np.arange(4) == 1, np.inf, X))
     with pytest.raises(ValueError, match="3 features"):

@@ -29,7 +29,12 @@ from sklearn.exceptions import NotFittedError
 import bncpu
 from bncpu import BatchNormTransformer, _state_file
 
-MODES = {"cumulative": {}, "momentum": {"momentum": 0.9, "ddof": 1}, "halflife": {"halflife": 100}}
+MODES = {
+    "cumulative": {},
+    "momentum": {"momentum": 0.9, "ddof": 1},
+    "halflife": {"halflife": 100},
+    "window": {"window": 17},
+}
 BAD = "is not a state file of BatchNormTransformer"
 
 
@@ -74,7 +79,7 @@ def test_a_loaded_transformer_continues_to_the_bit(mode, path):
         t.partial_fit(X)
     assert again.n_batches_seen_ == bn.n_batches_seen_
     assert same_bits(np.asarray(again.n_samples_seen_), np.asarray(bn.n_samples_seen_))
-    for a, b in zip(again._learned.moments, bn._learned.moments, strict=True):
+    for a, b in zip(again._state.running.moments, bn._state.running.moments, strict=True):
         assert same_bits(a, b)
     assert same_bits(again.transform(X), bn.transform(X))
     assert same_bits(again.inverse_transform(X), bn.inverse_transform(X))

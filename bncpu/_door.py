@@ -1,0 +1,558 @@
+"""The door: what X is, whatever it came as, and every check of it before the kernels see it.
+
+`samples` views X as (samples, channels, ...) before scikit-learn validates it, and remembers the way back.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import issparse
+from sklearn import get_config
+from sklearn.utils import check_array
+from sklearn.utils.validation import _check_sample_weight, validate_data
+
+from bncpu import _layout, state
+from bncpu._compat import as_table, foreign_namespace, is_lazy, numbers_of_frame, numbers_of_table
+from bncpu._device import DeviceBatch, OpaqueBatch
+from bncpu._infinities import some
+from bncpu._validation import like
+from bncpu.gpu._library import library_of
+from bncpu.running import Kind
+from bncpu.state import Parameters
+
+CPU = 1  # kDLCPU of DLPack
+
+FLOATS = (np.float64, np.float32, np.float16)
+
+
+class Samples(NamedTuple):
+    """Data with samples on axis 0 and channels on axis 1, and what leads back to the form it came in."""
+
+    X: Any
+    channel_axis: int | None = None
+    xp: Any = None
+    device: Any = None
+
+    def back(self, y: Any) -> Any:
+        """`y`, made from `X`, as the caller gave it: axes and array library."""
+        if self.channel_axis is not None:
+            y = _layout.channels_back(y, self.channel_axis)
+        return y if self.xp is None else self.xp.asarray(y, device=self.device)
+
+
+def samples(X: Any, channel_axis: int | None) -> Samples:
+    """X before scikit-learn's validation, which knows no channel axis and keeps foreign arrays as they are."""
+    if channel_axis is None and isinstance(X, np.ndarray) and X.ndim > 2:
+        raise ValueError(
+            f"Found array with dim {X.ndim}, while dim <= 2 is required; for shape {X.shape} say by channel_axis which "
+            "axis holds the features: 1 for images (N, C, H, W)"
+        )
+    X = numbers_only("X", X)
+    if type(X) is np.ndarray and channel_axis is None:
+        return Samples(X)
+    if library_of(X) is not None:
+        return Samples(_on_device(X, channel_axis))
+    if is_lazy(X):
+        return _lazy_samples(X, channel_axis)
+    X = as_table(X)
+    xp, device = foreign_namespace(X), None
+    if xp is not None:
+        X, device = _shared("X", X), X.device
+    if channel_axis is not None:
+        if issparse(X):
+            raise TypeError("channel_axis is for dense arrays, got a sparse matrix; its features are its columns")
+        if not isinstance(X, np.ndarray):
+            loose = {"ensure_2d": False, "ensure_min_samples": 0, "ensure_min_features": 0}
+            X = check_array(X, dtype=FLOATS, ensure_all_finite=False, allow_nd=True, **loose)
+        if X.ndim < 2:
+            raise ValueError(f"channel_axis needs X of at least 2 dimensions, got shape {X.shape}. Reshape your data")
+        if not -X.ndim <= channel_axis < X.ndim:
+            raise ValueError(f"channel_axis={channel_axis} must name an axis of X, got shape {X.shape}")
+        if X.size == 0 and X.ndim > 2:
+            raise ValueError(f"X must hold at least one value, got shape {X.shape}")
+        X = _layout.channels_second(X, channel_axis)
+    return Samples(X, channel_axis, xp, device)
+
+
+# Types of NumPy, pandas, polars and pyarrow whose names begin so: they convert to float, and are no numbers.
+NO_NUMBERS = ("date", "time", "duration", "period", "interval", "month_day_nano")
+
+
+def numbers_only(name: str, X: Any) -> Any:
+    """X, if it holds no dates, durations or records; a masked array as an array with NaN where it is masked."""
+    if type(X) is np.ndarray and X.dtype.kind in "biuf":
+        return X
+    if hasattr(X, "collect_schema") and not hasattr(X, "shape"):
+        raise TypeError(f"{name} must be in memory, got a {type(X).__name__}; collect() it first")
+    if isinstance(X, (list, tuple)) and any(isinstance(row, np.ma.MaskedArray) for row in X):
+        X = np.ma.array(X)
+    elif isinstance(X, (list, tuple)):
+        try:
+            values = np.asarray(X)
+        except ValueError:  # rows of several lengths: scikit-learn says so
+            return X
+        _refuse_no_numbers(name, [(None, values.dtype)], values)
+        if values.dtype == np.float64:
+            return values  # not converted once more
+    elif hasattr(X, "columns") and hasattr(X, "dtypes") and len(X.shape) == 2:
+        _refuse_no_numbers(name, zip(X.columns, X.dtypes, strict=True), None)
+    elif hasattr(getattr(X, "schema", None), "types"):
+        _refuse_no_numbers(name, zip(X.schema.names, X.schema.types, strict=True), None)
+    elif hasattr(X, "dtype"):
+        _refuse_no_numbers(name, [(None, X.dtype)], X)
+    return _with_gaps(X) if isinstance(X, np.ma.MaskedArray) else X
+
+
+def _refuse_no_numbers(name: str, types: Iterable[tuple[Any, Any]], values: Any) -> None:
+    other = [
+        (column, dtype)
+        for column, dtype in types
+        if str(dtype).lower().startswith(NO_NUMBERS) or (isinstance(dtype, np.dtype) and dtype.names is not None)
+    ]
+    if not other and isinstance(values, np.ndarray) and values.dtype == object:
+        other = [(None, type(v).__name__) for v in values.flat if isinstance(v, (np.datetime64, np.timedelta64))]
+    if other:
+        where = ", ".join(str(d) if column is None else f"column {column!r} ({d})" for column, d in other[:5])
+        raise TypeError(
+            f"{name} must hold numbers, got {where}; leave it out, or make numbers of it, such as days since a date"
+        )
+
+
+def _with_gaps(X: Any) -> NDArray[Any]:
+    if not np.ma.is_masked(X):
+        return np.asarray(X.data)
+    return np.asarray((X if X.dtype.kind == "f" else X.astype(np.float64)).filled(np.nan))
+
+
+def _on_device(X: Any, channel_axis: int | None) -> DeviceBatch:
+    n_axes, shape = len(X.shape), tuple(X.shape)
+    if n_axes < 2 or 0 in shape or (channel_axis is None and n_axes > 2):
+        wanted = "of shape (n_samples, n_features)" if channel_axis is None else "of at least 2 dimensions"
+        raise ValueError(f"X must be {wanted} and hold at least one value, got a device array of shape {shape}")
+    axis = 1 if channel_axis is None else channel_axis
+    if not -n_axes <= axis < n_axes or axis % n_axes == 0:
+        raise ValueError(f"channel_axis={axis} must name an axis of X but the first, of samples; got shape {shape}")
+    return DeviceBatch(X, axis % n_axes)
+
+
+def _lazy_samples(X: Any, channel_axis: int | None) -> Samples:
+    """An array or DataFrame of Dask, nothing of it computed."""
+    if not hasattr(X, "chunks") and not hasattr(X, "columns"):
+        raise TypeError(f"X must be an array or a DataFrame of Dask, got a {type(X).__name__}")
+    if channel_axis is None:
+        if X.ndim != 2:
+            raise ValueError(f"X must have 2 dimensions, (n_samples, n_features), without channel_axis; got {X.ndim}")
+        return Samples(X)
+    if not hasattr(X, "chunks"):
+        raise TypeError("channel_axis is for dense arrays, got a DataFrame; its features are its columns")
+    if not -X.ndim <= channel_axis < X.ndim or X.ndim < 2:
+        raise ValueError(f"channel_axis={channel_axis} must name an axis of X, got shape {X.shape}")
+    return Samples(_layout.channels_second(X, channel_axis), channel_axis)
+
+
+def feature_names(names: ArrayLike, n_features: int) -> NDArray[Any]:
+    """Names of features as scikit-learn keeps them."""
+    found = np.array(names, dtype=object)
+    if found.shape != (n_features,) or not all(isinstance(name, str) for name in found):
+        raise ValueError(f"feature_names must be {n_features} strings, one per feature; got {names!r:.200}")
+    return found
+
+
+def stream(t: Any, batches: Any) -> Any:
+    """An iterator over batches; one array, frame or file is refused, but an array of several batches (n, N, C)."""
+    several = getattr(batches, "ndim", 3) == 3 and getattr(t, "channel_axis", None) is None
+    one_array = getattr(getattr(batches, "dtype", None), "kind", "O") != "O" and not several
+    if one_array or isinstance(batches, (str, bytes, os.PathLike, Mapping)) or hasattr(batches, "columns"):
+        raise TypeError(
+            f"batches must be an iterable of batches, got one {type(batches).__name__}; "
+            "for one batch use fit or partial_fit, for files the command `bncpu fit`"
+        )
+    return iter(batches)
+
+
+def of_stream(item: Any, key: Any = None) -> Any:
+    """The batch in what an iterable gives: what `key` says, or of a tuple, ``(X, y)``, X. A tensor in CPU memory
+    becomes an array.
+    """
+    if key is not None:
+        item = key(item) if callable(key) else item[key]
+    elif isinstance(item, Mapping) and not hasattr(item, "columns"):
+        raise TypeError(f"each batch must be an array or a frame, got a {type(item).__name__}; say by key= which part")
+    elif (isinstance(item, tuple) and len(item)) or (isinstance(item, list) and _is_pair(item)):
+        item = item[0]
+    if isinstance(item, (str, bytes, numbers.Number)):
+        raise TypeError(
+            f"each batch must be an array or a frame, got {item!r}; of tuples the first is taken, key= names another"
+        )
+    tensor = hasattr(item, "__dlpack_device__") and not isinstance(item, np.ndarray)
+    if not tensor or foreign_namespace(item) is not None or item.__dlpack_device__()[0] != CPU:
+        return item
+    return _shared("each batch", item)
+
+
+def _is_pair(item: list[Any]) -> bool:
+    """Whether a list is (X, y, ...), as a DataLoader makes it of tensors, and not a batch."""
+    if not len(item) or not (hasattr(item[0], "columns") or hasattr(item[0], "__dlpack_device__")):
+        return False
+    if isinstance(item[0], np.ndarray) or getattr(item[0], "ndim", 2) < 2:
+        return False
+    shapes = {tuple(getattr(part, "shape", ())) for part in item}
+    if len(item) > 1 and len(shapes) == 1:
+        raise TypeError(
+            f"a list of {len(item)} arrays of shape {shapes.pop()} may be one batch, or X and others; "
+            "say by key= which part is X, or stack them"
+        )
+    return True
+
+
+def is_empty(batch: Any) -> bool:
+    """Whether a batch has no rows."""
+    shape = getattr(batch, "shape", None)
+    if isinstance(shape, tuple):
+        return len(shape) > 1 and shape[0] == 0
+    return hasattr(batch, "__len__") and not len(batch)
+
+
+def at_least_one(n_batches: int) -> None:
+    """A stream without batches teaches nothing."""
+    if not n_batches:
+        raise ValueError("batches must hold at least one batch, got none")
+
+
+def _shared(name: str, a: Any) -> NDArray[Any]:
+    """The memory of another library's array as a NumPy array."""
+    try:
+        return np.from_dlpack(a)
+    except (AttributeError, BufferError, RuntimeError, TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be an array in CPU memory, got {type(a).__name__}: {error}") from None
+
+
+def batch(t: Any, X: Any, p: Parameters, *, reset: bool) -> Any:
+    """X of fit and partial_fit as an array that the kernels can convert; sets scikit-learn's attributes on `t`.
+
+    Infinities are not looked for: the kernels find them in the pass they make anyway.
+    """
+    if is_lazy(X):
+        validate_data(t, **_known(X, p), reset=reset)
+    else:
+        known = None if reset else plain(vars(t), X)
+        X = _validated(t, X, p, reset=reset) if known is None else known
+    return X
+
+
+def _validated(t: Any, X: Any, p: Parameters, *, reset: bool) -> Any:
+    """By scikit-learn: width, names and numbers."""
+    numbers = numbers_of_table(X)
+    if numbers is None:
+        try:
+            return validate_data(t, X, reset=reset, **_checks(X, p))
+        except (OverflowError, TypeError, ValueError) as error:
+            if hasattr(X, "select_dtypes") and "could not convert" in str(error):
+                _refuse_other_than_numbers(X)
+            if not isinstance(error, ValueError) or "convert" in str(error):
+                _name_what_is_no_number(X)
+            raise
+    validate_data(t, X, reset=reset, skip_check_array=True)
+    return check_array(numbers, estimator=t, input_name="X", **_checks(numbers, p))
+
+
+def _refuse_other_than_numbers(X: Any) -> None:
+    """A pandas DataFrame must have columns of numbers only."""
+    numbers_only = X.select_dtypes(["number", "bool", "boolean"], exclude="timedelta")
+    other = [f"{name!r} ({X.dtypes[name]})" for name in X.columns if name not in numbers_only.columns]
+    if other:
+        raise ValueError(
+            f"X must hold numbers, got column(s) {', '.join(other[:5])}; leave them out, as "
+            "X.select_dtypes('number') does"
+        ) from None
+
+
+def _name_what_is_no_number(X: Any) -> None:
+    """Say which value of a frame, or of an array of objects, is no number, and where."""
+    if hasattr(X, "columns") and not callable(X.columns) and not isinstance(X, np.ndarray):
+        names = getattr(X, "column_names", X.columns)  # of pyarrow, of others
+        columns = [(repr(name), X[name]) for name in names] if len(set(names)) == len(names) else []
+    elif isinstance(X, np.ndarray) and X.dtype == object and X.ndim == 2:
+        columns = [(str(c), X[:, c]) for c in range(X.shape[1])]
+    else:
+        return
+    for name, column in columns:
+        values = np.asarray(column)
+        if values.dtype.kind in "biuf":
+            continue
+        for row, value in enumerate(values.astype(object)):
+            try:
+                float(np.nan if value is None else value)
+            except (OverflowError, TypeError, ValueError) as error:
+                kind = TypeError if isinstance(error, TypeError) else ValueError
+                shown = repr(value)
+                shown = shown if len(shown) < 60 else f"{shown[:50]}..."
+                raise kind(f"X must hold numbers, got {shown} in row {row} of column {name}: {error}") from None
+
+
+def _known(X: Any, p: Parameters) -> dict[str, Any]:
+    """For scikit-learn's validation: what is known of a Dask X, as an X without rows, and the options."""
+    if hasattr(X, "columns"):
+        _refuse_other_than_numbers(X._meta)
+        empty = X._meta
+    else:
+        if math.isnan(X.shape[1]):
+            raise ValueError(f"the number of features of X must be known, got shape {X.shape}: X.compute_chunk_sizes()")
+        stays_sparse(X._meta, p)
+        empty = np.empty((0, *X.shape[1:2], *(1 for _ in X.shape[2:])), X.dtype)
+    return {"X": empty, "ensure_min_samples": 0, **_checks(empty, p)}
+
+
+class Block(NamedTuple):
+    """Where a block of a Dask X lies, and what messages need to know of the transformer, which is elsewhere."""
+
+    estimator: str
+    n_features: int
+    parameters: Parameters
+    first_row: int | None = None  # None where the sizes of the blocks are not known
+    first_column: int = 0
+
+    @property
+    def channel_axis(self) -> int | None:
+        """The transformer's."""
+        return self.parameters.channel_axis
+
+
+def block(X: Any, at: Block) -> Any:
+    """A block of a Dask X, channels on axis 1, as an array that the kernels can convert."""
+    least = {"ensure_min_samples": 0, "ensure_min_features": 0}
+    X = numbers_only("X", X)
+    X = check_array(X, estimator=at.estimator, input_name="X", **least, **_checks(X, at.parameters))
+    stays_sparse(X, at.parameters)
+    if X.shape[1] != at.n_features:
+        raise ValueError(f"X must have {at.n_features} features in every block, got a block of shape {X.shape}")
+    return X
+
+
+def block_weights(weights: Any, X: Any) -> NDArray[np.float64] | None:
+    """Weights of a block, which may all be 0."""
+    if weights is None:
+        return None
+    weights = check_array(weights, ensure_2d=False, dtype=np.float64, ensure_min_samples=0, input_name="sample_weight")
+    if weights.shape != X.shape[:1]:
+        raise ValueError(
+            f"sample_weight must be cut into blocks as X is, got one of shape {weights.shape} beside one of {X.shape}"
+        )
+    if np.any(weights < 0):
+        raise ValueError(f"Negative values in data passed to `sample_weight`, got {np.min(weights)}")
+    return np.ascontiguousarray(weights)
+
+
+def lazy_weights(sample_weight: Any, X: Any) -> tuple[Any, bool]:
+    """Weights for a Dask X: of Dask, or float64 in memory; and whether they are to be cut as X is."""
+    chunks = X.chunks[0] if hasattr(X, "chunks") else (math.nan,) * X.npartitions
+    n_samples = sum(chunks)
+    if not is_lazy(sample_weight):
+        if math.isnan(n_samples):
+            raise ValueError(
+                "sample_weight must be a Dask array or Series, cut as X is, where X does not know the sizes of its "
+                f"blocks; got {type(sample_weight).__name__}"
+            )
+        return _not_all_zero(sample_weight, range(n_samples)), True
+    if sample_weight.ndim != 1:
+        raise ValueError(f"Sample weights must be 1D array or scalar, got {sample_weight.ndim}D array.")
+    theirs = sample_weight.chunks[0] if hasattr(sample_weight, "chunks") else (math.nan,) * sample_weight.npartitions
+    if math.isnan(n_samples + sum(theirs)):
+        if len(theirs) != len(chunks):
+            raise ValueError(f"sample_weight must have as many blocks as X, {len(chunks)}, got {len(theirs)}")
+        return sample_weight, False
+    if sum(theirs) != n_samples:
+        raise ValueError(f"sample_weight.shape == {sample_weight.shape}, expected {(n_samples,)}!")
+    return sample_weight, True
+
+
+def observed(t: Any, n_samples: int, n_positive: int, n_features: int) -> None:
+    """Check that a Dask X, now computed, has rows, and some of positive weight."""
+    if not n_samples:
+        raise ValueError(
+            f"Found array with 0 sample(s) (shape=(0, {n_features})) while a minimum of 1 is required by "
+            f"{type(t).__name__}."
+        )
+    if not n_positive:
+        raise ValueError(ALL_ZERO)
+
+
+def sliceable(X: Any, p: Parameters) -> Any:
+    """X of fit in batches, as something that gives rows."""
+    if is_lazy(X):
+        if hasattr(X, "columns") or math.isnan(X.shape[0]):
+            known = "to_dask_array(lengths=True)" if hasattr(X, "columns") else "compute_chunk_sizes()"
+            raise ValueError(f"batch_size needs a Dask X that knows its number of rows: X.{known}")
+        return X
+    if issparse(X):
+        stays_sparse(X, p)
+        return X.tocsr()
+    return X if hasattr(X, "__getitem__") else np.asarray(X)
+
+
+def _checks(X: Any, p: Parameters) -> dict[str, Any]:
+    """Options of scikit-learn's validation."""
+    if isinstance(X, OpaqueBatch):
+        return {"skip_check_array": True}
+    # Numbers of any kind are converted a piece at a time; anything else, all at once.
+    numeric = isinstance(X, np.ndarray) and _layout.is_read(X.dtype.newbyteorder("="))
+    return {
+        "accept_sparse": ("csr", "csc"),
+        "dtype": None if numeric else FLOATS,
+        "ensure_all_finite": False,
+        "allow_nd": p.channel_axis is not None,
+    }
+
+
+def plain(fitted: Mapping[str, Any], X: Any) -> NDArray[Any] | None:
+    """The array that scikit-learn's validation, 70 us, would make of X with nothing to say; None if it might say more.
+
+    Parameters
+    ----------
+    fitted : mapping of str to object
+        Attributes of the fitted transformer.
+    X : object
+        A plain array of float32 or float64, or a frame with the very columns of fit.
+    """
+    names = fitted.get("feature_names_in_")
+    if type(X) is not np.ndarray:
+        X = numbers_of_frame(X, names)
+        if X is None:
+            return None
+    elif names is not None:
+        return None
+    fits = X.ndim == 2 and X.shape[1] == fitted["n_features_in_"] and len(X) > 0
+    return X if fits and X.dtype in (np.float32, np.float64) else None
+
+
+def rows_in_memory(X: Any, kind: Kind) -> None:
+    """Refuse X whose rows cannot be kept, for a kind of running statistics that keeps them."""
+    if kind.keeps_rows and (issparse(X) or is_lazy(X)):
+        got = "a sparse matrix" if issparse(X) else "a Dask collection"
+        raise TypeError(f"window keeps rows, for which X must be dense and in memory; got {got}")
+
+
+def stays_sparse(X: Any, p: Parameters, verb: str = "center") -> None:
+    """Sparse data stays sparse, so nothing can be added to it."""
+    if not issparse(X):
+        return
+    if p.with_mean:
+        raise ValueError(f"Cannot {verb} sparse matrices: pass `with_mean=False` instead, or make X dense.")
+    if p.beta is not None and np.any(p.beta):
+        raise ValueError("Cannot shift sparse matrices: beta must be 0 everywhere, or X dense.")
+
+
+ALL_ZERO = "Sample weights must contain at least one non-zero number; sample_weight is all 0."
+
+
+def sample_weight(sample_weight: Any, X: Any) -> NDArray[np.float64] | None:
+    """Weights as contiguous float64: finite, not negative, not all 0."""
+    if sample_weight is None:
+        return None
+    if library_of(sample_weight) is not None:
+        raise TypeError(f"sample_weight must be in CPU memory, got a device array: {type(sample_weight).__name__}")
+    if foreign_namespace(sample_weight) is not None:
+        sample_weight = _shared("sample_weight", sample_weight)
+    if isinstance(sample_weight, np.ma.MaskedArray):
+        sample_weight = sample_weight.filled(0)
+    sample_weight = numbers_only("sample_weight", sample_weight)
+    # scikit-learn looks at the number of samples alone.
+    return _not_all_zero(sample_weight, np.empty((len(X), 0)) if isinstance(X, OpaqueBatch) else X)
+
+
+def _not_all_zero(sample_weight: Any, X: Any) -> NDArray[np.float64]:
+    weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+    if not np.any(weights):
+        raise ValueError(ALL_ZERO)
+    return np.ascontiguousarray(weights)
+
+
+def to_transform(t: Any, X: Any, p: Parameters, *, only_read: bool = False) -> Samples:
+    """X of transform, of the fitted width and names."""
+    given = samples(X, p.channel_axis)
+    if not only_read and isinstance(given.X, DeviceBatch) and t.dtype is not None:
+        raise TypeError(f"dtype={t.dtype!r} is for arrays in CPU memory, got a device array; dtype=None keeps its own")
+    if not only_read and wrapped(t) and (p.channel_axis is not None or isinstance(given.X, DeviceBatch)):
+        kind = "with channel_axis the result is an" if p.channel_axis is not None else "the result is a device"
+        raise ValueError(f"{kind} array; set_output(transform='default') first")
+    if is_lazy(X):
+        if wrapped(t):
+            raise ValueError("with a Dask X the result is Dask's; set_output(transform='default') first")
+        known = _known(given.X, p)
+        if p.channel_axis is not None:
+            _same_width(t, given)
+        validate_data(t, **known, reset=False)
+        return given
+    numbers = plain(vars(t), given.X)
+    if numbers is not None:
+        return given._replace(X=numbers)
+    if p.channel_axis is not None:
+        _same_width(t, given)
+    X = _validated(t, given.X, p, reset=False)
+    stays_sparse(X, p)
+    return given._replace(X=X)
+
+
+def to_report(t: Any, X: Any, p: Parameters) -> Any:
+    """X of report, as that of transform; of Dask, it would be read several times."""
+    if is_lazy(X):
+        raise TypeError("report takes data in memory, got a Dask collection; compute() some of it first")
+    return to_transform(t, X, p, only_read=True).X
+
+
+def to_invert(t: Any, X: Any, p: Parameters) -> Samples:
+    """X of inverse_transform; without names, which a transformed array has lost."""
+    given = samples(X, p.channel_axis)
+    if is_lazy(X):
+        known = _known(given.X, p)
+        check_array(known.pop("X"), estimator=t, input_name="X", **known)
+        _same_width(t, given)
+        return given
+    if not isinstance(given.X, DeviceBatch):
+        given = given._replace(X=check_array(given.X, estimator=t, input_name="X", **_checks(given.X, p)))
+    _same_width(t, given)
+    stays_sparse(given.X, p, "uncenter")
+    return given
+
+
+def _same_width(t: Any, given: Samples) -> None:
+    n_features, axis = given.X.shape[1], given.channel_axis
+    if n_features != t.n_features_in_:
+        where = "" if axis is None else f": channel_axis={axis} of shape {given.back(given.X).shape}"
+        expected = f"{type(t).__name__} is expecting {t.n_features_in_} features as input"
+        raise ValueError(f"X has {n_features} features, but {expected}{where}")
+
+
+def wrapped(t: Any) -> bool:
+    """Whether `set_output`, its own or that of all, asks for another result than an array."""
+    config = getattr(t, "_sklearn_output_config", {}).get("transform", get_config()["transform_output"])
+    return config != "default"
+
+
+def out_of_transform(t: Any, given: Samples, out: Any) -> Any:
+    """`out` of transform in the axes of `given.X`."""
+    if wrapped(t):
+        raise ValueError("out is only for NumPy output; set_output(transform='default') first")
+    if isinstance(given.X, DeviceBatch):
+        return out
+    if given.xp is not None or issparse(given.X) or is_lazy(given.X):
+        foreign = "a Dask collection" if is_lazy(given.X) else "a sparse matrix"
+        kind = foreign if given.xp is None else f"an array of {given.xp.__name__}"
+        raise TypeError(f"out is only for dense NumPy input, got {kind}")
+    x = given.back(given.X)
+    like("out", out, x, _layout.result_dtype(x.dtype, state.dtype(t.dtype)), writeable=True)
+    return out if given.channel_axis is None else _layout.channels_second(out, given.channel_axis)
+
+
+def invertible(t: Any, scale: NDArray[np.float64]) -> None:
+    """inverse_transform divides by gamma."""
+    if np.any(scale == 0):
+        columns = some(np.flatnonzero(scale == 0))
+        raise ValueError(f"inverse_transform needs a non-zero gamma, got 0 in column(s) {columns}")

@@ -1,0 +1,69 @@
+"""Infinities, and what overflows: found where they are, and refused by row and column."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import issparse
+
+from bncpu import _batches
+from bncpu._device import OpaqueBatch
+from bncpu.moments import Moments
+
+
+def finite_moments(t: Any, X: Any, moments: Moments, names: Any, first_row: int | None = 0) -> None:
+    """Refuse moments that are not finite, of the batch X or of all that was seen; say where the infinity is."""
+    overflown = ~np.isfinite(moments.m2 + moments.mean)
+    if not np.any(overflown):
+        return
+    if X is not None:
+        infinity(t, X, names, first_row, certain=False)
+    columns = some(np.flatnonzero(overflown) + getattr(t, "first_column", 0), names)
+    raise ValueError(
+        f"the variance of X overflows float64 in column(s) {columns}; scale the data, or sample_weight, first"
+    )
+
+
+def infinity(t: Any, X: Any, names: Any, first_row: int | None = 0, *, certain: bool = True) -> None:
+    """Refuse X for its infinities, naming rows and columns; if `certain`, even if they have been overwritten.
+
+    `t` is a transformer, or the `Block` that X is; a `first_row` of None says that others may lie before it.
+    """
+    first, infinite = np.zeros(0, np.intp), np.zeros(X.shape[1], bool)
+    for rows, columns in _infinities(X):
+        if len(first) <= 5:
+            first = np.union1d(first, rows)[:6]
+        infinite[columns] = True
+    where = ""
+    if len(first):
+        words = ("row(s)", "column(s)") if t.channel_axis is None else ("sample(s)", "channel(s)")
+        found = some(np.flatnonzero(infinite) + getattr(t, "first_column", 0), names)
+        of_block = " of a block" if first_row is None else ""
+        where = f": {words[0]} {some(first + (first_row or 0))}{of_block}, {words[1]} {found}"
+    elif not certain:
+        return
+    raise ValueError(
+        f"Input X contains infinity or a value too large for {X.dtype!r}{where}. "
+        f"{getattr(t, 'estimator', type(t).__name__)} takes NaN as missing, but not infinity."
+    )
+
+
+def _infinities(X: Any) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    """Rows and columns of the infinities, a piece of X at a time."""
+    if issparse(X):
+        for part in _batches.entries(X):
+            infinite = np.isinf(X.data[part])
+            yield _batches.rows(X, part)[infinite], _batches.columns(X, part)[infinite]
+        return
+    for part in _batches.pieces(X):
+        values = X[part].in_memory() if isinstance(X, OpaqueBatch) else X[part]
+        rows, columns = np.nonzero(np.isinf(values))[:2]
+        yield rows + part.start, columns
+
+
+def some(indices: NDArray[Any], names: Any = None) -> str:
+    shown = (str(i) if names is None else f"{i} ({names[i]!r})" for i in indices[:5])
+    return ", ".join(shown) + (", ..." if len(indices) > 5 else "")

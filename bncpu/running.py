@@ -1,0 +1,443 @@
+"""Kinds of running statistics: how what a batch teaches joins what was known, and what is forgotten.
+
+One class for each kind. The transformer, the report, the files and the plots ask the kind and never its parameters, so
+that a new kind is a new class here.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bncpu import _batches, _kernels, moments
+from bncpu._batches import Summary
+from bncpu._device import OpaqueBatch
+from bncpu._infinities import some
+from bncpu.moments import Moments
+
+Float64 = NDArray[np.float64]
+
+# A window is cut into so many pieces, of so many rows at least: more cost time, larger ones are summed again more often.
+PIECES, PIECE_ROWS = 256, 64
+
+
+class Running(NamedTuple):
+    """Running statistics of each feature: what one kind of them carries from batch to batch. Never changed in place.
+
+    Attributes
+    ----------
+    values : ndarray of shape (5, n_features), float64
+        Count, mean, mean_lo and m2 (`bncpu.moments.Moments`); rows since a feature's last value, counted with a
+        half-life only.
+    recent : Recent or None
+        The rows of a window; of the other kinds nothing but the values above is needed.
+    """
+
+    values: Float64
+    recent: Recent | None = None
+
+    @classmethod
+    def of(cls, found: Moments, age: Float64 | None = None, recent: Recent | None = None) -> Running:
+        """Moments, and what belongs to them, as one."""
+        return cls(np.stack([*found, np.zeros_like(found.count) if age is None else age]), recent)
+
+    @classmethod
+    def empty(cls, n_features: int) -> Running:
+        """Nothing learned yet."""
+        return cls(np.zeros((5, n_features)))
+
+    @property
+    def moments(self) -> Moments:
+        """Count, mean, mean_lo and m2."""
+        return Moments(*self.values[:4])
+
+    @property
+    def age(self) -> Float64:
+        """Rows since the last value of each feature."""
+        return self.values[4]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What all kinds of running statistics have in common: the answers of those that know no order."""
+
+    name: ClassVar[str] = ""
+    # Whether two streams can be merged: the order of their batches must not matter.
+    merges: ClassVar[bool] = False
+    # Whether `fit` of one batch, too, takes its rows in their order.
+    orders_one_batch: ClassVar[bool] = False
+    # Whether rows are kept, which X must then have in memory.
+    keeps_rows: ClassVar[bool] = False
+    # Whether `ddof` has been applied to each batch before its variance was averaged.
+    averages_batches: ClassVar[bool] = False
+
+    @property
+    def recency(self) -> float | None:
+        """Rows after which a row of a batch counts half; None if all count alike."""
+        return None
+
+    @property
+    def of_one_batch(self) -> Kind:
+        """What `fit` of one batch learns as."""
+        return self
+
+    @property
+    def short(self) -> tuple[float | None, float | None] | None:
+        """Momentum and half-life for `_kernels.update_plain`; None if that does not know the kind."""
+        return None, None
+
+    def fewest_values(self, ddof: float) -> int:
+        """Values of a feature that a batch needs."""
+        return 0
+
+    def check(self, t: Any, batch: Summary, single_row: bool) -> None:
+        """Refuse a batch that teaches too little. `t` is the transformer, for its parameters."""
+
+    def seen(self, batch: Summary) -> Float64:
+        """Values of each feature in a batch, or their weight."""
+        return batch.moments.count
+
+    def update(self, known: Running, batch: Summary, ddof: float, X: Any, weights: Float64 | None) -> Running:
+        """What is known after a batch `X`, of which `batch` says what it teaches."""
+        return Running.of(moments.merge(known.moments, batch.moments), known.age)
+
+    def start(self, mean: Float64, var: Float64, count: Float64, ddof: float) -> Moments:
+        """Statistics known from elsewhere: variances with the divisor ``count - ddof``."""
+        with np.errstate(over="ignore"):
+            return Moments(count, mean, np.zeros_like(mean), var * np.maximum(count - ddof, 0))
+
+    def effective_n(self, seen: Float64, weight: Float64, n_batches: int) -> Float64:
+        """How many values of equal weight would leave a running mean as uncertain: ``sum(w)**2 / sum(w**2)`` [1]_.
+
+        Parameters
+        ----------
+        seen : ndarray of shape (n_features,)
+            Values seen. Weights of samples are taken to be 1, and batches of momentum as of one size.
+        weight : ndarray of shape (n_features,)
+            What they weigh now.
+        n_batches : int
+
+        References
+        ----------
+        .. [1] Kish (1965), "Survey Sampling", section 8.2.
+        """
+        return seen
+
+
+class Cumulative(Kind):
+    """Exact statistics of everything seen, whatever the batches and their order."""
+
+    name = "cumulative"
+    merges = True
+
+
+class Layer(Kind):
+    """Statistics of a network's layer, which does not tell of how many samples they are: for inference only."""
+
+    name = "inference"
+
+    @property
+    def short(self) -> tuple[float | None, float | None] | None:
+        """See `Kind`: it is not continued."""
+        return None
+
+
+@dataclass(frozen=True)
+class Halflife(Kind):
+    """Recent rows count more: the weight of a row halves every `halflife` rows."""
+
+    name: ClassVar[str] = "halflife"
+    halflife: float
+
+    @property
+    def recency(self) -> float | None:
+        """See `Kind`."""
+        return self.halflife
+
+    @property
+    def of_one_batch(self) -> Kind:
+        """`fit` knows no order of rows."""
+        return Cumulative()
+
+    @property
+    def short(self) -> tuple[float | None, float | None] | None:
+        """See `Kind`."""
+        return None, self.halflife
+
+    def seen(self, batch: Summary) -> Float64:
+        """See `Kind`; recency is no weight of a value."""
+        return batch.observed
+
+    def update(self, known: Running, batch: Summary, ddof: float, X: Any, weights: Float64 | None) -> Running:
+        """See `moments.update_halflife`."""
+        rows = batch.moments, batch.n_samples, self.halflife, batch.age
+        return Running.of(*moments.update_halflife(known.moments, known.age, *rows))
+
+    def effective_n(self, seen: Float64, weight: Float64, n_batches: int) -> Float64:
+        """See `Kind`: a geometric series over that of the squares."""
+        decay = 0.5 ** (1 / self.halflife)
+        # More than such a series can weigh was learned by fit, as equals.
+        return np.where(weight * (1 - decay) > 1, weight, weight * (1 + decay) / (1 + decay**seen))
+
+
+@dataclass(frozen=True)
+class Momentum(Kind):
+    """The textbook's exponential average over batches: `momentum` is the weight of the old value."""
+
+    name: ClassVar[str] = "momentum"
+    averages_batches: ClassVar[bool] = True
+    momentum: float
+
+    @property
+    def short(self) -> tuple[float | None, float | None] | None:
+        """See `Kind`."""
+        return self.momentum, None
+
+    def fewest_values(self, ddof: float) -> int:
+        """See `Kind`: a batch needs a variance."""
+        return max(2, int(ddof) + 1)
+
+    def check(self, t: Any, batch: Summary, single_row: bool) -> None:
+        """Refuse a batch without two values of a feature that it has at all."""
+        single = np.flatnonzero(batch.observed == 1)
+        if single_row or len(single):
+            where = "n_samples=1" if single_row else f"one value in column(s) {some(single)}"
+            raise ValueError(
+                f"with momentum a batch needs at least two values per feature, got {where}; halflife accepts single "
+                "rows"
+            )
+        count = batch.moments.count
+        short = np.flatnonzero((count > 0) & (count <= t.ddof))
+        if len(short):
+            raise ValueError(
+                f"with momentum a batch needs more than ddof={t.ddof} values, or total sample_weight, per feature; "
+                f"got {count[short[0]]:g} in column(s) {some(short)}"
+            )
+
+    def update(self, known: Running, batch: Summary, ddof: float, X: Any, weights: Float64 | None) -> Running:
+        """See `moments.update_momentum`."""
+        average = moments.update_momentum(known.moments, batch.moments, self.momentum, ddof)
+        return Running.of(average, known.age)
+
+    def start(self, mean: Float64, var: Float64, count: Float64, ddof: float) -> Moments:
+        """The average holds variances, each with its ddof applied, and has the weight 1 once it is warm."""
+        weight = (count > 0).astype(np.float64)
+        return Moments(weight, mean, np.zeros_like(mean), var * weight)
+
+    def effective_n(self, seen: Float64, weight: Float64, n_batches: int) -> Float64:
+        """See `Kind`: a geometric series over that of the squares."""
+        left = self.momentum**n_batches
+        return seen / n_batches * (1 + self.momentum) / (1 - self.momentum) * (1 - left) / (1 + left)
+
+
+@dataclass(frozen=True)
+class Window(Kind):
+    """Exact statistics of the last `window` rows."""
+
+    name: ClassVar[str] = "window"
+    keeps_rows: ClassVar[bool] = True
+    orders_one_batch: ClassVar[bool] = True
+    window: int
+
+    @property
+    def short(self) -> tuple[float | None, float | None] | None:
+        """See `Kind`: the kernel keeps no rows."""
+        return None
+
+    def update(self, known: Running, batch: Summary, ddof: float, X: Any, weights: Float64 | None) -> Running:
+        """The rows of the batch come in, the oldest ones leave; nothing is subtracted."""
+        recent = (known.recent or Recent()).pushed(X, weights, self.window)
+        return Running.of(recent.moments(), None, recent)
+
+    def start(self, mean: Float64, var: Float64, count: Float64, ddof: float) -> Moments:
+        """Statistics alone have no rows, which a window needs."""
+        raise ValueError("from_statistics cannot make a window, which needs the rows themselves; leave window= out")
+
+    def effective_n(self, seen: Float64, weight: Float64, n_batches: int) -> Float64:
+        """See `Kind`: all values of the window count alike."""
+        return weight
+
+
+class Piece(NamedTuple):
+    """Some rows that follow each other, and their moments."""
+
+    rows: NDArray[Any]
+    weights: Float64 | None
+    moments: Moments
+
+    @classmethod
+    def of(cls, rows: NDArray[Any], weights: Float64 | None) -> Piece:
+        """With the moments of the rows."""
+        short = _kernels.update_plain(rows, None, weights, 1, np.zeros((5, rows.shape[1])), None, None, 0.0)
+        return cls(rows, weights, _batches.moments(rows, weights, 1)[0] if short is None else Moments(*short[1]))
+
+    def followed_by(self, rows: NDArray[Any], weights: Float64 | None) -> Piece:
+        """With more rows."""
+        if self.weights is None and weights is None:
+            return Piece.of(np.concatenate([self.rows, rows]), None)
+        each = [np.ones(len(r)) if w is None else w for r, w in ((self.rows, self.weights), (rows, weights))]
+        return Piece.of(np.concatenate([self.rows, rows]), np.concatenate(each))
+
+    def without(self, n_rows: int) -> Piece:
+        """Without its first rows."""
+        return Piece.of(self.rows[n_rows:], None if self.weights is None else self.weights[n_rows:])
+
+
+class Recent(NamedTuple):
+    """The rows of a window: a queue of two stacks of pieces, so that sums are merged and never subtracted.
+
+    Pieces come in at the end of `newer`. They leave at the beginning of `older`, of which the moments from each piece
+    on are known. Once `older` is empty, all of `newer` becomes `older`, which merges each piece once [1]_. So a piece
+    that comes in costs a constant number of merges, and no rounding error can grow: every sum is made of the rows that
+    are there.
+
+    The window may begin in the middle of the first piece. Then the rest of that piece is summed again. That is what the
+    rows are kept for: any row may be the next to leave, so whoever promises exact statistics must have them all.
+
+    Attributes
+    ----------
+    older, newer : tuple of Piece
+        From the oldest to the newest; complete.
+    older_moments : tuple of Moments
+        Of the pieces of `older` from each on.
+    newer_moments : Moments or None
+        Of `newer`.
+    last : Piece or None
+        The newest rows, too few yet for a piece.
+    gone : int
+        Rows of the first of `older` that have left.
+
+    References
+    ----------
+    .. [1] Tangwongsan, Hirzel & Schneider (2017), "Low-latency sliding-window aggregation in worst-case constant time",
+       DEBS, section 2.
+    """
+
+    older: tuple[Piece, ...] = ()
+    older_moments: tuple[Moments, ...] = ()
+    newer: tuple[Piece, ...] = ()
+    newer_moments: Moments | None = None
+    last: Piece | None = None
+    gone: int = 0
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """All, from the oldest to the newest."""
+        return self.older + self.newer + (() if self.last is None else (self.last,))
+
+    def pushed(self, X: Any, weights: Float64 | None, window: int) -> Recent:
+        """With the rows of X, and of all rows the last `window`."""
+        first = max(0, X.shape[0] - window)
+        rows = X[first:].in_memory() if isinstance(X, OpaqueBatch) else np.array(X[first:], order="C")
+        if rows.dtype.kind not in "biuf":  # bfloat16
+            rows = rows.astype(np.float32)
+        weights = None if weights is None else np.array(weights[first:])
+        now = Recent() if len(rows) == window else self
+        newer, total, last = list(now.newer), now.newer_moments, now.last
+        size, start = max(PIECE_ROWS, -(-window // PIECES)), 0
+        while start < len(rows):
+            stop = start + max(0, size - (0 if last is None else len(last.rows)))
+            some_weights = None if weights is None else weights[start:stop]
+            if last is None:
+                last = Piece.of(rows[start:stop], some_weights)
+            elif stop > start:
+                last = last.followed_by(rows[start:stop], some_weights)
+            if len(last.rows) >= size:
+                newer.append(last)
+                total, last = _merged(total, last.moments), None
+            start = stop
+        now = now._replace(newer=tuple(newer), newer_moments=total, last=last)
+        return now._without(max(0, sum(len(piece.rows) for piece in now.pieces) - now.gone - window))
+
+    def _without(self, n_rows: int) -> Recent:
+        """Without the oldest rows."""
+        now, gone = self, self.gone + n_rows
+        while gone:
+            if not now.older and not now.newer:
+                assert now.last is not None
+                return now._replace(last=now.last.without(gone), gone=0)
+            now = now._turned()
+            if gone < len(now.older[0].rows):
+                break
+            gone -= len(now.older[0].rows)
+            now = now._replace(older=now.older[1:], older_moments=now.older_moments[1:])
+        return now._replace(gone=gone)
+
+    def _turned(self) -> Recent:
+        """With older pieces: the newer ones, if there were none."""
+        return self if self.older else self._replace(
+            older=self.newer, older_moments=_from_each_on(self.newer), newer=(), newer_moments=None
+        )  # fmt: skip
+
+    def moments(self) -> Moments:
+        """Of the rows in the window."""
+        parts = [*self.older_moments[:1], self.newer_moments, self.last and self.last.moments]
+        if self.gone:
+            parts[:1] = [self.older[0].without(self.gone).moments, *self.older_moments[1:2]]
+        return functools.reduce(moments.merge, [part for part in parts if part is not None])
+
+    def stored(self) -> dict[str, Any]:
+        """The rows in the window, and all that decides in which order their moments are merged."""
+        pieces = self.pieces
+        rows = np.concatenate([piece.rows for piece in pieces])
+        weights = [np.ones(len(piece.rows)) if piece.weights is None else piece.weights for piece in pieces]
+        return {
+            "rows": rows,
+            "weights": None if all(piece.weights is None for piece in pieces) else np.concatenate(weights),
+            "lengths": [len(piece.rows) for piece in pieces],
+            "n_older": len(self.older),
+            "has_last": self.last is not None,
+            "gone": self.gone,
+        }
+
+    @classmethod
+    def restored(
+        cls, rows: NDArray[Any], weights: Float64 | None, lengths: list[int], n_older: int, has_last: bool, gone: int
+    ) -> Recent:
+        """Undo `stored`."""
+        ends = np.cumsum([0, *lengths]).tolist()
+        pieces = [
+            Piece.of(rows[start:stop], None if weights is None else weights[start:stop])
+            for start, stop in itertools.pairwise(ends)
+        ]
+        older, newer = tuple(pieces[:n_older]), tuple(pieces[n_older : len(pieces) - has_last])
+        total = functools.reduce(_merged, [piece.moments for piece in newer], None)
+        return cls(older, _from_each_on(older), newer, total, pieces[-1] if has_last else None, gone)
+
+
+def _merged(a: Moments | None, b: Moments) -> Moments:
+    return b if a is None else moments.merge(a, b)
+
+
+def _from_each_on(pieces: tuple[Piece, ...]) -> tuple[Moments, ...]:
+    """Moments of the pieces from each on."""
+    sums = itertools.accumulate((p.moments for p in reversed(pieces)), lambda later, own: moments.merge(own, later))
+    return tuple(sums)[::-1]
+
+
+def kind_of(momentum: float | None, halflife: float | None, window: int | None) -> Kind:
+    """The kind that parameters ask for, of which at most one is given."""
+    if momentum is not None:
+        return Momentum(momentum)
+    if halflife is not None:
+        return Halflife(halflife)
+    return Cumulative() if window is None else Window(window)
+
+
+def continues(known: Kind, wanted: Kind) -> None:
+    """Refuse to go on with running statistics of one kind as another."""
+    if isinstance(known, Layer):
+        raise ValueError(
+            "partial_fit cannot continue the statistics of a layer, which does not tell how many samples they are of; "
+            "give from_torch or from_keras a momentum, or call fit"
+        )
+    if known.name != wanted.name:
+        raise ValueError(
+            f"partial_fit cannot continue {known.name} statistics in {wanted.name} mode; "
+            "call fit after changing momentum, halflife or window"
+        )

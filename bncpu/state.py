@@ -1,0 +1,388 @@
+"""What a fitted transformer knows: one immutable `State`, which is only ever replaced as a whole, and its JSON."""
+
+from __future__ import annotations
+
+import base64
+import warnings
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from bncpu import moments
+from bncpu._infinities import some
+from bncpu._validation import per_channel, real, required, threads, variances, whole
+from bncpu.moments import Coefficients, Moments
+from bncpu.running import Kind, Layer, Recent, Running, kind_of
+
+Float64 = NDArray[np.float64]
+
+
+class Parameters(NamedTuple):
+    """Checked constructor parameters: those that statistics and coefficients depend on.
+
+    `_kernels.unchanged` knows their order.
+    """
+
+    momentum: float | None
+    halflife: float | None
+    eps: float
+    ddof: float
+    with_mean: bool
+    with_std: bool
+    channel_axis: int | None
+    gamma: Float64 | None = None
+    beta: Float64 | None = None
+    window: int | None = None
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of running statistics."""
+        return kind_of(self.momentum, self.halflife, self.window)
+
+    def for_features(self, t: Any, n_features: int) -> Parameters:
+        """With gamma and beta of `t`, which need so many values."""
+        gamma, beta = (finite_per_channel(name, getattr(t, name), n_features) for name in ("gamma", "beta"))
+        return self._replace(gamma=gamma, beta=beta)
+
+
+def parameters(t: Any) -> Parameters:
+    """Check the constructor parameters of a BatchNormTransformer; gamma and beta wait for the number of features."""
+    momentum = None if t.momentum is None else real("momentum", t.momentum, low=0, high=1, closed="left")
+    halflife = None if t.halflife is None else real("halflife", t.halflife, low=0, closed="neither")
+    window = whole("window", t.window, low=1)
+    given = {"momentum": t.momentum, "halflife": t.halflife, "window": t.window}
+    several = [name for name, value in given.items() if value is not None]
+    if len(several) > 1:
+        got = " and ".join(f"{name}={given[name]}" for name in several)
+        raise ValueError(f"{' and '.join(several)} exclude each other, got {got}")
+    eps, ddof = real("eps", t.eps, low=0), real("ddof", t.ddof, low=0)
+    threads(t.n_threads)
+    for name in ("with_mean", "with_std", "copy"):
+        value = getattr(t, name)
+        if not isinstance(value, (bool, np.bool_)):
+            raise TypeError(f"{name} must be True or False, got {value!r}")
+    whole("batch_size", t.batch_size, low=1)
+    dtype(t.dtype)
+    axis = whole("channel_axis", t.channel_axis)
+    flags = bool(t.with_mean), bool(t.with_std)
+    return Parameters(momentum, halflife, eps, ddof, *flags, axis, window=None if window is None else int(window))
+
+
+def dtype(value: Any) -> np.dtype[Any] | None:
+    """Check the parameter dtype of a transformer."""
+    if value is None:
+        return None
+    try:
+        found = np.dtype(value)
+    except TypeError:
+        found = None
+    if found not in (np.float32, np.float64) or not found.isnative:
+        raise ValueError(f"dtype must be numpy.float32, numpy.float64 or None, got {value!r}")
+    return found
+
+
+def warn_of_pytorchs_momentum(p: Parameters) -> None:
+    """Warn of a momentum that looks like PyTorch's, which is 1 minus ours."""
+    if p.momentum is not None and 0 < p.momentum < 0.5:
+        warnings.warn(
+            f"BatchNormTransformer's momentum={p.momentum} is the weight of the old value; "
+            f"PyTorch's {p.momentum} is {1 - p.momentum:g} here",
+            stacklevel=3,
+        )
+
+
+def finite_per_channel(name: str, a: ArrayLike | None, n_channels: int) -> Float64 | None:
+    """A parameter with one finite value per channel, as float64; None stays None."""
+    values = per_channel(name, a, n_channels)
+    if values is not None and not np.all(np.isfinite(values)):
+        raise ValueError(f"{name} must be finite, got {values[~np.isfinite(values)][0]}")
+    return values
+
+
+class State(NamedTuple):
+    """What a fitted transformer knows. Never changed: a new one takes its place.
+
+    Attributes
+    ----------
+    kind : Kind
+        Of its running statistics, at the last fit.
+    running : Running
+    n_samples : int, float or ndarray of shape (n_features,)
+        Values seen per feature, or the sum of their weights; one number if equal for all features.
+    n_batches : int
+    parameters : Parameters
+        At the last fit: those that `transform` uses.
+    derived : ndarray of shape (6, n_features), float64
+        As `moments.fold_running` returns it: mean, variance, divisor, and the three `Coefficients`.
+    single : ndarray of shape (3, n_features), float32, or None
+        The coefficients, if float32 suffices for all features.
+    """
+
+    kind: Kind
+    running: Running
+    n_samples: Any
+    n_batches: int
+    parameters: Parameters
+    derived: Float64
+    single: NDArray[np.float32] | None
+
+    @classmethod
+    def of(cls, kind: Kind, running: Running, n_samples: Any, n_batches: int, p: Parameters) -> State:
+        """With all that is derived from the rest by the parameters `p`, which have gamma and beta."""
+        # Where batches are averaged ddof has been applied to each, and the count is the weight seen so far.
+        n_values = n_samples / n_batches if kind.averages_batches else None
+        if isinstance(n_values, np.ndarray):
+            n_values = np.ascontiguousarray(n_values, np.float64)
+        ddof = 0 if kind.averages_batches else p.ddof
+        how = p.eps, p.with_mean, p.with_std, p.gamma, p.beta
+        return cls(kind, running, n_samples, n_batches, p, *moments.fold_running(running.values, n_values, ddof, *how))
+
+    @property
+    def n_features(self) -> int:
+        """Number of features."""
+        return int(self.derived.shape[1])
+
+    @property
+    def forward(self) -> Coefficients:
+        """What `transform` applies."""
+        return Coefficients(*self.derived[3:])
+
+    @property
+    def constant(self) -> NDArray[np.bool_]:
+        """Features that are only centered, for want of a spread."""
+        _, var, divisor = self.derived[:3]
+        constant: NDArray[np.bool_] = (var == 0) | ((self.parameters.eps == 0) & (divisor == 1) & (var != 1))
+        return constant
+
+    @property
+    def counts(self) -> Float64:
+        """Values seen of each feature."""
+        return np.broadcast_to(np.asarray(self.n_samples, np.float64), self.n_features)
+
+    @property
+    def effective_n(self) -> Float64:
+        """Values of equal weight that would leave each mean as uncertain; infinite where a layer does not tell."""
+        observed = self.running.moments.count
+        n = self.kind.effective_n(self.counts, observed, self.n_batches)
+        return np.where((self.counts == 0) & (observed > 0), np.inf, n)
+
+    @property
+    def values_per_batch(self) -> float | None:
+        """Values of a feature in a batch, on average; None where a layer does not tell."""
+        return None if isinstance(self.kind, Layer) else float(np.max(self.counts)) / self.n_batches
+
+
+def is_weighted(count: Any) -> bool:
+    """Whether numbers of values are sums of weights."""
+    return np.asarray(count).dtype.kind == "f"
+
+
+def collapsed(counts: Float64, weighted: bool) -> Any:
+    """One number if all features have the same count; integers unless weights were involved."""
+    counts = counts.astype(np.float64 if weighted or np.max(counts) >= 2**53 else np.int64)
+    return counts[0].item() if np.all(counts == counts[0]) else counts
+
+
+def added(before: Any, seen: Any, weighted: bool, n_features: int) -> Any:
+    """Numbers of values before, and so many more."""
+    return collapsed(np.broadcast_to(before, n_features) + seen, weighted or is_weighted(before))
+
+
+def statistics(mean: Any, var: Any, n_samples: Any, ddof: float) -> tuple[Float64, Float64, Float64]:
+    """Mean, variance and count of each feature of from_statistics, as new arrays; 0 where nothing was observed."""
+    n_features = np.size(mean)
+    mean, var = required("mean", mean, n_features), variances("var", var, n_features)
+    if not n_features:
+        raise ValueError("mean must have shape (n_features,) with at least one feature, got an empty array")
+    per_feature = np.full(n_features, n_samples) if np.ndim(n_samples) == 0 else n_samples
+    count = required("n_samples", per_feature, n_features)
+    if not np.all(count >= 0) or np.any(np.isinf(count)):
+        raise ValueError(f"n_samples must be finite and not negative, got {n_samples}")
+    seen = count > 0
+    for name, values in (("mean", mean), ("var", var)):
+        bad = np.flatnonzero(seen & ~np.isfinite(values))
+        if len(bad):
+            raise ValueError(f"{name} must be finite where n_samples is not 0, got {values[bad[0]]} at {some(bad)}")
+    few = np.flatnonzero(seen & (count <= ddof))
+    if len(few):
+        raise ValueError(f"n_samples must be above ddof={ddof:g}, got {count[few[0]]:g} at {some(few)}")
+    return np.where(seen, mean, 0.0), np.where(seen, var, 0.0), count
+
+
+def mergeable(t: Any, other: Any) -> None:
+    """Check that `t` can take in what `other` has seen."""
+    if not isinstance(other, type(t)):
+        raise TypeError(f"other must be a {type(t).__name__}, got {type(other).__name__}")
+    states = [getattr(side, "_state", None) for side in (t, other)]
+    for name, side, state in zip(("self", "other"), (t, other), states, strict=True):
+        kinds = [parameters(side).kind] + ([] if state is None else [state.kind])
+        kind = next((kind for kind in kinds if not kind.merges), None)
+        if isinstance(kind, Layer):
+            raise ValueError(f"merge needs the number of samples of both, which the layer that is {name} does not tell")
+        if kind is not None:
+            raise ValueError(f"merge needs cumulative statistics, whose order does not matter; {name} uses {kind.name}")
+    for name in ("ddof", "channel_axis"):
+        if getattr(t, name) != getattr(other, name):
+            raise ValueError(f"other must have {name}={getattr(t, name)}, got {getattr(other, name)}")
+    if None in states:
+        return
+    if t.n_features_in_ != other.n_features_in_:
+        raise ValueError(f"other must have {t.n_features_in_} features, got {other.n_features_in_}")
+    names: Any = getattr(t, "feature_names_in_", None)
+    others: Any = getattr(other, "feature_names_in_", None)
+    if (names is None) != (others is None) or not np.array_equal(names, others):
+        raise ValueError(f"other must have the feature names {names}, got {others}")
+
+
+# ---- JSON ----
+
+
+def content(t: Any) -> dict[str, Any]:
+    """What a state file holds of the fitted transformer `t`."""
+    parameters(t).for_features(t, t.n_features_in_)
+    state, names = t._state, getattr(t, "feature_names_in_", None)
+    kept = {
+        "parameters": {name: _as_json(value) for name, value in t.get_params().items()},
+        "in_effect": {name: _as_json(value) for name, value in state.parameters._asdict().items()},
+        "mode": state.kind.name,
+        "n_features_in": t.n_features_in_,
+        "feature_names_in": None if names is None else list(names),
+        "n_samples_seen": _as_json(state.n_samples),
+        "n_batches_seen": state.n_batches,
+        **{name: _as_json(values) for name, values in state.running.moments._asdict().items()},
+        "age": _as_json(state.running.age),
+    }
+    observed = state.running.moments.count > 0
+    kept["mean"] = [value if seen else None for value, seen in zip(kept["mean"], observed, strict=True)]
+    if state.running.recent is not None:
+        kept["recent"] = {
+            name: _bytes(value) if isinstance(value, np.ndarray) else value
+            for name, value in state.running.recent.stored().items()
+        }
+    return kept
+
+
+def _as_json(value: Any) -> Any:
+    """A parameter or statistic as what JSON knows: numbers in full precision, a dtype by its name."""
+    if isinstance(value, (type, np.dtype)):
+        return np.dtype(value).name
+    return value if value is None else np.asarray(value).tolist()
+
+
+def _bytes(a: NDArray[Any]) -> dict[str, Any]:
+    """Many numbers: as the bytes they have in memory, the lowest first."""
+    little = a.astype(a.dtype.newbyteorder("<"))
+    return {"dtype": little.dtype.str, "shape": list(a.shape), "base64": base64.b64encode(little.tobytes()).decode()}
+
+
+def _of_bytes(name: str, kept: Any) -> NDArray[Any]:
+    """Undo `_bytes`."""
+    try:
+        values = np.frombuffer(base64.b64decode(kept["base64"], validate=True), np.dtype(kept["dtype"]))
+        values = values.reshape(kept["shape"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be an array as bytes: {error}") from None
+    if values.dtype.kind not in "biuf":
+        raise ValueError(f"{name} must hold numbers, got {values.dtype}")
+    return values.astype(values.dtype.newbyteorder("="))
+
+
+def restored(cls: Any, kept: dict[str, Any]) -> Any:
+    """Undo `content`: a transformer of the class `cls`; TypeError or ValueError if `kept` cannot be what that made."""
+    arrays = _arrays(kept)
+    age = arrays.pop("age")
+    made = cls(**{**kept["parameters"], **kept["in_effect"]})
+    made.n_features_in_ = n_features = kept["n_features_in"]
+    if kept["feature_names_in"] is not None:
+        made.feature_names_in_ = np.array(kept["feature_names_in"], dtype=object)
+    seen = kept["n_samples_seen"]
+    seen = np.array(seen) if isinstance(seen, list) else seen
+    p = parameters(made)
+    kind: Kind = Layer() if kept["mode"] == Layer.name and p.kind.merges else p.kind
+    if kind.name != kept["mode"]:
+        raise ValueError(f"it has {kept['mode']!r} statistics, and parameters of {p.kind.name} ones")
+    recent = _recent(kept["recent"], n_features) if "recent" in kept else None
+    if (recent is None) is (kind.name == "window"):
+        raise ValueError("the rows of a window, and nothing else, must be recent")
+    running = Running.of(Moments(**arrays), age, recent)
+    made._state = State.of(kind, running, seen, kept["n_batches_seen"], p.for_features(made, n_features))
+    made.set_params(**kept["parameters"])
+    parameters(made).for_features(made, n_features)
+    for name in ("gamma", "beta"):
+        if getattr(made, name) is not None:
+            setattr(made, name, np.array(getattr(made, name), dtype=np.float64))
+    return made
+
+
+ENTRIES = {"parameters", "in_effect", "mode", "n_features_in", "feature_names_in", "n_samples_seen", "n_batches_seen"}
+
+
+def _arrays(kept: dict[str, Any]) -> dict[str, Float64]:
+    """Check what a state file holds, apart from the parameters; its arrays per feature."""
+    per_feature = (*Moments._fields, "age")
+    if set(kept) - {"recent"} != ENTRIES | set(per_feature):
+        raise ValueError(f"it has the entries {sorted(kept)}")
+    n_features, names, n_batches = (kept[key] for key in ("n_features_in", "feature_names_in", "n_batches_seen"))
+    if not (_is_whole(n_features, 1) and _is_whole(n_batches, 1)):
+        raise ValueError(f"n_features_in and n_batches_seen must be whole numbers, got {n_features} and {n_batches}")
+    if names is not None and not (_is_list(names, n_features) and all(isinstance(name, str) for name in names)):
+        raise ValueError(f"feature_names_in must be null or {n_features} strings")
+    arrays = {}
+    for key in per_feature:
+        values = kept[key]
+        missing = [value is None for value in values] if key == "mean" and _is_list(values, n_features) else []
+        if any(missing):
+            values = [0.0 if value is None else value for value in values]
+        if not (_is_list(values, n_features) and all(_is_number(value) for value in values)):
+            raise ValueError(f"{key} must be {n_features} numbers")
+        arrays[key] = np.array(values, dtype=np.float64)
+        if key in ("count", "m2", "age") and np.any(arrays[key] < 0):
+            raise ValueError(f"{key} must not be negative")
+        if any(missing) and np.any(arrays["count"][missing]):
+            raise ValueError("mean must not be null where count is not 0")
+    seen = kept["n_samples_seen"]
+    seen = seen if isinstance(seen, list) else [seen] * n_features
+    if not (_is_list(seen, n_features) and all(_is_number(value) and value >= 0 for value in seen)):
+        raise ValueError(f"n_samples_seen must be a number that is not negative, or {n_features} of them")
+    return arrays
+
+
+def _recent(kept: Any, n_features: int) -> Recent:
+    """The rows of a window."""
+    if not isinstance(kept, dict) or set(kept) != {"rows", "weights", "lengths", "n_older", "has_last", "gone"}:
+        raise ValueError("recent must be the rows of a window")
+    rows = _of_bytes("the rows of recent", kept["rows"])
+    weights = None if kept["weights"] is None else _of_bytes("the weights of recent", kept["weights"])
+    lengths, n_older, has_last, gone = (kept[name] for name in ("lengths", "n_older", "has_last", "gone"))
+    fits = (
+        isinstance(lengths, list)
+        and len(lengths) > 0
+        and all(_is_whole(length, 1) for length in lengths)
+        and rows.ndim > 1
+        and rows.shape[:2] == (sum(lengths), n_features)
+        and (
+            weights is None
+            or (weights.dtype == np.float64 and weights.shape == rows.shape[:1] and np.all(weights >= 0))
+        )
+        and isinstance(has_last, bool)
+        and _is_whole(n_older, 0)
+        and n_older + has_last <= len(lengths)
+        and _is_whole(gone, 0)
+        and (gone < lengths[0] if n_older else gone == 0)
+    )
+    if not fits or np.any(np.isinf(rows)):
+        raise ValueError("recent must be pieces of rows that fit each other")
+    return Recent.restored(rows, weights, lengths, n_older, has_last, gone)
+
+
+def _is_whole(value: Any, low: int) -> bool:
+    return type(value) is int and low <= value < 2**53
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is float or (type(value) is int and abs(value) < 2**63)
+
+
+def _is_list(value: Any, length: int) -> bool:
+    return isinstance(value, list) and len(value) == length
