@@ -22,7 +22,7 @@ from bncpu.moments import Moments
 
 Float64 = NDArray[np.float64]
 
-# A window is cut into so many pieces, of so many rows at least: more cost time, larger ones are summed again more often.
+# A window is cut into about so many pieces, of so many rows at least.
 PIECES, PIECE_ROWS = 256, 64
 
 

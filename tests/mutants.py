@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
-NOT_COPIED = (".git", ".nox", ".venv*", ".hypothesis", ".*_cache", "__pycache__", "*.so", "_kernels.c", "_buffers.c")
+NOT_COPIED = (".git", ".nox", ".venv*", ".hypothesis", ".*_cache", "__pycache__", "*.so", "_[a-z]*.c")
 BITS = "tests/test_reproducibility.py"
 
 # What takes so many seconds hangs, and is red, too. Far above what the whole suite takes on a busy machine.
@@ -59,7 +59,9 @@ AVX512, NEON, VECTOR, PLAIN_C = (f"bncpu/src/registers_{name}.h" for name in ("a
 CONVERSIONS, HALVES = "bncpu/src/conversions_template.h", "bncpu/src/halves.h"
 SHORT = "bncpu/src/short_template.h"
 THREADS = "bncpu/src/threads.c"
-KERNELS, NORMALIZE, MOMENTS = "bncpu/_kernels.pyx", "bncpu/_normalize.py", "bncpu/moments.py"
+NORMALIZE, MOMENTS = "bncpu/_normalize.py", "bncpu/moments.py"
+DRIVERS, JOB, LOOP, PARTS, STEPS = (f"bncpu/src/{name}.pxi" for name in ("drivers", "job", "loop", "parts", "steps"))
+PLAIN, FUNCTIONS, LEARNING = (f"bncpu/src/{name}.pxi" for name in ("plain", "functions", "transformer"))
 BATCHES, FUNCTIONAL, TRANSFORMER = "bncpu/_batches.py", "bncpu/functional.py", "bncpu/transformer.py"
 COMPAT, STATE_FILE, VALIDATION = "bncpu/_compat.py", "bncpu/_state_file.py", "bncpu/_validation.py"
 YARDSTICKS = "bncpu/_yardsticks.py"
@@ -102,7 +104,7 @@ MUTANTS = [
     # ---- variance, eps, ddof ----
     Mutant(
         "unbiased-variance-in-forward",
-        KERNELS,
+        STEPS,
         "bn_inverse_std(m.m2 / m.count, j.eps)",
         "bn_inverse_std(m.m2 / (m.count - 1), j.eps)",
         "functional",
@@ -181,7 +183,7 @@ MUTANTS = [
     Mutant("between-ignored", ALGEBRA, "    if (between)\n        m.m2", "    if (0)\n        m.m2", "moments"),
     Mutant(
         "one-block-of-one-channel-skipped",
-        KERNELS,
+        STEPS,
         "to + j.field, to + 2 * j.field, to + 3 * j.field):\n        bn_raise_flag(&j.seen)\n",
         "to + j.field, to + 2 * j.field, to + 3 * j.field):\n        bn_raise_flag(&j.seen)\n"
         "    if at.block == 1 and at.channel == 0:\n        to[0] = 0\n",
@@ -232,8 +234,8 @@ MUTANTS = [
         "numbers",
     ),
     Mutant("one-weight-for-all-folded-rows", TEMPLATE, "weights[row[g]]", "weights[0]", "kernels"),
-    Mutant("blocks-do-not-fade", KERNELS, "bn_decay(<double> rows_after, j.halflife)", "1", "kernels"),
-    Mutant("recency-of-the-halflife-before", KERNELS, "last[0] == halflife and ", "", "kernels"),
+    Mutant("blocks-do-not-fade", STEPS, "bn_decay(<double> rows_after, j.halflife)", "1", "kernels"),
+    Mutant("recency-of-the-halflife-before", DRIVERS, "last[0] == halflife and ", "", "kernels"),
     Mutant(
         "columns-of-a-frame-in-any-order",
         COMPAT,
@@ -266,9 +268,9 @@ MUTANTS = [
         "pass",
         "small_calls",
     ),
-    Mutant("channels-last-taken-for-axis-1", KERNELS, "cnp.PyArray_NDIM(a) - 1 if last else 1", "1", "small_calls"),
+    Mutant("channels-last-taken-for-axis-1", PLAIN, "cnp.PyArray_NDIM(x) - 1 if last else 1", "1", "small_calls"),
     Mutant("images-counted-as-rows", TRANSFORMER, "X.size // batch.shape[1] if", "len(X) if", "small_calls"),
-    Mutant("negative-weights-learned", KERNELS, "if np.minimum.reduce(weights) < 0:", "if False:", "small_calls"),
+    Mutant("negative-weights-learned", LEARNING, "if np.minimum.reduce(weights) < 0:", "if False:", "small_calls"),
     Mutant("last-rows-not-summed", TEMPLATE, "o < rows; o++)", "o < rows - 1; o++)", "kernels"),
     Mutant("other-quarters-not-summed", TEMPLATE, "h < streams; h++", "h < 1; h++", "kernels"),
     Mutant("rows-between-setups-not-summed", TEMPLATE, "u < n_rows; u += step", "u < 1; u += step", "kernels"),
@@ -407,7 +409,7 @@ MUTANTS = [
     Mutant("nan-counted", TEMPLATE, "        w = observed(d, w);\n", "", "kernels"),
     Mutant("nan-not-left-out", TEMPLATE, "masked |= skip_missing && !finite[c];", "masked |= 0;", "kernels"),
     Mutant("infinity-for-a-shift", TEMPLATE, "isinf(value) ? 0.0 : value", "value", "kernels"),
-    Mutant("missing-not-reported", KERNELS, "return sums, j.seen != 0", "return sums, False", "transformer"),
+    Mutant("missing-not-reported", DRIVERS, "return sums, j.seen != 0", "return sums, False", "transformer"),
     Mutant(
         "missing-ignored-in-small-calls",
         TRANSFORMER,
@@ -431,7 +433,7 @@ MUTANTS = [
         "True",
         "small_calls",
     ),
-    Mutant("infinity-let-through-in-small-calls", KERNELS, "return None if j.seen else y", "return y", "small_calls"),
+    Mutant("infinity-let-through-in-small-calls", LEARNING, "return None if j.seen else y", "return y", "small_calls"),
     Mutant(
         "infinity-learned",
         TRANSFORMER,
@@ -441,9 +443,9 @@ MUTANTS = [
     ),
     Mutant(
         "infinity-learned-in-small-calls",
-        KERNELS,
-        "if not isfinite(m.m2 + m.mean):  # nor",
-        "if False:  # nor",
+        LEARNING,
+        "return isfinite(running.m2 + running.mean)",
+        "return True",
         "small_calls",
     ),
     Mutant(
@@ -513,7 +515,7 @@ MUTANTS = [
     ),
     Mutant(
         "fresh-parameters-not-noticed",
-        KERNELS,
+        LEARNING,
         "memcmp(_values(now), _values(then), cnp.PyArray_NBYTES(<cnp.ndarray> now)) == 0",
         "True",
         "small_calls",
@@ -601,7 +603,7 @@ MUTANTS = [
     ),
     Mutant(
         "dgamma-without-mean-lo",
-        KERNELS,
+        STEPS,
         "bn_sum_blocks(j.sums + j.field + c, j.n_blocks, j.width) - j.center_lo[c] * total",
         "bn_sum_blocks(j.sums + j.field + c, j.n_blocks, j.width)",
         "functional",
@@ -632,21 +634,21 @@ MUTANTS = [
     # ---- how arrays are cut, rounded and stored ----
     Mutant(
         "first-strip-twice-and-the-last-never",
-        KERNELS,
+        PARTS,
         "(_ceil_div(g.whole.outer, outer) - 1 - i) * outer",
         "max(0, _ceil_div(g.whole.outer, outer) - 2 - i) * outer",
         "normalize",
     ),
     Mutant(
         "parameters-of-wide-rows-not-rotated",
-        KERNELS,
+        LOOP,
         "_of_channels(c, edges[k] % channels * j.itemsize)",
         "_of_channels(c, 0)",
         "normalize",
     ),
     Mutant(
         "blocks-cut-by-the-number-of-threads",
-        KERNELS,
+        DRIVERS,
         "    _cut_for_sums(&j.g)\n    sums = _new_sums(&j, 4)\n",
         "    _cut_for_sums(&j.g)\n"
         "    _cut(&j.g, max(1, j.g.part.outer // j.n_threads), j.g.part.channels, j.g.part.inner)\n"
@@ -679,14 +681,14 @@ MUTANTS = [
     ),
     Mutant(
         "overlapping-out-not-noticed",
-        KERNELS,
+        PLAIN,
         "return same or between >= cnp.PyArray_NBYTES(b) or -between >= cnp.PyArray_NBYTES(a)",
         "return True",
         "small_calls functional",
     ),
     Mutant(
         "what-is-overwritten-computed-again",
-        KERNELS,
+        FUNCTIONS,
         "return not j.is_double and 0 < _resident_channels(j) < j.width",
         "return False",
         "normalize small_calls",
@@ -699,8 +701,8 @@ MUTANTS = [
     Mutant("alone-for-ever", THREADS, "own + waited + ALONE_FACTOR * waited", "1e300", "dispatch"),
     Mutant("quota-ignored", THREADS, "usable = usable < n_usable ? usable : n_usable;", "", "dispatch"),
     Mutant("affinity-ignored", THREADS, "usable = omp_get_num_procs()", "usable = 1 << 20", "dispatch"),
-    Mutant("asked-for-threads-reduced", KERNELS, "= _idle(j) if j.any_number else n_threads", "= _idle(j)", "dispatch"),
-    Mutant("asked-once-for-a-long-call", KERNELS, "if start and j.any_number:", "if False:", "dispatch"),
+    Mutant("asked-for-threads-reduced", JOB, "= _idle(j) if j.threads_vary else n_threads", "= _idle(j)", "dispatch"),
+    Mutant("asked-once-for-a-long-call", LOOP, "if start and j.threads_vary:", "if False:", "dispatch"),
 ]
 
 

@@ -1,6 +1,6 @@
 /* The algebra of one channel, in float64: the merge, and what statistics turn into before a loop applies them.
  *
- * NumPy calls the same functions, as ufuncs (_kernels.pyx); bncpu/moments.py documents them.
+ * NumPy calls the same functions, as ufuncs (_algebra.pyx); bncpu/moments.py documents them.
  */
 #ifndef BNCPU_ALGEBRA_H
 #define BNCPU_ALGEBRA_H

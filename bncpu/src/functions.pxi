@@ -1,0 +1,82 @@
+# The short ways of the functions.
+
+
+def normalize_plain(x, bint last, mean, var, gamma, beta, eps, out, bint relu, n_threads):
+    """The result of ``batch_norm``, or None."""
+    cdef job j
+    cdef cnp.ndarray y, _coefficients
+    cdef const double *center
+    cdef const double *spread
+    cdef Py_ssize_t c
+    cdef bint apart
+    mean, var, gamma, beta = _as_double(mean), _as_double(var), _as_double(gamma), _as_double(beta)
+    if not (_is_eps(eps) and _begin_floats(&j, x, None, out, last) and mean is not None and var is not None):
+        return None
+    if not (_is_vector_or_none(mean, j.width, &center) and _is_vector_or_none(var, j.width, &spread)
+            and _is_vector_or_none(gamma, j.width, &j.gamma) and _is_vector_or_none(beta, j.width, &j.beta)):
+        return None
+    _coefficients = _new_coefficients(&j, 3)
+    for c in range(j.width):
+        if spread[c] < 0 or not _put_affine(&j, c, bn_fold(
+            center[c], bn_inverse_std(spread[c], eps), 1.0 if j.gamma == NULL else j.gamma[c],
+            0.0 if j.beta == NULL else j.beta[c], 0.0
+        )):
+            return None
+    y = _plain_result(&j, x, out, &apart)
+    j.c.mean, j.c.scale, j.c.shift, j.relu = _row(&j, 0), _row(&j, 1), _row(&j, 2), relu
+    _run_plain_results(&j, n_threads, apart)
+    return y
+
+
+def forward_plain(x, bint last, gamma, beta, eps, out, bint relu, n_threads):
+    """Result, mean, invstd and mean_lo of ``batch_norm_forward``, or None."""
+    cdef job j
+    cdef cnp.ndarray y
+    cdef bint apart
+    gamma, beta = _as_double(gamma), _as_double(beta)
+    if not (_is_eps(eps) and _begin_floats(&j, x, None, out, last) and j.g.whole.outer * j.g.whole.inner > 1
+            and _is_vector_or_none(gamma, j.width, &j.gamma) and _is_vector_or_none(beta, j.width, &j.beta)):
+        return None
+    y = _plain_result(&j, x, out, &apart)
+    _set_user_threads(&j, n_threads)
+    if not apart and _may_stop(&j):
+        return None
+    invstd = _new_invstd(&j)
+    j.eps, j.relu = eps, relu
+    sums = _sums_if_done(_run_forward(&j, apart))
+    return None if sums is None else (y, sums[1, 0], invstd, sums[2, 0])
+
+
+def backward_plain(dy, x, bint last, mean, invstd, mean_lo, gamma, out, n_threads):
+    """Gradients of x, gamma and beta of ``batch_norm_backward``, or None."""
+    cdef job j
+    cdef cnp.ndarray dx
+    cdef const double *spread
+    cdef bint apart
+    gamma = _as_double(gamma)
+    if not (_begin_floats(&j, x, dy, out, last) and dy is not None and mean is not None and invstd is not None
+            and mean_lo is not None and _is_vector_or_none(mean, j.width, &j.center)
+            and _is_vector_or_none(invstd, j.width, &spread)
+            and _is_vector_or_none(mean_lo, j.width, &j.center_lo)
+            and _is_vector_or_none(gamma, j.width, &j.gamma)):
+        return None
+    dx = _plain_result(&j, x, out, &apart)
+    _set_user_threads(&j, n_threads)
+    if not apart and _may_stop(&j):
+        return None
+    j.invstd = <double *> spread
+    sums = _sums_if_done(_run_backward(&j, apart))
+    return None if sums is None else (dx, sums[1, 0], sums[0, 0])
+
+
+cdef bint _may_stop(job *j) noexcept:
+    """Whether a task could be done where another cannot, and the long way would miss what has been overwritten."""
+    return not j.is_double and 0 < _resident_channels(j) < j.width
+
+
+cdef cnp.ndarray _sums_if_done(tuple found):
+    """The sums of what ``_run_both`` found, over all blocks; None if a task could not be done."""
+    cdef cnp.ndarray sums = found[0], done = found[1]
+    if memchr(cnp.PyArray_DATA(done), 0, cnp.PyArray_SIZE(done)) != NULL:
+        return None
+    return sums if sums.shape[1] == 1 else sums[:, :1].copy()
