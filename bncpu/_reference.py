@@ -148,9 +148,9 @@ def _normalize(x, over, gamma, beta, eps, center=True):
 def _backward(dy, x, mean, mean_lo, invstd, gamma, beta, over, *, activation, residual, center=True, frozen=False):
     """Gradients of what `_normalize` with ``relu(. + residual)`` computes, by the chain rule.
 
-    Let ``x_hat = (x - mean) * invstd``, and g the gradient of x_hat. x acts on x_hat directly (term 1), through the mean
-    (term 2) and through invstd (term 3): ``dx = invstd * (g - mean(g) - x_hat * mean(g * x_hat))``. Parameters broadcast
-    against `x`.
+    Let ``x_hat = (x - mean) * invstd``, and g the gradient of x_hat. x acts on x_hat directly (term 1), through the
+    mean (term 2) and through invstd (term 3): ``dx = invstd * (g - mean(g) - x_hat * mean(g * x_hat))``. Parameters
+    broadcast against `x`.
     """
     dy, x_hat = np.asarray(dy, np.float64), (np.asarray(x, np.float64) - mean - mean_lo) * invstd
     if activation == "relu":

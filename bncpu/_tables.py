@@ -374,7 +374,7 @@ class Csv(ArrowTable):
             return self.read_schema(arrow)
 
     def opened(self, arrow: Any, block: int, types: dict[str, Any], names: Sequence[str] | None = None) -> Any:
-        """The raw file, for its position, and a reader. With one thread pyarrow is as fast, and its errors name rows."""
+        """The raw file, for its position, and a reader. One thread is as fast for pyarrow, and its errors name rows."""
         csv = arrow.csv
         raw = file = arrow.OSFile(str(self.path))
         if self.path.suffix.lower() == ".gz":

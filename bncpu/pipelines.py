@@ -45,9 +45,9 @@ def simplify(pipeline: Pipeline) -> Pipeline:
     -------
     Pipeline
         A copy without the transformer, whose last step is a copy of the model with other `coef_` and `intercept_`. The
-        pipeline itself, if it cannot be folded: if its last step is not a linear model of scikit-learn's own (or a
-        derived class), or has sparse coefficients; if the step before is not a BatchNormTransformer, or has a
-        `channel_axis` or a feature never observed.
+        pipeline itself, if it cannot be folded: if its last step is not exactly a linear model of scikit-learn, or has
+        sparse coefficients; if the step before is not a BatchNormTransformer, or has a `channel_axis` or a feature
+        never observed.
 
     Raises
     ------
