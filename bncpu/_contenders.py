@@ -63,7 +63,7 @@ class Case(NamedTuple):
 
     @property
     def unit(self) -> str:
-        """"limit": multiples of what memory takes; "us": microseconds, if the call costs more than the data."""
+        """In which unit: "limit", multiples of what memory takes; "us", microseconds, if the call costs more."""
         return "us" if self.n_bytes < SMALL_BYTES else "limit"
 
     @property
