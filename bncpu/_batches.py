@@ -1,7 +1,7 @@
-"""A batch of samples, dense or sparse: what it teaches, and coefficients applied to it.
+"""A batch of samples, dense or sparse: its statistics, and coefficients applied to it.
 
-Dense batches have samples on axis 0 and channels on axis 1. One that has neither of the two forms, or a dtype the
-kernels do not compute in, is converted a piece at a time, a sample at least.
+Dense batches have samples on axis 0 and channels on axis 1. A batch is converted if no view of it has one of the two
+forms, or if the kernels do not compute in its dtype: a piece at a time, of at least one sample.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from bncpu.moments import (
 # Values converted at a time: 8 MiB of float64.
 PIECE = 1 << 20
 
-# Stored values of a sparse matrix looked at together, at least: the moments of each piece cost O(channels).
+# At least so many stored values of a sparse matrix make a piece: the moments of each piece cost O(channels).
 ENTRIES = 1 << 18
 
 
@@ -39,12 +39,12 @@ class Summary(NamedTuple):
     """What running statistics need to know of a batch; O(channels)."""
 
     moments: Moments
-    # Values of each channel: their weight, without recency, or with `count_values` their number.
+    # For each channel, the total weight of its values, without recency; with `count_values`, their number.
     observed: NDArray[np.float64]
-    # Rows since the last value of each channel, where rows have recency; else 0.
+    # Rows since the last value of each channel, with `halflife`; else 0.
     age: NDArray[np.float64]
     n_samples: int
-    # Those of positive weight.
+    # Samples of positive weight.
     n_positive: int
 
 
@@ -56,15 +56,15 @@ def summary(
     halflife: float | None = None,
     count_values: bool = False,
 ) -> Summary:
-    """What a batch teaches; `X`, `weights` and `n_threads` as in `moments`.
+    """The summary of a batch; `X`, `weights` and `n_threads` are those of `moments`.
 
     Parameters
     ----------
     X, weights, n_threads
     halflife : float or None
-        Let the weight of a row halve every so many rows from the last one back.
+        Rows after which the weight of a row halves; the last row has weight 1.
     count_values : bool
-        `observed` is the number of values whose weight is not 0.
+        Let `observed` be the number of values whose weight is not 0.
     """
     n_samples = X.shape[0]
     n_positive = n_samples if weights is None else int(np.count_nonzero(weights))
@@ -77,7 +77,8 @@ def summary(
         return Summary(batch, seen, np.zeros_like(seen), n_samples, n_positive)
     batch, missing = moments(X, weights, n_threads, halflife=halflife)
     seen = _observed(X, weights, missing, n_threads)
-    # A feature whose last value lies hundreds of half-lives before the end has faded: look at it from nearer.
+    # Weights of a feature whose last value lies hundreds of half-lives before the end underflow: summarize halves, and
+    # join them, so that its weights start from 1 in the first half.
     if n_samples > 1 and np.any(batch.count < 1e-200 * seen):
         half = n_samples // 2
         options: dict[str, Any] = {"n_threads": n_threads, "halflife": halflife}
@@ -87,7 +88,7 @@ def summary(
 
 
 def joined(parts: Sequence[Summary], halflife: float | None = None) -> Summary:
-    """What batches that follow each other teach as one."""
+    """The summary of consecutive batches, from those of each."""
     if halflife is not None:
         return functools.reduce(functools.partial(_followed, halflife), parts)
     of_each, observed, age, n_samples, n_positive = zip(*parts, strict=True)
@@ -109,7 +110,7 @@ def _observed(X: Any, weights: NDArray[np.float64] | None, missing: bool, n_thre
 
 
 def pieces(X: NDArray[Any]) -> Iterator[slice]:
-    """Samples to convert together, about `PIECE` values."""
+    """Slices of samples that are converted together, of about `PIECE` values."""
     step = max(1, PIECE // max(1, X[:1].size))
     for start in range(0, len(X), step):
         yield slice(start, start + step)
@@ -127,7 +128,7 @@ def moments(
         One per sample.
     n_threads : int or None
     halflife : float or None
-        Let the weight of a row halve every so many rows from the last one back.
+        Rows after which the weight of a row halves; the last row has weight 1.
     """
     plain = not issparse(X) and not isinstance(X, OpaqueBatch)
     x4 = _layout.in_form(X, (1,))[0] if plain else None
@@ -168,7 +169,7 @@ def apply(
     coefficients : Coefficients
         In float64.
     dtype : dtype, optional
-        Of the result, if not as `_layout.result_dtype` says. Not for device arrays.
+        Of the result; by default what `_layout.result_dtype` says. Not for device arrays.
     out : ndarray of the shape and dtype of the result, device array like that of X, X itself, or None
     n_threads : int or None
     """
@@ -195,7 +196,7 @@ def apply(
 
 
 def can_be_overwritten(X: Any, dtype: np.dtype[Any] | None = None) -> bool:
-    """Whether `apply` can put its result, of `dtype` if that is given, in the place of X."""
+    """Whether `apply` can write its result, of `dtype` if that is given, over X."""
     if isinstance(X, DeviceBatch):
         return True
     values = X.data if issparse(X) else X
@@ -207,7 +208,7 @@ def can_be_overwritten(X: Any, dtype: np.dtype[Any] | None = None) -> bool:
 
 
 def entries(X: Any) -> Iterator[slice]:
-    """The stored values, some at a time."""
+    """Slices of the stored values, a piece at a time."""
     n_stored, step = int(X.indptr[-1]), max(ENTRIES, X.shape[1])
     for start in range(0, n_stored, step):
         yield slice(start, min(start + step, n_stored))
@@ -232,7 +233,7 @@ def _major(X: Any, part: slice) -> NDArray[Any]:
 
 def _sparse_moments(X: Any, weights: NDArray[np.float64] | None) -> tuple[Moments, bool]:
     """Moments of the stored values, merged with the zeros between them."""
-    if not X.has_canonical_format:  # a place stored twice would count twice
+    if not X.has_canonical_format:  # a position that is stored twice would count twice
         X = X.copy()
         X.sum_duplicates()
     n_samples, n_channels = X.shape
@@ -243,7 +244,7 @@ def _sparse_moments(X: Any, weights: NDArray[np.float64] | None) -> tuple[Moment
     for part in entries(X):
         at = columns(X, part).astype(np.intp, copy=False)
         weight = None if weights is None else weights[rows(X, part)]
-        # About some value of each column, so that a constant one deviates by exactly 0.
+        # Sum about a value of each column, so that deviations of a constant column are exactly 0.
         about, sums = np.zeros(n_channels), np.zeros((4, n_channels))
         add(X.data[part], at, weight, about, True, sums)
         if np.any(_far(*sums[1:])):
@@ -258,14 +259,14 @@ def _sparse_moments(X: Any, weights: NDArray[np.float64] | None) -> tuple[Moment
         missing = missing or not np.array_equal(all_weight, count)
 
     everything, n_counted = (n_samples, n_samples) if weights is None else (np.sum(weights), np.count_nonzero(weights))
-    # Exactly 0 for a column without zeros that count, whatever rounding says of its weights.
+    # The weight of the zeros: exactly 0 for a column without zeros of positive weight, whatever the rounding of sums.
     zeros = np.where(stored == n_counted, 0.0, np.maximum(everything - stored_weight, 0.0))
     none = np.zeros(n_channels)
     return merge(total, Moments(zeros, none, none, none)), missing
 
 
 def _far(count: NDArray[np.float64], deviation: NDArray[np.float64], squares: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Columns summed about a value over 8 standard deviations from their mean: cancellation costs digits."""
+    """Columns whose mean lies over 8 standard deviations from the value they were summed about: digits are lost."""
     between = deviation * _ratio(deviation, count)
     return between > 64 * (squares - between)
 

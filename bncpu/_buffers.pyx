@@ -1,8 +1,8 @@
 # cython: language_level=3, autotestdict=False, freethreading_compatible=True
-"""Arrays for large results, in memory that earlier results have left: a memory handler for NumPy.
+"""Arrays for large results, in memory of earlier results: a memory handler for NumPy.
 
-NumPy lets an array bring its own allocator (NEP 49). These arrays own their data like any other. When the last
-reference to one dies, a view's included, its block joins the list of ``src/blocks.h``, where the next result finds it.
+NumPy lets an array have its own allocator (NEP 49). These arrays own their data like any other. When the last
+reference to one is gone, views included, its block joins the list in ``src/blocks.h``, where the next result finds it.
 """
 
 import os
@@ -63,8 +63,8 @@ cdef object _capsule = PyCapsule_New(&_handler, b"mem_handler", NULL)
 
 
 def empty(shape, dtype):
-    """As ``numpy.empty``, in reused memory if that is large and NumPy's own allocator is the one in use."""
-    cdef double n_bytes = dtype.itemsize  # a shape may be absurd: NumPy refuses it
+    """``numpy.empty``. Large arrays reuse memory, unless the user has set another allocator than NumPy's own."""
+    cdef double n_bytes = dtype.itemsize  # a double, as the product may overflow: NumPy refuses such a shape
     cdef Py_ssize_t length
     for length in shape:
         n_bytes *= length
@@ -78,7 +78,7 @@ def empty(shape, dtype):
 
 
 def empty_like(prototype, dtype, order="K"):
-    """As ``numpy.empty_like``, in reused memory likewise; always a plain array."""
+    """``numpy.empty_like``, likewise; always a plain ndarray."""
     if not _reusable(<double>prototype.size * dtype.itemsize):
         return np.empty_like(prototype, dtype, order, subok=False)
     before = PyDataMem_SetHandler(_capsule)
@@ -95,7 +95,7 @@ cdef bint _reusable(double n_bytes):
     return <PyObject *>in_use == PyDataMem_DefaultHandler
 
 
-# ---- what waits ----
+# ---- blocks that wait for reuse ----
 
 def waiting():
     """Bytes that wait for reuse."""
@@ -103,12 +103,12 @@ def waiting():
 
 
 def release():
-    """Free what waits; how many bytes that was."""
+    """Free all blocks that wait; return their size in bytes."""
     return bn_pool_release()
 
 
 def set_limit(size_t n_bytes):
-    """Let at most `n_bytes` wait; the limit before."""
+    """Let at most `n_bytes` wait; return the limit before."""
     return bn_pool_set_limit(n_bytes)
 
 
@@ -118,7 +118,7 @@ def limit():
 
 
 def set_least(size_t n_bytes):
-    """Reuse memory from `n_bytes` on, for tests; the bound before."""
+    """Reuse memory for arrays of `n_bytes` and more; return the bound before. For tests."""
     return bn_pool_set_least(n_bytes)
 
 

@@ -1,4 +1,4 @@
-"""What differs between the supported versions of scikit-learn, and what of it is private."""
+"""All that depends on the version of scikit-learn or on its private names, and DataFrames without their libraries."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ __all__ = [
 
 
 class _Unwatched:
-    """A task that nobody watches."""
+    """The callback context of an estimator without callbacks: does nothing."""
 
     def call_on_fit_task_begin(self, **_: Any) -> None:
-        """Tell nobody."""
+        """Do nothing."""
 
     def call_on_fit_task_end(self, **_: Any) -> bool:
-        """Tell nobody; nobody asks to stop."""
+        """Do nothing; never ask to stop."""
         return False
 
     def subcontext(self, task_name: str) -> _Unwatched:
@@ -60,22 +60,22 @@ UNWATCHED = _Unwatched()
 
 
 def is_watched(estimator: Any) -> bool:
-    """Whether the estimator has callbacks, of its own or of one it is a part of."""
+    """Whether the estimator, or one that it is part of, has callbacks."""
     return hasattr(estimator, "_skl_callbacks") or hasattr(estimator, "_parent_callback_ctx")
 
 
 def fit_task(estimator: Any, n_batches: int) -> Any:
-    """The callback context of a fit in `n_batches` steps, 0 for one without steps."""
+    """The callback context of a fit in `n_batches` steps; 0 for a fit without steps."""
     if is_watched(estimator):
         return estimator._init_callback_context(max_subtasks=n_batches)
     return UNWATCHED
 
 
 def rows(X: Any, part: slice) -> Any:
-    """Some rows of an array, frame, sparse matrix or list."""
+    """The rows `part` of an array, frame, sparse matrix or list."""
     if isinstance(X, OpaqueBatch):
         return X[part]
-    # polars and pyarrow; before 1.9 scikit-learn did not know how to cut the latter.
+    # polars and pyarrow. Before 1.9 scikit-learn could not slice tables of pyarrow.
     if callable(getattr(X, "slice", None)):
         return X.slice(part.start, part.stop - part.start)
     if is_lazy(X):
@@ -84,14 +84,14 @@ def rows(X: Any, part: slice) -> Any:
 
 
 def is_lazy(X: Any) -> bool:
-    """Whether X is a collection of Dask, to be computed when it is asked for; dask is not imported."""
+    """Whether X is a collection of Dask. Dask is not imported."""
     if not hasattr(X, "__dask_graph__"):
         return False
     return any(base.__module__.partition(".")[0] in ("dask", "dask_expr") for base in type(X).__mro__)
 
 
 def as_table(X: Any) -> Any:
-    """A record batch of pyarrow as a table, whose names scikit-learn sees; anything else as it is."""
+    """A record batch of pyarrow as a table, so that scikit-learn finds its names; anything else as it is."""
     pyarrow = sys.modules.get("pyarrow")
     if pyarrow is not None and isinstance(X, pyarrow.RecordBatch):
         return pyarrow.Table.from_batches([X])
@@ -99,10 +99,10 @@ def as_table(X: Any) -> Any:
 
 
 def numbers_of_table(X: Any) -> NDArray[Any] | None:
-    """The columns of a table of pyarrow or polars in column order, nulls as NaN; None if one holds no numbers, or of
-    anything else.
+    """The numbers of a table of pyarrow or polars, as an F-ordered array, nulls as NaN.
 
-    As an array of rows, a table is made one number at a time, and of float64.
+    None if a column does not hold numbers, or if X is anything else. The libraries' own conversion takes one number at
+    a time, and makes float64.
     """
     pyarrow, polars = sys.modules.get("pyarrow"), sys.modules.get("polars")
     if polars is not None and isinstance(X, polars.DataFrame):
@@ -122,7 +122,7 @@ def numbers_of_table(X: Any) -> NDArray[Any] | None:
     return numbers
 
 
-# Columns of these become an array of their common type where that is one of `FLOATS`, and else of float64.
+# Columns of these types become an array of their common type if that is in `FLOATS`, else of float64.
 NUMBERS = frozenset(map(np.dtype, "?bhilqBHILQfd"))
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
@@ -131,7 +131,7 @@ FRAMES = {"pandas": "DataFrame", "polars": "DataFrame", "pyarrow": "Table"}
 
 
 def frame_library(X: Any) -> str | None:
-    """The library of which X is exactly a DataFrame, or a table of pyarrow; None of anything else. None is imported."""
+    """The library, if X is exactly a DataFrame of pandas or polars or a Table of pyarrow; else None. No import."""
     for library, name in FRAMES.items():
         if type(X) is getattr(sys.modules.get(library), name, None):
             return library
@@ -139,15 +139,15 @@ def frame_library(X: Any) -> str | None:
 
 
 def numbers_of_frame(X: Any, names: NDArray[Any] | None) -> NDArray[Any] | None:
-    """What scikit-learn's validation, 300 us, makes of a frame with the columns of fit; None where it may say more.
+    """The array that scikit-learn's validation, 300 us, would make of a frame with exactly the columns of fit.
 
-    Whatever is more than columns of numbers in the order of fit is left to scikit-learn.
+    None for anything else than columns of numbers in the order of fit: scikit-learn may have to warn or refuse.
 
     Parameters
     ----------
     X : object
     names : ndarray of str, or None
-        `feature_names_in_`. Where there is none, the columns of a DataFrame of pandas must be numbered.
+        `feature_names_in_`. Without it, only a DataFrame of pandas with numbered columns is taken.
     """
     library = frame_library(X)
     if library is None:
@@ -171,14 +171,14 @@ def numbers_of_frame(X: Any, names: NDArray[Any] | None) -> NDArray[Any] | None:
 
 
 def _are(found: list[Any], names: NDArray[Any] | None) -> bool:
-    """Whether the columns found are `names`, strings all, each once."""
+    """Whether the columns found are exactly `names`: strings, each once."""
     if names is None or found != names.tolist():
         return False
     return set(map(type, found)) == {str} and len(set(found)) == len(found)
 
 
 def foreign_namespace(a: Any) -> Any:
-    """The array-API namespace of `a`, or None for NumPy, frames, lists, or if scikit-learn's dispatch is off."""
+    """The array-API namespace of `a`; None for NumPy, frames and lists, and if scikit-learn's dispatch is off."""
     if not (get_config()["array_api_dispatch"] and hasattr(a, "__dlpack__")):
         return None
     xp, compliant = get_namespace(a)

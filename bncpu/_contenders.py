@@ -1,8 +1,8 @@
-"""Who can do what: our functions and other libraries, each as a call on the same arrays.
+"""The candidates of the benchmarks: our functions and other libraries, each as a call on the same arrays.
 
-Every function below takes `Data` and returns what to time, or None where it cannot do the operation. A library that is
-not installed raises ImportError: none is imported before it is asked. Each call returns its result, so that all can be
-checked against each other.
+Every function below takes `Data`. It returns the call to time, or None if the library cannot do the operation, and
+raises ImportError if the library is not installed. Libraries are imported only there. Each call returns its result, so
+that results can be compared.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ import bncpu
 Array = NDArray[Any]
 Call = Callable[[], Any]
 
-EPS = float(np.float32(1e-5))  # some peers keep it so
-SMALL_BYTES = 1 << 17  # below, a row shows what a call costs, in microseconds
-LARGE_BYTES = 128_000_000  # smaller arrays may lie in a cache from call to call
+EPS = float(np.float32(1e-5))  # some libraries keep eps in float32
+SMALL_BYTES = 1 << 17  # below this size of x, a row shows microseconds: the cost of a call
+LARGE_BYTES = 128_000_000  # smaller arrays may stay in a cache from call to call
 N_BATCHES = 10
 
-# What an operation of ours asks of another library.
+# What another library must compute to be compared with our operation.
 TASKS = {
     "transform": "inference",
     "batch_norm": "inference",
@@ -49,7 +49,7 @@ class Case(NamedTuple):
     shape: tuple[int, ...]
     layout: str = "rows"  # or NCHW, NHWC
     dtype: str = "float32"
-    fresh: bool = False  # results in new arrays instead of `out`
+    fresh: bool = False  # results are new arrays; else they are written to `out`
 
     @property
     def task(self) -> str:
@@ -63,22 +63,22 @@ class Case(NamedTuple):
 
     @property
     def unit(self) -> str:
-        """The limit that memory sets, or microseconds where x is so small that the call costs more than the data."""
+        """In which unit: "limit", multiples of what memory takes; "us", microseconds, if the call costs more."""
         return "us" if self.n_bytes < SMALL_BYTES else "limit"
 
     @property
     def is_large(self) -> bool:
-        """Whether x comes from memory at every call, and a stream of it in batches."""
+        """Whether x is read from memory at every call. A stream of it then comes in batches."""
         return self.n_bytes >= LARGE_BYTES
 
     @property
     def makes_new(self) -> bool:
-        """Whether our result is a new array: where the case says so, and a small one of the estimator, as in use."""
+        """Whether our result is a new array: if the case says so, and in small calls of `transform`, as in real use."""
         return self.fresh or (self.operation == "transform" and self.unit == "us")
 
     @property
     def channel_axis(self) -> int:
-        """Counted from 0."""
+        """The axis of the channels, counted from 0."""
         return len(self.shape) - 1 if self.layout == "NHWC" else 1
 
     @property
@@ -90,21 +90,21 @@ class Case(NamedTuple):
         return f"{self.operation} {layout}{' x '.join(sizes)}{without}"
 
     def smallest(self) -> Case:
-        """The same on a few values: whether it runs, not how fast."""
+        """The same case with a few values, to check that it runs."""
         shape = (16, 4) if self.layout == "rows" else {"NCHW": (4, 3, 2, 2), "NHWC": (4, 2, 2, 3)}[self.layout]
         return self._replace(shape=shape)
 
 
 class Data:
-    """The arrays of a case, all touched once so that no timing includes their first use.
+    """The arrays of a case. All are written once beforehand, so that no timing includes their first use.
 
     Attributes
     ----------
     x, out, dy : ndarray of the case's shape and dtype
-        Standard normal numbers, repeated: their values do not change what anything costs.
+        Standard normal numbers, repeated; times do not depend on the values.
     mean, var, gamma, beta : ndarray of shape (C,), of the case's dtype
     batches : list of ndarray
-        The parts of x.
+        Parts of x, for `partial_fit`.
     """
 
     def __init__(self, case: Case, n_threads: int | None = 1) -> None:
@@ -128,7 +128,7 @@ class Data:
 
 
 def ours(d: Data) -> Call | None:
-    """Prepare the call of ours that the case names."""
+    """Prepare our own call for the case."""
     x, case = d.x, d.case
     options: dict[str, Any] = {"channel_axis": case.channel_axis, "n_threads": d.n_threads}
     to: dict[str, Any] = {} if case.makes_new else {"out": d.out}
@@ -273,7 +273,7 @@ def numba(d: Data) -> Call | None:
 
 @cache
 def _compiled(loops: Callable[..., Any]) -> Any:
-    """Each of the loops once, for all types of arrays."""
+    """Compile each function once, for all types of arrays."""
     return import_module("numba").njit(loops, fastmath=True, nogil=True, error_model="numpy")
 
 
@@ -339,7 +339,7 @@ def pytorch(d: Data) -> Call | None:
 
 
 def pytorch_out(d: Data) -> Call | None:
-    """Call the overload of PyTorch's operator that writes into given tensors."""
+    """Call the variant of PyTorch's operator that writes into given tensors."""
     if d.case.fresh or d.case.task not in ("inference", "training"):
         return None
     _, into = _torch_calls(d)
@@ -351,14 +351,14 @@ def pytorch_compile(d: Data) -> Call | None:
     torch: Any = import_module("torch")
     calls, _ = _torch_calls(d)
     x = torch.from_numpy(d.x)
-    calls["statistics"] = lambda: torch.var_mean(x, d.axes, correction=0)[::-1]  # what the compiler knows
+    calls["statistics"] = lambda: torch.var_mean(x, d.axes, correction=0)[::-1]  # an operator that it can compile
     call = calls.get(d.case.task)
-    torch.compiler.reset()  # else the ninth shape is not compiled any more
+    torch.compiler.reset()  # otherwise it stops compiling at the ninth shape
     return None if call is None else torch.compile(call, dynamic=False)
 
 
 def _torch_calls(d: Data) -> tuple[dict[str, Call], Call]:
-    """By task, and the one with out= ."""
+    """Calls by task, and the call with out= ."""
     torch: Any = import_module("torch")
     aten, batch_norm = torch.ops.aten, torch.nn.functional.batch_norm
     torch.set_grad_enabled(False)
@@ -420,7 +420,7 @@ def onnxruntime(d: Data) -> Call | None:
         return lambda: session.run(None, {"x": d.x})[0]
     binding = session.io_binding()
     binding.bind_ortvalue_input("x", ort.OrtValue.ortvalue_from_numpy(d.x))
-    # The only way to let it write into memory of ours.
+    # The only way to make it write into our memory.
     binding.bind_output("y", "cpu", 0, d.x.dtype.type, d.out.shape, d.out.ctypes.data)
 
     def run() -> Array:
@@ -520,7 +520,7 @@ def sklearnex(d: Data) -> Call | None:
 
 
 def river(d: Data) -> Call | None:
-    """Give river a dict where there is one row, else DataFrames; making those is not timed."""
+    """Give river a dict for a single row, else DataFrames. Making these is not timed."""
     scaler = import_module("river.preprocessing").StandardScaler()
     pandas: Any = import_module("pandas")
     if d.case.operation not in ("partial_fit", "transform") or d.case.layout != "rows":
@@ -560,7 +560,7 @@ def dask_ml(d: Data) -> Call | None:
 
 
 def _each(batches: list[Any], function: Callable[[Any], object]) -> Call:
-    """One call for each batch."""
+    """A call that calls the function with each batch."""
     if len(batches) == 1:
         batch = batches[0]
         return lambda: function(batch)
@@ -602,7 +602,7 @@ SLOW_TO_PREPARE = {"PyTorch compile"}  # tens of seconds
 
 
 def limit_threads(n_threads: int | None) -> None:
-    """Tell the libraries that keep a number of their own; the rest is threadpoolctl's."""
+    """Set the number of threads of libraries that threadpoolctl does not reach."""
     torch: Any = sys.modules.get("torch")
     if torch is not None and n_threads is not None:
         torch.set_num_threads(n_threads)

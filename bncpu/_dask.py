@@ -1,8 +1,8 @@
-"""Arrays and DataFrames of Dask: what they teach, in one pass over the blocks, and coefficients applied to them lazily.
+"""Arrays and DataFrames of Dask: statistics in one pass over the blocks, and coefficients applied lazily.
 
-A block becomes a `_batches.Summary`, of O(channels), where it lies; these are joined `FAN_IN` at a time, in an order
-that depends on the blocks alone, so that the result does not depend on scheduler and workers. Tasks hold what they
-need of the transformer and nothing else. Dask is there where these functions are called: X is its.
+The worker that has a block makes a `_batches.Summary` of it, of O(channels). Summaries are joined `FAN_IN` at a time,
+in an order that depends on the blocks alone, so that the result does not depend on scheduler and workers. Tasks hold
+only what they need of the transformer. Dask is imported in the functions: X comes from it, so it is installed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from bncpu.state import Parameters
 # Summaries joined in one task.
 FAN_IN = 8
 
-# Column of the weights of a DataFrame beside its own.
+# Name of the column in which a DataFrame carries its sample weights.
 WEIGHTS = "bncpu sample_weight"
 
 
@@ -43,17 +43,17 @@ def weights(sample_weight: Any, X: Any) -> Any:
 def summary(
     t: Any, X: Any, weights: Any, p: Parameters, first_row: int, *, halflife: float | None, count_values: bool
 ) -> Summary:
-    """As `_batches.summary`, of an array (N, C, ...) or a DataFrame of Dask; its blocks are computed once.
+    """`_batches.summary` of an array (N, C, ...) or a DataFrame of Dask. Its blocks are computed once.
 
     Parameters
     ----------
     t : BatchNormTransformer
-        The one that learns.
+        The transformer that learns.
     X, weights : Dask collections
         Checked by `_door.batch`, and made by `weights`.
     p : Parameters
     first_row : int
-        Rows before those of X, for messages.
+        Number of rows before X, for messages.
     halflife, count_values
         As in `_batches.summary`.
     """
@@ -65,7 +65,7 @@ def summary(
     read, join = functools.partial(_read, at, options), functools.partial(_batches.joined, halflife=halflife)
     name = "bncpu-summary-" + dask.base.tokenize(X, weights, read, first_row)
 
-    if halflife is not None and X.ndim > 2:  # rows in their order, each of them whole
+    if halflife is not None and X.ndim > 2:  # a block must hold whole rows, in their order
         X = X.rechunk(dict.fromkeys(range(2, X.ndim), -1))
     blocks, weight_keys, inputs = _inputs(X, weights, p.channel_axis)
     sizes, widths = X.chunks[:2] if hasattr(X, "chunks") else ((math.nan,) * len(blocks), (X.shape[1],))
@@ -81,7 +81,7 @@ def summary(
         tasks |= leaves
         totals.append(_tree(join, list(leaves), tasks))
     tasks[name, 0] = (_beside, totals)
-    # An array, whose optimization fuses tasks; of one object.
+    # A Dask array with one object in it: Dask fuses the tasks of arrays.
     graph = HighLevelGraph.from_collections(name, tasks, dependencies=inputs)
     total: Summary = dask.array.Array(graph, name, ((1,),), dtype=object).compute()[0]
     _door.observed(t, total.n_samples, total.n_positive, at.n_features)
@@ -89,19 +89,19 @@ def summary(
 
 
 def _inputs(X: Any, weights: Any, channel_axis: int | None) -> tuple[Any, list[Any], list[Any]]:
-    """Keys of the blocks by rows, columns and all else, keys of their weights, and what has them in its graph."""
+    """Keys of the blocks, nested by rows, columns and other axes; keys of their weights; collections that have them."""
     from dask.core import flatten
 
     in_array = hasattr(weights, "chunks")
     weight_keys, inputs = (weights.__dask_keys__(), [weights]) if in_array else (None, [])
     if not hasattr(X, "chunks"):
-        if weights is not None and not in_array:  # a Series: in one frame with X, what they share is computed once
+        if weights is not None and not in_array:  # a Series: as a column of X, so that what they share is computed once
             X = X.assign(**{WEIGHTS: weights})
-        # Optimization may join partitions.
+        # Optimization may join partitions, and weights in an array are cut as the original ones are.
         partitions = X.to_delayed(optimize_graph=not in_array)
         weight_keys = weight_keys or [None] * len(partitions)
         return [[[partition.key]] for partition in partitions], weight_keys, [partitions[0], *inputs]
-    if channel_axis is not None:  # blocks are sent as they are, not as views with other axes
+    if channel_axis is not None:  # send blocks with the axes of the caller, not as views with other axes
         X = _layout.channels_back(X, channel_axis)
     keys, order = list(flatten(X.__dask_keys__())), np.arange(math.prod(X.numblocks)).reshape(X.numblocks)
     if channel_axis is not None:
@@ -112,7 +112,7 @@ def _inputs(X: Any, weights: Any, channel_axis: int | None) -> tuple[Any, list[A
 
 
 def _tree(join: Any, keys: list[Any], tasks: dict[Any, Any]) -> Any:
-    """Add tasks that join those of `keys` to one, whose key is returned."""
+    """Add tasks that join the summaries of `keys` to one, and return its key."""
     while len(keys) > 1:
         name, j, level, _ = keys[0]
         parts = [keys[start : start + FAN_IN] for start in range(0, len(keys), FAN_IN)]
@@ -130,7 +130,7 @@ def _read(
     first_column: int,
     n_features: int,
 ) -> Summary:
-    """The summary of a block, in a worker."""
+    """The summary of a block; runs in a worker."""
     at = at._replace(first_row=first_row, first_column=first_column, n_features=n_features)
     if hasattr(block, "columns") and WEIGHTS in block.columns:
         block, weights = block.drop(columns=WEIGHTS), block[WEIGHTS]
@@ -149,7 +149,7 @@ def _read(
 
 
 def _beside(parts: list[Summary]) -> NDArray[Any]:
-    """Of blocks that lie beside each other: of the same rows, with other channels. An array of one object."""
+    """One summary from those of column blocks with the same rows, in an array of one object."""
     of_each, observed, age, n_samples, n_positive = zip(*parts, strict=True)
     moments = Moments(*np.concatenate(of_each, axis=1))
     made = np.empty(1, dtype=object)
@@ -158,7 +158,7 @@ def _beside(parts: list[Summary]) -> NDArray[Any]:
 
 
 def apply(t: Any, X: Any, coefficients: Coefficients, p: Parameters, wanted: np.dtype[Any] | None) -> Any:
-    """As `_batches.apply`, of an array (N, C, ...) or a DataFrame of Dask, when the result is computed."""
+    """`_batches.apply` of an array (N, C, ...) or a DataFrame of Dask; it runs when the result is computed."""
     at = Block(type(t).__name__, X.shape[1], p._replace(gamma=None, beta=None))
     if not hasattr(X, "chunks"):
         dtype = _layout.result_dtype(_door.block(X._meta, at).dtype, wanted)
@@ -168,7 +168,7 @@ def apply(t: Any, X: Any, coefficients: Coefficients, p: Parameters, wanted: np.
 
     dtype = _layout.result_dtype(_door.block(np.empty((0, *X.shape[1:2]), X.dtype), at).dtype, wanted)
     axes, inputs = tuple(range(X.ndim)), []
-    for values in (np.arange(X.shape[1]), *coefficients):  # a block gets those of its columns
+    for values in (np.arange(X.shape[1]), *coefficients):  # each block gets the values for its columns
         inputs += [dask.array.from_array(values, chunks=(X.chunks[1],)), (1,)]
     changed = functools.partial(_apply_to_array, at, t.n_threads or 1, dtype)
     options = {"dtype": dtype, "meta": X._meta.astype(dtype), "align_arrays": False, "token": "bncpu-apply"}

@@ -1,6 +1,6 @@
-"""Batches that are no arrays in memory, as the rest of the library sees them: samples on axis 0, channels on axis 1.
+"""Batches that are not one NumPy array, behind one interface: samples on axis 0, channels on axis 1.
 
-Nothing is moved: neither what lies on a GPU nor columns that lie apart.
+Nothing is copied: arrays on a GPU stay there, and separate columns stay separate.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from bncpu.moments import Coefficients, Moments
 
 
 class OpaqueBatch:
-    """What has a shape, a dtype and moments, and is no array in memory."""
+    """A batch that has a shape, a dtype and moments, but is not one NumPy array."""
 
     shape: tuple[int, ...]
     dtype: Any
@@ -56,7 +56,7 @@ class DeviceBatch(OpaqueBatch):
     ----------
     array : device array
     channel_axis : int
-        Neither 0, which samples lie along, nor negative.
+        At least 1: axis 0 holds the samples.
     """
 
     def __init__(self, array: Any, channel_axis: int) -> None:
@@ -70,16 +70,16 @@ class DeviceBatch(OpaqueBatch):
         return DeviceBatch(self.array[rows], self.channel_axis)
 
     def moments(self, weights: NDArray[np.float64] | None, n_threads: int | None) -> tuple[Moments, bool]:
-        """As `_batches.moments`; waits for the device."""
+        """`_batches.moments` of this batch; waits for the device."""
         found = Moments(*_functions().collect(self.array, self.channel_axis, weights))
         return found, weights is not None or bool(np.any(found.count != self.size // self.shape[1]))
 
     def apply(self, coefficients: Coefficients, out: Any) -> Any:
-        """As `_batches.apply`, but infinities are not looked for: that would have to wait for the device."""
+        """`_batches.apply` of this batch, without looking for infinities, as that would have to wait for the device."""
         return _functions().scaled(self.array, self.channel_axis, *coefficients, out=as_given(out))
 
     def in_memory(self) -> NDArray[Any]:
-        """A copy in CPU memory, channels second."""
+        """A copy in CPU memory, with channels on axis 1."""
         library = library_of(self.array)
         if library == "torch":
             a = self.array.detach().to(dtype=sys.modules["torch"].float64).cpu().numpy()
@@ -89,7 +89,7 @@ class DeviceBatch(OpaqueBatch):
 
 
 class ColumnBatch(OpaqueBatch):
-    """Columns in memory, each contiguous, all of one float type; to learn from.
+    """Separate columns in memory, each contiguous, all of one float type; for `partial_fit` only.
 
     Parameters
     ----------
@@ -104,7 +104,7 @@ class ColumnBatch(OpaqueBatch):
         return ColumnBatch([column[rows] for column in self.columns])
 
     def moments(self, weights: NDArray[np.float64] | None, n_threads: int | None) -> tuple[Moments, bool]:
-        """As `_batches.moments`, with the bits of the same columns in one array."""
+        """`_batches.moments` of this batch, with the same bits as for the columns in one array."""
         return _normalize.moments_of_planes(self.columns, weights, skip_missing=True, n_threads=n_threads)
 
     def in_memory(self) -> NDArray[Any]:
@@ -113,15 +113,16 @@ class ColumnBatch(OpaqueBatch):
 
 
 class LearnedBatch(OpaqueBatch):
-    """A batch of which the moments are known already; to learn from, as a whole and without weights.
+    """A batch whose moments are known already; for `partial_fit` of the whole batch, without weights.
 
     Parameters
     ----------
     shape : tuple of (n_samples, n_features)
     dtype : dtype
     found : tuple of Moments and bool
-        As `moments`.
+        What `moments` returns.
     in_memory : callable
+        Returns the batch as an array; called only if a message must name a row.
     """
 
     def __init__(
@@ -142,7 +143,7 @@ class LearnedBatch(OpaqueBatch):
 
 
 def as_given(X: Any) -> Any:
-    """The device array of a batch, or what is none."""
+    """The device array of a DeviceBatch; anything else as it is."""
     return X.array if isinstance(X, DeviceBatch) else X
 
 

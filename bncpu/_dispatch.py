@@ -1,4 +1,4 @@
-"""Which kernels or functions serve an array, by its type, and with how many threads."""
+"""Which kernels or functions an array is given to, by its type, and with how many threads."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if os.environ.get("BNCPU_ISA"):
 
 
 def know_machine() -> None:
-    """Tell the kernels how many processors there are, how many are ours, and where it is told what runs on them."""
+    """Tell the kernels how many processors there are, how many this process may use, and which file counts tasks."""
     # joblib knows affinity and the quota of a container.
     _kernels.set_machine(os.cpu_count() or 1, joblib.cpu_count(), "/proc/loadavg")
 
@@ -43,10 +43,10 @@ def kernels(array: object) -> ModuleType:
 
 
 def device_functions(array: object) -> Any:
-    """`bncpu.gpu` for a device array, whose functions do everything there; None for anything else."""
+    """`bncpu.gpu` for a device array, None for anything else."""
     return gpu if library_of(array) is not None else None
 
 
 def threads(n_threads: int | None, n_bytes: int) -> int | None:
-    """What a kernel that reads `n_bytes` is given for a user's `n_threads`: not more than pay, or None as it is."""
+    """The number of threads for a kernel that reads `n_bytes`: `n_threads`, but no more than pay; None stays None."""
     return _kernels.threads(n_threads, n_bytes)

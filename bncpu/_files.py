@@ -1,7 +1,7 @@
-"""What the commands over files do: fit with checkpoints, transform, merge, show.
+"""The commands over files: fit with checkpoints, transform, merge, show.
 
-The rows of all inputs are one stream, cut into batches that depend on nothing but their number of rows. As states are
-saved and loaded to the bit, a fit that was killed goes on from its last checkpoint as if nothing had happened.
+The rows of all inputs are one stream, cut into batches of so many rows, whatever the files are. States are saved and
+loaded to the bit, so a fit that was killed continues from its last checkpoint with the same result.
 """
 
 from __future__ import annotations
@@ -26,16 +26,18 @@ from bncpu.state import content, parameters, restored
 CHECKPOINT = "bncpu.fit"
 CHECKPOINT_SECONDS = 5.0
 
-# Of a batch of transform, as float64: what is read, computed and written lies in memory several times.
+# Bytes of a batch of `transform`, as float64. Several batches are in memory: read, computed, being written.
 TRANSFORM_BYTES = 8 << 20
 
 
 class Interrupted(Exception):
-    """Ctrl-C; says how to go on."""
+    """Ctrl-C. The message says how to go on."""
 
 
 def found(names: Sequence[str]) -> list[Path]:
-    """The files that the arguments name: files, folders with all tables below them, patterns; each of these sorted.
+    """The files for the arguments of a command, each a file, a folder (all tables below it), or a pattern.
+
+    The files of a folder or a pattern are sorted.
 
     Raises
     ------
@@ -68,7 +70,7 @@ def found(names: Sequence[str]) -> list[Path]:
 
 
 def refuse_as_state(out: Path) -> None:
-    """Refuse a path that ends like a table, as where the state's name was forgotten, or where another file is."""
+    """Refuse a path that ends like a table, as if the state's name had been forgotten, or that holds another file."""
     ending = _tables.ending(out)
     if ending is not None:
         raise ValueError(f"{str(out)!r} must name a state, such as state.json; it ends like a table, with {ending}")
@@ -76,7 +78,7 @@ def refuse_as_state(out: Path) -> None:
 
 
 def refuse_input_as_output(inputs: Sequence[Path], out: Path) -> None:
-    """Nothing is read from what is to be replaced."""
+    """Refuse an output that is also an input."""
     if any(os.path.realpath(path) == os.path.realpath(out) for path in inputs):
         raise ValueError(f"the output {str(out)!r} is an input")
 
@@ -91,9 +93,9 @@ class Stream:
     ----------
     tables : list of Table
     ends : list of int
-        Rows up to the end of each file, of those known from before.
+        Number of rows of the stream up to the end of each file, for the files read before a checkpoint.
     learn : int
-        If not 0: batches of so many rows may come with their moments, and without their values.
+        If not 0: pieces of so many rows may be moments, without their values.
     """
 
     def __init__(self, tables: Sequence[Table], ends: Sequence[int] = (), learn: int = 0) -> None:
@@ -102,7 +104,7 @@ class Stream:
         self.n_bytes = sum(table.size for table in tables)
 
     def pieces(self, names: Sequence[str], skip: int = 0, carry: str | None = None) -> Iterator[_tables.Piece]:
-        """The rows from `skip` on; files that end before it are not read."""
+        """The rows from `skip` on. Files that end before it are not read."""
         self.ends = [end for end in self.ends if end <= skip]
         for table in self.tables[: len(self.ends)]:
             table.position = table.size
@@ -121,13 +123,13 @@ class Stream:
         return sum(table.position for table in self.tables)
 
     def place(self, row: int) -> str:
-        """File and line, or row in it, of a row that has been read."""
+        """File and line (or row in the file) of a row that has been read."""
         k = sum(end <= row for end in self.ends)
         return self.tables[k].place(row - (self.ends[k - 1] if k else 0))
 
 
 def refused(error: ValueError, batch: Batch, first_row: int, names: Sequence[str], stream: Stream) -> ValueError:
-    """Why a batch was refused, with the place in the file."""
+    """The error to raise for a refused batch, which names the place in the file."""
     X = batch.X.in_memory() if isinstance(batch.X, OpaqueBatch) else batch.X
     rows, columns = np.nonzero(np.isinf(X))
     if len(rows):
@@ -146,7 +148,7 @@ def refused(error: ValueError, batch: Batch, first_row: int, names: Sequence[str
 
 @contextlib.contextmanager
 def progress(stream: Stream, label: str) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal, if rich is installed; gives what is to be called with the number of rows so far."""
+    """A progress bar on a terminal, if rich is installed. Yields a function to call with the number of rows so far."""
     if not sys.stderr.isatty():
         yield lambda rows: None
         return
@@ -173,7 +175,7 @@ def progress(stream: Stream, label: str) -> Iterator[Callable[[int], None]]:
 
 
 def room_for(*, beside: bool) -> Any:
-    """While this lasts, the kernels leave a processor to what reads or writes beside them: in turns both are slower."""
+    """Leave one processor to the reader or writer, if `beside`: sharing a processor would slow both."""
     if not beside:
         return contextlib.nullcontext()
     return threadpool_limits(max(1, _kernels.max_threads() - 1), user_api="openmp")
@@ -183,7 +185,7 @@ def room_for(*, beside: bool) -> Any:
 
 
 class Plan(NamedTuple):
-    """What a fit is to do; a checkpoint continues nothing else."""
+    """What a fit is to do. A checkpoint continues only the same plan."""
 
     transformer: BatchNormTransformer
     columns: list[str] | None = None
@@ -193,7 +195,7 @@ class Plan(NamedTuple):
 
 
 def fit(inputs: Sequence[Path], out: Path, plan: Plan, *, resume: bool, tell: Callable[[str], None]) -> str:
-    """Learn from files into the state file `out`; returns what to say of it.
+    """Learn from files into the state file `out`; returns a line for the user.
 
     Parameters
     ----------
@@ -203,7 +205,7 @@ def fit(inputs: Sequence[Path], out: Path, plan: Plan, *, resume: bool, tell: Ca
     resume : bool
         Go on from the checkpoint beside `out`, if there is one.
     tell : callable
-        Called with a line that the user should know.
+        Called with a line for the user.
 
     Raises
     ------
@@ -246,7 +248,7 @@ def fit(inputs: Sequence[Path], out: Path, plan: Plan, *, resume: bool, tell: Ca
         fewest=kind.fewest_values(bn.ddof),
     )
     n_batches = getattr(bn, "n_batches_seen_", 0)
-    rows = {n_batches: begun}  # by the number of batches learned: right at whatever moment Ctrl-C comes
+    rows = {n_batches: begun}  # by the number of batches learned, so that it is right whenever Ctrl-C comes
 
     def save() -> None:
         kept = {"state": content(bn), "rows": rows[bn.n_batches_seen_], "ends": stream.ends, **identity}
@@ -315,7 +317,7 @@ def _difference(table: Table, first: Table) -> str:
 
 
 def require(table: Table, names: Sequence[str]) -> None:
-    """Columns with numbers must be there."""
+    """Check that a table has these columns, and that they hold numbers."""
     columns, numbers = set(table.columns), set(table.numbers)
     for name in names:
         if name not in columns:
@@ -334,7 +336,7 @@ def _identity(tables: Sequence[Table], names: list[str], plan: Plan, batch_rows:
 
 
 def _checkpoint(partial: Path, identity: dict[str, Any]) -> tuple[BatchNormTransformer, int, list[int]]:
-    """The transformer, its number of rows, and those up to the end of each file that has been read."""
+    """From a checkpoint: the transformer, its number of rows, and the number up to the end of each file read."""
     try:
         kept = _state_file.read(partial, CHECKPOINT)
         inputs, options = kept["inputs"], kept["options"]
@@ -364,7 +366,7 @@ def _checkpoint(partial: Path, identity: dict[str, Any]) -> tuple[BatchNormTrans
 
 
 def transform(state: Path, source: Path, out: Path) -> str:
-    """Write what the transformer in the file `state` makes of a file; returns what to say of it.
+    """Normalize a file with the transformer in the file `state`; returns a line for the user.
 
     Raises
     ------
@@ -405,7 +407,7 @@ def transform(state: Path, source: Path, out: Path) -> str:
                     Y = bn.transform(batch.X, out=spaces[0][: len(batch.X)])
                 except ValueError as error:
                     raise refused(error, batch, rows, names, stream) from None
-                spaces.reverse()  # this one is being written while the next is computed
+                spaces.reverse()  # this result is written while the next one is computed
                 yield _tables.Result(Y, names, batch.carried)
                 rows += len(batch.X)
                 show(rows)
@@ -420,7 +422,7 @@ def transform(state: Path, source: Path, out: Path) -> str:
 
 
 def merge(states: Sequence[Path], out: Path) -> str:
-    """Join states as if one transformer had seen all that they have; returns what to say of it.
+    """Join states as if one transformer had seen all their rows; returns a line for the user.
 
     Raises
     ------
@@ -445,12 +447,12 @@ def merge(states: Sequence[Path], out: Path) -> str:
 
 
 def show(state: Path) -> str:
-    """What a state file holds, as lines.
+    """The content of a state file, as lines to print.
 
     Raises
     ------
     OSError, ValueError
-        If it is none.
+        If it is not a state file.
     """
     bn = BatchNormTransformer.load(state)
     defaults = BatchNormTransformer().get_params()

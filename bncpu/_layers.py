@@ -14,7 +14,7 @@ Float64 = NDArray[np.float64]
 
 
 class Layer(NamedTuple):
-    """What a layer at inference knows of each channel."""
+    """The parameters and statistics of a layer, per channel, as used at inference."""
 
     mean: Float64
     var: Float64
@@ -55,7 +55,7 @@ def of(state: State) -> Layer:
 
 
 def to_torch(layer: Layer, n_batches: int) -> dict[str, NDArray[Any]]:
-    """The state of a layer."""
+    """The `state_dict` of a layer."""
     return {
         "weight": np.ones_like(layer.mean) if layer.gamma is None else layer.gamma.copy(),
         "bias": np.zeros_like(layer.mean) if layer.beta is None else layer.beta.copy(),
@@ -69,7 +69,7 @@ STATISTICS = ("running_mean", "running_var")
 
 
 def from_keras(weights: Any, *, center: bool, scale: bool) -> Layer:
-    """The layer that `get_weights` tells of."""
+    """The layer with the weights that `get_weights` of Keras returned."""
     for name, value in (("center", center), ("scale", scale)):
         if not isinstance(value, (bool, np.bool_)):
             raise TypeError(f"{name} must be True or False, got {value!r}")
@@ -83,13 +83,13 @@ def from_keras(weights: Any, *, center: bool, scale: bool) -> Layer:
 
 
 def to_keras(layer: Layer) -> list[NDArray[Any]]:
-    """What `set_weights` takes."""
+    """The weights that `set_weights` of Keras takes."""
     state = to_torch(layer, 0)
     return [state[name] for name in ("weight", "bias", *STATISTICS)]
 
 
 def _array(name: str, a: Any) -> Any:
-    """An array of the host in float64; a tensor of PyTorch may be on a device, and of a type that NumPy lacks."""
+    """A float64 array in CPU memory. Tensors of PyTorch may be on a device, and of a type that NumPy lacks."""
     if a is None:
         return None
     try:

@@ -1,9 +1,10 @@
 """The two forms: any array as a 4-D view (groups, outer, channels, inner), or one copy where no view exists.
 
-This is the only place that reshapes or copies, and large results get their memory from here. Some axes are kept: every
-position along them has statistics of its own. For batch normalization that is the channel axis. Axes are taken in the
-order of their strides, and neighbours of the same kind are joined: from the innermost outwards, `inner` is not kept,
-`channels` is, `outer` is not, `groups` is. So NCHW, channels-last and Fortran order all become a view.
+This is the only place that reshapes or copies, and large results get their memory from here. Some axes are *kept*:
+every position along them has statistics of its own. For batch normalization that is the channel axis. Axes are sorted
+by their strides, and adjacent axes that are all kept, or all not, are joined to one. From the innermost outwards these
+are `inner` (not kept), `channels` (kept), `outer` (not kept) and `groups` (kept). So NCHW, channels-last and Fortran
+order all become a view.
 
 =======  =========================================  ============================
 form     view                                       arrays, channels kept
@@ -28,18 +29,18 @@ Array = NDArray[np.floating[Any]]
 
 
 class Layout(NamedTuple):
-    """How arrays of one number of dimensions become 4-D views.
+    """How an array becomes a 4-D view; other arrays of as many axes may become views in the same way.
 
     Attributes
     ----------
     order : tuple of int
         The axes, from outermost to innermost in memory.
     starts : tuple of three int
-        Where in `order` outer, channels and inner begin.
+        Index in `order` of the first axis of outer, of channels and of inner.
     kept : tuple of int
         The axes whose positions have statistics of their own, ascending.
     fits : bool
-        Whether those before outer are kept, too. If kept and other axes alternate more often, there is no view.
+        Whether all axes before outer are kept. If kept and other axes alternate more often, there is no view.
     """
 
     order: tuple[int, ...]
@@ -64,13 +65,13 @@ class Layout(NamedTuple):
         return form if fits and form.flags.aligned else None
 
     def form(self, a: Array) -> Array:
-        """As `view`, for arrays known to need no copy."""
+        """`view` of an array that is known to need no copy."""
         view = self.view(a)
         assert view is not None
         return view
 
     def flat(self, values: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
-        """Values for the kept axes of an array of `shape`, or what broadcasts to them, in the order of its view."""
+        """Values along the kept axes of an array of `shape`, or what broadcasts to them, flat and in view order."""
         kept = tuple(shape[axis] for axis in self.kept)
         if len(kept) == 1 and values.shape == kept:
             return np.ascontiguousarray(values)
@@ -85,16 +86,16 @@ class Layout(NamedTuple):
         return values.reshape([shape[axis] for axis in in_order]).transpose(np.argsort(in_order))
 
     def positions(self, weights: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.float64]:
-        """One weight per sample as one per (outer, inner) of a view of an array of `shape`, its channels on axis 1."""
+        """Weights of samples as an array (outer, inner), for a view of an array of `shape` with channels on axis 1."""
         per_value = np.broadcast_to(weights.reshape((-1,) + (1,) * (len(shape) - 1)), shape).transpose(self.order)
         inner = prod(per_value.shape[self.starts[2] :])
         return np.ascontiguousarray(per_value.take(0, self.order.index(1))).reshape(-1, inner)
 
 
 def layout_of(x: Array, kept: Iterable[int]) -> Layout:
-    """The layout in which `x`, or a copy that keeps its memory order, has one of the two forms."""
+    """The layout that gives `x`, or a copy in its memory order, one of the two forms."""
     kept = tuple(sorted(kept))
-    # Axes of length 1 have arbitrary strides; outermost they never separate two that belong together.
+    # Axes of length 1 have arbitrary strides. Put outermost, they never separate axes that belong together.
     order = tuple(sorted(range(x.ndim), key=lambda axis: (x.shape[axis] != 1, -abs(x.strides[axis]))))
     first = next((i for i, axis in enumerate(order) if x.shape[axis] != 1), x.ndim)
     at, starts = x.ndim, []
@@ -105,8 +106,8 @@ def layout_of(x: Array, kept: Iterable[int]) -> Layout:
     fits = all(axis in kept for axis in order[first : starts[2]])
     layout = Layout(order, (starts[2], starts[1], starts[0]), kept, fits)
     if len(kept) < 2 and starts[0] == first and layout.view(x) is None:
-        # One statistic for everything: rows of one channel, if not a contiguous plane. (Of samples on their own it
-        # would be one only where there is a single sample, whose bits must not depend on that.)
+        # One statistic for everything, not in one contiguous plane: take it as rows of one channel. (Not where two axes
+        # are kept: there it is one statistic only if there is a single sample, and its bits must not depend on that.)
         layout = layout._replace(starts=(first, x.ndim, x.ndim))
     return layout
 
@@ -123,7 +124,7 @@ def channels_joined(y: Array, channel_axis: int) -> Array:
 
 
 def in_form(x: Array, kept: Iterable[int]) -> tuple[Array | None, Layout]:
-    """`x` as a view, None where that needs a copy, and the layout."""
+    """`x` as a view, or None where that needs a copy; and the layout."""
     layout = layout_of(x, kept)
     return layout.view(x) if is_read(x.dtype) else None, layout
 
@@ -134,16 +135,16 @@ def columns(x: NDArray[Any]) -> NDArray[Any]:
 
 
 def canonical(x: Array, kept: Iterable[int]) -> tuple[Array, Layout]:
-    """`x` as a view, copied first if there is none, and the layout used.
+    """`x` as a view, copied first if it has none, and the layout used.
 
-    float16 becomes float32, integers and booleans float64: the kernels compute in those two.
+    The kernels compute in float32 and float64: float16 becomes float32, integers and booleans float64.
     """
     x, layout = ready(x, kept)
     return layout.form(x), layout
 
 
 def ready(x: Array, *kept: Iterable[int]) -> tuple[Any, ...]:
-    """`x`, or a copy, in a dtype and memory order that have a view for each of `kept`; and the layout of each."""
+    """`x`, or a copy of it, of a dtype and memory order that have a view for each of `kept`; and a layout for each."""
     orders: tuple[Literal["K", "C"], ...] = ("K", "C")
     for order in orders:
         layouts = [layout_of(x, some) for some in kept]
@@ -156,7 +157,7 @@ def ready(x: Array, *kept: Iterable[int]) -> tuple[Any, ...]:
 
 
 def channels_second(x: Array, channel_axis: int) -> Array:
-    """`x` with its channels on axis 1; the first other axis, the samples, is axis 0 then."""
+    """`x` with its channels moved to axis 1. The first of the other axes, which holds the samples, becomes axis 0."""
     return np.moveaxis(x, channel_axis, 1)
 
 
@@ -166,20 +167,21 @@ def channels_back(y: Array, channel_axis: int) -> Array:
 
 
 def settled(a: Array, order: Literal["C", "F"]) -> Array:
-    """`a` in a memory order that it keeps when it is sent to another process; `order` is the one it would get there.
+    """`a`, or a copy in `order`, in a memory order that it keeps when it is sent to another process.
 
-    The last bits of statistics depend on the form, and that on the memory order.
+    The last bits of statistics depend on the form, and the form on the memory order. `order` is what an array that is
+    neither C- nor F-contiguous would get in the other process.
     """
     return a if a.flags.forc else np.array(a, order=order)
 
 
 def is_bfloat16(dtype: np.dtype[Any]) -> bool:
-    """Whether it is the one of ml_dtypes, which NumPy knows by name only."""
+    """Whether this is bfloat16 of ml_dtypes, which NumPy knows by name only."""
     return dtype.kind == "V" and dtype.name == "bfloat16"
 
 
 def is_float(dtype: np.dtype[Any]) -> bool:
-    """Whether it is a float of NumPy's own: another library's may have the same kind, and mean other bits."""
+    """Whether this is one of NumPy's own floats. A float of another library may have the same kind, but other bits."""
     return dtype.kind == "f" and dtype.num < 256
 
 
@@ -202,7 +204,7 @@ def result_dtype(dtype: np.dtype[Any], wanted: np.dtype[Any] | None = None) -> n
 
 
 def empty_in(layout: Layout, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """A fresh array of `shape` in the memory order of `layout`; large ones in memory that earlier ones have left."""
+    """A new array of `shape` in the memory order of `layout`. Large ones reuse the memory of earlier results."""
     if layout.order == tuple(range(len(shape))):
         return _buffers.empty(shape, dtype)
     ordered = _buffers.empty([shape[axis] for axis in layout.order], dtype)
@@ -217,7 +219,7 @@ def converted(a: Array, dtype: np.dtype[Any], order: Literal["K", "C"] = "K") ->
 
 
 def like(layouts: Sequence[Layout], a: Array, x: Array) -> Array:
-    """`a`, or a copy in the dtype of `x`, that has a view in all of `layouts`, which are those of `x`."""
+    """`a`, or a copy of it, of the dtype of `x` and with a view in each of `layouts`, which are those of `x`."""
     if a.dtype == x.dtype and all(layout.view(a) is not None for layout in layouts):
         return a
     fresh = empty_in(layouts[0], a.shape, x.dtype)
@@ -232,8 +234,9 @@ def target(
     *others: Array | None,
     dtype: np.dtype[Any] | None = None,
 ) -> Array:
-    """`out`, if it can be written in all of `layouts` while `x` and `others` are read; else a fresh array like `x`, or
-    of another dtype.
+    """`out`, if it has a view in all of `layouts` and can be written while `x` and `others` are read; else a new array.
+
+    `dtype` is that of the result; by default that of `x`.
     """
     dtype = x.dtype if dtype is None else dtype
     if (
@@ -247,7 +250,7 @@ def target(
 
 
 def delivered(y: Array, out: Array | None, dtype: np.dtype[Any]) -> Array:
-    """The result in `out` if given, else in `dtype`; float16 overflows to infinity, as float32 does."""
+    """The result `y` in `out` if given, else in `dtype`. Values too large for float16 become infinity in silence."""
     with np.errstate(all="ignore"):
         if out is None:
             return y if y.dtype == dtype else converted(y, dtype)
@@ -257,13 +260,13 @@ def delivered(y: Array, out: Array | None, dtype: np.dtype[Any]) -> Array:
 
 
 def overlap(a: Array, b: Array) -> bool:
-    """Whether writing one could change the other, exactly the same memory apart."""
+    """Whether writing one could change the other. False if both are exactly the same memory."""
     same = a.__array_interface__["data"] == b.__array_interface__["data"] and a.strides == b.strides
     return not same and np.may_share_memory(a, b)
 
 
 def apart(a: Array) -> bool:
-    """Whether every value has memory of its own, as far as strides tell; not so in a broadcast array."""
+    """Whether every value has memory of its own, as far as the strides tell. False for a broadcast array."""
     if a.flags.forc or a.size == 0:
         return True
     end = a.itemsize

@@ -1,6 +1,6 @@
-"""Moments, forward and backward passes over arrays in one of the two forms: cutting, threads, stores.
+"""Moments, forward and backward passes over arrays in one of the two forms, by the fastest way that each can take.
 
-Arrays are 4-D views (groups, outer, channels, inner); what belongs to a channel is a flat array with one value for each
+Arrays are 4-D views (groups, outer, channels, inner). Parameters and statistics are flat arrays with one value for each
 channel of each group.
 
 The ways a call can take, the fastest first. All give the same bits.
@@ -8,11 +8,11 @@ The ways a call can take, the fastest first. All give the same bits.
 =================================  ============================================================  ===================
 way                                where                                                         x is read
 =================================  ============================================================  ===================
-short: ``_kernels.*_plain``        plain C-contiguous arrays, channels on axis 1 or the last,    as below
-                                   parameters that float32 holds; chosen by `functional`,
+short: ``_kernels.*_plain``        plain C-contiguous arrays, channels on axis 1 or the last,    as fused or
+                                   parameters that float32 holds; chosen by `functional`,        as they are
                                    `transformer`
-turned: ``_kernels.normalize``     channels of 2 to 64 values, each normalized by itself;         once
-                                   chosen by `variants`
+turned: ``_kernels.normalize``     channels of 2 to 64 values, each normalized by its own         once
+                                   statistics; chosen by `variants`
 fused: ``_kernels._both``          both steps wanted, and `_resident_channels` finds channels    once
                                    whose values stay in the cache in between
 wide rows: ``_kernels._run_wide``  contiguous rows, channels repeated to rows of 4 KiB           once a step
@@ -49,7 +49,7 @@ from bncpu.moments import (
 
 Array = NDArray[np.floating[Any]]
 
-# Values converted at a time where float32 does not suffice.
+# Values converted to float64 at a time, where float32 does not suffice.
 PIECE = 1 << 16
 
 NOTHING: Any = Coefficients(*[None] * 3)  # type: ignore[arg-type]
@@ -74,8 +74,8 @@ def moments(
         Leave NaN out; otherwise NaN and infinity propagate within their channel.
     n_threads : int or None
     halflife : float, optional
-        Let the weight halve every so many positions from the last one back. Without `weights`, and where `outer` or
-        `inner` is 1.
+        Positions after which the weight of a value halves; the last one has weight 1. Only without `weights`, and where
+        `outer` or `inner` is 1.
     """
     if x4.size == 0:
         return Moments.empty(x4.shape[0] * x4.shape[2]), False
@@ -87,7 +87,7 @@ def moments(
 def moments_of_planes(
     planes: Sequence[Array], weights: NDArray[np.float64] | None, *, skip_missing: bool, n_threads: int | None
 ) -> tuple[Moments, bool]:
-    """As `moments`, of channels that lie apart: to the bit those of one array of shape (1, 1, channels, inner).
+    """`moments` of channels in separate arrays: the same bits as from one array of shape (1, 1, channels, inner).
 
     Parameters
     ----------
@@ -153,7 +153,7 @@ def backward_sums(
     residual: Array | None = None,
     n_threads: int | None = None,
 ) -> NDArray[np.float64]:
-    """Sums of g and of ``g * (x - center)`` of each channel; g is `dy4`, and 0 where ReLU stopped it.
+    """Sums of g and of ``g * (x - center)`` of each channel. g is `dy4`, but 0 where ReLU gave 0.
 
     Parameters
     ----------
@@ -161,9 +161,9 @@ def backward_sums(
         In the same form.
     center : ndarray of groups * channels values, float64
     relu : Coefficients, optional
-        Those of a forward pass with ReLU, whose result is computed again.
+        Of the forward pass, if that had ReLU: its result is computed again.
     residual : ndarray of the shape, dtype and form of `x4`, optional
-        That of a forward pass with ReLU.
+        Of the forward pass, if that had ReLU.
     n_threads : int or None
 
     Returns
@@ -200,9 +200,9 @@ def backward_apply(
     gradient : Gradient
         In float64.
     relu : Coefficients, optional
-        Those of a forward pass with ReLU, whose result is computed again: g is 0 where that is, else `dy4`.
+        Of the forward pass, if that had ReLU: its result is computed again, and g is 0 where that is 0, else `dy4`.
     residual, dresidual : ndarray of the shape, dtype and form of `x4`, optional
-        That of a forward pass with ReLU, and its gradient.
+        The residual of the forward pass, if that had ReLU, and where to write its gradient.
     stream : bool, optional
         As for `apply`.
     n_threads : int or None
@@ -239,7 +239,7 @@ def forward(
     relu: bool = False,
     n_threads: int | None = None,
 ) -> tuple[Moments, SavedStatistics]:
-    """Normalize with the array's own statistics: `moments`, then `apply` with them.
+    """Normalize with the statistics of the array itself: `moments`, then `apply` with them.
 
     Parameters
     ----------
@@ -283,18 +283,18 @@ def normalize(
 ) -> Moments:
     """Normalize each of many short channels by its own `statistics`, then apply `affine` along them.
 
-    To the bit `moments` and `apply` with what follows from them, and `apply` once more.
+    The bits are those of `moments`, `apply` with the coefficients that follow from them, and `apply` of `affine`.
 
     Parameters
     ----------
     x4, y4 : ndarray of shape (groups, 1, channels, inner)
-        Of which `is_short` holds. `y4` may be `x4`, and must not overlap it otherwise.
+        `is_short` must hold for `x4`. `y4` may be `x4`, and must not overlap it otherwise.
     eps : float
     statistics : `saved_statistics` or `rms_statistics`
     affine : Coefficients or None
-        Of `inner` values each, in the dtype of `x4`, about 0.
+        Of `inner` values each, in the dtype of `x4`; its mean is 0.
     keep : bool
-        Whether the moments are wanted; they are empty otherwise.
+        Whether to return the moments; otherwise empty ones are returned.
     stream : bool
     n_threads : int or None
     """
@@ -335,7 +335,7 @@ def backward(
     dresidual: Array | None = None,
     n_threads: int | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Gradient of `forward`: `backward_sums`, then `backward_apply` with what follows from them.
+    """Gradient of `forward`: `backward_sums`, then `backward_apply` with the coefficients that follow from them.
 
     Parameters
     ----------
@@ -374,7 +374,7 @@ def backward(
 def _not_done(
     arrays: tuple[Array | None, ...], done: NDArray[np.uint8], channels: int
 ) -> Iterator[tuple[tuple[Any, ...], slice]]:
-    """The arrays' channels of each task that is not done, and where they are among all channels of all groups."""
+    """For each task that is not done: its channels of every array, and their slice of the flat parameters."""
     n_channels = next(a for a in arrays if a is not None).shape[2]
     for group, task in np.argwhere(done == 0).tolist():
         start, stop = task * channels, min((task + 1) * channels, n_channels)
@@ -386,18 +386,18 @@ def _not_done(
 
 
 def _computed_in(x: Array, y: Array) -> np.dtype[Any]:
-    """float64 if the result is, or if float32 would not hold the values of `x`."""
+    """float64 if the result is float64, or if float32 does not hold all values of `x`; else float32."""
     narrow = x.dtype == np.float32 or x.dtype.itemsize <= 2
     return np.dtype(np.float32 if narrow and y.dtype != np.float64 else np.float64)
 
 
 def _computed_bytes(x: Array) -> int:
-    """What the values of `x` fill when they are computed with: narrow ones are as much work."""
+    """Bytes of `x`, counting at least 4 a value: narrower values are as much work."""
     return max(x.nbytes, 4 * x.size)
 
 
 def streams(y: Array, *others: Array | None) -> bool:
-    """Whether to store `y` past the cache: if it is large, and not read, too."""
+    """Whether to store `y` past the cache: if it is large, and shares no memory with what is read."""
     return y.nbytes >= _dispatch.kernels(y).STREAM_BYTES and _is_apart(y, *others)
 
 
@@ -406,7 +406,7 @@ def _is_apart(y: Array, *others: Array | None) -> bool:
 
 
 def _of(parameters: Any, own: slice) -> Any:
-    """Those of some channels: of a tuple of parameters, or of tuples of them; None stays None."""
+    """The slice `own` of each array in a tuple, or in tuples of them; None stays None."""
     if parameters is None:
         return None
     if isinstance(parameters, np.ndarray):
@@ -418,9 +418,10 @@ def _of(parameters: Any, own: slice) -> Any:
 def _runs(
     arrays: tuple[Array | None, ...], fits: NDArray[np.bool_] | None
 ) -> Iterator[tuple[tuple[Any, ...], slice, bool]]:
-    """The arrays, cut where channels that fit float32 meet others; the flat channels of each run, and whether they fit.
+    """Cut the arrays into runs of channels that all fit float32, or all do not.
 
-    So a channel is computed in the same way whatever its neighbours are.
+    Yields the arrays of each run, the slice of its channels in the flat parameters, and whether they fit. So a channel
+    is computed in the same way whatever its neighbours are.
     """
     if fits is None:
         yield arrays, slice(None), True
@@ -444,13 +445,13 @@ def _runs(
 
 
 def _equal(values: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
-    """Where runs of equal values begin and end."""
+    """Start and stop of each run of equal values."""
     edges = (np.flatnonzero(np.diff(values)) + 1).tolist()
     yield from zip([0, *edges], [*edges, len(values)], strict=True)
 
 
 def _pieces(arrays: tuple[Array | None, ...], parameters: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    """One group cut into pieces of some `PIECE` values, and the parameters of their channels."""
+    """Pieces of one group, of some `PIECE` values, and the parameters of their channels."""
     x4 = next(a for a in arrays if a is not None)
     _, outer, channels, inner = x4.shape
     n, size = (outer, channels * inner) if outer > 1 else (channels, inner)
@@ -462,7 +463,7 @@ def _pieces(arrays: tuple[Array | None, ...], parameters: Any) -> Iterator[tuple
 
 
 def _float64(a4: Array) -> NDArray[np.float64]:
-    """A copy in C order, which is in the same form."""
+    """A float64 copy in C order; its form is that of `a4`."""
     return a4.astype(np.float64, order="C")
 
 

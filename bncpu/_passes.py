@@ -1,6 +1,7 @@
-"""The arrays of a forward or backward pass brought into form, and what the kernels make of parts of them.
+"""The arrays of a forward or backward pass: brought into one of the two forms, cut into parts, given to the kernels.
 
-Statistics, sums and coefficients have the shape of the kept axes here, or what broadcasts to it. Samples are on axis 0.
+Statistics, sums and coefficients have the shape of the kept axes here, or one that broadcasts to it. Samples are on
+axis 0.
 """
 
 from __future__ import annotations
@@ -19,24 +20,24 @@ Array = NDArray[np.floating[Any]]
 Float64 = NDArray[np.float64]
 Activation = Literal["relu"] | None
 
-# Values of a part where a second step should find in the cache what the first has written.
+# Values in a part, so that a second step finds in the cache what the first has written.
 PART = 1 << 20
 
 
 @dataclass
 class Part:
-    """Samples that a pass deals with together, in a form for each of its steps: first statistics, then parameters.
+    """Samples that a pass treats together, with a layout for each of its steps: statistics first, then parameters.
 
     Attributes
     ----------
     at : slice
-        Where the samples are.
+        Which samples of the batch these are.
     layouts : sequence of Layout
         One for each step.
     x, result : ndarray
         The data, and y or dx.
     dy, residual, dresidual : ndarray or None
-        The gradient of the result; what is added before the activation, and its gradient.
+        The gradient of the result; the array added before the activation; and its gradient.
     relu, stream : bool
         Whether ReLU is applied, and whether the result is stored past the cache.
     n_threads : int or None
@@ -65,13 +66,13 @@ class Part:
         return None if a is None else self.layouts[step].form(a)
 
     def moments(self, layout: _layout.Layout | None = None) -> Moments:
-        """Moments along the kept axes of the first step, or of `layout`, which must fit."""
+        """Moments along the kept axes of the first step, or of `layout`, in which `x` must have a view."""
         layout = layout or self.layouts[0]
         flat, _ = _normalize.moments(layout.form(self.x), None, skip_missing=False, n_threads=self.n_threads)
         return Moments(*(layout.unflat(m, self.x.shape) for m in flat))
 
     def forward(self, gamma: Float64 | None, beta: Float64 | None, eps: float) -> tuple[Moments, SavedStatistics]:
-        """Normalize with the moments along the kept axes of the first step; they and their statistics are returned."""
+        """Normalize with the moments along the kept axes of the first step. Returns them and the saved statistics."""
         moments, saved = _normalize.forward(
             self._form(self.x, 0),
             self._form(self.result, 0),
@@ -85,17 +86,17 @@ class Part:
         return Moments(*self._unflat(moments, 0)), changed(saved, lambda a: self._unflat((a,), 0)[0])
 
     def is_short(self) -> bool:
-        """Whether there are so few values along the kept axes of the first step that `normalize` takes them."""
+        """Whether each statistic is of so few values that `normalize` can be used."""
         return _normalize.is_short(self._form(self.x, 0))
 
     def has_parameters_along(self) -> bool:
-        """Whether gamma and beta have a value for each that shares a statistic: in layer norm, not in groups."""
+        """Whether gamma and beta have a value for each value of a statistic: so in layer norm, not in group norm."""
         return bool(self._form(self.x, 1).shape[2] == self._form(self.x, 0).shape[3])
 
     def normalize(
         self, eps: float, statistics: Any, affine: Coefficients | None, *, keep: bool, y: Array | None = None
     ) -> Moments:
-        """Both steps of short parts, without residual and activation; their moments, if they are to be kept."""
+        """Both steps at once, if `is_short`, without residual and activation. Returns the moments if `keep`."""
         found = _normalize.normalize(
             self._form(self.x, 0),
             self._form(self.result if y is None else y, 0),
@@ -111,7 +112,7 @@ class Part:
     def apply(
         self, c: Coefficients, *, step: int = 0, last: bool = True, x: Array | None = None, y: Array | None = None
     ) -> None:
-        """Write ``(x - mean) * scale + shift`` to the result; in the last step with residual and activation."""
+        """Write ``(x - mean) * scale + shift`` to the result. The last step adds the residual and applies ReLU."""
         _normalize.apply(
             self._form(self.x if x is None else x, step),
             self._form(self.result if y is None else y, step),
@@ -131,7 +132,7 @@ class Part:
         x: Array | None = None,
         dy: Array | None = None,
     ) -> tuple[Float64, Float64]:
-        """Sums of g and of ``g * (x - center)`` along the kept axes; g is what ReLU, if any, lets through of dy."""
+        """Sums of g and of ``g * (x - center)`` along the kept axes. g is dy, but 0 where ReLU gave 0."""
         total, product = _normalize.backward_sums(
             self._form(self.dy if dy is None else dy, step),
             self._form(self.x if x is None else x, step),
@@ -145,7 +146,7 @@ class Part:
     def both_backward(
         self, saved: SavedStatistics, gamma: Float64 | None, relu: Coefficients | None
     ) -> tuple[Float64, Float64]:
-        """Gradient of `forward`; sums of g and of ``g * x_hat`` along the kept axes of the first step are returned."""
+        """Write the gradient of `forward`; returns sums of g and of ``g * x_hat`` along the first step's kept axes."""
         sums = _normalize.backward(
             self._form(self.dy, 0),
             self._form(self.x, 0),
@@ -184,14 +185,14 @@ class Part:
 
 
 class Pass:
-    """The arrays of a call, all in a dtype and memory order that have a form for each of `kept`.
+    """The arrays of a call, all of a dtype and memory order that have a view for each of `kept`.
 
     Parameters
     ----------
     x : ndarray
         Checked, like everything else.
     kept : tuple of tuple of int
-        The axes along which statistics are kept apart, and those along which parameters are, if they are others.
+        The axes whose positions have statistics of their own; then, if they differ, those for gamma and beta.
     dy, residual, out : ndarray of the shape and dtype of `x`, or None
     relu : bool
     n_threads : int or None
@@ -211,7 +212,8 @@ class Pass:
         n_threads: int | None = None,
         read_only: bool = False,
     ) -> None:
-        # Without ReLU the gradient of the residual is dy, which `out` may overwrite, and the others do not need it.
+        # Without ReLU the gradient of the residual is dy itself, copied as `out` may overwrite it. The other gradients
+        # do not need the residual.
         self._copy_of_dy = None
         if dy is not None and residual is not None and not relu:
             self._copy_of_dy, residual = None if read_only else np.array(dy, order="K"), None
@@ -225,7 +227,7 @@ class Pass:
             self.whole.dresidual = _layout.empty_in(layouts[0], x.shape, x.dtype)
 
     def parts(self, values: int | None = None) -> Iterator[Part]:
-        """Samples with so many values together, one at least; all of them, if they do not lie one after the other."""
+        """Parts of about so many values, at least a sample each; one part if samples are not adjacent in memory."""
         whole = self.whole
         shape, order = whole.x.shape, whole.layouts[0].order
         outermost = next((axis for axis in order if shape[axis] > 1), 0)
@@ -240,7 +242,7 @@ class Pass:
             yield replace(whole, at=at, x=x, result=result, dy=dy, residual=z, dresidual=dz)
 
     def scratch(self, n: int, values: int | None = None) -> Iterator[Sequence[Array]]:
-        """For each of `parts`, `n` arrays like its `x`: the same memory again, while it is in the cache."""
+        """For each of `parts`, `n` arrays like its `x`. All parts share the same memory, which stays in the cache."""
         arrays: list[Array] = []
         for part in self.parts(values):
             layout, x = part.layouts[0], part.x
@@ -248,7 +250,7 @@ class Pass:
             yield arrays if len(x) == len(arrays[0]) else [a[: len(x)] for a in arrays]
 
     def result(self) -> Array:
-        """The result as the caller wants it."""
+        """The result, in `out` if given and in the dtype of the call's `x`."""
         return _layout.delivered(self.whole.result, self._out, self._dtype)
 
     def dresidual(self) -> tuple[Array, ...]:

@@ -1,4 +1,4 @@
-"""The specification: what every fast path computes, in plain float64 NumPy. Slow, short, and only for tests."""
+"""The specification of every fast path, in plain float64 NumPy. Slow, short, and only for tests."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def batch_norm_forward(x, gamma=None, beta=None, *, eps=1e-5, channel_axis=1):
 def batch_norm_backward(
     dy, x, saved, gamma=None, *, beta=None, channel_axis=1, activation=None, residual=None, frozen=False
 ):
-    """dx, dgamma, dbeta and, if there is a residual, its gradient; `frozen` statistics do not depend on x."""
+    """dx, dgamma, dbeta, and the gradient of the residual if there is one. `frozen` statistics do not depend on x."""
     channel, others = _split(x, channel_axis)
     mean, invstd, mean_lo = (_along(p, x, channel) for p in _with_low_part(saved))
     gamma, beta = _along(gamma, x, channel, 1.0), _along(beta, x, channel, 0.0)
@@ -57,7 +57,7 @@ def batch_norm_backward(
 
 
 def layer_norm_forward(x, normalized_shape, gamma=None, beta=None, *, eps=1e-5, channel_axis=None):
-    """Ba, Kiros & Hinton (2016), eq. 4: the result, mean and variance, their normalized axes of length 1."""
+    """Ba, Kiros & Hinton (2016), eq. 4: the result, mean and variance, in which normalized axes have length 1."""
     axes = _normalized_axes(x, np.atleast_1d(normalized_shape).size, channel_axis)
     return _normalize(x, axes, _along(gamma, x, axes, 1.0), _along(beta, x, axes, 0.0), eps)
 
@@ -65,7 +65,7 @@ def layer_norm_forward(x, normalized_shape, gamma=None, beta=None, *, eps=1e-5, 
 def layer_norm_backward(
     dy, x, saved, gamma=None, *, beta=None, channel_axis=None, activation=None, residual=None, center=True
 ):
-    """As `batch_norm_backward`. Without gamma, the fewest trailing axes that fit the saved shape were normalized."""
+    """As `batch_norm_backward`. Without gamma, takes the fewest trailing axes that fit the shape of `saved`."""
     mean, invstd, mean_lo = _with_low_part(saved)
     n_axes = 0 if gamma is None else np.ndim(gamma)
     while channel_axis is None and np.size(invstd) * np.prod(np.shape(x)[np.ndim(x) - n_axes :]) < np.size(x):
@@ -96,7 +96,7 @@ def rms_norm_backward(dy, x, saved, gamma=None, *, channel_axis=None, activation
 
 
 def group_norm_forward(x, n_groups, gamma=None, beta=None, *, eps=1e-5, channel_axis=1):
-    """Wu & He (2018), eq. 7: the result, and mean and variance of shape (N, n_groups)."""
+    """Wu & He (2018), eq. 7: the result, mean and variance. The latter two have shape (N, n_groups)."""
     x4 = _grouped(x, n_groups, channel_axis)
     y4, mean, var = _normalize(x4, (2, 3), _along(gamma, x4, (1, 2), 1.0), _along(beta, x4, (1, 2), 0.0), eps)
     return _ungrouped(y4, x, channel_axis), mean[:, :, 0, 0], var[:, :, 0, 0]
@@ -117,7 +117,7 @@ def group_norm_backward(dy, x, saved, gamma=None, *, beta=None, channel_axis=1, 
 
 
 def instance_norm_forward(x, gamma=None, beta=None, *, eps=1e-5, channel_axis=1):
-    """Ulyanov, Vedaldi & Lempitsky (2016), eq. 5: a group for each channel."""
+    """Ulyanov, Vedaldi & Lempitsky (2016), eq. 5: group norm with a group for each channel."""
     return group_norm_forward(x, np.shape(x)[channel_axis], gamma, beta, eps=eps, channel_axis=channel_axis)
 
 
@@ -148,9 +148,9 @@ def _normalize(x, over, gamma, beta, eps, center=True):
 def _backward(dy, x, mean, mean_lo, invstd, gamma, beta, over, *, activation, residual, center=True, frozen=False):
     """Gradients of what `_normalize` with ``relu(. + residual)`` computes, by the chain rule.
 
-    With ``x_hat = (x - mean) * invstd`` and g the gradient of x_hat, where x acts on x_hat directly (term 1), by
-    the mean (term 2) and by invstd (term 3):
-    ``dx = invstd * (g - mean(g) - x_hat * mean(g * x_hat))``. Parameters broadcast against `x`.
+    Let ``x_hat = (x - mean) * invstd``, and g the gradient of x_hat. x acts on x_hat directly (term 1), through the
+    mean (term 2) and through invstd (term 3): ``dx = invstd * (g - mean(g) - x_hat * mean(g * x_hat))``. Parameters
+    broadcast against `x`.
     """
     dy, x_hat = np.asarray(dy, np.float64), (np.asarray(x, np.float64) - mean - mean_lo) * invstd
     if activation == "relu":
@@ -166,7 +166,7 @@ def _backward(dy, x, mean, mean_lo, invstd, gamma, beta, over, *, activation, re
 
 
 def _sum(a, over):
-    """Sums over axes that stay, with length 1; pairwise, as NumPy adds along contiguous memory only."""
+    """Sums over axes, which stay with length 1. Pairwise, for which NumPy needs contiguous memory."""
     rest = [axis for axis in range(a.ndim) if axis not in over]
     rows = np.ascontiguousarray(a.transpose(*rest, *over)).reshape(
         [a.shape[axis] for axis in rest] + [_length(a, over)]
@@ -175,7 +175,7 @@ def _sum(a, over):
 
 
 def _mean(a, over):
-    """Means over axes that stay, with length 1."""
+    """Means over axes, which stay with length 1."""
     return _sum(a, over) / _length(a, over)
 
 
@@ -184,7 +184,7 @@ def _length(a, axes):
 
 
 def _with_low_part(saved):
-    """Mean, invstd, and what rounding took from the mean, where a forward pass has kept that."""
+    """Mean, invstd, and the low part of the mean: 0 if `saved` has none."""
     return *saved, np.broadcast_to(getattr(saved, "mean_lo", 0.0), np.shape(saved[1]))
 
 
@@ -227,7 +227,7 @@ def running_momentum(batches, momentum, ddof=0):
 
 
 def running_halflife(rows, halflife, weights=None):
-    """Weighted mean and variance of all rows of a stream, the last row counting fully."""
+    """Weighted mean and variance of all rows of a stream, whose last row has weight 1."""
     rows = np.asarray(rows, np.float64)
     w = 0.5 ** (np.arange(len(rows) - 1, -1, -1.0) / halflife)
     count, mean, m2 = moments(rows[:, :, None], w if weights is None else w * weights, skip_missing=True)

@@ -1,4 +1,4 @@
-"""What a fitted transformer makes of some data, feature by feature, and what to do about it."""
+"""How some data differ from the running statistics of a transformer, feature by feature."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bncpu.state import Parameters, State
 
 Float64 = NDArray[np.float64]
 
-# Below this part of its mean, a standard deviation has under 4 decimal digits left in float32.
+# If the standard deviation is less than this share of the mean, float32 resolves it to fewer than 4 decimal digits.
 NEAR_CONSTANT = 1e4 * 2.0**-24
 SHRUNK = 0.01
 DRIFTED = 4.0  # standard errors
@@ -28,7 +28,7 @@ SHOWN = 30
 
 
 class Known(NamedTuple):
-    """Statistics of each feature, variances with the same ddof, and of how many values, effectively."""
+    """Statistics of each feature, and the effective number of values behind them. Both sides have the same ddof."""
 
     mean: Float64
     var: Float64
@@ -38,20 +38,21 @@ class Known(NamedTuple):
 class Report:
     """The result of :meth:`~bncpu.BatchNormTransformer.report`.
 
-    Printed, it is a table for the terminal; in a notebook it is one in HTML.
+    It prints as a table, and shows as an HTML table in a notebook.
 
     Attributes
     ----------
     columns : dict of str to ndarray of shape (n_features,)
-        ``feature``, ``remarks``, and per feature: ``running_mean``, ``running_std``; ``mean`` and ``std`` of the data;
-        ``effective_n`` and ``running_effective_n``; ``shift``, the difference of the means in running standard
-        deviations, ``shift_error``, its standard error; ``variance_ratio`` and ``variance_ratio_error``; ``shrinkage``,
-        the part of the scale that eps takes; ``gap``, as below, infinite for a feature that was constant before.
+        ``feature``: its name, and ``remarks``. ``running_mean``, ``running_std``: of the transformer; ``mean``,
+        ``std``: of the data. ``effective_n``, ``running_effective_n``: effective numbers of values. ``shift``: the
+        difference of the means, in running standard deviations; ``shift_error``: its standard error.
+        ``variance_ratio``, ``variance_ratio_error``: of the data over the running one. ``shrinkage``: the part of the
+        scale that eps takes. ``gap``: as below, infinite for a feature that was constant before.
     gap_by_batch_size : dict of int to float
         The root mean square difference, over the features, between data normalized by its own batch of so many
         samples, as in training, and by the running statistics, as at inference.
     notes : list of str
-        What the table does not say.
+        Explanations, and what concerns all features.
     """
 
     def __init__(self, columns: dict[str, NDArray[Any]], gap_by_batch_size: dict[int, float], notes: list[str]) -> None:
@@ -85,7 +86,7 @@ class Report:
         return pandas.DataFrame(self.columns).set_index("feature")
 
     def _table(self) -> tuple[list[str], list[list[str]]]:
-        """Head and cells; the features with most to say first, if there are many."""
+        """Heads and cells of the table; of many features, only those with the largest gaps."""
         c = self.columns
         heads = ["feature", "mean", "std", "shift", "variance ratio", "gap", "effective n", "remarks"]
         order: Sequence[int] = range(len(c["feature"]))
@@ -174,7 +175,7 @@ def _columns(
         std, given_std = np.sqrt(running.var), np.sqrt(given.var)
         shift = (given.mean - running.mean) / std
         ratio = given.var / running.var
-        # The running variance is that of the data if nothing has changed; a small sample's own may be small by chance.
+        # If nothing has changed, the data have the running variance. That of a small sample may be too small by chance.
         shift_error = np.sqrt(np.maximum(ratio, 1) / given.n + 1 / running.n)
         ratio_error = ratio * np.sqrt(2 / (given.n - 1) + 2 / (running.n - 1))  # of normal data
         shrinkage = 1 - std / np.sqrt(running.var + eps)
@@ -233,7 +234,7 @@ def _notes(state: State, curve: dict[int, float]) -> list[str]:
 
 
 def normal_score(ratio: Float64, n: Float64, m: Float64, ddof: float) -> Float64:
-    """How unlikely a ratio of two variances is, in standard deviations, were the two those of the same normal data.
+    """How far a ratio of two variances lies from 1, in standard deviations, if both are of the same normal data.
 
     The cube root of F is nearly normal, for samples of any size: Paulson (1942), "An approximate normalization of the
     analysis of variance distribution", Annals of Mathematical Statistics 13.
@@ -244,14 +245,14 @@ def normal_score(ratio: Float64, n: Float64, m: Float64, ddof: float) -> Float64
 
 
 def gap_of(mean: Float64, var: Float64, running: Known, eps: float) -> tuple[Float64, Float64]:
-    """What spread and mean add to the gap: root mean square differences of values normalized in both ways."""
+    """The parts of the gap that come from spread and from mean: root mean square differences of normalized values."""
     own, theirs = np.sqrt(var + eps), np.sqrt(running.var + eps)
     std = np.sqrt(var)
     return std / np.where(own > 0, own, 1) - std / theirs, (mean - running.mean) / theirs
 
 
 def gaps(X: NDArray[Any], running: Known, useful: NDArray[np.bool_], eps: float) -> dict[int, float]:
-    """The gap by batch size, of rows drawn without replacement.
+    """The gap for each batch size, for batches of rows drawn without replacement.
 
     Parameters
     ----------
@@ -259,7 +260,7 @@ def gaps(X: NDArray[Any], running: Known, useful: NDArray[np.bool_], eps: float)
         NaN where missing.
     running : Known
     useful : ndarray of shape (n_features,), bool
-        Features with a spread.
+        Features that are not constant.
     eps : float
     """
     if not np.any(useful):

@@ -19,27 +19,27 @@ UNSIGNED = "0" * 64
 
 TRANSFORMER = "bncpu.BatchNormTransformer"
 
-# The checksum is that of the file with `UNSIGNED` in its place. No start has more than `LONGEST_START` bytes.
+# The checksum is computed over the file with `UNSIGNED` in its place. START matches at most `LONGEST_START` bytes.
 START = re.compile(rb'\{"format": "([\w.]{1,40})", "version": (\d{1,9}), "sha256": "([0-9a-f]{64})", ')
 LONGEST_START = 200
 
 
 def write(path: str | os.PathLike[str], content: dict[str, Any], kind: str = TRANSFORMER) -> None:
-    """Write `content` to exactly `path`: afterwards, and after a crash, it holds the old state or the new one.
+    """Write `content` to exactly `path`. Whatever happens, the file holds the whole old state or the whole new one.
 
     Parameters
     ----------
     path : str or path-like
         A link is followed.
     content : dict
-        Of JSON values; floats finite.
+        JSON values; floats must be finite.
     kind : str, default="bncpu.BatchNormTransformer"
-        What it is the content of; `read` wants the same.
+        What kind of file this is; `read` must be called with the same.
 
     Raises
     ------
     OSError
-        If the file cannot be written, or if what is there was not written by this function. It is still there then.
+        If the file cannot be written, or if there is a file that this function has not written. The old file stays.
     """
     may_replace(path)
     head = {"format": kind, "version": VERSION, "sha256": UNSIGNED}
@@ -50,10 +50,10 @@ def write(path: str | os.PathLike[str], content: dict[str, Any], kind: str = TRA
 
 
 def may_replace(path: str | os.PathLike[str]) -> None:
-    """Refuse the path of a file that does not begin like one of ours; an empty one holds nothing that could be lost."""
+    """Refuse to overwrite a file that does not begin like one of ours. Empty files may be overwritten."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
-            return  # `replacing` says so
+            return  # `replacing` refuses it
         with open(path, "rb") as file:
             head = file.read(LONGEST_START)
     except FileNotFoundError:
@@ -65,7 +65,7 @@ def may_replace(path: str | os.PathLike[str]) -> None:
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A new file that takes the place of `path` when the block ends, and is removed if that raises.
+    """A new file that replaces `path` when the block ends. If the block raises, the new file is removed.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     Raises
     ------
     OSError
-        If the file cannot be written. The old one is still there then.
+        If the file cannot be written. The old file stays.
     """
     final = os.path.realpath(os.fsdecode(path))
     beside = os.path.join(os.path.dirname(final), f".bncpu-{secrets.token_hex(8)}.tmp")
@@ -103,13 +103,13 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         with contextlib.suppress(OSError):
             os.remove(beside)
         if isinstance(error, OSError) and error.filename in (None, beside):
-            error.filename, error.filename2 = final, None  # not the file beside it
+            error.filename, error.filename2 = final, None  # not the temporary file
         raise
     _sync_folder(os.path.dirname(final))
 
 
 def _sync_folder(folder: str) -> None:
-    """Make the new name last through a power cut, where folders can be opened."""
+    """Sync the folder, so that the new name survives a power cut. Not all systems can open folders."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -129,7 +129,7 @@ def read(path: str | os.PathLike[str], kind: str = TRANSFORMER) -> dict[str, Any
     Returns
     -------
     dict
-        As given to `write`, with every number finite.
+        What was given to `write`; every number is finite.
 
     Raises
     ------
@@ -143,7 +143,7 @@ def read(path: str | os.PathLike[str], kind: str = TRANSFORMER) -> dict[str, Any
     with open(path, "rb") as file:
         head = file.read(LONGEST_START)
         start = START.match(head)
-        if start is None or start[1].decode() != kind:  # the rest may be without end
+        if start is None or start[1].decode() != kind:  # do not read the rest, which may be endless
             raise ValueError("it does not begin like one")
         if int(start[2]) != VERSION:
             raise ValueError(f"it has version {int(start[2])}, and this bncpu reads version {VERSION}")
@@ -180,7 +180,8 @@ def _finite(text: str) -> float:
 
 
 def _whole(text: str) -> int:
-    # What int() refuses by default. Where that limit is off, a million digits take it seconds, ten million minutes.
+    # By default int() refuses so many digits itself. With that limit off, a million digits take seconds, ten million
+    # minutes.
     if len(text) > 4300:
         raise ValueError(f"it holds a number too large: {_shortened(text)}")
     return int(text)

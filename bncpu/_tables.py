@@ -1,7 +1,7 @@
-"""Tables in files, never loaded whole: every format that the commands read and write is known here alone.
+"""Tables in files, never loaded whole. Only this module knows the formats that the commands read and write.
 
-A file is opened as a `Table`, which has read its head only. Its rows come in pieces of whatever size the format has;
-`cut` makes batches of them, which depend on the rows alone and not on how files and their row groups divide them.
+A file is opened as a `Table`, which reads only its head. Its rows come in pieces, of whatever size the format has.
+`cut` makes batches of the pieces. Batches depend on the rows alone, not on how files and their row groups divide them.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from bncpu import _state_file
 from bncpu._device import ColumnBatch, LearnedBatch
 from bncpu.moments import Moments
 
-# A batch is at most this much, as float64: larger ones are read again from memory.
+# Bytes of a batch at most, as float64: larger ones would leave the cache and be read from memory again.
 BATCH_BYTES = 8 << 20
 BATCH_ROWS = 65536
 
-# Of a Parquet file read, and decoded, at a time, a batch: large row groups are not read whole, more does not fit the
-# caches.
+# Bytes of a Parquet file read and decoded at a time, as float64: a batch. Large row groups are not read whole, and more
+# would not fit the caches.
 PARQUET_BYTES = BATCH_BYTES
 
-# Threads that decode columns of a Parquet file: more would only wait for what they read for.
+# Threads that decode columns of a Parquet file, at most: more would only wait for the file.
 MOST_SHARES = 8
 
-# Pieces that each of them may be ahead: what they have learned of one, not its values.
+# How many pieces each of these threads may be ahead. It keeps the moments of a piece, not its values.
 LEARNED_AHEAD = 8
 
-# Of a .npy mapped into memory at a time: a map of the whole file might not fit the address space.
+# Bytes of a .npy mapped into memory at a time: a map of the whole file might not fit the address space.
 WINDOW_BYTES = 32 << 20
 
-# Text of a .csv parsed at a time, a row at least: the first that holds the first row. pyarrow reads several ahead.
+# Block sizes for .csv, in bytes, tried in order until one holds the first row. pyarrow reads several blocks ahead.
 CSV_BYTES = (1 << 20, 1 << 24, 1 << 28)
 
 Array = NDArray[Any]
@@ -56,13 +56,13 @@ class Piece(Protocol):
         """Their number."""
 
     def into(self, X: Array, start: int, names: Sequence[str]) -> None:
-        """Put the rows from `start` on into X, which has one column for each of `names`."""
+        """Copy rows from `start` on into X, which has a column for each of `names` and as many rows as are wanted."""
 
     def in_place(self, start: int, n_rows: int, dtype: np.dtype[Any], names: Sequence[str]) -> Any:
-        """Rows as they lie: mapped into memory, or in memory as columns; None where they must be copied."""
+        """Rows without a copy: mapped into memory, or as columns; None where they must be copied."""
 
     def carried(self, start: int, n_rows: int) -> Any:
-        """The same rows with all columns that were read, as a record batch; None where there are only numbers."""
+        """The same rows as a record batch with all columns that were read; None if there are only numbers."""
 
 
 class Table:
@@ -75,19 +75,20 @@ class Table:
     Attributes
     ----------
     columns : list of str
-        All names. A .npy has none, and gets x0, x1, ...
+        Names of all columns. Those of a .npy are x0, x1, ...
     numbers : list of str
-        Those of columns that hold numbers; one without any value so far, which is also in `empty`, may do so.
+        Names of the columns of numbers. Columns without a value so far, which may hold numbers, are included; they
+        are also in `empty`.
     n_rows : int or None
-        None where the head does not tell.
+        None if the head does not tell.
     order : {"C", "F"}
-        Memory order in which pieces are fastest to put into an array.
+        Memory order of arrays into which pieces are copied fastest.
     reads_ahead : bool
-        Whether pieces are on their way before they are wanted.
+        Whether the table itself reads the next piece while one is in use.
     position : int
-        Bytes of the file read so far, about.
+        Approximate number of bytes read so far.
     learn : int
-        If not 0: pieces of so many rows may come with their moments, and without their values.
+        If not 0: pieces of so many rows may be moments, without their values.
     """
 
     kind: str
@@ -113,7 +114,7 @@ class Table:
 
     @contextlib.contextmanager
     def named_errors(self) -> Iterator[None]:
-        """What a reader of another library says, with the file and what it must be like."""
+        """Errors of the reader, with the name of the file and what it should be."""
         try:
             yield
         except OSError as error:
@@ -124,7 +125,7 @@ class Table:
             raise ValueError(self.explained(str(error))) from None
 
     def explained(self, error: str) -> str:
-        """An error of the reader in one line, with the file and what it must be like."""
+        """An error of the reader in one line, with the name of the file and what it should be."""
         return f"{str(self.path)!r} is not {self.kind}: {' '.join(error.split())}"
 
     def read_head(self) -> None:
@@ -132,7 +133,7 @@ class Table:
         raise NotImplementedError
 
     def dtype(self, names: Sequence[str]) -> np.dtype[Any]:
-        """In which these columns are read: float32 if all are."""
+        """The dtype in which these columns are read."""
         raise NotImplementedError
 
     def pieces(self, names: Sequence[str], skip: int = 0, carry: str | None = None) -> Iterator[Piece]:
@@ -143,7 +144,7 @@ class Table:
         names : sequence of str
         skip : int, default=0
         carry : {"text", "typed"}, optional
-            Read all columns: the others of a .csv as the text they are, or as what they look like.
+            Read the other columns, too. "text": those of a .csv as text; "typed": as the type that they seem to have.
         """
         with self.named_errors():
             yield from self.read_pieces(names, skip, carry)
@@ -164,7 +165,7 @@ SHORTER = "it became shorter while it was read"
 
 
 class Npy(Table):
-    """An array of numbers: in C order mapped into memory a window at a time, else read."""
+    """An array of numbers. In C order it is mapped into memory, a window at a time; in Fortran order it is read."""
 
     kind = "an array of numbers as np.save writes it"
     named = False
@@ -200,7 +201,7 @@ class Npy(Table):
 
 
 class _NpyRows:
-    """What is left of a .npy, read where it is wanted."""
+    """All rows of a .npy from `skip` on as one piece, read when they are used."""
 
     def __init__(self, table: Npy, file: Any, skip: int) -> None:
         self.table, self.file, self.skip = table, file, skip
@@ -287,7 +288,7 @@ class _Columns:
 
 
 class _Learned:
-    """What was learned of some rows; `values` reads them once more."""
+    """The moments of some rows; `values` reads the rows again."""
 
     def __init__(self, n_rows: int, found: tuple[Moments, bool], values: Callable[[], Array]) -> None:
         self.n_rows, self.found, self.values = n_rows, found, values
@@ -307,7 +308,7 @@ class _Learned:
 
 
 def _as_numbers(column: Any, dtype: np.dtype[Any]) -> Array:
-    """An Arrow array as NumPy's, nulls as NaN; without a copy where that is possible."""
+    """An Arrow array as a NumPy array, nulls as NaN, without a copy where possible."""
     from pyarrow import from_numpy_dtype, types
 
     if column.null_count or not (types.is_integer(column.type) or types.is_floating(column.type)):
@@ -316,7 +317,7 @@ def _as_numbers(column: Any, dtype: np.dtype[Any]) -> Array:
 
 
 class ArrowTable(Table):
-    """A file that pyarrow reads: its schema, and the record batches from a row on."""
+    """A file that pyarrow reads."""
 
     schema: Any
 
@@ -339,7 +340,7 @@ class ArrowTable(Table):
             skipped = min(skip, len(piece))
             if not skipped:
                 yield piece
-            elif isinstance(piece, _Columns):  # of what was learned, whole pieces are left out
+            elif isinstance(piece, _Columns):  # pieces of moments are left out as a whole
                 yield _Columns(piece.batch.slice(skipped))
 
     def skipped(self, skip: int) -> int:
@@ -347,16 +348,16 @@ class ArrowTable(Table):
         return 0
 
     def decoded(self, arrow: Any, skipped: int, names: Sequence[str], carry: str | None) -> Iterator[Piece]:
-        """All but the first `skipped` rows, each piece made while the one before is in use."""
+        """Pieces of all but the first `skipped` rows, each made while the one before is in use."""
         return map(_Columns, ahead(self.record_batches(arrow, skipped, names, carry)))
 
     def record_batches(self, arrow: Any, skipped: int, names: Sequence[str], carry: str | None) -> Iterator[Any]:
-        """All but the first `skipped` rows."""
+        """Record batches of all but the first `skipped` rows."""
         raise NotImplementedError
 
 
 class Csv(ArrowTable):
-    """UTF-8 with a header line; gzip by its ending."""
+    """CSV in UTF-8 with a header line; compressed with gzip if it ends in .gz."""
 
     kind = "UTF-8 with a header line and commas, each column of one type"
     block = CSV_BYTES[0]
@@ -373,7 +374,7 @@ class Csv(ArrowTable):
             return self.read_schema(arrow)
 
     def opened(self, arrow: Any, block: int, types: dict[str, Any], names: Sequence[str] | None = None) -> Any:
-        """The file, which knows the position in it, and a reader. In one thread pyarrow is as fast, and counts rows."""
+        """The raw file, for its position, and a reader. One thread is as fast for pyarrow, and its errors name rows."""
         csv = arrow.csv
         raw = file = arrow.OSFile(str(self.path))
         if self.path.suffix.lower() == ".gz":
@@ -389,7 +390,7 @@ class Csv(ArrowTable):
         types, wanted = {}, set(names)
         for field in self.schema:
             if field.name in wanted:
-                # What looks whole in the first rows may have fractions later.
+                # Columns that look like integers in the first rows may have fractions later.
                 if not arrow.types.is_boolean(field.type):
                     types[field.name] = arrow.float64()
             elif carry == "text" or arrow.types.is_null(field.type):
@@ -417,7 +418,10 @@ class Csv(ArrowTable):
         return f"{str(self.path)!r}, line {self.line(row + 2):,}"
 
     def line(self, record: int) -> int:
-        """The line, from 1, in which a record, from 1 with the header, begins: quoted values may hold line breaks."""
+        """The number of the line in which a record begins, as quoted values may hold line breaks.
+
+        Both count from 1; the header is record 1.
+        """
         import gzip
 
         opener: Any = gzip.open if self.path.suffix.lower() == ".gz" else open
@@ -440,7 +444,7 @@ class Parquet(ArrowTable):
     def read_schema(self, arrow: Any) -> Any:
         with arrow.parquet.ParquetFile(self.path) as file:
             self.n_rows = file.metadata.num_rows
-            # Rows before each row group.
+            # Number of rows before each row group, and of all.
             lengths = [file.metadata.row_group(k).num_rows for k in range(file.metadata.num_row_groups)]
             self.starts = np.cumsum([0, *lengths])
             return file.schema_arrow
@@ -454,10 +458,10 @@ class Parquet(ArrowTable):
         return self.learned(arrow, skipped, names)
 
     def learned(self, arrow: Any, skipped: int, names: Sequence[str]) -> Iterator[Piece]:
-        """Pieces of `learn` rows as their moments; a shorter one at the end as it is.
+        """Pieces of `learn` rows as their moments, and a shorter last piece with its values.
 
-        Each thread decodes and learns columns of its own. pyarrow's threads share the columns of a piece and wait for
-        each other at its end, and what they decoded has left the caches before it is learned.
+        Each thread decodes a share of the columns, and learns them. (pyarrow's own threads share the columns of a piece
+        and wait for each other at its end; by then what they decoded has left the caches.)
         """
         n_shares = min(arrow.cpu_count(), len(names), MOST_SHARES)
         ends = np.linspace(0, len(names), n_shares + 1).astype(int)
@@ -479,7 +483,7 @@ class Parquet(ArrowTable):
     def learned_share(
         self, arrow: Any, skipped: int, names: list[str], dtype: np.dtype[Any]
     ) -> Iterator[tuple[Any, tuple[Moments, bool] | None]]:
-        """The same of some columns: the shorter piece, or moments."""
+        """For some columns, what `learned` yields: moments, or the shorter piece; the other is None."""
         for batch in self.batches(arrow, skipped, self.learn, names, use_threads=False):
             if batch.num_rows < self.learn:
                 yield batch, None
@@ -488,7 +492,7 @@ class Parquet(ArrowTable):
                 yield None, ColumnBatch(columns).moments(None, n_threads=1)
 
     def values(self, start: int, names: Sequence[str]) -> Array:
-        """`learn` rows, once more."""
+        """`learn` rows, read again."""
         return next(cut(open_table(self.path).pieces(names, start), names, self.learn, self.dtype(names), "F")).X
 
     def record_batches(self, arrow: Any, skipped: int, names: Sequence[str], carry: str | None) -> Iterator[Any]:
@@ -501,7 +505,7 @@ class Parquet(ArrowTable):
         """Record batches of `rows` rows."""
         groups = range(int(np.searchsorted(self.starts, skipped)), len(self.starts) - 1)
         done, buffer = skipped, max(1 << 14, 8 * rows)
-        # With pre_buffer it would keep the bytes of every row group read so far.
+        # With pre_buffer pyarrow would keep the bytes of every row group read so far.
         with arrow.parquet.ParquetFile(self.path, buffer_size=buffer, pre_buffer=False) as file:
             for batch in file.iter_batches(rows, row_groups=groups, columns=names, use_threads=use_threads):
                 done += batch.num_rows
@@ -515,10 +519,10 @@ class Ipc(ArrowTable):
     kind = "an Arrow file or stream"
 
     def opened(self, arrow: Any, options: Any = None) -> tuple[Any, Any, bool]:
-        """The file, a reader, and whether it knows where each record batch is."""
+        """The file, a reader, and whether the reader knows where each record batch is."""
         try:
-            file = arrow.memory_map(str(self.path))  # a record batch may be larger than memory
-        except OSError:  # larger than the address space allows
+            file = arrow.memory_map(str(self.path))  # as a record batch may be larger than memory
+        except OSError:  # the file is larger than the address space allows
             file = arrow.OSFile(str(self.path))
         with_places = file.read(6) == b"ARROW1"
         file.seek(0)
@@ -556,7 +560,7 @@ def _pyarrow(path: Path) -> Any:
 
 
 def _numbers(schema: Any) -> tuple[list[str], list[str]]:
-    """Names of the columns that hold numbers, and of those among them without any value so far."""
+    """Names of the columns of numbers, and of those among them that have no value so far."""
     from pyarrow import types
 
     twice = [name for name, n in Counter(schema.names).items() if n > 1]
@@ -581,12 +585,12 @@ FORMATS: dict[str, type[Table]] = {
 
 
 def ending(path: Path) -> str | None:
-    """That of a file which can be read and written, or None."""
+    """The ending of a file name, if it is one of `FORMATS`; else None."""
     return next((end for end in FORMATS if path.name.lower().endswith(end)), None)
 
 
 def open_table(path: Path) -> Table:
-    """Read the head of the file `path`, which is of the kind that its ending says.
+    """Read the head of the file `path`. Its ending decides the format.
 
     Raises
     ------
@@ -623,7 +627,7 @@ def cut(
     columns: bool = False,
     fewest: int = 0,
 ) -> Iterator[Batch]:
-    """Batches of `n_rows` rows; the last one has the rest, and those before it if the rest is less than `fewest`.
+    """Batches of `n_rows` rows. The last has the rest; if that is less than `fewest`, it is joined to the one before.
 
     With `columns`, X may be a `ColumnBatch`. The arrays of a batch are overwritten by the second batch after it, or are
     read-only where the file is mapped.
@@ -665,12 +669,12 @@ def cut(
 
 
 def ahead_of(tables: Sequence[Table], batches: Iterator[Batch]) -> Iterator[Batch]:
-    """The same, made by a thread if the tables do not read ahead: with more threads, they would only take turns."""
+    """The same batches, made by a thread ahead of their use, unless all tables read ahead: threads would take turns."""
     return batches if all(table.reads_ahead for table in tables) else ahead(batches)
 
 
 def ahead(items: Iterator[T], n: int = 1) -> Iterator[T]:
-    """The same, each made by a thread while the `n` before are in use."""
+    """The same items, made by one thread, up to `n` ahead of their use."""
     with ThreadPoolExecutor(1) as reader:
         coming = deque(reader.submit(next, items, None) for _ in range(n))
         while (item := coming.popleft().result()) is not None:
@@ -691,7 +695,7 @@ class Numbers(NamedTuple):
 
 
 def read(path: Path, n_batches: int = 1) -> Numbers:
-    """All numbers of the file `path`, a small one cut into about `n_batches`; errors as `open_table`, also later."""
+    """All numbers of the file `path`; of a small file, in about `n_batches` batches. Raises as `open_table`."""
     table = open_table(path)
     if isinstance(table, Csv) and table.block == CSV_BYTES[0]:
         table.block = min(BATCH_BYTES // 4, max(1 << 12, table.size // n_batches))
@@ -717,11 +721,11 @@ class Result(NamedTuple):
 
     Y: Array  # of shape (n_rows, n_columns)
     names: Sequence[str]  # of its columns
-    carried: list[Any]  # as of a batch; empty where there is nothing else
+    carried: list[Any]  # as in a `Batch`; empty if there are no other columns
 
 
 def write(path: Path, results: Iterable[Result]) -> None:
-    """Write rows to the file `path`, of the kind that its ending says; whatever happens, it is the old or the new one.
+    """Write rows to the file `path`, in the format of its ending. Whatever happens, the whole old or new file is there.
 
     Raises
     ------
@@ -745,7 +749,7 @@ def _write_npy(file: BinaryIO, results: Iterable[Result]) -> None:
         n_rows += len(result.Y)
     if n_rows:
         file.seek(0)
-        _npy_header(file, (n_rows, n_columns), dtype)  # as long as before: NumPy leaves room for axis 0 to grow
+        _npy_header(file, (n_rows, n_columns), dtype)  # of the same length: NumPy leaves room for axis 0 to grow
 
 
 def _npy_header(file: BinaryIO, shape: tuple[int, int], dtype: np.dtype[Any]) -> None:
@@ -773,7 +777,7 @@ def _write_arrow(path: Path, file: BinaryIO, results: Iterable[Result]) -> None:
 
 
 def _arrow_table(arrow: Any, result: Result) -> Any:
-    """The results in the place of the columns they come from; nulls stay nulls."""
+    """A table with the results in place of the columns that they come from. Nulls stay nulls."""
     columns = dict(zip(result.names, result.Y.T, strict=True))
     if not result.carried:
         return arrow.table({name: arrow.array(y) for name, y in columns.items()})

@@ -1,4 +1,4 @@
-"""What a bug report needs to know about the machine."""
+"""What a bug report should say of the machine."""
 
 from __future__ import annotations
 

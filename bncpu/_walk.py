@@ -1,4 +1,4 @@
-"""How the kernels walk through arrays larger than the cache: what suits this processor, by measurements.
+"""How the kernels walk through arrays larger than the cache: the best way for this processor, as measured.
 
 Nothing here changes a result. ``python comparisons/tune.py`` measures the alternatives on the machine it runs on.
 """
@@ -12,18 +12,18 @@ from bncpu import _kernels
 
 
 class Walk(NamedTuple):
-    """How results that are stored past the cache are written, and what is taken to stay in the cache.
+    """How results are stored past the cache, and how much of the cache a pass may count on.
 
     Attributes
     ----------
     processor : str
-        Whose row of the table it is.
+        The row of the table that was used: maker and family, or "any".
     streams : int
-        1: in one stream from end to end; 4: in four that are one wide row of about 4 KiB apart.
+        1: results are written in one stream, from beginning to end. 4: in four, a wide row of about 4 KiB apart.
     ahead : int
-        Bytes that are fetched ahead of a single stream: a multiple of 64; 0 leaves that to the processor.
+        How many bytes ahead of a single stream are fetched: a multiple of 64; 0 leaves it to the processor.
     resident_bytes : int
-        What one step of a pass leaves in the second-level cache for the next.
+        Bytes that are still in the second-level cache when the next step of a pass reads them.
     """
 
     processor: str
@@ -32,9 +32,10 @@ class Walk(NamedTuple):
     resident_bytes: int
 
 
-# Streams, and bytes ahead of one, by maker and family (0: any other). Figures are `transform` of 128 MB of float32 in
-# copies of the array. One stream lost at most 10 % wherever both were measured, four up to 45 %: what nobody has
-# measured gets one. Fetching ahead gained a fifth on one AMD processor, and costs an instruction for every 64 bytes.
+# Number of streams, and bytes ahead of one stream, by maker and family (0: any other family). Figures are the time of
+# `transform` of 128 MB of float32, as a multiple of a copy of the array. Where both were measured, one stream lost at
+# most 10 %, four up to 45 %, so processors that nobody has measured get one. Fetching ahead gained a fifth on one AMD
+# processor, and costs an instruction for every 64 bytes.
 WALKS = {
     ("GenuineIntel", 0): (4, 0),  # Xeon with AVX-512 and AMX, 2026-11: four 0.88, one 0.95 to 1.00
     ("AuthenticAMD", 0x1A): (1, 0),  # EPYC, Zen 5, 2026-11: one 1.00, four 1.24 to 1.45
@@ -63,5 +64,5 @@ def of_this_machine() -> Walk:
 
 
 def take(walk: Walk) -> None:
-    """Let the kernels walk so; not while one runs."""
+    """Set how the kernels walk. Not while one runs."""
     _kernels.set_walk(walk.streams, walk.resident_bytes, ahead=walk.ahead)

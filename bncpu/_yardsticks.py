@@ -1,4 +1,4 @@
-"""What memory allows: three yardsticks, and the limit of each operation in them.
+"""What memory allows: three yardsticks, and the limit of each operation as a sum of them.
 
 =========  ==========================  ===========================
 yardstick  of arrays of n bytes        bytes that move
@@ -8,8 +8,8 @@ copy       x to out                    2 n
 triad      x and dy to out             3 n
 =========  ==========================  ===========================
 
-Each can be done in several ways, and which is the fastest depends on the processor, on the size of the arrays and on
-the number of threads. So each is several loops, of which the fastest counts: see ``bench.measure``.
+Each yardstick has several loops. Which is the fastest depends on the processor, the size of the arrays and the number
+of threads, so all are timed and the fastest counts: see ``bench.measure``.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from bncpu._contenders import Call, Data
 
 
 def _in_streams(streams: int) -> Callable[[Data], Call]:
-    """Read in one stream, or the parts of a run in turn: two halves, as our sums do, or four quarters."""
+    """Read in one stream, or in turn from the two halves or the four quarters of a run, as our sums do."""
     return lambda d: lambda: _kernels.read(d.x, threads(d), streams)
 
 
 def _copy_in(streams: int) -> Callable[[Data], Call]:
-    """Copy past the cache in so many streams, or as the C library does, by as many threads as the others have."""
+    """Copy past the cache in so many streams; with 0, as the C library does, but by several threads."""
     return lambda d: lambda: _kernels.copy(d.x, d.out, threads(d), streams)
 
 
 def _triad_in(streams: int) -> Callable[[Data], Call]:
-    """Combine past the cache in so many streams, or plainly."""
+    """Combine two arrays, stored past the cache in so many streams; with 0, with plain stores."""
     return lambda d: lambda: _kernels.triad(d.x, d.dy, d.out, threads(d), streams)
 
 
@@ -46,7 +46,7 @@ def _memmove(d: Data) -> Call:
 
 
 def threads(d: Data) -> int:
-    """As many as the others may use."""
+    """The number of threads that all candidates may use."""
     return d.n_threads or _kernels.max_threads()
 
 
@@ -67,11 +67,11 @@ LOOPS: dict[str, dict[str, Callable[[Data], Call]]] = {
         "np.add": lambda d: lambda: np.add(d.x, d.dy, out=d.out),
     },
 }
-ARRAYS = {"read": 1, "copy": 2, "triad": 3}  # that move
+ARRAYS = {"read": 1, "copy": 2, "triad": 3}  # arrays that are read or written
 
 
 class Limit(NamedTuple):
-    """The passes over memory that an operation cannot do without: so many of each yardstick."""
+    """The passes over memory that an operation needs at least: how many of each yardstick."""
 
     read: int = 0
     copy: int = 0
@@ -79,20 +79,20 @@ class Limit(NamedTuple):
 
     @property
     def yardsticks(self) -> tuple[str, ...]:
-        """Those that it is made of."""
+        """The yardsticks in the sum."""
         return tuple(name for name, n in self._asdict().items() if n)
 
     def seconds(self, of: Callable[[str], Any]) -> Any:
-        """Add up, by what gives the time, or an array of times, of each yardstick."""
+        """The sum; `of` gives the time, or an array of times, of a yardstick by its name."""
         return sum(getattr(self, name) * of(name) for name in self.yardsticks)
 
     def __str__(self) -> str:
-        """What is added."""
+        """The sum as text, such as "2 reads + triad"."""
         passes = self._asdict().items()
         return " + ".join(name if n == 1 else f"{n} {name}s" for name, n in passes if n)
 
 
-# By task: results are written once, statistics read all values once more.
+# By task. Results are written once; statistics read all values once more.
 LIMITS = {
     "inference": Limit(copy=1),
     "statistics": Limit(read=1),
@@ -102,11 +102,11 @@ LIMITS = {
 }
 # Where the values of a channel stay in the cache between its statistics and its results, they come from memory once.
 RESIDENT = {"training": Limit(copy=1), "gradients": Limit(triad=1)}
-READ = {"training": 1, "gradients": 2}  # arrays
+READ = {"training": 1, "gradients": 2}  # number of arrays that are read
 
 
 def limit_of(d: Data) -> Limit:
-    """What the operation of these data costs at least."""
+    """The least that the operation of a case can cost."""
     task = d.case.task
     if task in RESIDENT:
         form, _ = _layout.canonical(d.x, (d.case.channel_axis,))
@@ -116,7 +116,7 @@ def limit_of(d: Data) -> Limit:
 
 
 def loops(d: Data, yardsticks: Iterable[str]) -> dict[tuple[str, str], Call]:
-    """Every way to do each of these, by the yardstick's name and its own."""
+    """All loops of these yardsticks, by (yardstick, loop)."""
     return {(name, way): make(d) for name in yardsticks for way, make in LOOPS[name].items()}
 
 

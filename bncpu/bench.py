@@ -1,8 +1,8 @@
-"""``bncpu bench``: how fast we are on this machine, beside what memory allows and whatever libraries are installed.
+"""``bncpu bench``: our speed on this machine, compared with what memory allows and with the libraries installed.
 
-Separate runs differ by 10 % and more, so nothing here compares two of them. All candidates take turns in one process,
-in a new random order every round; a figure is the median over the rounds of a candidate's time divided by the limit of
-its operation (`_yardsticks.py`), measured on the same arrays in the same round.
+Timings of separate runs differ by 10 % and more, so runs are not compared. All candidates take turns in one process, in
+a new random order every round. A figure is a median over the rounds: a candidate's time divided by the limit of its
+operation (`_yardsticks.py`), which is measured on the same arrays in the same round.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from bncpu._yardsticks import ARRAYS, LOOPS, Limit, Yardstick, limit_of, loops
 LEAST_ROUNDS = 3
 REST = 0.01  # seconds
 SECONDS = 1.5  # for the rounds of a row, so that all take less than a minute
-SECONDS_PER_TURN = 1e-3  # of calls too short for the clock, many make a turn
-HOPELESS = 1.5  # times the fastest loop of its yardstick: such a loop is not measured any further
+SECONDS_PER_TURN = 1e-3  # short calls are repeated until a turn takes so long
+HOPELESS = 1.5  # a loop that takes so many times as long as the fastest of its yardstick is not measured further
 
-# What `bncpu bench` shows: arrays from memory, then what a call costs.
+# The rows of `bncpu bench`: large arrays, then small calls.
 CASES = (
     Case("transform", (1_000_000, 32)),
     Case("transform", (1_000_000, 32), fresh=True),
@@ -58,7 +58,7 @@ MARKS = "Dosv^<>PX*hp8"
 
 
 class Figure(NamedTuple):
-    """The middle of what the rounds showed, its quartiles, and how many rounds there were."""
+    """Median and quartiles of the rounds, and the number of rounds."""
 
     median: float
     low: float
@@ -67,30 +67,30 @@ class Figure(NamedTuple):
 
     @classmethod
     def of(cls, values: NDArray[np.float64]) -> Figure:
-        """Summarize one value per round, NaN where a candidate sat out."""
+        """Summarize one value per round, NaN in rounds that a candidate skipped."""
         present = values[np.isfinite(values)]
         low, median, high = np.quantile(present, [0.25, 0.5, 0.75]).tolist()
         return cls(median, low, high, len(present))
 
 
 class Row(NamedTuple):
-    """What one case showed.
+    """The result of one case.
 
     Attributes
     ----------
     case : Case
     n_threads : int or None
-        Of everybody; None is what each takes by itself.
+        For all candidates; None leaves the number to each library.
     limit : Limit
-        What the operation cannot do without.
+        The passes over memory that the operation needs at least.
     limit_seconds : float
-        What that takes: the median over the rounds.
+        The time of these passes: the median over the rounds.
     yardsticks : dict of str to Yardstick
-        Those that the limit is made of.
+        The yardsticks in the limit.
     figures : dict of str to Figure
-        By name, ours first: multiples of the limit, or microseconds, as ``case.unit`` says.
+        By candidate, ours first: multiples of the limit, or microseconds, depending on ``case.unit``.
     shares : dict of str to Figure
-        Our time over that of each peer, in pairs: above 1 the peer is faster.
+        Our time divided by that of each peer in the same round: above 1 the peer is faster.
     missing : dict of str to str
         Why a peer has no figure.
     """
@@ -106,7 +106,7 @@ class Row(NamedTuple):
 
     @property
     def unit(self) -> str:
-        """What a figure counts: the passes over memory of the limit, or microseconds."""
+        """The unit of the figures: the limit, as text, or "us"."""
         return "us" if self.case.unit == "us" else str(self.limit)
 
     @property
@@ -135,24 +135,24 @@ def interleaved(
     Parameters
     ----------
     candidates : mapping of callable
-        By any name. Called without arguments, and not for the first time: that is for warming up.
+        Calls without arguments, by name. Each must have been called once before, to warm up.
     seconds : float
-        Rounds go on for so long. A candidate that has used up more than 1.5 times its equal share of the time so far
-        sits a round out, so that the slow do not leave the fast with few rounds.
+        How long rounds go on. A candidate that has used more than 1.5 times its equal share of the time so far skips
+        a round, so that slow candidates leave enough rounds for fast ones.
     least_rounds : int, default=3
-        Rounds of each candidate, however long they take.
+        The least number of rounds of each candidate, however long they take.
     short : bool, default=False
         Repeat each call until a turn takes a millisecond.
     rest : float, default=0.0
-        Seconds to wait before each turn: OpenMP's threads go on spinning for some milliseconds after their work, and
-        those of one library would take the processors from the next.
+        Seconds to wait before each turn. OpenMP's threads stay awake for some milliseconds after their work, and those
+        of one library would occupy the processors when it is the next one's turn.
     clock : callable, default=time.perf_counter
         In seconds.
 
     Returns
     -------
     dict of ndarray of shape (n_rounds,), float64
-        By the names of `candidates`: seconds per call, NaN where a candidate sat out.
+        By the names of `candidates`: seconds per call, NaN in rounds that a candidate skipped.
     """
     names = list(candidates)
     repeats = dict.fromkeys(names, 1)
@@ -200,19 +200,19 @@ def measure(
     peers: Iterable[str] = PEERS,
     least_rounds: int = LEAST_ROUNDS,
 ) -> Row:
-    """Measure one case: its limit, ours and `peers`.
+    """Measure one case: its limit, our function and the `peers`.
 
     Parameters
     ----------
     case : Case
     seconds : float, default=1.5
-        Time for the rounds; preparing, and the first call of each, come before them.
+        Time for the rounds. Preparation and the first call of each candidate come before that.
     n_threads : int or None, default=1
-        For everybody; None is what each does by itself.
+        For all candidates; None leaves the number to each library.
     peers : iterable of str, optional
         Keys of ``PEERS``.
     least_rounds : int, default=3
-        Rounds of each candidate at least.
+        The least number of rounds of each candidate.
 
     Returns
     -------
@@ -225,7 +225,7 @@ def measure(
     entrants: dict[str, Call] = {OURS: ours}
     missing: dict[str, str] = {}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the peers'
+        warnings.simplefilter("ignore")  # those of the peers
         for name in peers:
             try:
                 call = PEERS[name](data)
@@ -235,7 +235,7 @@ def measure(
                         call()
             except ImportError:
                 missing[name] = "not installed"
-            except Exception as error:  # a peer's trouble is no reason not to measure the others
+            except Exception as error:  # an error of one peer must not stop the others
                 missing[name] = f"{type(error).__name__}: {error}".splitlines()[0]
             else:
                 if call is None:
@@ -263,7 +263,7 @@ def measure(
 
 
 class _Turns(NamedTuple):
-    """How ``interleaved`` lets candidates take turns."""
+    """Options of ``interleaved``."""
 
     least_rounds: int
     short: bool
@@ -271,7 +271,7 @@ class _Turns(NamedTuple):
 
 
 def _fast_loops(ways: dict[tuple[str, str], Call], how: _Turns) -> dict[tuple[str, str], Call]:
-    """Leave out the loops that are far from the fastest of their yardstick, so that the others get more rounds."""
+    """Leave out loops that are much slower than the fastest of their yardstick, so that the others get more rounds."""
     for call in ways.values():
         call()
     times = {way: float(np.nanmedian(taken)) for way, taken in interleaved(ways, 0.0, **how._asdict()).items()}
@@ -301,7 +301,7 @@ def yardsticks(
     Parameters
     ----------
     case : Case
-        Whose arrays are taken; one of a gradient, for a triad of three arrays.
+        The case whose arrays are used. For a triad of three different arrays, a case with a gradient.
     seconds : float, default=1.5
     n_threads : int, default=1
     names : sequence of str, optional
@@ -318,7 +318,7 @@ def yardsticks(
 
 
 def smallest() -> bool:
-    """Whether the environment asks for one round of everything at its smallest size: to see that it runs."""
+    """Whether BNCPU_BENCH_SMALLEST asks for one round of everything at its smallest size, to check that it runs."""
     return os.environ.get("BNCPU_BENCH_SMALLEST", "") not in ("", "0")
 
 
@@ -360,19 +360,19 @@ def peer_versions(names: Iterable[str]) -> dict[str, str]:
 
 
 def as_json(rows: Sequence[Row], command: str, n_threads: int | None) -> dict[str, Any]:
-    """Everything, for programs.
+    """All results, for `--json`.
 
     Parameters
     ----------
     rows : sequence of Row
     command : str
-        That made them.
+        The command that made the rows.
     n_threads : int or None
 
     Returns
     -------
     dict
-        Of what JSON can hold.
+        JSON values.
     """
     return {
         "version": 2,
@@ -402,12 +402,12 @@ def as_json(rows: Sequence[Row], command: str, n_threads: int | None) -> dict[st
 
 
 def _entrants(rows: Sequence[Row]) -> list[str]:
-    """Everyone with a figure somewhere, in one order."""
+    """The candidates with a figure in some row, in the order of ``PEERS``."""
     return [name for name in (OURS, *PEERS) if any(name in row.figures for row in rows)]
 
 
 def table(rows: Sequence[Row]) -> list[list[str]]:
-    """Lines of cells, the first being the heads; the fastest of a line has a star."""
+    """Rows of cells, heads first. The fastest candidate of a row has a star."""
     names = _entrants(rows)
     lines = [["", "unit", *names]]
     mixed = len({row.case.dtype for row in rows}) > 1
@@ -424,7 +424,7 @@ def table(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def number(value: float) -> str:
-    """Two decimals, fewer where they say nothing."""
+    """Three digits, at most two decimals."""
     return f"{value:.2f}" if value < 9.995 else f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
 
 
@@ -449,7 +449,7 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
 
 
 def losses(rows: Sequence[Row]) -> list[str]:
-    """Name, for every row where someone was faster than we were, who, and how much of our time each took."""
+    """For every row where a peer was faster: which, and its time as a part of ours."""
     several = len({row.n_threads for row in rows}) > 1
     return [
         f"{row.case.label} {row.case.dtype}{f', {_threads([row])}' if several else ''}: "
@@ -460,7 +460,7 @@ def losses(rows: Sequence[Row]) -> list[str]:
 
 
 def _threads(rows: Sequence[Row]) -> str:
-    """How many threads everybody had."""
+    """The number of threads, as text."""
     found = list(dict.fromkeys(row.n_threads for row in rows))
     if found == [None]:
         return "as many threads as each takes"
@@ -468,7 +468,7 @@ def _threads(rows: Sequence[Row]) -> str:
 
 
 def rates(rows: Sequence[Row]) -> list[str]:
-    """Say how fast the yardsticks were, for every size of arrays and number of threads."""
+    """The speed of the yardsticks, for every size of arrays and number of threads."""
     several = len({row.n_threads for row in rows}) > 1
     found: dict[str, dict[str, list[Yardstick]]] = {}
     for row in rows:
@@ -489,7 +489,7 @@ def rates(rows: Sequence[Row]) -> list[str]:
 
 
 def notes(rows: Sequence[Row], command: str, peers: Iterable[str] = PEERS) -> list[str]:
-    """Say what the figures are and where they come from."""
+    """Lines that explain the figures and say how they were measured."""
     here = machine(None)
     absent = [name for name in peers if all(row.missing.get(name) == "not installed" for row in rows)]
     broken = {name: why for row in rows for name, why in row.missing.items() if ":" in why}
@@ -513,7 +513,7 @@ def notes(rows: Sequence[Row], command: str, peers: Iterable[str] = PEERS) -> li
 
 
 def _matplotlib() -> Any:
-    """The module that draws without a screen."""
+    """matplotlib.figure, which draws without a screen."""
     try:
         import matplotlib.figure
     except ImportError as error:
@@ -574,9 +574,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure, print, save; returns 0, however the comparison ends."""
+    """Measure, print and save. Returns 0, whoever is faster."""
     if options.picture is not None:
-        _matplotlib()  # before a minute of measuring, not after it
+        _matplotlib()  # so that it fails before a minute of measuring, not after
     command = _command(options)
     peers = [name for name in PEERS if options.compile or name not in SLOW_TO_PREPARE]
     rows = []
@@ -595,7 +595,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def report(rows: Sequence[Row], said: Sequence[str], *, as_markdown: bool = False) -> list[str]:
-    """Lines of the table, of what is said about it, and of the losses."""
+    """Lines of the table, its explanations, and the rows where a peer is faster."""
     lost = losses(rows)
     heading = ["Faster than we are, as parts of our time:"] if lost else ["No peer is faster anywhere."]
     if as_markdown:
@@ -611,7 +611,7 @@ def report(rows: Sequence[Row], said: Sequence[str], *, as_markdown: bool = Fals
 
 
 def measured(cases: Sequence[Case], seconds: float, n_threads: int | None, peers: Sequence[str]) -> Iterator[Row]:
-    """Measure one case after the other; once each and small, where `smallest` says so."""
+    """Measure the cases one after the other; if `smallest`, one round of each with few values."""
     for case in cases:
         if smallest():
             yield measure(case.smallest(), 0.0, n_threads=n_threads, peers=peers, least_rounds=1)
@@ -620,7 +620,7 @@ def measured(cases: Sequence[Case], seconds: float, n_threads: int | None, peers
 
 
 def _command(options: argparse.Namespace) -> str:
-    """What to type for this, without the files."""
+    """The command line that repeats this run, without output files."""
     words = ["bncpu", "bench"]
     words += ["--threads", str(options.threads)] if options.threads != 1 else []
     words += ["--seconds", f"{options.seconds:g}"] if options.seconds != SECONDS else []

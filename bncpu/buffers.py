@@ -1,4 +1,4 @@
-"""The memory that large results leave for the next ones: how much of it is kept."""
+"""How much memory of earlier large results is kept for the next ones."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from bncpu import _buffers, _validation
 
 
 def release_buffers() -> int:
-    """Give back the memory that waits for the next large result.
+    """Free the memory that is kept for the next large results.
 
-    A result of 1 MiB or more, made without ``out=``, leaves its memory to the next one of about the same size when
-    the last reference to it is gone: fresh memory costs more time than the work done in it. Nothing in use is touched.
+    When the last reference to a result of 1 MiB or more, made without ``out=``, is gone, its memory is kept for the
+    next result of about the same size: fresh memory costs more time than the work done in it. Memory of results that
+    are in use is not touched.
 
     Returns
     -------
     int
-        Bytes given back to the system's allocator.
+        Bytes returned to the system's allocator.
 
     See Also
     --------
-    set_buffer_limit : How much may wait.
+    set_buffer_limit : Set how much may be kept.
 
     Examples
     --------
@@ -36,17 +37,17 @@ def release_buffers() -> int:
 
 
 def set_buffer_limit(n_bytes: int) -> int:
-    """Set how much memory of large results may wait for the next ones.
+    """Set how much memory of earlier large results may be kept for the next ones.
 
-    Only what waits counts, not results in use; results larger than the limit are never kept. What waits beyond the
-    new limit is given back at once, the longest waiting first, and so is what eight large results in a row had no use
-    for, whatever the limit.
+    Results in use do not count, and the memory of results larger than the limit is never kept. What exceeds the new
+    limit is freed at once, the memory kept longest first. Whatever the limit, memory that eight large results in a row
+    had no use for is freed, too.
 
     Parameters
     ----------
     n_bytes : int
-        At the start 256 MiB, or what the environment variable ``BNCPU_BUFFER_LIMIT`` says. 0 keeps nothing: every
-        result is in fresh memory.
+        The initial limit is 256 MiB, or what the environment variable ``BNCPU_BUFFER_LIMIT`` says. With 0 nothing is
+        kept: every result is in fresh memory.
 
     Returns
     -------
@@ -60,7 +61,7 @@ def set_buffer_limit(n_bytes: int) -> int:
 
     See Also
     --------
-    release_buffers : Give back what waits now, keeping the limit.
+    release_buffers : Free what is kept now, without changing the limit.
 
     Examples
     --------

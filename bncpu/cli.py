@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0; 1 after an error, 130 after Ctrl-C, which have been printed in one line. Wrong arguments exit with 2.
+        0; 1 after an error and 130 after Ctrl-C, with a line on stderr. Wrong arguments exit with 2.
     """
     parser = argparse.ArgumentParser(prog="bncpu", description="Batch normalization for NumPy people.")
     parser.add_argument("--version", action="version", version=f"bncpu {__version__}")
@@ -193,7 +193,7 @@ def _in_existing_folder(parser: argparse.ArgumentParser, path: Path) -> None:
 
 
 def _run(work: Callable[[], str | None]) -> int:
-    """The exit status of `work`; errors and warnings become lines."""
+    """Run `work` and return the exit status. Errors and warnings become lines on stderr."""
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: _tell(str(message))
         try:

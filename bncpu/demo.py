@@ -1,4 +1,4 @@
-"""``bncpu demo``: real data, or yours, through BatchNormTransformer, checked and timed while you watch."""
+"""``bncpu demo``: stream real data, or yours, through BatchNormTransformer, check the results and time it."""
 
 from __future__ import annotations
 
@@ -43,18 +43,18 @@ Batch = NDArray[Any]
 
 
 class Stream(NamedTuple):
-    """What one pass over some batches showed."""
+    """The result of one pass over some batches."""
 
     normalizer: BatchNormTransformer
     peer: StandardScaler
     means: NDArray[np.float64]  # (n_batches, n_features), after each batch
     stds: NDArray[np.float64]
-    seconds: dict[str, list[tuple[float, float]]]  # per method and batch: ours, the peer's
+    seconds: dict[str, list[tuple[float, float]]]  # for each method and batch: ours, StandardScaler's
     n_rows: int
 
 
 def run(picture: Path, file: Path | None = None, rows: int | None = None) -> None:
-    """Show everything, and save `picture`; `rows` stops the file, or each photograph, early."""
+    """Run the demo, and save `picture`. With `rows`, use only so many rows of the file, or of each photograph."""
     console = Console(highlight=False, soft_wrap=True)
     if file is None:
         digits(console)
@@ -89,7 +89,7 @@ def run(picture: Path, file: Path | None = None, rows: int | None = None) -> Non
 
 
 def digits(console: Console) -> None:
-    """A Pipeline whose normalization was learned batch by batch, against one without."""
+    """Compare a Pipeline whose normalization was learned batch by batch with one without normalization."""
     X, y = load_digits(return_X_y=True)
     X_train, X_test, y_train, y_test = train_test_split(X, y, random_state=0, stratify=y)
     normalizer = BatchNormTransformer()
@@ -97,7 +97,7 @@ def digits(console: Console) -> None:
         normalizer.partial_fit(batch)
     classifier = LogisticRegression(max_iter=1000)
     raw = classifier.fit(X_train, y_train).score(X_test, y_test)
-    # Frozen: the Pipeline's fit uses the streamed statistics instead of learning new ones.
+    # Frozen, so that the Pipeline's fit keeps the streamed statistics.
     pipeline = make_pipeline(FrozenEstimator(normalizer), classifier).fit(X_train, y_train)
     whole = BatchNormTransformer().fit(X_train)
     console.print(f"[bold]Digits[/bold]: {len(X_train)} images of 8 x 8 in 20 batches")
@@ -109,9 +109,9 @@ def digits(console: Console) -> None:
 
 
 def patches(rows: int | None = None) -> Iterator[Batch]:
-    """All overlapping 8 x 8 x 3 patches of both photographs, a strip of each at a time, as float32 rows.
+    """Batches of all overlapping 8 x 8 x 3 patches of both photographs, as float32 rows; each batch is a strip of both.
 
-    The strips come in random order: from top to bottom the stream would drift from sky to ground.
+    The strips come in random order. From top to bottom the stream would drift, from sky to ground.
     """
     both = [w[:rows] for w in windows()]
     for start in np.random.default_rng(0).permutation(np.arange(0, len(both[0]), ROWS_PER_BATCH)):
@@ -120,7 +120,7 @@ def patches(rows: int | None = None) -> Iterator[Batch]:
 
 
 def windows() -> Iterator[NDArray[np.uint8]]:
-    """Views of each photograph, (rows, columns, 8, 8, 3)."""
+    """For each photograph, a view of all its patches, (rows, columns, 8, 8, 3)."""
     return (sliding_window_view(load_sample_image(name), PATCH)[:, :, 0] for name in PHOTOGRAPHS)
 
 
@@ -134,7 +134,7 @@ def first_rows(batches: Iterable[Batch], rows: int | None) -> Iterator[Batch]:
 
 
 def stream(console: Console, batches: Iterable[Batch], n_batches: int | None, names: list[str] | None = None) -> Stream:
-    """One pass: learn and transform each batch, beside StandardScaler and in turn with it."""
+    """One pass: learn and transform each batch, in turn with StandardScaler."""
     ours, peer = BatchNormTransformer(), StandardScaler()
     means, stds, n_rows = [], [], 0
     seconds: dict[str, list[tuple[float, float]]] = {"partial_fit": [], "transform": []}
@@ -159,14 +159,14 @@ def stream(console: Console, batches: Iterable[Batch], n_batches: int | None, na
 
 def _seconds(method: Any, batch: Batch) -> float:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # StandardScaler's, for columns without a value
+        warnings.simplefilter("ignore", RuntimeWarning)  # StandardScaler warns of columns without a value
         start = time.perf_counter()
         method(batch)
         return time.perf_counter() - start
 
 
 def _named(error: ValueError, batch: Batch, first_row: int, names: list[str] | None) -> ValueError:
-    """Why a batch was refused, with the place in the file."""
+    """The error to raise for a refused batch, which names the place in the file."""
     rows, found = np.nonzero(np.isinf(batch))
     if not len(rows):
         return error
@@ -192,7 +192,7 @@ def columns(console: Console, names: list[str], normalizer: BatchNormTransformer
 
 
 def difference(a: Any, b: Any) -> str:
-    """The largest differences of two fitted transformers."""
+    """The largest differences between two fitted transformers, as text."""
     varying = np.isclose(b.scale_**2, b.var_, rtol=1e-6, atol=0)  # constants have scale 1
     if not np.any(varying):
         return "nothing varies"
@@ -202,7 +202,7 @@ def difference(a: Any, b: Any) -> str:
 
 
 def speeds(console: Console, seen: Stream) -> None:
-    """Throughput beside StandardScaler, medians over the batches."""
+    """Print throughput, ours and StandardScaler's: medians over the batches."""
     n_batches = len(seen.means)
     rows = seen.n_rows / n_batches
     console.print(
@@ -218,7 +218,7 @@ def speeds(console: Console, seen: Stream) -> None:
 
 
 def save_picture(panels: dict[str, NDArray[np.float64]], shown: dict[str, int], path: Path) -> None:
-    """Curves over the batches, by title and then by the name of the feature, and where they end."""
+    """Draw a panel for each title, with a curve over the batches for each feature shown, and a line where it ends."""
     figure = matplotlib.figure.Figure(figsize=(9, 3.4), layout="constrained")
     for axes, (title, values) in zip(figure.subplots(1, 2), panels.items(), strict=True):
         batches = np.arange(1, len(values) + 1)

@@ -23,7 +23,7 @@ Float64 = NDArray[np.float64]
 class BatchNormDisplay:
     """Running statistics beside those of batches.
 
-    Made by :meth:`from_stream`, which shows running statistics settle or forget, batch by batch, or by
+    Make one with :meth:`from_stream`, which shows how running statistics settle or forget, batch by batch, or with
     :meth:`from_estimator`, which shows how far new data has drifted from what was learned.
 
     Parameters
@@ -31,25 +31,26 @@ class BatchNormDisplay:
     n_seen : ndarray of shape (n_batches,), or None
         Samples seen after each batch of a stream; None for an estimator.
     batch_mean, batch_std : ndarray of shape (n_batches, n_features)
-        Of each batch alone; of all data, as one batch, for an estimator.
+        Statistics of each batch alone. For an estimator, those of all new data, as one batch.
     running_mean, running_std : ndarray of shape (n_batches, n_features)
-        Of the transformer after each batch; as they are, in one row, for an estimator.
+        Running statistics after each batch. For an estimator, its running statistics, as one row.
     feature_names : iterable of str
-        Of all features.
+        The names of all features.
     errors : tuple of two ndarrays of shape (n_features,), optional
-        Standard errors of the differences of means, in running standard deviations, and of the ratios of standard
+        Standard errors: of the differences of means, in running standard deviations; and of the ratios of standard
         deviations.
 
     Attributes
     ----------
     figure_ : matplotlib Figure
-        Holds the axes, after :meth:`plot`.
+        The figure that :meth:`plot` has drawn.
     axes_ : ndarray of matplotlib Axes
-        Of shape (2, n_shown) for a stream, a feature in each column; of shape (2,) for an estimator.
+        The axes in the figure: for a stream of shape (2, n_shown), with a column for each feature; for an estimator
+        of shape (2,).
 
     See Also
     --------
-    BatchNormTransformer.report : The same, and more, in numbers.
+    BatchNormTransformer.report : The same comparison, and more, in numbers.
 
     Examples
     --------
@@ -75,7 +76,7 @@ class BatchNormDisplay:
         cls, estimator: BatchNormTransformer, batches: Iterable[Any], *,
         features: Sequence[int | str] | None = None, figure: Any = None,
     ) -> BatchNormDisplay:  # fmt: skip
-        """Stream batches through a copy of a transformer, and draw every step.
+        """Stream batches through a copy of a transformer, and draw its statistics after every batch.
 
         Parameters
         ----------

@@ -1,4 +1,4 @@
-"""A batch norm at inference folded into the linear layer or convolution before it: one layer left, the same values."""
+"""Fold a batch norm at inference into the linear layer or convolution before it: one layer less, the same values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bncpu.moments import fold, inverse_std
 
 Array = NDArray[np.floating[Any]]
 
-# What channel_axis=None looks at, and whose weights are laid out so.
+# The axes that channel_axis=None tries, and the libraries that lay out weights so.
 LINEAR: dict[tuple[int, ...], str] = {(0,): "0 (PyTorch, scikit-learn)", (-1,): "-1 (Keras)"}
 CONV: dict[tuple[int, ...], str] = {(0,): "0 (PyTorch)", (-1,): "-1 (Keras)", (-2, -1): "(-2, -1) (Keras, depthwise)"}
 
@@ -28,17 +28,17 @@ def fold_linear(
     eps: float = 1e-5,
     channel_axis: int | None = None,
 ) -> tuple[Array, NDArray[Any]]:
-    """The weights of one linear layer that does what a linear layer and the batch norm behind it do.
+    """Weight and bias of one linear layer that does what a linear layer and the batch norm behind it do.
 
-    With ``s = gamma / sqrt(var + eps)`` per output channel, ``weight * s`` and ``(bias - mean) * s + beta``: the
-    batch norm of ``weight @ x + bias`` [1]_ with the linear functions multiplied out.
+    With ``s = gamma / sqrt(var + eps)`` for each output channel, they are ``weight * s`` and ``(bias - mean) * s +
+    beta``: the batch norm of ``weight @ x + bias`` [1]_, multiplied out.
 
     Parameters
     ----------
     weight : ndarray of shape (C, n_inputs) or (n_inputs, C), float16, float32 or float64
-        Of the linear layer. Not modified.
+        Weight of the linear layer. Not modified.
     bias : array-like of shape (C,) or None
-        Of the linear layer; None means 0.
+        Bias of the linear layer; None means 0.
     mean, var : array-like of shape (C,)
         Running statistics of the batch norm. `var` is not negative.
     gamma, beta : array-like of shape (C,), optional
@@ -47,7 +47,7 @@ def fold_linear(
         That of the batch norm, added to `var`. Not negative; with ``eps=0`` a channel of variance 0 becomes `beta`.
     channel_axis : int, optional
         The axis of `weight` that holds the output channels: 0 for PyTorch's layers and scikit-learn's ``coef_``,
-        -1 for Keras kernels. By default the one of the two that has the length of `mean`.
+        -1 for Keras kernels. By default the axis of these two whose length is that of `mean`.
 
     Returns
     -------
@@ -105,18 +105,18 @@ def fold_conv(
     eps: float = 1e-5,
     channel_axis: int | tuple[int, int] | None = None,
 ) -> tuple[Array, NDArray[Any]]:
-    """The weights of one convolution that does what a convolution and the batch norm behind it do.
+    """Weight and bias of one convolution that does what a convolution and the batch norm behind it do.
 
-    With ``s = gamma / sqrt(var + eps)`` per output channel, ``weight * s`` and ``(bias - mean) * s + beta``: the
-    batch norm of ``conv(x, weight) + bias`` [1]_ with the linear functions multiplied out. Stride, padding with
-    zeros and dilation do not matter, nor do groups, as a group has output channels of its own.
+    With ``s = gamma / sqrt(var + eps)`` for each output channel, they are ``weight * s`` and ``(bias - mean) * s +
+    beta``: the batch norm of ``conv(x, weight) + bias`` [1]_, multiplied out. Stride, padding with zeros, dilation
+    and groups do not matter.
 
     Parameters
     ----------
     weight : ndarray of 3 to 5 dimensions, float16, float32 or float64
-        Of a convolution over 1 to 3 dimensions. Not modified. Grouped and depthwise convolutions are included.
+        Weight of a convolution over 1 to 3 dimensions, grouped and depthwise ones included. Not modified.
     bias : array-like of shape (C,) or None
-        Of the convolution; None means 0.
+        Bias of the convolution; None means 0.
     mean, var : array-like of shape (C,)
         Running statistics of the batch norm. `var` is not negative.
     gamma, beta : array-like of shape (C,), optional
@@ -124,9 +124,9 @@ def fold_conv(
     eps : float, default=1e-5
         That of the batch norm, added to `var`. Not negative; with ``eps=0`` a channel of variance 0 becomes `beta`.
     channel_axis : int or tuple of two ints, optional
-        The axis of `weight` that holds the output channels, or the two adjacent axes whose product they are; see
-        Notes. By default 0, -1 or (-2, -1), if one of them alone has the length of `mean`. For kernels of
-        transposed convolutions it must be given: with as many input as output channels they look like others.
+        The axis of `weight` that holds the output channels, or the two adjacent axes that hold them together; see
+        Notes. By default 0, -1 or (-2, -1), if exactly one of them has the length of `mean`. It must be given for
+        transposed convolutions: with as many input as output channels their weights look like others.
 
     Returns
     -------
@@ -161,8 +161,8 @@ def fold_conv(
     Keras, transposed                      (height, width, C, in)              -2
     =====================================  ==================================  ============
 
-    PyTorch's transposed convolution with several groups has a weight of shape (in, C / groups, ...), whose values
-    belong to output channels by group: no axis is right. Cut it into its groups first.
+    PyTorch's transposed convolution with several groups has a weight of shape (in, C / groups, ...), in which no axis
+    holds all output channels. Split it into its groups first.
 
     References
     ----------

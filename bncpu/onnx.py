@@ -24,17 +24,18 @@ __all__ = ["register"]
 def register() -> None:
     """Teach skl2onnx to convert :class:`~bncpu.BatchNormTransformer`, alone or in a pipeline.
 
-    The transformer becomes one ``BatchNormalization`` node [1]_ for inference, in float32, or in float64 where the
-    graph's input is; integers become float32, and skl2onnx knows no float16. NaN stays NaN; infinities, which
-    `transform` refuses, give infinities or NaN. Variance and eps are folded into the scale. The node computes ``x * a +
-    b`` in the type of the graph, as runtimes write it: where a mean lies 1,000 standard deviations from 0, float32
-    keeps 4 digits, and a float64 input is the way. A value that lies on the threshold of a tree after it, exactly, may
+    The transformer becomes one ``BatchNormalization`` node [1]_ for inference. It computes in float64 if the graph's
+    input is float64, else in float32; skl2onnx has no float16. NaN stays NaN. Infinities, which `transform` refuses,
+    give infinities or NaN. Variance and eps are folded into the scale.
+
+    Runtimes compute ``x * a + b`` in the type of the graph. In float32 that keeps only 4 digits where a mean lies 1,000
+    standard deviations from 0; use a float64 input then. A value exactly on the threshold of a tree that follows may
     fall to the other side.
 
     Raises
     ------
     ImportError
-        If skl2onnx or onnx is not installed; from the import of this module.
+        If skl2onnx or onnx is not installed. It is raised when this module is imported.
 
     References
     ----------
@@ -57,7 +58,7 @@ def _shape(operator: Any) -> None:
     first = operator.inputs[0].type
     kind = DoubleTensorType if any(isinstance(i.type, DoubleTensorType) for i in operator.inputs) else FloatTensorType
     shape = list(first.shape)
-    if len(operator.inputs) > 1:  # a column each
+    if len(operator.inputs) > 1:  # each input is a column
         shape[1] = operator.raw_operator.n_features_in_
     operator.outputs[0].type = kind(shape)
 
@@ -77,7 +78,7 @@ def _convert(scope: Any, operator: Any, container: Any) -> None:
     zeros, ones = np.zeros(n_features), np.ones(n_features)
     gamma = ones if parameters.gamma is None else parameters.gamma
     statistics = {
-        # By what it divides, exactly, that of a constant feature included; its square may be beyond float32.
+        # The divisor itself, exactly, also for constant features. Its square may overflow float32.
         "scale": gamma if fitted.scale_ is None else gamma / fitted.scale_,
         "B": zeros if parameters.beta is None else parameters.beta,
         "mean": fitted.running_mean_ if parameters.with_mean else zeros,

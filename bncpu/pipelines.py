@@ -1,4 +1,4 @@
-"""A fitted transformer folded into the linear model behind it: one step less, the same predictions."""
+"""Fold a fitted transformer into the linear model behind it: one step less, the same predictions."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from bncpu.transformer import BatchNormTransformer
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
 
-# Models whose every prediction is a function of X @ coef_.T, plus intercept_ or less offset_, and who know nothing else
-# of X: by module, as importing them takes time.
+# Models whose predictions depend on X only by X @ coef_.T, plus intercept_ or minus offset_. Listed by module and name,
+# as importing them takes time.
 LINEAR = {
     "linear_model": {
         "ElasticNet", "ElasticNetCV", "GammaRegressor", "HuberRegressor", "Lars", "LarsCV", "Lasso", "LassoCV",
@@ -33,8 +33,8 @@ def simplify(pipeline: Pipeline) -> Pipeline:
     """Fold the fitted BatchNormTransformer before the last step of a pipeline into that step, if it is linear.
 
     The transformer computes ``(x - mean) * scale + shift``, so ``coef_ * scale`` and
-    ``intercept_ + coef_ @ (shift - mean * scale)`` do both steps at once: the same predictions but for rounding. For
-    deployment: fit what this returns again, and it learns without normalization.
+    ``intercept_ + coef_ @ (shift - mean * scale)`` do both steps at once. Predictions are the same, up to rounding.
+    Use it for deployment: if the result is fitted again, it learns without normalization.
 
     Parameters
     ----------
@@ -44,21 +44,22 @@ def simplify(pipeline: Pipeline) -> Pipeline:
     Returns
     -------
     Pipeline
-        A copy without the transformer, whose last step is a copy of the model with other `coef_` and `intercept_`. If
-        there is nothing to fold, the pipeline itself: another last step than scikit-learn's linear models, another
-        class derived from one, sparse coefficients, or another step before it, images, or a feature never observed.
+        A copy without the transformer, whose last step is a copy of the model with other `coef_` and `intercept_`. The
+        pipeline itself, if it cannot be folded: if its last step is not exactly a linear model of scikit-learn, or has
+        sparse coefficients; if the step before is not a BatchNormTransformer, or has a `channel_axis` or a feature
+        never observed.
 
     Raises
     ------
     TypeError
-        If it is no pipeline.
+        If `pipeline` is not a Pipeline.
     NotFittedError
         If it is not fitted.
 
     Notes
     -----
-    Linear models refuse NaN and infinities themselves. The new coefficients are float64, and so are predictions from
-    float32 data, which the pipeline may have computed in float32.
+    Linear models refuse NaN and infinities themselves. The new coefficients are float64. So predictions from float32
+    data are float64, where the pipeline may have computed in float32.
 
     References
     ----------
@@ -123,5 +124,5 @@ def _folded(model: Any, forward: Any, normalizer: BatchNormTransformer) -> Any:
     if hasattr(normalizer, "feature_names_in_"):
         folded.feature_names_in_ = normalizer.feature_names_in_
     elif hasattr(folded, "feature_names_in_"):
-        del folded.feature_names_in_  # those that set_output gave it
+        del folded.feature_names_in_  # names that set_output had given to the model
     return folded

@@ -104,7 +104,7 @@ GOALS = [
 
 # y and dx are rounded to their type a few times, here at the size of their largest value.
 ROUNDINGS = 8
-# Sums of 20,000 float64 terms about a value at most 8 standard deviations from the mean (docs/design.md).
+# Sums of 20,000 float64 terms about a value at most 8 standard deviations from the mean (docs/numerics.md).
 SUMS = 1e-11
 
 

@@ -1,4 +1,4 @@
-"""Device arrays of CuPy, PyTorch and Numba: where they lie, on which stream, and new ones of the same kind."""
+"""Device arrays of CuPy, PyTorch and Numba: their addresses and streams, and new arrays of the same kind."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Given(NamedTuple):
 
 
 def given(name: str, a: Any, *, written: bool = False) -> Given:
-    """Read where an array lies; TypeError or ValueError if kernels cannot read it there, or write it."""
+    """Address, shape and type of an array. TypeError or ValueError if kernels cannot read it, or write it."""
     library = library_of(a)
     if library is None:
         raise TypeError(f"{name} must be a device array of CuPy, PyTorch or Numba, got {type(a).__name__}")
@@ -55,7 +55,7 @@ def given(name: str, a: Any, *, written: bool = False) -> Given:
 
 
 def _is_contiguous(a: Any) -> bool:
-    # Not as the interface says it: Numba's has no strides for a broadcast array.
+    # From shape and strides: Numba's array interface has no strides for a broadcast array.
     size = a.dtype.itemsize
     for n, stride in zip(reversed(a.shape), reversed(a.strides), strict=True):
         if n > 1 and stride != size:
@@ -65,12 +65,12 @@ def _is_contiguous(a: Any) -> bool:
 
 
 def current_device() -> int:
-    """That on which kernels run."""
+    """The device on which kernels run."""
     return 0 if _compat.SIMULATED else int(cuda.current_context().device.id)
 
 
 def like(x: Given) -> Given:
-    """A new array like one."""
+    """A new array of the library, shape and dtype of `x`."""
     a = x.array
     library = library_of(a)
     made = cuda.device_array_like(a) if library == "numba" else sys.modules[library or ""].empty_like(a)
@@ -78,7 +78,7 @@ def like(x: Given) -> Given:
 
 
 def float64(x: Given, shape: tuple[int, ...]) -> Given:
-    """A new float64 array beside one."""
+    """A new float64 array of the library and on the device of `x`."""
     library = library_of(x.array)
     if library == "torch":
         torch = sys.modules["torch"]
@@ -89,7 +89,7 @@ def float64(x: Given, shape: tuple[int, ...]) -> Given:
 
 
 def stream(x: Given) -> int:
-    """The stream on which the library of an array is working; 0 is the default."""
+    """The current stream of the library of an array; 0 is the default stream."""
     library = library_of(x.array)
     if library == "torch":
         return int(sys.modules["torch"].cuda.current_stream(x.array.device).cuda_stream)

@@ -1,11 +1,11 @@
-"""What is private to numba-cuda, or is the simulator's in its place: vectors of values, read and written by address.
+"""Vectors of values, by private parts of numba-cuda, and by NumPy in the simulator.
 
 Kernels compute on vectors of float64, whatever the type in memory: 16 bytes of values are read, widened, computed lane
-by lane with ``+ - *`` and rounded once when they are written. By the data sheets, data-center GPUs do these operations
-in less time than memory takes for the values, and nothing is left to decide about precision.
+by lane with ``+ - *``, and rounded once when they are written. By the data sheets, data-center GPUs do these operations
+in less time than memory takes for the values, so no other precision is needed.
 
-An address is an integer on a device, and an array in the simulator. numba-cuda is in maintenance: all that may break
-with one of its releases stands here.
+An address is an integer on a device, and an array in the simulator. numba-cuda is in maintenance mode: all that one of
+its releases may break is in this file.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SIMULATED = bool(config.ENABLE_CUDASIM)
 
 @contextmanager
 def without_advice() -> Iterator[None]:
-    """Launch few blocks where there is little to do, without numba's warning about it."""
+    """Suppress numba's warning about launches with few blocks, which are right for small arrays."""
     if SIMULATED:
         yield
         return
@@ -36,12 +36,12 @@ def without_advice() -> Iterator[None]:
         settings.CUDA_LOW_OCCUPANCY_WARNINGS = before
 
 
-# Types in memory by name: the bytes of a value. numba has no bfloat16 everywhere: its words are read as integers.
+# Bytes of a value, by the name of its type in memory. Not every numba has bfloat16, so its words are read as integers.
 STORAGE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 
 class Access(NamedTuple):
-    """How kernels read and write `n` neighbouring values of one type; indices count such vectors."""
+    """How kernels read and write vectors of `n` adjacent values of one type. Indices count vectors."""
 
     load: Any  # (address, index) -> vector
     store: Any  # (address, index, vector)
@@ -50,7 +50,7 @@ class Access(NamedTuple):
 if SIMULATED:
 
     class Words:
-        """Values in the order of memory."""
+        """The values of an array in memory order, in place of an address."""
 
         def __init__(self, values: Any) -> None:
             values = values.reshape(-1)
@@ -123,7 +123,7 @@ if SIMULATED:
 else:
 
     def address(a: Any) -> int:
-        # Not by the array interface, which makes a number of the stream that an array was made on.
+        # Not by the array interface, which would also ask for the stream on which the array was made.
         return int(a.device_ctypes_pointer.value)
 
     from llvmlite import ir
@@ -160,7 +160,7 @@ else:
         return builder.gep(builder.inttoptr(address, ty.as_pointer(addrspace=1)), [index])
 
     def _halves(builder: Any, v: Any, n: int, words: Any) -> Any:
-        """Words of two values each, taken apart by arithmetic: a cast would be moved into the load, and narrow it."""
+        """Split words of two values each, by arithmetic. A cast would be moved into the load, and make it narrower."""
         apart = ir.Constant(ir.VectorType(ir.IntType(16), n), ir.Undefined)
         for k in range(n):
             word = builder.extract_element(v, _int(k // 2))
@@ -173,7 +173,7 @@ else:
         return builder.bitcast(builder.shl(words, _whole(16, n)), ir.VectorType(ir.FloatType(), n))
 
     def _to_bfloat16(builder: Any, v: Any, n: int) -> Any:
-        """To the nearest, ties to even, of float32; each in the lower half of a word."""
+        """Round float32 to the nearest bfloat16, ties to even; each result is in the lower half of a word."""
         words = builder.bitcast(v, ir.VectorType(ir.IntType(32), n))
         odd = builder.and_(builder.lshr(words, _whole(16, n)), _whole(1, n))
         rounded = builder.lshr(builder.add(words, builder.add(odd, _whole(0x7FFF, n))), _whole(16, n))
@@ -190,7 +190,7 @@ else:
     def access(storage: str, n: int, *, aligned: bool = True) -> Access:
         """Vectors of `n` values of a type in memory, at addresses that are multiples of 16 bytes if `aligned`."""
         words = ir.VectorType(_WORDS[storage], n)
-        # Two values of two bytes are read as one word: four words together, where eight halves are read in pairs.
+        # Pairs of two-byte values are read as one word: four words are read at once, eight halves only in pairs.
         pairs = aligned and STORAGE[storage] == 2 and n > 1
         moved = ir.VectorType(ir.IntType(32), n // 2) if pairs else words
         singles, doubles = ir.VectorType(ir.FloatType(), n), ir.VectorType(ir.DoubleType(), n)
@@ -251,7 +251,7 @@ else:
         _operator(_op, _name)
 
     def filled(n: int) -> Any:
-        """A function of a number: that in every one of `n` lanes."""
+        """A function that puts a number into each of `n` lanes."""
 
         @intrinsic
         def fill(typingctx: Any, value: Any) -> Any:
@@ -306,7 +306,7 @@ else:
 
     @intrinsic
     def present(typingctx: Any, v: Any) -> Any:
-        """1, and 0 for NaN."""
+        """1 for a number, 0 for NaN."""
 
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             zero, one = (_whole(value, v.n, ir.DoubleType()) for value in (0.0, 1.0))
@@ -316,7 +316,7 @@ else:
 
     @intrinsic
     def where_0(typingctx: Any, count: Any, a: Any, b: Any) -> Any:
-        """One vector where a count is 0, the other elsewhere."""
+        """`a` where the count is 0, `b` elsewhere."""
 
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             zero = _whole(0.0, count.n, ir.DoubleType())
@@ -356,7 +356,7 @@ else:
 
     @intrinsic
     def ticket(typingctx: Any, address: Any, index: Any) -> Any:
-        """How many have asked here before: an atomic count."""
+        """Count up, atomically; returns the count before."""
 
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             pointer = _pointer(builder, *args, ir.IntType(32))
@@ -366,7 +366,7 @@ else:
 
     @intrinsic
     def reset(typingctx: Any, address: Any, index: Any) -> Any:
-        """Count from 0 again."""
+        """Set a count to 0."""
 
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             builder.store(_int(0), _pointer(builder, *args, ir.IntType(32)))

@@ -1,4 +1,4 @@
-"""Batch normalization of device arrays: what `bncpu` does for arrays in memory, with the same names and arguments."""
+"""Batch normalization of device arrays, with the names and arguments that `bncpu` has for arrays in CPU memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Activation = Literal["relu"] | None
 
 
 class SavedStatistics(NamedTuple):
-    """What a forward pass leaves for its backward pass, on the device.
+    """Statistics from a forward pass, for its backward pass; on the device.
 
     Attributes
     ----------
@@ -27,7 +27,7 @@ class SavedStatistics(NamedTuple):
     invstd : device array of shape (C,), float64
         ``1 / sqrt(var + eps)`` with the biased variance; 0 where that would divide by 0.
     mean_lo : device array of shape (C,), float64
-        What rounding took from the mean.
+        The low part of the mean, which rounding took from `mean`.
     """
 
     mean: Any
@@ -36,7 +36,7 @@ class SavedStatistics(NamedTuple):
 
 
 class _Pass:
-    """One call: its arrays, how they are cut, and where it runs."""
+    """One call: its checked arrays, the plan, and the stream."""
 
     def __init__(
         self, x: Any, channel_axis: Any, activation: Activation, parameters: dict[str, Any], *,
@@ -86,12 +86,12 @@ class _Pass:
         return g
 
     def sizes(self) -> tuple[int, ...]:
-        """Outer, channels, inner, and the steps."""
+        """Outer, channels and inner, and the two steps: arguments of every kernel."""
         p = self.plan
         return (p.outer, p.channels, p.inner, *p.step)
 
     def address(self, name: str) -> Any:
-        """Of an array like x, or x itself if it is not given: never read then."""
+        """The address of an array like x. If it is not given, that of x, which the kernel does not read then."""
         return self.like.get(name, self.x).address
 
     def parameter(self, name: str) -> tuple[Any, int]:
@@ -101,12 +101,12 @@ class _Pass:
 
     def launch(self, kernel: Any, *arguments: Any) -> None:
         """Start a kernel."""
-        # In the simulator a kernel is what was last made of it.
+        # In the simulator a kernel keeps only the last configuration, so it cannot be cached.
         configured = _configured.__wrapped__ if _compat.SIMULATED else _configured
         configured(kernel, self.plan.grid, self.plan.block, self.stream)(*arguments)
 
     def kernels(self, **changes: Any) -> Kernels:
-        """Those of this call."""
+        """The kernels for this call."""
         return kernels(self.kind._replace(**changes))
 
     def saved(self, saved: SavedStatistics) -> tuple[Any, Any, Any]:
@@ -120,7 +120,7 @@ class _Pass:
         return mean, mean_lo, invstd
 
     def workspace(self) -> tuple[Any, Any]:
-        """Memory for the parts of slices, and for counting them; kept until the call ends."""
+        """Memory for the parts of slices, and for counting slices that are done; held until the call ends."""
         key = _arrays.current_device(), self.handle, threading.get_ident()
         n_parts, n_counts = 4 * self.plan.slices * self.plan.width, self.plan.blocks
         self.kept = _workspaces.get(key)
@@ -131,7 +131,7 @@ class _Pass:
         return _compat.address(self.kept[0]), _compat.address(self.kept[1])
 
 
-# By device, stream and thread: later calls come after. Counts are 0 between calls.
+# By device, stream and thread: calls with the same key run one after the other. Counts are 0 between calls.
 _workspaces: dict[Any, tuple[Any, Any]] = {}
 
 
@@ -146,7 +146,7 @@ def _configured(kernel: Any, grid: Any, block: Any, stream: Any) -> Any:
         return kernel[grid, block, stream]
 
 
-_configuring = threading.Lock()  # the advice is a setting of the process
+_configuring = threading.Lock()  # numba's warning is a setting of the process
 
 
 @cache
@@ -155,7 +155,7 @@ def _unavailable() -> str | None:
 
 
 def _device() -> dict[str, int]:
-    """What a plan must know of it. Threads of the simulator are threads of Python: few."""
+    """The properties of the device for `plan`. In the simulator threads are Python threads, so there are few."""
     if _compat.SIMULATED:
         return {"multiprocessors": 1, "threads": 16}
     return {"multiprocessors": cuda.get_current_device().MULTIPROCESSOR_COUNT}
@@ -214,7 +214,7 @@ def batch_norm(
     RuntimeError
         If there is no usable device.
     TypeError
-        If an argument is no device array, or of another dtype than expected.
+        If an argument is not a device array, or of another dtype than expected.
     ValueError
         If an array has another shape or device than expected, or is not contiguous.
 
@@ -277,7 +277,7 @@ def batch_norm_forward(
     momentum : float in [0, 1], default=0.9
         The weight of the old value: PyTorch's ``momentum=0.1`` is 0.9 here.
     ddof : float, default=0
-        The variance that running_var learns divides by ``m - ddof``. PyTorch's is 1.
+        For running_var the variance of the batch is divided by ``m - ddof``. PyTorch's is 1.
     eps : float, default=1e-5
         Added to the variance.
     channel_axis : int, default=1
@@ -429,7 +429,7 @@ def batch_norm_backward_frozen(
     x : device array
         What was normalized.
     saved : SavedStatistics
-        Mean and inverse standard deviation, and 0, all float64.
+        Mean, inverse standard deviation and `mean_lo`, which may be 0; all float64.
     gamma, beta : device arrays of shape (C,), optional
         Of the forward pass. Beta is needed with an activation only.
     channel_axis : int, default=1
@@ -490,7 +490,7 @@ def _backward(
     return gradients if dz is None else (*gradients, dz.array)
 
 
-# ---- for a transformer, whose state is in CPU memory ----
+# ---- for the transformer, whose state is in CPU memory ----
 
 
 def collect(x: Any, channel_axis: int, weights: Any = None) -> Any:
@@ -525,15 +525,15 @@ class Uploaded(NamedTuple):
 
 @lru_cache(maxsize=16)
 def _uploaded(device: int, *coefficients: bytes) -> Uploaded:
-    """Mean, scale and shift, and zeros. Waits until they are there, which is needed once."""
+    """Mean, zeros, scale and shift on the device. The first call sends them, and waits until they have arrived."""
     mean, scale, shift = (np.frombuffer(values) for values in coefficients)
     kept = tuple(cuda.to_device(values) for values in (mean, np.zeros_like(mean), scale, shift))
-    cuda.synchronize()  # a copy from memory that is not pinned returns before it has arrived
+    cuda.synchronize()  # a copy from memory that is not pinned may return before it has arrived
     return Uploaded(kept, tuple(map(_compat.address, kept)))
 
 
 def scaled(x: Any, channel_axis: int, mean: Any, scale: Any, shift: Any, out: Any = None) -> Any:
-    """``(x - mean) * scale + shift``; coefficients that are new are sent first, else nothing waits for the device.
+    """``(x - mean) * scale + shift``. New coefficients are sent to the device first; else nothing waits for it.
 
     Parameters
     ----------

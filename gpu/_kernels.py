@@ -1,17 +1,18 @@
-"""The kernels: {moments, apply} forward, {sums, apply} backward, each over one walk that serves both memory forms.
+"""The kernels: `moments` and `apply` forward, `backward_sums` and `backward_apply` backward.
 
-Where one block has all of a channel, one kernel does both steps of a direction.
+Where one block has whole channels, one kernel does both steps of a direction: `forward`, `backward`. For the
+transformer, `collect` is `moments` that leaves NaN out and weights samples.
 
-An array is ``(outer, channels, inner)`` in vectors of n values. In the form of planes a vector holds n neighbours of
-one channel; in the form of rows, where inner is 1, one value of each of n channels. A block has `columns` x `members`
-threads: a column is a vector of the channels axis, and its members share that column's values with those of the other
-blocks of the column, the slices. The forms differ only in whether the lanes of a vector are added up in the end.
+All kernels go through an array in the same way, in both memory forms. An array is ``(outer, channels, inner)``, in
+vectors of n values. In the form of planes a vector holds n adjacent values of one channel; in the form of rows, where
+inner is 1, one value of each of n channels. A block has `columns` x `members` threads. A column is a vector of the
+channels axis. Its values are shared among its members in this block and in other blocks of the same column, which are
+called slices. The forms differ only in whether the lanes of a vector are added up in the end.
 
-A thread sums deviations from its own first value: an outlier there costs it as many roundings as it has values. Members
-and slices merge (Chan, Golub & LeVeque, 1983) in an order that depends on the plan alone; the last block of a column to
-finish merges the slices and folds. A mean is told in two parts, so that a large one costs no digits.
-
-For a transformer the same sums leave NaN out and are weighted by sample: `collect`.
+A thread sums deviations from its own first value. If that is an outlier, the sum has up to one more rounding for each
+value. Members and slices are merged (Chan, Golub & LeVeque, 1983) in an order that depends on the plan alone. The last
+block of a column to finish merges the slices and computes the statistics. A mean is kept as two numbers, so that a
+large mean costs no digits.
 """
 
 from __future__ import annotations
@@ -23,19 +24,20 @@ from numba import cuda, float64, int32
 
 from . import _compat
 
-# In `collect` a shift serves values of so many times its weight: as many roundings at most does an outlier cost.
+# In `collect` a new shift is chosen when the values summed about one weigh so many times as much as it does. This
+# bounds the number of roundings that an outlier as shift can cost.
 MOST_OF_A_SHIFT = 64.0
 
 
 class Kind(NamedTuple):
-    """What kernels are compiled for."""
+    """All that kernels are compiled for: each kind has kernels of its own."""
 
     storage: str  # the type of the data in memory
-    parameters: str  # that of gamma, beta, running and given statistics
+    parameters: str  # the type of gamma, beta, running and given statistics
     rows: bool  # the form
-    n: int  # values of a vector
-    columns: int  # of a block
-    members: int  # of a column in a block, a power of two
+    n: int  # values in a vector
+    columns: int  # in a block
+    members: int  # threads of a column in a block, a power of two
     relu: bool = False
     residual: bool = False
     given: bool = False  # a mean and a variance of type `parameters`; else saved statistics
@@ -44,9 +46,10 @@ class Kind(NamedTuple):
 
 
 class Kernels(NamedTuple):
-    """Compiled when they are first launched. Sizes are in vectors; `channels` counts those of the channels axis.
+    """The kernels of a kind, compiled when they are first launched.
 
-    `step_outer`, `step_inner` are where a thread goes next. Parameters that are not given have a step of 0, else 1.
+    Sizes are in vectors: `channels` is the number of vectors along the channels axis. `step_outer` and `step_inner` are
+    the distance to the next vector of a thread. The step of a parameter is 0 if it is not given, else 1.
     """
 
     moments: Any
@@ -128,14 +131,14 @@ def kernels(kind: Kind) -> Kernels:
 
     @cuda.jit(device=True)
     def join_moments(p, q):
-        """Count, mean in two parts and m2; a part without count tells of an infinity by its m2."""
+        """Merge count, mean in two parts and m2. In a part without a count, m2 may be NaN, as a sign of an infinity."""
         n, hi, lo, m2 = p
         n_, hi_, lo_, m2_ = q
         if n == 0.0:
             return n_, hi_, lo_, m2_ + m2
         if n_ == 0.0:
             return n, hi, lo, m2 + m2_
-        if n < n_:  # a light part moves the mean of a heavy one, else rounding would move it by more
+        if n < n_:  # start from the mean of the heavier part: from the other one rounding would be larger
             n, hi, lo, m2, n_, hi_, lo_, m2_ = n_, hi_, lo_, m2_, n, hi, lo, m2
         delta, share = (hi_ - hi) + (lo_ - lo), n_ / (n + n_)
         mean, rest = two_sum(hi, delta * share)
@@ -164,7 +167,7 @@ def kernels(kind: Kind) -> Kernels:
     def merging(join, fields, get, put):
         @cuda.jit(device=True)
         def merge_members(parts):
-            """All members of a column into the first."""
+            """Merge all members of a column into the first."""
             half = members // 2
             cuda.syncthreads()
             while half > 0:
@@ -177,7 +180,7 @@ def kernels(kind: Kind) -> Kernels:
 
         @cuda.jit(device=True)
         def merge(parts, last, partial, done, channels):
-            """All members and slices of a column into the entries of member 0. True in the block that has them."""
+            """Merge members and slices of a column into the entries of member 0; True in the block that has them."""
             column = cuda.blockIdx.x * columns + cuda.threadIdx.x
             slices, width = cuda.gridDim.y, channels * lanes
             merge_members(parts)
@@ -229,16 +232,16 @@ def kernels(kind: Kind) -> Kernels:
 
         @cuda.jit(device=True)
         def is_due(v, weight, count, anchor):
-            """Whether a value would make too much of others whose shift weighs too little."""
+            """Whether a new shift is needed: with this vector the values weigh too much for the present one."""
             return any_above(count + present(v) * weight, anchor * MOST_OF_A_SHIFT)
 
         @cuda.jit(device=True)
         def taken(v, weight, shift, anchor, count, s, q):
-            """Sums with one more vector; the first value that counts is the shift, and its weight the anchor."""
+            """The sums with one more vector. The first value that counts is the shift, and its weight the anchor."""
             there = present(v)
             weights = there * weight
             shift, anchor = where_0(count, v, shift), where_0(count, weights, anchor)
-            d = where_0(there, there, v - shift)  # NaN stays for an infinity, whatever its weight
+            d = where_0(there, there, v - shift)  # with an infinity the sums become NaN, whatever its weight
             return shift, anchor, count + weights, s + weights * d, q + weights * d * d
 
         @cuda.jit(device=True)
@@ -266,7 +269,7 @@ def kernels(kind: Kind) -> Kernels:
 
     @cuda.jit(device=True)
     def put_aside(parts, shift, count, s, q):
-        """Join sums to the moments that a thread has so far."""
+        """Merge the sums so far into the moments of this thread."""
         for k in range(lanes):
             i = (cuda.threadIdx.y * columns + cuda.threadIdx.x) * lanes + k
             n, total_, about, m2 = summed(count, k), summed(s, k), lane(shift, k), summed(q, k)
@@ -281,7 +284,7 @@ def kernels(kind: Kind) -> Kernels:
     def sum_moments(
         x, outer, channels, inner, step_outer, step_inner, weights, weight_step, per_sample, partial, done, parts, last,
     ):  # fmt: skip
-        """Moments into the entries of member 0; as `merge` returns."""
+        """Write the moments to the entries of member 0. Returns what `merge` returns."""
         column = cuda.blockIdx.x * columns + cuda.threadIdx.x
         position = cuda.blockIdx.y * members + cuda.threadIdx.y
         o, j = position // inner, position % inner
@@ -317,7 +320,7 @@ def kernels(kind: Kind) -> Kernels:
                 store_one(mean_lo, at, in_one(lo))
                 m2 = 0.0 if m2 < 0.0 else m2  # NaN stays
                 var = m2 / n
-                var += var - var  # NaN where it is beyond float64
+                var += var - var  # NaN where var has overflowed
                 store_one(invstd, at, inverse_std(in_one(var), eps))
                 if running_step:
                     old = lane(load_parameter(running_mean, at), 0)
@@ -330,7 +333,7 @@ def kernels(kind: Kind) -> Kernels:
         x, outer, channels, inner, step_outer, step_inner, partial, done, mean, mean_lo, invstd, eps,
         running_mean, running_var, running_step, momentum, ddof,
     ):  # fmt: skip
-        """Mean and inverse standard deviation of every channel; running statistics move towards the batch's."""
+        """Mean and inverse standard deviation of every channel. Running statistics are updated."""
         parts = cuda.shared.array((4, entries), float64)
         last = cuda.shared.array(1, int32)
         if sum_moments(
@@ -344,7 +347,7 @@ def kernels(kind: Kind) -> Kernels:
     def collect(
         x, outer, channels, inner, step_outer, step_inner, partial, done, weights, weight_step, per_sample, result,
     ):  # fmt: skip
-        """Count, mean, its low part and m2 of every channel, one after the other. A sample has `per_sample` rows."""
+        """Count, mean, its low part and m2 of every channel. A sample has `per_sample` outer positions."""
         parts = cuda.shared.array((4, entries), float64)
         last = cuda.shared.array(1, int32)
         column = cuda.blockIdx.x * columns + cuda.threadIdx.x
@@ -363,7 +366,7 @@ def kernels(kind: Kind) -> Kernels:
                 store_one(result, at + 2 * width, in_one(lo))
                 store_one(result, at + 3 * width, in_one(0.0 if m2 < 0.0 else m2))
 
-    # ---- what a channel's statistics and parameters make of its values ----
+    # ---- results, from statistics and parameters ----
 
     if given:
 
@@ -451,7 +454,7 @@ def kernels(kind: Kind) -> Kernels:
         x, z, y, outer, channels, inner, step_outer, step_inner,
         mean, mean_lo, invstd, gamma, gamma_step, beta, beta_step, eps,
     ):  # fmt: skip
-        """From the end: what was read last is in the cache."""
+        """Write the result, from the end of the array: what was read last is still in the cache."""
         column = cuda.blockIdx.x * columns + cuda.threadIdx.x
         if column >= channels:
             return
@@ -532,7 +535,7 @@ def kernels(kind: Kind) -> Kernels:
         dy, x, z, dx, dz, outer, channels, inner, step_outer, step_inner,
         mean, mean_lo, invstd, gamma, gamma_step, beta, beta_step, dgamma, dbeta, per_value,
     ):  # fmt: skip
-        """From the end."""
+        """Write dx, from the end of the array."""
         column = cuda.blockIdx.x * columns + cuda.threadIdx.x
         if column >= channels:
             return

@@ -1,4 +1,4 @@
-"""Which library an array on a device is of; importing this needs none of them."""
+"""Which library a device array belongs to. No library need be installed to import this."""
 
 from __future__ import annotations
 

@@ -1,20 +1,20 @@
-"""How an array is cut into blocks and threads: pure Python, so that every shape can be tried without a GPU."""
+"""How an array is divided among blocks and threads. Pure Python, so that every shape can be tested without a GPU."""
 
 from __future__ import annotations
 
 from math import prod
 from typing import NamedTuple
 
-THREADS = 256  # of a block
+THREADS = 256  # in a block
 ACCESS = 16  # bytes that a thread reads at once
 WARP = 32
 BLOCKS_PER_MULTIPROCESSOR = 8
-LEAST_STEPS = 8  # of a thread, before a column is shared among more blocks
+LEAST_STEPS = 8  # vectors for a thread, before a column is shared among more blocks
 MOST_SLICES = 65535
 
 
 class Plan(NamedTuple):
-    """Sizes in vectors of `n` values: see `_kernels`."""
+    """Sizes, in vectors of `n` values. `_kernels` explains the terms."""
 
     rows: bool
     n: int
@@ -33,22 +33,22 @@ class Plan(NamedTuple):
 
     @property
     def values(self) -> int:
-        """Those of a channel."""
+        """The number of values of a channel."""
         return self.outer * self.inner * (1 if self.rows else self.n)
 
     @property
     def step(self) -> tuple[int, int]:
-        """Outer and inner positions between two vectors of a thread."""
+        """The distance between two vectors of a thread, in outer and inner positions."""
         return divmod(self.slices * self.members, self.inner)
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Blocks: of columns, and of slices."""
+        """The number of blocks along columns, and of slices."""
         return self.blocks, self.slices
 
     @property
     def block(self) -> tuple[int, int]:
-        """Threads."""
+        """The number of threads of a block along columns, and of members."""
         return self.columns, self.members
 
 
@@ -61,17 +61,17 @@ def plan(
     Parameters
     ----------
     shape : tuple of int
-        Without a 0.
+        No axis may have length 0.
     channel_axis : int
         Not negative.
     itemsize : int
-        Bytes of a value.
+        The bytes of a value.
     aligned : bool
         Whether all arrays of this shape lie at multiples of 16 bytes.
     multiprocessors : int
-        Of the device.
+        The number of multiprocessors of the device.
     threads : int
-        Of a block, at most.
+        The most threads of a block.
     """
     outer, width, inner = prod(shape[:channel_axis]), shape[channel_axis], prod(shape[channel_axis + 1 :])
     rows = inner == 1

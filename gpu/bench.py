@@ -2,9 +2,9 @@
 
     python -m gpu.bench --log gpu-bench.json          # from the root of the repository; nothing need be built
 
-First results are compared with float64 on hostile data; a wrong one ends it. Then all candidates of a row take turns in
-random order, each timed by events on the device; a figure is the median over the rounds. Data smaller than the L2 cache
-stays there, for all of them. In the simulator, with --smallest, everything runs but nothing it prints is a speed.
+First, results on hostile data are compared with float64; if one is wrong, the program stops. Then all candidates of a
+row take turns in random order, timed by events on the device. A figure is the median over the rounds. Data smaller than
+the L2 cache stay there, for all candidates. In the simulator, with --smallest, all parts run, but times mean nothing.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ SHAPES = (
     ("rows", (1_000_000, 256)),
 )
 SMALL = ("rows", (32, 64))
-# Reads and writes of the data, at least: statistics need it once before it is normalized.
+# The least number of reads and writes of the data: statistics read it once before it is normalized.
 PASSES = {"batch_norm": 2, "batch_norm_forward": 3, "batch_norm_backward": 5}
 
 Call = Callable[[], Any]
@@ -67,23 +67,23 @@ class Data(NamedTuple):
 
 
 def send(a: Any) -> Any:
-    """An array of the host to the device: PyTorch's if it is there, else Numba's."""
+    """Copy an array to the device: as a tensor of PyTorch if that is installed, else as an array of Numba."""
     a = np.ascontiguousarray(a)
     return cuda.to_device(a) if torch is None else torch.from_numpy(a).cuda()
 
 
 def fetch(a: Any) -> Any:
-    """An array of the device to the host."""
+    """Copy an array from the device."""
     return a.copy_to_host() if torch is None else a.cpu().numpy()
 
 
 def copied(a: Any) -> Any:
-    """A new array like one of the device."""
+    """A copy of a device array."""
     return send(fetch(a))
 
 
 def data(layout: str, shape: tuple[int, ...], dtype: str, seed: int = 0) -> Data:
-    """Random values, filled on the device where that can be."""
+    """Random values, made on the device if PyTorch is installed."""
     axis = 1 if layout != "NHWC" else len(shape) - 1
     rng = np.random.default_rng(seed)
     wide = "float64" if dtype == "float64" else "float32"
@@ -103,7 +103,7 @@ def data(layout: str, shape: tuple[int, ...], dtype: str, seed: int = 0) -> Data
 
 
 def hostile(shape: tuple[int, ...], axis: int, dtype: str) -> Any:
-    """Channels with a mean far from 0, an outlier first, a tiny scale, and no spread at all."""
+    """Four kinds of channels: mean far from 0; an outlier as first value; tiny scale; constant."""
     rng = np.random.default_rng(1)
     x = np.moveaxis(rng.standard_normal(shape), axis, 0).copy()
     limit = 1e4 if dtype == "float16" else 1e9
@@ -115,12 +115,12 @@ def hostile(shape: tuple[int, ...], axis: int, dtype: str) -> Any:
 
 
 def faults(layout: str, shape: tuple[int, ...], dtype: str) -> list[str]:
-    """What differs from float64 by more than rounding once, and a few roundings of float64 itself."""
+    """Results that differ from float64 by more than one rounding, and a few roundings of float64 itself."""
     axis = 1 if layout != "NHWC" else len(shape) - 1
     host = hostile(shape, axis, dtype)
     dy = np.random.default_rng(2).standard_normal(shape).astype(dtype)
     others = tuple(i for i in range(len(shape)) if i != axis)
-    # About the first value of each channel: the longest floats have not the digits for a mean far from 0 either.
+    # Subtract the first value of each channel: even the longest floats have too few digits for a mean far from 0.
     first = host[tuple(slice(None) if i == axis else slice(1) for i in range(len(shape)))].astype(np.longdouble)
     wide, dy_ = host.astype(np.longdouble) - first, dy.astype(np.longdouble)
     mean = wide.mean(others, keepdims=True)
@@ -138,7 +138,7 @@ def faults(layout: str, shape: tuple[int, ...], dtype: str) -> list[str]:
         "batch_norm_forward": (y, x_hat),
         "batch_norm_backward": (batch_norm_backward(send(dy), x, saved, channel_axis=axis)[0], dx),
     }
-    # Of float64: the distance of values from the mean, in standard deviations, is what is rounded.
+    # For float64 the rounding is that of the distance of values from the mean, in standard deviations.
     eps, own = np.finfo(dtype).eps, 64 * np.finfo(float).eps
     found = []
     for name, (got, expected) in results.items():
@@ -153,7 +153,7 @@ def faults(layout: str, shape: tuple[int, ...], dtype: str) -> list[str]:
 
 
 def ours(d: Data) -> dict[str, Call]:
-    """Our functions. As PyTorch's, they make their results, and training moves running statistics."""
+    """Our functions. Like those of PyTorch they allocate results, and training updates running statistics."""
     p = d.parameters
     affine = {"gamma": p["gamma"], "beta": p["beta"], "channel_axis": d.axis}
     running = dict(zip(("running_mean", "running_var"), map(copied, (p["mean"], p["var"])), strict=True))
@@ -166,7 +166,7 @@ def ours(d: Data) -> dict[str, Call]:
 
 
 def of_torch(d: Data) -> dict[str, Call]:
-    """PyTorch's own kernels, below autograd."""
+    """PyTorch's own kernels, without autograd."""
     p = d.parameters
     x, dy = (a.permute(0, 3, 1, 2) if d.layout == "NHWC" else a for a in (d.x, d.dy))
     given = (x, p["gamma"], p["beta"], copied(p["mean"]), copied(p["var"]))
@@ -182,7 +182,7 @@ def of_torch(d: Data) -> dict[str, Call]:
 
 
 def of_cudnn(d: Data) -> dict[str, Call]:
-    """Those of cuDNN, by way of PyTorch."""
+    """The kernels of cuDNN, called by PyTorch."""
     p = d.parameters
     x, dy = (a.permute(0, 3, 1, 2) if d.layout == "NHWC" else a for a in (d.x, d.dy))
     x, dy = (a if a.ndim == 4 else a[:, :, None, None] for a in (x, dy))
@@ -197,7 +197,7 @@ def of_cudnn(d: Data) -> dict[str, Call]:
 
 
 def candidates(d: Data) -> dict[str, dict[str, Call]]:
-    """By operation, then by name; what a peer cannot do is left out."""
+    """Calls by operation, then by candidate. Operations that a peer lacks are left out."""
     found = {operation: {"bncpu": call} for operation, call in ours(d).items()}
     for name, make in (("PyTorch", of_torch), ("cuDNN", of_cudnn)) if torch is not None else ():
         try:
@@ -219,7 +219,7 @@ def candidates(d: Data) -> dict[str, dict[str, Call]]:
 
 @cuda.jit
 def busy(a, n):
-    """About `n` times four cycles of one thread."""
+    """Keep one thread busy for about `4 * n` cycles."""
     s = a[0]
     for _ in range(n):
         s = s * 0.5 + 1.0
@@ -227,12 +227,12 @@ def busy(a, n):
 
 
 def on_device(call: Call) -> float:
-    """Seconds between two events around a call. The device is busy before, while the host gets all of it in line."""
+    """Seconds between two events around a call. The device is kept busy first, until the host has queued all of it."""
     start, end, a = cuda.event(), cuda.event(), cuda.device_array(1)
     with _compat.without_advice():
         busy[1, 1](a, 1 if _compat.SIMULATED else 200_000)
     start.record()
-    kept = call()  # until the end: freeing waits for the device
+    kept = call()  # kept until the end: freeing it would wait for the device
     end.record()
     end.synchronize()
     del kept
@@ -240,7 +240,7 @@ def on_device(call: Call) -> float:
 
 
 def on_host(call: Call, repeat: int) -> float:
-    """Seconds until a call returns, the device having time to follow."""
+    """Seconds until a call returns. The device gets time to finish afterwards."""
     cuda.synchronize()
     start = time.perf_counter()
     for _ in range(repeat):
@@ -251,7 +251,7 @@ def on_host(call: Call, repeat: int) -> float:
 
 
 def in_turn(calls: dict[str, Call], rounds: int, timed: Callable[[Call], float]) -> dict[str, list[float]]:
-    """Seconds of each call in every round, in a random order."""
+    """Seconds of each call in every round, called in random order."""
     order, found = list(calls), {name: [] for name in calls}
     for done in range(rounds + WARM_UP):
         random.shuffle(order)
@@ -263,7 +263,7 @@ def in_turn(calls: dict[str, Call], rounds: int, timed: Callable[[Call], float])
 
 
 def table(rows: list[dict[str, Any]], columns: list[str]) -> str:
-    """Markdown."""
+    """The rows as a Markdown table."""
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     return "\n".join([*lines, *("| " + " | ".join(str(row.get(c, "")) for c in columns) + " |" for row in rows)])
 
@@ -290,7 +290,7 @@ def timed_rows(shapes: Any, dtypes: Any, rounds: int, log: list[Any]) -> list[di
 
 
 def environment() -> dict[str, str]:
-    """What the figures depend on."""
+    """The versions and the device that the figures depend on."""
     found = {"date": datetime.date.today().isoformat(), "python": platform.python_version()}
     for name in ("numba-cuda", "numba", "torch"):
         try:

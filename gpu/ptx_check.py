@@ -1,12 +1,12 @@
-"""Compile every kernel, of each type and form, for devices that need not be there, and look at the machine code.
+"""Compile every kernel, of each type and form, without a device, and check the machine code.
 
     python -m bncpu.gpu.ptx_check            # every kernel; exit code 1 if a promise is broken
     python -m bncpu.gpu.ptx_check --full     # and print them all
-    python -m bncpu.gpu.ptx_check --one      # a single kernel, not looked at: does the extra `gpu` work as installed?
+    python -m bncpu.gpu.ptx_check --one      # compile one kernel, no checks: does the extra `gpu` work as installed?
 
-Where vectors have 16 bytes (all but those of planes in `collect`), data is read and written in 16 bytes; nothing is
-kept in local memory, and registers leave room for enough threads. Needs the extra `gpu` and, but for one kernel,
-nvdisasm; no driver, and not the simulator.
+The promises: data are read and written 16 bytes at a time where vectors have 16 bytes (all but those of planes in
+`collect`), nothing is kept in local memory, and registers leave room for enough threads. Needs the extra `gpu`, and
+nvdisasm except with `--one`. Needs no driver; does not work in the simulator.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ._plan import ACCESS, Plan, plan
 ARCHITECTURES = ((8, 0), (9, 0))
 SHAPES = {"rows": (4096, 256), "planes": (64, 64, 56, 56)}
 
-# At most so many for vectors of up to 4 values, and of 8: the threads of a multiprocessor share 65,536.
+# The most registers of a thread, for vectors of up to 4 values, and of 8: the threads of a multiprocessor share 65,536.
 REGISTERS = {
     "apply": (64, 96),
     "backward_apply": (96, 144),
@@ -39,7 +39,7 @@ REGISTERS = {
 
 
 class Code(NamedTuple):
-    """What was made of one kernel."""
+    """The compiled code of one kernel."""
 
     name: str
     registers: int
@@ -48,7 +48,7 @@ class Code(NamedTuple):
 
 
 def signatures() -> dict[str, Any]:
-    """Types of the arguments of each kernel."""
+    """The argument types of each kernel."""
     from numba.cuda import types
 
     address = size = types.int64  # as Python's integers are passed
@@ -70,7 +70,7 @@ def signatures() -> dict[str, Any]:
 
 
 def compiled(kernel: Any, signature: Any, capability: tuple[int, int]) -> tuple[str, bytes]:
-    """PTX, and the machine code that is made of it."""
+    """PTX, and the machine code compiled from it."""
     from cuda.core import Linker, LinkerOptions, ObjectCode
     from numba import cuda
     from numba.cuda import dispatcher
@@ -93,7 +93,7 @@ def disassembled(cubin: bytes) -> str:
 
 
 def nvdisasm() -> str:
-    """Where the disassembler is."""
+    """The path of the disassembler."""
     import nvidia
 
     for folder in nvidia.__path__:
@@ -126,7 +126,7 @@ def checked(kind: Any, p: Plan, name: str, signature: Any, capability: tuple[int
 
 
 def variants(name: str, *, newest: bool) -> list[dict[str, Any]]:
-    """Of a kernel: the one with most to do, and on the newest devices that with least, too."""
+    """Kinds to compile for a kernel: the one with most to do, and for the newest devices also the one with least."""
     if name in ("moments", "collect"):
         return [{"skipping": name == "collect"}]
     plain: dict[str, Any] = {}
@@ -136,7 +136,7 @@ def variants(name: str, *, newest: bool) -> list[dict[str, Any]]:
 
 
 def one() -> None:
-    """Compile a single kernel: whatever is wrong with the installation is an exception."""
+    """Compile a single kernel. If the installation does not work, an exception says why."""
     from ._compat import STORAGE
     from ._kernels import Kind, kernels
 

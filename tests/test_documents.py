@@ -79,10 +79,12 @@ def test_a_page_prints_what_it_says(page, tmp_path, monkeypatch):
 
 
 def test_blocks_of_pages_are_found():
-    kinds = [kind for kind, *_ in blocks("README.md")]
-    assert kinds.count("python") == len(re.findall("^```python$", (ROOT / "README.md").read_text(), re.MULTILINE)) > 5
+    page = "docs/quickstart.md"
+    kinds = [kind for kind, *_ in blocks(page)]
+    assert kinds.count("python") == len(re.findall("^```python$", (ROOT / page).read_text(), re.MULTILINE)) > 5
     assert "console" in kinds
-    assert sum(shown for *_, shown in blocks("README.md")) == 4
+    assert sum(shown for *_, shown in blocks(page)) == 7
+    assert sum(shown for *_, shown in blocks("README.md")) == 1
 
 
 @pytest.mark.parametrize("page", [*PAGES, "CHANGELOG.md", "CONTRIBUTING.md", "comparisons/README.md"])

@@ -1,4 +1,4 @@
-/* The algebra of one channel, in float64: the merge, and what statistics turn into before a loop applies them.
+/* The algebra of one channel, in float64: the merge of moments, and coefficients computed from statistics.
  *
  * NumPy calls the same functions, as ufuncs (_algebra.pyx); bncpu/moments.py documents them.
  */
@@ -19,8 +19,8 @@ static inline double bn_two_sum(double a, double b, double *lo) {
     return hi;
 }
 
-/* Chan, Golub & LeVeque (1983), eq. 2.1. The lighter side moves the heavier one's mean, so that a weight of 0
- * leaves it exactly as it is. Without `between` the spread between the two means does not count. */
+/* Chan, Golub & LeVeque (1983), eq. 2.1. The mean of the heavier side is moved towards that of the lighter, so that a
+ * side of weight 0 changes nothing. Without `between` the spread between the two means is left out. */
 static inline bn_moments bn_merge(bn_moments a, bn_moments b, int between) {
     bn_moments heavy = b.count > a.count ? b : a, light = b.count > a.count ? a : b, m;
     double share, delta, lo;
@@ -78,7 +78,8 @@ static inline double bn_variance(double count, double m2, double ddof) {
     return degrees > 0 ? m2 / degrees : NAN;
 }
 
-/* The exponential average over batches, its bias from starting at nothing kept in count: bn_merge divides it out. */
+/* The exponential average over batches. `count` is the sum of the weights, 1 - momentum**k after k batches; bn_merge divides
+ * by it, which corrects the bias of the start. */
 static inline bn_moments bn_update_momentum(bn_moments running, bn_moments batch, double momentum, double ddof) {
     if (batch.count > 0) {
         running.count *= momentum;
@@ -89,7 +90,7 @@ static inline bn_moments bn_update_momentum(bn_moments running, bn_moments batch
     return bn_merge(running, batch, 0);
 }
 
-/* The weight of what lies so many rows back. */
+/* The weight of a row after so many later rows. */
 static inline double bn_decay(double n_rows, double halflife) { return exp2(-(n_rows / halflife)); }
 
 static inline bn_moments bn_scaled(bn_moments m, double factor) {
@@ -98,7 +99,7 @@ static inline bn_moments bn_scaled(bn_moments m, double factor) {
     return m;
 }
 
-/* Whether var may be rounding alone: the error bound of the two-pass algorithm, as scikit-learn uses it. */
+/* Whether var may be only rounding error: the error bound of the two-pass algorithm, as in scikit-learn. */
 static inline int bn_near_constant(double mean, double var, double count) {
     const double u = 2.220446049250313e-16;
     double bound = count * mean * u;
@@ -121,14 +122,15 @@ typedef struct {
     double mean, dy_scale, x_scale, offset;
 } bn_gradient;
 
-/* y = gamma * (x - mean) * invstd + beta, with mean less mean_lo. */
+/* y = gamma * (x - mean - mean_lo) * invstd + beta */
 static inline bn_affine bn_fold(double mean, double invstd, double gamma, double beta, double mean_lo) {
     double scale = invstd * gamma;
     bn_affine c = {mean, scale, beta - mean_lo * scale};
     return c;
 }
 
-/* What a transformer tells of its running statistics, behind which are n values, and what it applies. */
+/* The running statistics of a transformer as it shows them, and the coefficients that it applies. n is the number of values
+ * behind the statistics. */
 typedef struct {
     double mean, var, divisor;
     bn_affine forward;
@@ -145,7 +147,8 @@ static inline bn_running bn_fold_running(bn_moments m, double n, double ddof, do
     return r;
 }
 
-/* The gradient through statistics of `count` values, from the sums of g and of g * x_hat with g = gamma * dy. */
+/* Coefficients of the gradient, where x acts through statistics of `count` values, too. `g` and `g_x_hat` are the sums of
+ * g = gamma * dy and of g * x_hat. */
 static inline bn_gradient bn_fold_backward(double mean, double invstd, double gamma, double g, double g_x_hat,
                                            double count, double mean_lo) {
     double offset = -invstd * (g / count), along = -invstd * (g_x_hat / count), x_scale = along * invstd;
@@ -153,14 +156,14 @@ static inline bn_gradient bn_fold_backward(double mean, double invstd, double ga
     return k;
 }
 
-/* Outside the normal range of float32 a factor has lost digits. */
+/* Whether float32 holds `scale` with all its digits: 0, or well inside the normal range. */
 static inline int bn_is_normal(double scale) {
     double size = fabs(scale);
     return size == 0 || (size >= 1e-37 && size <= 1e37);
 }
 
-/* Loops in float32 subtract the mean rounded to it; what that takes goes into shift. Returns whether float32 arithmetic
- * then neither overflows nor loses the coefficients: any float32 minus a mean of 1e30 stays finite. */
+/* For loops in float32: rounds the mean, and adds what rounding took to shift. Returns whether float32 holds the
+ * coefficients, and arithmetic with them does not overflow: any float32 minus a mean of 1e30 stays finite. */
 static inline int bn_round_affine(bn_affine *c) {
     double mean = (double)(float)c->mean, shift = c->shift - (c->mean - mean) * c->scale;
     int fits = (fabs(c->mean) <= 1e30 && bn_is_normal(c->scale) && fabs(shift) <= 1e37) ||

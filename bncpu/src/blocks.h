@@ -1,11 +1,11 @@
 /* Large blocks of memory, kept for the next result of about the same size.
 
-   The pages of fresh memory cost more than the work done in them. A block that is given back therefore waits in a list,
-   the last one first, for a request that it fits. What waits is bounded: by bytes, and by the number of requests that
-   may pass a block by. Only waiting blocks are touched here, so a block in use belongs to one array alone.
+   The pages of fresh memory cost more than the work done in them. So a block that is given back waits in a list, the last
+   one first, for a request that it fits. The list is bounded: by bytes, and by the number of later requests that did not
+   use a block. A block in use is not in the list, and belongs to one array alone.
 
-   Nothing here calls Python: blocks come back when arrays die, at exit too. Whoever calls holds the GIL; where there is
-   none, the lock below takes its place. */
+   Nothing here calls Python, as blocks come back when arrays die, at exit too. Callers hold the GIL; where there is none,
+   the lock below takes its place. */
 #ifndef BNCPU_BLOCKS_H
 #define BNCPU_BLOCKS_H
 
@@ -32,23 +32,23 @@ static PyMutex bn_mutex;
 #endif
 
 enum {
-    BN_HEADER = 64,           /* before the data, which so start on a cache line */
+    BN_HEADER = 64,           /* bytes before the data, so that these start on a cache line */
     BN_HUGE_PAGE = 2 << 20,
-    BN_PATIENCE = 8,          /* requests that may pass a waiting block by */
-    BN_SLACK = 8              /* a block may be larger than what is asked by this fraction of its size */
+    BN_PATIENCE = 8,          /* after so many requests that did not use it, a waiting block is freed */
+    BN_SLACK = 8              /* at most 1/8 of a block may be left unused by a request */
 };
 
 typedef struct bn_block {
     struct bn_block *next;
     size_t capacity;
-    uint64_t since;     /* `requests` when it was given back */
+    uint64_t since;     /* `bn_pool.requests` when it was given back */
     unsigned generation; /* `bn_pool.generation` when it was made */
 } bn_block;
 
 static struct {
     bn_block *waiting;   /* the last one first */
     size_t limit;        /* bytes that may wait */
-    size_t least;        /* below this many bytes malloc reuses memory by itself, as quickly */
+    size_t least;        /* smaller blocks are not kept: malloc reuses them by itself, as quickly */
     uint64_t requests;
     unsigned generation; /* how many forks lie between this process and the first */
 } bn_pool = {NULL, (size_t)256 << 20, (size_t)1 << 20, 0, 0};
@@ -89,7 +89,8 @@ static size_t bn_system_free(bn_block *block) {
     return freed;
 }
 
-/* Takes out of the list what exceeds `limit` bytes, and what was given back before request `oldest`. Needs the lock. */
+/* Takes blocks out of the list: those beyond `limit` bytes, and those given back before request `oldest`. Returns them.
+   The caller holds the lock. */
 static bn_block *bn_pool_cut(size_t limit, uint64_t oldest) {
     bn_block **link = &bn_pool.waiting, *rest;
     while (*link != NULL && (*link)->capacity <= limit && (*link)->since >= oldest) {
@@ -101,7 +102,7 @@ static bn_block *bn_pool_cut(size_t limit, uint64_t oldest) {
     return rest;
 }
 
-/* ---- what the owner of the pool asks ---- */
+/* ---- the pool, for _buffers.pyx ---- */
 
 static size_t bn_pool_waiting(void) {
     size_t total = 0;
@@ -136,7 +137,7 @@ static size_t bn_pool_set_limit(size_t limit) {
     return before;
 }
 
-/* Returns the smallest block before. Tests only: small blocks are quick. */
+/* Returns the value before. For tests, which are quicker with small blocks. */
 static size_t bn_pool_set_least(size_t least) {
     BN_LOCK();
     size_t before = bn_pool.least;
@@ -145,7 +146,7 @@ static size_t bn_pool_set_least(size_t least) {
     return before;
 }
 
-/* Whether a block of so many bytes could ever be reused. */
+/* Whether a block of so many bytes would be kept for reuse. */
 static int bn_pool_pays(size_t size) {
     BN_LOCK();
     int pays = size >= bn_pool.least && size <= bn_pool.limit;
@@ -158,7 +159,7 @@ static int bn_pool_pays(size_t size) {
 static void bn_pool_before_fork(void) { BN_LOCK(); }
 static void bn_pool_after_fork_in_parent(void) { BN_UNLOCK(); }
 
-/* What waits is shared with the parent, and writing to it would copy it first: fresh memory is cheaper. */
+/* Pages of the waiting blocks are shared with the parent; writing to one would copy it first. Fresh memory is cheaper. */
 static void bn_pool_after_fork_in_child(void) {
     bn_block *all = bn_pool_cut(0, UINT64_MAX);
     bn_pool.generation++;
@@ -193,7 +194,7 @@ static void *bn_block_new(void *context, size_t size) {
     return bn_block_data(block);
 }
 
-/* NumPy's size is that of the array, which may have changed. */
+/* `size` is that of the array, which may have been resized; the block knows its own. */
 static void bn_block_free(void *context, void *data, size_t size) {
     (void)context, (void)size;
     if (data == NULL) return;

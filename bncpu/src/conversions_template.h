@@ -36,7 +36,7 @@ TO(bfloat16_bits, (bfloat16_bits){bfloat_of_float((float)v[i])})
 #undef FROM
 #undef TO
 
-/* By bn_type. What is not there is never asked for: float32 would not hold the value, or the result is never of that type. */
+/* By bn_type. Missing entries are never used: float32 does not hold all values of the type, or no result is of the type. */
 static void (*const NAME(from)[])(const void *, T *, ptrdiff_t) = {
     NULL,
     NAME(from_float),
@@ -63,11 +63,11 @@ INLINE char *NAME(at)(bn_array a, ptrdiff_t o, ptrdiff_t c, ptrdiff_t i) {
     return a.data + (o * a.outer + c * a.channel + i) * NAME(size)(a.type);
 }
 
-/* So many values are converted at a time: 16 KiB stay in the first-level cache. A multiple of SUM_LANES. */
+/* Values converted at a time: their 16 KiB stay in the first-level cache. A multiple of SUM_LANES. */
 #undef CONVERTED
 #define CONVERTED ((ptrdiff_t)(16384 / sizeof(T)))
 
-/* The values of a part of `a`, side by side in `values`: from there, or to there, past the cache if so wanted. */
+/* Copies and converts the values of a part between `a` and the packed array `values`; past the cache if `stream`. */
 static void NAME(convert)(bn_part p, bn_array a, T *values, int to, int stream) {
     ptrdiff_t run = p.inner, channels = p.channels, outer = p.outer, o, c;
     T stored[CONVERTED];

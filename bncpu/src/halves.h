@@ -1,5 +1,6 @@
-/* float16 and bfloat16 as bits, without branches, so that loops over them can be vectorized: no compiler and no instruction
- * set but those of the leaves is asked for. To the nearest, ties to even; infinity beyond the largest; NaN stays NaN.
+/* float16 and bfloat16, converted by integer operations on their bits. There are no branches, so compilers can vectorize
+ * loops over them, and no instruction set is needed beyond that of the variant. Rounding is to the nearest, ties to even;
+ * values beyond the largest become infinity; NaN stays NaN.
  */
 #ifndef BNCPU_HALVES_H
 #define BNCPU_HALVES_H
@@ -27,7 +28,7 @@ INLINE uint32_t bits_of_float(float value) {
     return bits;
 }
 
-/* All bits, or none. */
+/* All bits set, or none. */
 INLINE uint32_t mask(int condition) { return -(uint32_t)(condition != 0); }
 
 /* 5 bits of exponent and 10 of mantissa become 8 and 23; infinity and NaN keep the highest exponent. Below the smallest normal

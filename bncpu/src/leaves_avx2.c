@@ -1,4 +1,4 @@
-/* AVX2. Without FMA on purpose: a fused multiply-add would round differently from the other variants. */
+/* AVX2. FMA is left out on purpose: a fused multiply-add rounds once, and the other variants round twice. */
 #include "leaves.h"
 #ifdef BN_X86_VARIANTS
 #include <immintrin.h>

@@ -1,4 +1,4 @@
-/* NEON, part of every 64-bit ARM processor. Its fused multiply-add is left out, as that of AVX2. */
+/* NEON, part of every 64-bit ARM processor. Fused multiply-add is left out, as in leaves_avx2.c. */
 #include "leaves.h"
 #ifdef BN_ARM_VARIANTS
 #include <arm_neon.h>

@@ -1,8 +1,8 @@
 /* The leaves for one element type T of one variant. Included by leaves_unit.h, never alone.
  *
- * Four loops touch the data: rows_sums, plane_sums, rows_apply, planes_apply, each forward and backward; and those of
- * short_template.h.
- * `how` is a constant at every call, so each combination of its flags is compiled apart.
+ * Four loops go over the data, each forward and backward: rows_sums, plane_sums, rows_apply and planes_apply. Besides them
+ * there are those of short_template.h. `how` is a constant at every call, so each combination of its flags is compiled
+ * separately.
  */
 
 /* A register of T, its bits, and LANES values of T: registers_c.h says what they are for. */
@@ -15,14 +15,14 @@
 
 /* ---- the arrays of a part ---- */
 
-/* Where the same run begins in every array; `how` says which of them there are. y is dx in a backward pass. */
+/* Where the same run begins in every array. `how` says which arrays there are. In a backward pass y is dx. */
 typedef struct {
     const T *x, *z, *dy;
     T *y, *dz;
 } NAME(runs);
 
-/* For sums: room for some values of x, if x is of another type; how many rows are taken as one, and their channels. For
- * results: how many bytes ahead of a single stream past the cache are fetched. */
+/* converted: for sums, room for some values of x if x is of another type. fold: for sums, how many rows are taken as one row.
+ * channels: of one of these rows. ahead: for results, how many bytes ahead of a single stream past the cache are fetched. */
 typedef struct {
     bn_array x, z, dy, y, dz;
     T *converted;
@@ -46,7 +46,7 @@ INLINE NAME(runs) NAME(run)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t c, const int 
 INLINE int NAME(is_rows)(bn_part p, bn_array x) { return p.inner == 1 && x.channel == 1; }
 
 /* ---- sums: s += w*g, q += w*g*d, n += w with d = x - shift, everything in float64 ----
- * g is d itself in moments, and dy in a backward pass. n is left alone where it is the same for all channels. */
+ * g is d itself in moments, and dy in a backward pass. n is summed only with MASKED; else it is the same for all channels. */
 
 typedef struct {
     HT mean, scale, shift;
@@ -84,7 +84,8 @@ INLINE void NAME(accumulate)(NAME(runs) r, ptrdiff_t i, const ptrdiff_t lanes, v
         *n += w;
 }
 
-/* What is summed about, and the coefficients that the result is computed again with: BN_TILE values each. */
+/* The value that is subtracted from each channel, and the coefficients for computing the forward result again: BN_TILE
+ * values each. */
 typedef struct {
     double *center;
     T *mean, *scale, *shift;
@@ -94,20 +95,20 @@ typedef struct {
     double *n, *s, *q;
 } NAME(sums);
 
-/* Where one of the streams of rows begins; each row is `a.fold` rows of so many channels, with weights of their own. */
+/* Where one of the streams of rows begins. A row is `a.fold` rows of so many channels, each with a weight of its own. */
 typedef struct {
     NAME(arrays) a;
     const double *weights;
     ptrdiff_t channels;
 } NAME(start);
 
-/* `n_rows` rows of each of the streams from row `first` on, in turn: of the columns from j on that `registers` hold, `lanes`
- * values in the last of them. The sums stay in registers meanwhile. Of wide rows what follows in each stream is fetched: the
- * rest of the row, then the next one. */
+/* Sums `n_rows` rows of each stream, from row `first` on, the streams in turn. It takes the columns from j on that fit
+ * `registers` registers, with `lanes` values in the last one. The sums stay in registers meanwhile. With `wide`, values further
+ * on in each stream are fetched: the rest of the row, then the next row. */
 INLINE void NAME(rows_sums_at)(const NAME(start) *from, const int streams, ptrdiff_t first, ptrdiff_t n_rows, const int wide,
                                ptrdiff_t width, ptrdiff_t j, const int registers, const ptrdiff_t lanes, NAME(about) k,
                                NAME(sums) to, const int how) {
-    ptrdiff_t row[ROW_REGISTERS]; /* whose weight a register needs */
+    ptrdiff_t row[ROW_REGISTERS]; /* the row, of a.fold, whose weight a register needs */
     vdouble center[ROW_REGISTERS], n[ROW_REGISTERS], s[ROW_REGISTERS], q[ROW_REGISTERS];
     NAME(affine_ht) f[ROW_REGISTERS] = {{0}};
     const ptrdiff_t ahead = 512 / sizeof(T);
@@ -158,7 +159,8 @@ INLINE void NAME(rows_sums_at)(const NAME(start) *from, const int streams, ptrdi
     }
 }
 
-/* All columns of `n_rows` rows of each of the streams, which begin at o and `apart` rows further on each. */
+/* All columns of `n_rows` rows of each stream. The first stream begins at row o, each other one `apart` rows after the one
+ * before. */
 INLINE void NAME(rows_sums_of)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t apart, const int streams, ptrdiff_t n_rows,
                                const int wide, ptrdiff_t width, NAME(about) k, const double *weights, NAME(sums) to,
                                const int how) {
@@ -195,8 +197,9 @@ INLINE void NAME(rows_sums_of)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t apart, con
     }
 }
 
-/* The rows of a part are read as four streams, a quarter of them each, which take turns row by row: more reads are under way
- * than with one. Where all columns of a row are in registers, the sums stay there for many rows; else for one of each. */
+/* The rows of a part are read as four streams, a quarter of the rows each, which take turns row by row: more reads are under
+ * way than with one stream. If the sums of all columns fit in registers, they stay there for many rows; else for one row of
+ * each stream. */
 INLINE void NAME(rows_sums)(NAME(arrays) a, ptrdiff_t rows, ptrdiff_t width, NAME(about) k,
                             const double *weights, NAME(sums) to, const int how) {
     const int narrow = width <= (how & (RELU | MASKED) ? ROW_REGISTERS / 2 : ROW_REGISTERS) * LANES;
@@ -213,7 +216,7 @@ INLINE void NAME(rows_sums)(NAME(arrays) a, ptrdiff_t rows, ptrdiff_t width, NAM
         NAME(rows_sums_of)(a, o, 0, 1, 1, 0, width, k, weights, to, how);
 }
 
-/* Element i of the run at (o, c) goes to lane i % SUM_LANES; the lanes are added pairwise at the end. */
+/* Element i of the run at (o, c) is added to lane i % SUM_LANES. At the end the lanes are added pairwise. */
 INLINE void NAME(plane_sums)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t c, ptrdiff_t inner, NAME(about) k,
                              const double *weights, NAME(sums) to, const int how) {
     vdouble n[SUM_REGISTERS], s[SUM_REGISTERS], q[SUM_REGISTERS], center = vdouble_all(*k.center);
@@ -261,9 +264,9 @@ INLINE void NAME(plane_sums)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t c, ptrdiff_t
     *to.q += sum_of_lanes(q);
 }
 
-/* The sums of every channel. Rows narrower than the tile are folded: several rows are summed as one wide
- * row, whose pieces share their channel's center and are added at the end; with weights, where no register of any variant
- * holds values of two of them. */
+/* The sums of every channel. Narrow rows are folded: several rows are summed as one wide row. Its pieces have the same
+ * centers, and their sums are added at the end. With weights, this is done only if no register of any variant holds values
+ * of two of the rows. */
 INLINE void NAME(part_sums)(bn_part p, NAME(arrays) a, const double *weights,
                             ptrdiff_t weight_stride, NAME(about) k, NAME(sums) to, const int how) {
     ptrdiff_t o, c, fold = 1, rows, columns;
@@ -324,7 +327,7 @@ INLINE void NAME(part_sums)(bn_part p, NAME(arrays) a, const double *weights,
     }
 }
 
-/* ---- moments of a part: shift, sums, and once more where the shift was far off ---- */
+/* ---- moments of a part: choose a shift, sum, and sum again if the shift was far from the mean ---- */
 
 INLINE double NAME(value)(bn_array x, ptrdiff_t o, ptrdiff_t c, ptrdiff_t i) {
     const char *at = NAME(at)(x, o, c, i);
@@ -335,8 +338,8 @@ INLINE double NAME(value)(bn_array x, ptrdiff_t o, ptrdiff_t c, ptrdiff_t i) {
     return (double)value;
 }
 
-/* The value a channel is shifted by: the one of largest weight (the first, unweighted), so that
- * |mean - shift| <= sqrt(count) * std and one correction is always enough. Masked: of the numbers. */
+/* The shift of each channel: its value of largest weight, or its first value without weights. So
+ * |mean - shift| <= sqrt(count) * std, and one correction is always enough. Masked: NaN is not chosen. */
 static void NAME(choose_shift)(bn_part p, bn_array x, const double *weights, ptrdiff_t weight_stride, int masked,
                                double *shift) {
     ptrdiff_t o, i, c, best_o = 0, best_i = 0;
@@ -356,15 +359,15 @@ static void NAME(choose_shift)(bn_part p, bn_array x, const double *weights, ptr
                 double w = weights ? weights[o * weight_stride + i] : 1.0;
                 if (value == value && w > best) {
                     best = w;
-                    /* Not about infinity itself: inf - inf would pass for missing. */
+                    /* Not infinity: inf - inf is NaN, which would be taken as missing. */
                     shift[c] = isinf(value) ? 0.0 : value;
                 }
             }
     }
 }
 
-/* Moves shifts more than 8 standard deviations from their mean onto it; says whether any moved. Of integers to the nearest
- * integer: deviations from an integer are integers, and sums of those have no rounding. */
+/* Moves a shift to the mean if it lies more than 8 standard deviations from it, and returns whether any moved. For integers
+ * it moves to the nearest integer: then deviations are integers, and their sums are exact. */
 static int NAME(recentre)(ptrdiff_t channels, bn_type type, const double *n, const double *s, const double *q,
                           double *shift) {
     ptrdiff_t c;
@@ -415,7 +418,7 @@ static int NAME(moments)(bn_part p, bn_array x, const double *weights, ptrdiff_t
         NAME(sums_about)(p, x, converted, weights, weight_stride, 1, shift, n, s, q);
     }
     for (c = 0; c < p.channels; c++)
-        if (!masked || finite[c]) /* nothing is missing: the same bits whatever lies beside */
+        if (!masked || finite[c]) /* nothing is missing in this channel: the same bits whatever other channels hold */
             n[c] = all;
     memcpy(count, n, p.channels * sizeof(double));
     if (NAME(recentre)(p.channels, x.type, count, s, q, shift))
@@ -465,7 +468,7 @@ typedef struct {
     VT mean, scale, shift, dy_scale, x_scale, offset;
 } NAME(registers);
 
-/* n values of the result at i: of the forward pass, or of dx. Returns where x is infinite. */
+/* n values, from i on, of the forward result or of dx. Returns where x is infinite. */
 INLINE VBITS NAME(result)(NAME(runs) r, ptrdiff_t i, const ptrdiff_t n, NAME(registers) k, VT *y,
                           const int how) {
     VT x = NAME(load)(r.x + i, n), centred = x - k.mean, v;
@@ -517,7 +520,7 @@ INLINE NAME(registers) NAME(of_plane)(NAME(coefficients) c, ptrdiff_t channel, c
     return k;
 }
 
-/* The first n lanes of a, then those of b; n may lie on either side of the register. */
+/* The first n lanes from a, the others from b. n may be negative, or more than the lanes. */
 INLINE NAME(registers) NAME(joined)(NAME(registers) a, NAME(registers) b, ptrdiff_t n, const int how) {
     n = n < 0 ? 0 : n < T_LANES ? n : T_LANES;
     a.mean = NAME(blend)(a.mean, b.mean, n);
@@ -533,15 +536,15 @@ INLINE NAME(registers) NAME(joined)(NAME(registers) a, NAME(registers) b, ptrdif
     return a;
 }
 
-/* How many of the first n values of a line are in its register h. */
+/* How many of the first n values of a line are in register h of the line. */
 INLINE ptrdiff_t NAME(in_register)(const ptrdiff_t n, const int h) {
     return n - h * T_LANES < T_LANES ? n - h * T_LANES : T_LANES;
 }
 
-/* The runs of `step` outer positions share each load of the parameters: four streams, a page apart in wide rows, are
- * written faster than one; eight are more lines than the processor can combine streaming stores in. A line of the cache
- * is written at once, whatever the width of a register. n is LINE, or less at the ends; k has a register's parameters
- * for each register of the line. */
+/* A line of results at i, for the runs of `step` outer positions, which share each load of the parameters. Four streams (a
+ * page apart in wide rows) are written faster than one; with eight there are more lines than the processor can combine
+ * stores past the cache in. A line is written at once, whatever the width of a register. n is LINE, or less at the ends. k
+ * has the parameters for each register of the line. */
 INLINE VBITS NAME(apply_line)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t c, ptrdiff_t i, const ptrdiff_t n,
                               const NAME(registers) *k, const int step, const int how) {
     VBITS infinite = (VBITS){0};
@@ -572,14 +575,14 @@ INLINE VBITS NAME(apply_line)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t c, ptrdiff_
     return infinite;
 }
 
-/* Elements up to the next line of the cache, where streaming stores may begin. */
+/* The number of elements up to the next line of the cache, where stores past the cache may begin. */
 INLINE ptrdiff_t NAME(peel)(const T *y, ptrdiff_t n, const int how) {
     ptrdiff_t head = how & STREAM && STREAMING ? (ptrdiff_t)(-(uintptr_t)y % 64 / sizeof(T)) : 0;
     return head < n ? head : n;
 }
 
-/* Whether four outer positions are taken together from o on: stored past the cache if so many streams are wanted, and
- * their lines begin together. */
+/* Whether four outer positions, from o on, are written together. With stores past the cache only if four streams are wanted,
+ * and the lines of all four begin at the same element. */
 INLINE int NAME(together)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t outer, int streams, const int how) {
     return o + 4 <= outer && (!(how & STREAM) || (streams == 4 && a.y.outer * (ptrdiff_t)sizeof(T) % 64 == 0));
 }
@@ -608,7 +611,7 @@ INLINE VBITS NAME(rows_apply)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t width, NAME
     return infinite;
 }
 
-/* Adjacent planes of at least a line each are one run: a line that crosses from a plane into the next takes its
+/* Adjacent planes, of at least a line each, are written as one run. A line that crosses from a plane into the next takes its
  * parameters from both. */
 INLINE VBITS NAME(planes_apply)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t channel, ptrdiff_t planes, ptrdiff_t inner,
                                 NAME(coefficients) c, const int step, const int how) {
@@ -644,7 +647,7 @@ INLINE VBITS NAME(planes_apply)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t channel, 
     return infinite;
 }
 
-/* Whether the channels of an array lie one after the other; one that is not there does not matter. */
+/* Whether the channels of an array are adjacent. True if there is no array. */
 INLINE int NAME(are_adjacent)(bn_part p, bn_array a) {
     return !a.data || a.channel == p.inner;
 }
@@ -704,7 +707,7 @@ static int NAME(any_apply)(bn_part p, NAME(arrays) a, bn_coefficients c, int str
     }
 }
 
-/* The same of other types, in pieces: a forward pass without residual. */
+/* The same for x and y of other types, a piece at a time. Only forward and without residual. */
 static int NAME(apply_converted)(bn_part p, bn_array x, bn_array y, bn_coefficients c, int streams, const int how) {
     T from[CONVERTED], to[CONVERTED];
     ptrdiff_t inner = p.inner < CONVERTED ? p.inner : CONVERTED;
@@ -737,7 +740,7 @@ static int NAME(apply)(bn_part p, bn_array x, bn_array z, bn_array y, bn_coeffic
                        int stream) {
     NAME(arrays) a = {x, z, {0}, y, {0}, NULL, 1, 0, 0};
     int how = (z.data ? RESIDUAL : 0) | (relu ? RELU : 0);
-    /* What is converted afterwards is not stored past the cache before. */
+    /* If y is converted, only the converted values are stored past the cache. */
     if (x.type || y.type)
         return NAME(apply_converted)(p, x, y, c, stream, how | (stream && !y.type ? STREAM : 0));
     return NAME(any_apply)(p, a, c, stream, how | (stream ? STREAM : 0));

@@ -24,7 +24,7 @@
 #define STRING2(a) #a
 #define STRING(a) STRING2(a)
 
-/* All that differs between instruction sets: see registers_c.h. */
+/* All that differs between instruction sets; registers_c.h explains the operations. */
 #include REGISTERS
 
 INLINE vdouble vdouble_all(double value) { return all_f64(value); }
@@ -49,7 +49,7 @@ INLINE int any(vbits_f64 v) {
 #define SUM_LANES 16
 #define SUM_REGISTERS (SUM_LANES / LANES)
 
-/* SUM_LANES lanes added pairwise: each to the one half of them further on. Overwrites the registers. */
+/* The sum of SUM_LANES lanes, pairwise: the first half plus the second, and so on. Overwrites the registers. */
 INLINE double sum_of_lanes(vdouble *v) {
     int u, half;
     for (half = SUM_REGISTERS / 2; half; half /= 2) {
@@ -79,8 +79,8 @@ static double sum_of_weights(bn_part p, const double *weights, ptrdiff_t stride)
     return sum_of_lanes(v);
 }
 
-/* Where the first of the largest weights is. Numbers that are not negative have the order of their bits, and a largest
- * integer is found in any order. */
+/* The position of the largest weight, the first of several. Floats that are not negative compare as their bits do as
+ * integers, whose maximum a compiler can vectorize. */
 static void largest_weight(bn_part p, const double *weights, ptrdiff_t stride, ptrdiff_t *outer, ptrdiff_t *inner) {
     ptrdiff_t run = stride == p.inner ? p.outer * p.inner : p.inner, runs = stride == p.inner ? 1 : p.outer, o, i;
     int64_t largest = INT64_MIN, bits;
@@ -100,11 +100,11 @@ static void largest_weight(bn_part p, const double *weights, ptrdiff_t stride, p
         }
 }
 
-/* How many adjacent rows are summed as one: up to NARROW columns, or up to FOLDED where whole registers of every variant need
- * more. */
+/* How many adjacent rows are summed as one row: up to NARROW columns in all, or up to FOLDED if fewer would not fill whole
+ * registers of every variant. */
 #define NARROW 64
 #define FOLDED 512
-/* In how many streams rows are summed. */
+/* The number of streams in which rows are summed. */
 #define SUM_STREAMS 4
 INLINE ptrdiff_t rows_folded(ptrdiff_t channels) {
     ptrdiff_t whole = 8, odd = channels, fold;
@@ -114,10 +114,10 @@ INLINE ptrdiff_t rows_folded(ptrdiff_t channels) {
     return fold ? fold : whole * channels <= FOLDED ? whole : 1;
 }
 
-/* Values that are written one after the other. */
+/* Values that are written together: a line of the cache, where stores go past it. */
 #define LINE (LINE_REGISTERS * T_LANES)
 
-/* What a loop does beside its plain form; every combination in use is compiled apart. */
+/* Flags for what a loop does besides its plain form. Every combination in use is compiled separately. */
 enum {
     WEIGHTED = 1,
     MASKED = 2,   /* NaN is left out */
@@ -141,7 +141,7 @@ static void copy_unfenced(const char *from, char *to, ptrdiff_t n_bytes);
 
 static void fence(void) { fence_stores(); }
 
-/* ---- the yardsticks: what memory allows a pass, in the ways that some processor is fastest at ---- */
+/* ---- the yardsticks: the fastest passes over memory; which way is fastest depends on the processor ---- */
 
 INLINE vbits_f64 vbits_load(const char *p) {
     vbits_f64 v;
@@ -149,8 +149,8 @@ INLINE vbits_f64 vbits_load(const char *p) {
     return v;
 }
 
-/* Registers that do not wait for one another, of `streams` runs in turn. Exclusive or is one instruction for any type,
- * and the same in any order. */
+/* Reads `streams` runs in turn, into registers that do not wait for one another. Exclusive or is one instruction for any
+ * type, and has the same result in any order. */
 #define READ_REGISTERS 8
 INLINE int64_t read_in(const char *from, ptrdiff_t n_bytes, const int streams) {
     const ptrdiff_t size = sizeof(vbits_f64), each = READ_REGISTERS / streams, step = each * size;
@@ -190,7 +190,7 @@ static int64_t read_all(const char *from, ptrdiff_t n_bytes, int streams) {
     return streams == 2 ? read_in(from, n_bytes, 2) : read_in(from, n_bytes, 1);
 }
 
-/* What x holds, or where there is a y, the exclusive or of both: a line of the cache. */
+/* Writes a line of the cache: x, or the exclusive or of x and y if there is a y. */
 INLINE void write_line(const char *x, const char *y, char *to, const int past) {
     ptrdiff_t k;
     UNROLL
@@ -205,7 +205,7 @@ INLINE void write_line(const char *x, const char *y, char *to, const int past) {
     }
 }
 
-/* In so many streams, a page apart, past the cache or plainly. */
+/* The same for n_bytes, in so many streams, a page apart; past the cache or with plain stores. */
 INLINE void write_in(const char *x, const char *y, char *to, ptrdiff_t n_bytes, const int streams, const int past) {
     const ptrdiff_t run = streams == 1 ? 64 : 4096;
     ptrdiff_t i = 0, k, head = (ptrdiff_t)(-(uintptr_t)to % 64);
@@ -225,7 +225,7 @@ INLINE void write_in(const char *x, const char *y, char *to, ptrdiff_t n_bytes, 
         to[i] = y ? x[i] ^ y[i] : x[i];
 }
 
-/* Results that are stored past the cache after they were converted. */
+/* For results that are converted first, and then stored past the cache. */
 static void copy_unfenced(const char *from, char *to, ptrdiff_t n_bytes) { write_in(from, NULL, to, n_bytes, 1, 1); }
 
 static void copy(const char *x, char *to, ptrdiff_t n_bytes, int streams) {

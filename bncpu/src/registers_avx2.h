@@ -34,7 +34,7 @@ INLINE vt_f64 blend_f64(vt_f64 a, vt_f64 b, const ptrdiff_t n) {
     return (vt_f64)_mm256_blendv_pd((__m256d)b, (__m256d)a, (__m256d)FIRST_64(n));
 }
 
-/* In each half of the registers, then the halves brought together. */
+/* The instructions work in each half of the registers; then the halves are put together. */
 INLINE vt_f32 low_f32(vt_f32 a, vt_f32 b) {
     __m256 even = _mm256_unpacklo_ps((__m256)a, (__m256)b), odd = _mm256_unpackhi_ps((__m256)a, (__m256)b);
     return (vt_f32)_mm256_permute2f128_ps(even, odd, 0x20);

@@ -27,7 +27,7 @@ INLINE vt_f64 blend_f64(vt_f64 a, vt_f64 b, const ptrdiff_t n) {
     return (vt_f64)_mm512_mask_mov_pd((__m512d)b, FIRST(n), (__m512d)a);
 }
 
-/* In each quarter of the registers, then the quarters in order. */
+/* The instructions work in each quarter of the registers; then the quarters are put in order. */
 #define QUARTERS_LOW _mm512_set_epi64(11, 10, 3, 2, 9, 8, 1, 0)
 #define QUARTERS_HIGH _mm512_set_epi64(15, 14, 7, 6, 13, 12, 5, 4)
 

@@ -6,7 +6,7 @@
 #define STREAMING 0
 #include "registers_vector.h"
 
-/* NEON has no masked loads and stores: parts of a register are put together from two values and one. */
+/* NEON has no masked loads and stores: a part of a register is loaded and stored as two values and one value. */
 INLINE vt_f32 load_part_f32(const float *p, const ptrdiff_t n) {
     float32x2_t none = vdup_n_f32(0);
     if (n == 1)
@@ -15,7 +15,7 @@ INLINE vt_f32 load_part_f32(const float *p, const ptrdiff_t n) {
 }
 
 INLINE ht_f32 load_part_ht_f32(const float *p, const ptrdiff_t n) {
-    (void)n; /* 1, as in all that follows with two lanes */
+    (void)n; /* n is 1, here and in the functions of two lanes below */
     return (ht_f32)vld1_lane_f32(p, vdup_n_f32(0), 0);
 }
 

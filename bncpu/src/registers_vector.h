@@ -1,6 +1,6 @@
-/* Registers of LANES float64 as gcc and clang write vectors: the types, and all that no instruction must be named for.
- * What each operation means stands in registers_c.h. Included by the header of an instruction set, which has defined
- * LANES and defines what is only declared here.
+/* Registers of LANES float64, as vector types of gcc and clang, and all operations that need no intrinsics. registers_c.h
+ * explains the operations. Included by the header of an instruction set, which defines LANES before, and after it the
+ * functions that are only declared here.
  */
 
 #define LINE_REGISTERS (8 / LANES)
@@ -20,7 +20,7 @@ typedef float ht_f32 __attribute__((vector_size(LANES * 4)));
 typedef float ht_f32_unaligned __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 typedef int32_t hbits_f32 __attribute__((vector_size(LANES * 4)));
 
-/* Of the instruction set: fewer than the lanes of a register, and what goes past the cache. */
+/* Defined by the instruction set: loads and stores of a part of a register, and stores past the cache. */
 INLINE vt_f32 load_part_f32(const float *p, const ptrdiff_t n);
 INLINE ht_f32 load_part_ht_f32(const float *p, const ptrdiff_t n);
 INLINE vt_f64 load_part_f64(const double *p, const ptrdiff_t n);
@@ -28,7 +28,7 @@ INLINE void store_part_f32(float *p, vt_f32 v, const ptrdiff_t n);
 INLINE void store_part_f64(double *p, vt_f64 v, const ptrdiff_t n);
 INLINE void store_past_cache(void *p, vdouble v);
 
-/* Subtracting 0 keeps -0.0, which adding to 0 would not. */
+/* By subtracting 0, as adding 0 would make 0.0 of -0.0. */
 INLINE vt_f32 all_f32(float value) { return value - (vt_f32){0}; }
 INLINE ht_f32 all_ht_f32(float value) { return value - (ht_f32){0}; }
 INLINE vt_f64 all_f64(double value) { return value - (vt_f64){0}; }
@@ -84,7 +84,7 @@ INLINE vdouble where(vbits_f64 holds, vdouble a, vdouble b) {
 
 INLINE vdouble observed(vdouble d, vdouble value) { return (vdouble)((vmask)value & (d == d)); }
 
-/* Integer compares: unlike x - x, they tell infinity from NaN. */
+/* By comparing integers: x - x would be NaN for infinity and for NaN. */
 INLINE vbits_f32 infinite_f32(vt_f32 v) { return ((vbits_f32)v & 0x7fffffff) == 0x7f800000; }
 INLINE vbits_f64 infinite_f64(vt_f64 v) { return ((vbits_f64)v & 0x7fffffffffffffff) == 0x7ff0000000000000; }
 

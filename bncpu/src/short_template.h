@@ -1,10 +1,10 @@
-/* Short planes, each normalized by its own statistics at once. Included by leaves_template.h, never alone.
+/* Short planes, each normalized by its own statistics in one step. Included by leaves_template.h, never alone.
  *
- * As many planes as a register has lanes are turned, so that a lane is a plane. All that is done to one value, one sum or
- * one statistic is then done to those of all these planes together, in the order of plane_sums.
+ * As many planes as a register has lanes are turned (transposed), so that each lane holds a plane. Every operation on a
+ * value, a sum or a statistic is then done for all these planes at once, in the order of plane_sums.
  */
 
-/* A square of values turned: value k of register h becomes value h of register k. */
+/* Turns a square of values: value k of register h becomes value h of register k. */
 INLINE void NAME(turn)(VT *v) {
     VT next[T_LANES];
     int step, k;
@@ -21,8 +21,8 @@ INLINE void NAME(turn)(VT *v) {
     }
 }
 
-/* Values from i on, n of each plane, as n registers. Planes that are not there are 0. `whole`: there is memory to read
- * whole registers from. */
+/* Turns the first n values of each plane at x into n registers. Missing planes are 0. `whole`: whole registers may be read, as
+ * there is memory behind the values. */
 INLINE void NAME(turn_in)(const T *x, ptrdiff_t stride, const ptrdiff_t planes, const ptrdiff_t n, const int whole,
                           T *turned) {
     VT v[T_LANES];
@@ -46,8 +46,8 @@ INLINE void NAME(turn_all)(const T *x, ptrdiff_t stride, const ptrdiff_t planes,
         NAME(turn_in)(x + i, stride, planes, inner - i, whole, turned + i * T_LANES);
 }
 
-/* The way back, to adjacent planes. Whole registers are written: what is too much of a plane belongs to the next ones,
- * which are written later, and lies behind the last one. */
+/* Turns n registers back into adjacent planes. Whole registers are written: what goes beyond a plane lies in the next planes,
+ * which are written later, or behind the last one. */
 INLINE void NAME(turn_out)(const T *turned, const ptrdiff_t n, T *y, ptrdiff_t inner) {
     VT v[T_LANES];
     ptrdiff_t k;
@@ -73,8 +73,8 @@ typedef struct {
     T center[T_LANES], scale[T_LANES], shift[T_LANES];
 } NAME(normalizing);
 
-/* The statistics of LANES of the turned planes, from the k-th on, and the coefficients that follow from them: what
- * moments, bn_inverse_std, bn_fold and bn_round_affine make of one plane. Returns where more than that is needed. */
+/* The statistics of LANES turned planes, from the k-th on, and the coefficients from them, as moments, bn_inverse_std, bn_fold
+ * and bn_round_affine would compute for one plane. Returns the lanes that must go the general way. */
 INLINE vbits_f64 NAME(normalizing_of)(const T *turned, ptrdiff_t inner, double eps, const int centred, ptrdiff_t k,
                                       NAME(normalizing) *to) {
     const vdouble zero = vdouble_all(0.0), n = vdouble_all((double)inner);
@@ -84,7 +84,7 @@ INLINE vbits_f64 NAME(normalizing_of)(const T *turned, ptrdiff_t inner, double e
     HT narrow;
     const vdouble about = NAME(widen)(NAME(load_ht)(turned + k, LANES));
 
-    /* Element i goes to sum i % SUM_LANES; these are added pairwise. */
+    /* Element i is added to sum i % SUM_LANES; then these are added pairwise. */
     for (u = 0; u < most; u++) {
         vdouble sum = zero, squares = zero;
         for (i = u; i < inner; i += SUM_LANES) {
@@ -105,7 +105,7 @@ INLINE vbits_f64 NAME(normalizing_of)(const T *turned, ptrdiff_t inner, double e
 
     offset = *s / n;
     spread = *s * offset;
-    /* Not finite, or about a value far off. */
+    /* Not finite, or the mean is far from the value that was subtracted. */
     needs_more = (*q - *q != 0) | ((spread > 64.0 * (*q - spread)) & (spread > 0));
     spread = *q - spread;
     m2 = where(spread < 0, zero, spread);
@@ -131,7 +131,7 @@ INLINE vbits_f64 NAME(normalizing_of)(const T *turned, ptrdiff_t inner, double e
     return needs_more;
 }
 
-/* Those of all of them; 0 if more is needed somewhere. */
+/* The same for all turned planes. Returns 0 if one of them must go the general way. */
 INLINE int NAME(normalizing_all)(const T *turned, ptrdiff_t inner, double eps, const int centred,
                                  NAME(normalizing) *to) {
     vbits_f64 needs_more = {0};
@@ -154,7 +154,7 @@ INLINE void NAME(turned_apply)(T *turned, ptrdiff_t inner, const NAME(normalizin
     }
 }
 
-/* So many planes, from x to y, adjacent; 0 if they need more. */
+/* Normalizes so many planes at x into adjacent planes at y. Returns 0 if one of them must go the general way. */
 INLINE int NAME(normalize_turned)(const T *x, ptrdiff_t stride, const ptrdiff_t planes, ptrdiff_t inner,
                                   const int whole, const T *gamma, const T *beta, double eps, int centred, T *y,
                                   NAME(normalizing) *c) {
@@ -200,7 +200,7 @@ static void NAME(normalize)(bn_part p, bn_array x, bn_array y, const char *gamma
                 memcpy(to + k * y.channel, waiting + k * p.inner, p.inner * sizeof(T));
         else if (fits)
             n_waiting += planes * p.inner;
-        /* What waits is written together: before there is no room, where there is a gap, and at the end. */
+        /* Results wait, and are written together: when there is no more room, before a gap, and at the end. */
         if (n_waiting && (!fits || n_waiting + T_LANES * p.inner > CONVERTED || first + planes == p.channels)) {
             to += (fits ? planes * p.inner : 0) - n_waiting;
             if (stream)

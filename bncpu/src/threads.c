@@ -39,16 +39,16 @@ void bn_pause_threads(void) {
 #endif
 }
 
-/* A loop ends when all of its threads have. One that does not run, as another program has its processor, is waited for
-   a time slice: milliseconds, where the loop itself may take a tenth of one. So a loop takes no more threads than
-   processors are idle. Linux tells how many tasks run. Where that is not told, or misleads (a busy neighbour on the same
-   few processors of many; a virtual machine whose own processors wait), a loop that waited long is followed by loops of
-   one thread, for so much longer that waiting stays a small part of the time. */
+/* A loop ends when all of its threads have ended. If another program occupies the processor of one, the others wait for a
+   time slice: milliseconds, where the loop itself may take a tenth of one. So a loop takes no more threads than processors
+   are idle. Linux tells how many tasks run. Other systems do not, and the number may mislead (a busy program on the same
+   few of many processors; a virtual machine whose own processors wait). Then a loop that waited long is followed by loops
+   of one thread, for so much longer that waiting stays a small part of the time. */
 
 static int n_processors = 1, n_usable = 1;
 static const char *running_file = "";
 
-/* Waiting is long if it takes more than so many seconds, and more than half as long as the thread's own share. */
+/* Waiting is long if it takes more than so many seconds, and more than half as long as the thread's own part of the work. */
 static double least_long_wait;
 
 void bn_set_machine(int processors, int usable, const char *loadavg, double long_wait) {
@@ -58,7 +58,7 @@ void bn_set_machine(int processors, int usable, const char *loadavg, double long
     least_long_wait = long_wait;
 }
 
-/* How many times as long as it waited a thread then works alone. */
+/* The calling thread then works alone, for so many times as long as it waited. */
 #define ALONE_FACTOR 20
 
 PER_THREAD double alone_until;
@@ -71,8 +71,8 @@ PER_THREAD double alone_until;
 #include <time.h>
 #include <unistd.h>
 
-/* OpenMP's threads wait for the next loop awake, for some milliseconds, and so count as running though they are ours to
-   use. What each of the last loop's was seen to have used of its processor, and when. */
+/* OpenMP's threads stay awake for some milliseconds to wait for the next loop, and count as running tasks though we can
+   use them. For each thread of the last loop: the processor time it had used at the end, and when that was. */
 typedef struct {
     clockid_t clock;
     double used, when;
@@ -83,7 +83,7 @@ enum { MOST_WORKERS = 256 };
 PER_THREAD bn_worker workers[MOST_WORKERS];
 PER_THREAD int n_workers;
 
-/* A thread that was awake all the time has used all but this of it, in seconds. */
+/* A thread that was awake ever since has used all of that time, but for so many seconds. */
 #define INTERRUPTED 0.0001
 
 static double seconds_of(clockid_t clock) {
@@ -101,13 +101,13 @@ static int waiting_workers(void) {
     int n = 0;
     for (int i = 0; i < n_workers; i++) {
         const bn_worker *worker = &workers[i];
-        double used = worker->used < 0 ? -1 : seconds_of(worker->clock); /* -1, too, if it has ended */
+        double used = worker->used < 0 ? -1 : seconds_of(worker->clock); /* also -1 if the thread has ended */
         n += used >= 0 && omp_get_wtime() - worker->when - (used - worker->used) < INTERRUPTED;
     }
     return n;
 }
 
-/* Tasks of the whole machine that run or could, the caller included; 0 if that is not told. */
+/* Tasks of the whole machine that run or wait for a processor, the caller included; 0 if unknown. */
 static int running_tasks(void) {
     char text[128];
     int running = 0, file = open(running_file, O_RDONLY | O_CLOEXEC);
@@ -129,7 +129,7 @@ static int waiting_workers(void) { return 0; }
 
 int bn_idle_threads(int most) {
     int usable, others, idle;
-    if (most < 2 || omp_get_wtime() < alone_until) /* of small calls nothing is asked */
+    if (most < 2 || omp_get_wtime() < alone_until) /* small calls skip the rest */
         return 1;
     usable = omp_get_num_procs();
     usable = usable < n_usable ? usable : n_usable;
@@ -150,10 +150,10 @@ void bn_for_each(ptrdiff_t start, ptrdiff_t stop, bn_task step, void *job, int n
     }
     begin = omp_get_wtime();
 #ifdef __linux__
-    bn_worker *const records = workers; /* those of this thread, not of each */
+    bn_worker *const records = workers; /* the calling thread's records: `workers` is another array in each thread */
     n_workers = n_threads - 1 < MOST_WORKERS ? n_threads - 1 : MOST_WORKERS;
     for (int i = 0; i < n_workers; i++)
-        records[i].used = -1; /* there may be fewer than asked for */
+        records[i].used = -1; /* OpenMP may start fewer threads than asked for */
 #endif
 #pragma omp parallel num_threads(n_threads)
     {

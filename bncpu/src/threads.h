@@ -1,4 +1,4 @@
-/* Threads: OpenMP where the build found it, one thread where it did not; and how many of them would run at once now. */
+/* Threads: by OpenMP if the build found it, else one thread. And how many threads would find a processor idle now. */
 #ifndef BNCPU_THREADS_H
 #define BNCPU_THREADS_H
 
@@ -12,14 +12,14 @@ int bn_openmp_version(void);
 /* Threads OpenMP allows now. */
 int bn_max_threads(void);
 
-/* Ends the idle worker threads. A forked child has none of them, and would wait for them for ever. */
+/* Ends the idle worker threads, before a fork: the child does not have them, and would wait for them for ever. */
 void bn_pause_threads(void);
 
-/* Tells how many processors the machine has, how many of them this process may use at most, the file whose fourth word is
-   how many tasks run, and after how many seconds waiting for another thread is long. */
+/* Sets how many processors the machine has, how many of them this process may use at most, the file whose fourth word is
+   the number of running tasks, and how many seconds of waiting for another thread are long. */
 void bn_set_machine(int processors, int usable, const char *loadavg, double long_wait);
 
-/* Threads, of at most so many, that would run at once now: others may keep processors busy. */
+/* The number of threads, up to `most`, that would find a processor idle now. */
 int bn_idle_threads(int most);
 
 /* Calls `step` for every task from `start` to `stop`, in about equal shares of adjacent tasks. */

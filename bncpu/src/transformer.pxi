@@ -209,6 +209,7 @@ def unchanged(dict given, checked):
         and _same_axis(given.get("channel_axis", given), p[6])
         and _same_vector(given.get("gamma", given), p[7])
         and _same_vector(given.get("beta", given), p[8])
+        and _same_number(given.get("window", given), p[9])
         and type(given.get("copy")) is bool
         and _result_type(None, given.get("dtype", given)) != cnp.NPY_NOTYPE
         and _is_count(given.get("n_threads", given))
