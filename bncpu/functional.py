@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bncpu import _dispatch, _kernels, _validation
+from bncpu import _arguments, _checks, _dispatch, _kernels
 from bncpu._passes import Activation, Part, Pass
 from bncpu.moments import (
     BackwardSums,
@@ -111,14 +111,14 @@ def batch_norm(
     if (device := _dispatch.device_functions(x)) is not None:
         more = {"activation": activation, "residual": residual, "out": out}
         return device.batch_norm(x, mean, var, gamma, beta, eps=eps, channel_axis=channel_axis, **more)
-    axis = _validation.data("x", x, channel_axis)
+    axis = _arguments.data("x", x, channel_axis)
     n_channels = x.shape[axis]
-    center = _validation.required("mean", mean, n_channels)
-    spread = _validation.variances("var", var, n_channels)
-    scale = _validation.per_channel("gamma", gamma, n_channels)
-    shift = _validation.per_channel("beta", beta, n_channels)
-    eps = _validation.real("eps", eps, low=0)
-    arrays = Pass(x, ((axis,),), **_validation.forward(x, activation, residual, out, n_threads))
+    center = _checks.required("mean", mean, n_channels)
+    spread = _checks.variances("var", var, n_channels)
+    scale = _checks.per_channel("gamma", gamma, n_channels)
+    shift = _checks.per_channel("beta", beta, n_channels)
+    eps = _checks.real("eps", eps, low=0)
+    arrays = Pass(x, ((axis,),), **_arguments.forward(x, activation, residual, out, n_threads))
     arrays.whole.apply(fold(center, inverse_std(spread, eps), scale, shift))
     return arrays.result()
 
@@ -226,34 +226,34 @@ def batch_norm_forward(
             y, center, invstd, center_lo = short
             saved = SavedStatistics(center, invstd)
             axis = _short_axis(x, channel_axis)
-            saved.mean_lo, saved.call = center_lo, _validation.call(axis, activation, gamma, beta, None)
+            saved.mean_lo, saved.call = center_lo, _arguments.call(axis, activation, gamma, beta, None)
             return y, saved
     if (device := _dispatch.device_functions(x)) is not None:
-        _validation.whole_batch("moments", moments)
+        _arguments.whole_batch("moments", moments)
         more: dict[str, Any] = {"activation": activation, "residual": residual, "out": out}
         more |= {"running_mean": running_mean, "running_var": running_var, "momentum": momentum, "ddof": ddof}
         return device.batch_norm_forward(x, gamma, beta, eps=eps, channel_axis=channel_axis, **more)
-    axis = _validation.data("x", x, channel_axis)
+    axis = _arguments.data("x", x, channel_axis)
     n_channels = x.shape[axis]
-    scale = _validation.per_channel("gamma", gamma, n_channels)
-    shift = _validation.per_channel("beta", beta, n_channels)
+    scale = _checks.per_channel("gamma", gamma, n_channels)
+    shift = _checks.per_channel("beta", beta, n_channels)
     others = {"x": x, "gamma": gamma, "beta": beta, "residual": residual, "out": out}
-    _validation.running_pair(running_mean, running_var, n_channels, others)
-    momentum = _validation.momentum(momentum)
-    ddof = _validation.real("ddof", ddof, low=0)
-    eps = _validation.real("eps", eps, low=0)
-    moments = _validation.sums_of_all("moments", Moments, moments, x, n_channels)
-    arrays = Pass(x, ((axis,),), **_validation.forward(x, activation, residual, out, n_threads))
+    _arguments.running_pair(running_mean, running_var, n_channels, others)
+    momentum = _arguments.momentum(momentum)
+    ddof = _checks.real("ddof", ddof, low=0)
+    eps = _checks.real("eps", eps, low=0)
+    moments = _arguments.sums_of_all("moments", Moments, moments, x, n_channels)
+    arrays = Pass(x, ((axis,),), **_arguments.forward(x, activation, residual, out, n_threads))
     if n_channels:
         count = x.size // n_channels if moments is None else np.min(moments.count)
-        _validation.values_per_channel("batch_norm_forward", count, ddof)
+        _arguments.values_per_channel("batch_norm_forward", count, ddof)
 
     if moments is None:
         moments, saved = arrays.whole.forward(scale, shift, eps)
     else:
         saved = saved_statistics(moments, eps)
         arrays.whole.apply(fold_saved(saved, scale, shift))
-    saved.call = _validation.call(axis, activation, gamma, beta, residual)
+    saved.call = _arguments.call(axis, activation, gamma, beta, residual)
     y = arrays.result()
     if running_mean is not None and running_var is not None:
         with np.errstate(all="ignore"):
@@ -471,18 +471,18 @@ def _backward(
 ) -> tuple[Array, ...]:
     frozen = isinstance(sums, str)
     if (device := _dispatch.device_functions(x)) is not None:
-        _validation.whole_batch("sums", None if frozen else sums)
+        _arguments.whole_batch("sums", None if frozen else sums)
         backward = device.batch_norm_backward_frozen if frozen else device.batch_norm_backward
         more = {"activation": activation, "residual": residual, "out": out}
         return backward(dy, x, saved, gamma, beta=beta, channel_axis=channel_axis, **more)
-    axis = _validation.data("x", x, channel_axis)
+    axis = _arguments.data("x", x, channel_axis)
     n_channels = x.shape[axis]
-    _validation.as_in_forward(saved, _validation.call(axis, activation, gamma, beta, residual))
-    saved = _validation.saved(saved, (n_channels,), "one value per channel")
-    scale = _validation.per_channel("gamma", gamma, n_channels)
-    shift = _validation.per_channel("beta", beta, n_channels)
-    given = None if frozen else _validation.sums_of_all("sums", BackwardSums, sums, x, n_channels)
-    arrays = Pass(x, ((axis,),), **_validation.backward(dy, x, activation, residual, out, n_threads))
+    _arguments.as_in_forward(saved, _arguments.call(axis, activation, gamma, beta, residual))
+    saved = _arguments.saved(saved, (n_channels,), "one value per channel")
+    scale = _checks.per_channel("gamma", gamma, n_channels)
+    shift = _checks.per_channel("beta", beta, n_channels)
+    given = None if frozen else _arguments.sums_of_all("sums", BackwardSums, sums, x, n_channels)
+    arrays = Pass(x, ((axis,),), **_arguments.backward(dy, x, activation, residual, out, n_threads))
     part = arrays.whole
     relu = fold_saved(saved, scale, shift) if part.relu else None
     if sums is None:
@@ -550,8 +550,8 @@ def batch_norm_moments(x: Array, *, channel_axis: int = 1, n_threads: int | None
     >>> bool(np.abs(y - batch_norm_forward(x)[0]).max() < 1e-14)
     True
     """
-    axis = _validation.data("x", x, channel_axis)
-    return Pass(x, ((axis,),), n_threads=_validation.threads(n_threads), read_only=True).whole.moments()
+    axis = _arguments.data("x", x, channel_axis)
+    return Pass(x, ((axis,),), n_threads=_checks.threads(n_threads), read_only=True).whole.moments()
 
 
 def batch_norm_backward_sums(
@@ -619,14 +619,14 @@ def batch_norm_backward_sums(
     >>> bool(np.abs(dx - batch_norm_backward(dy, x, saved)[0]).max() < 1e-14)
     True
     """
-    axis = _validation.data("x", x, channel_axis)
+    axis = _arguments.data("x", x, channel_axis)
     n_channels = x.shape[axis]
-    given = _validation.call(axis, activation, gamma, beta, residual)
-    _validation.as_in_forward(saved, given if activation else given._replace(gamma=True))  # which needs none
-    saved = _validation.saved(saved, (n_channels,), "one value per channel")
-    scale = _validation.per_channel("gamma", gamma, n_channels)
-    shift = _validation.per_channel("beta", beta, n_channels)
-    checked = _validation.backward(dy, x, activation, residual, None, n_threads)
+    given = _arguments.call(axis, activation, gamma, beta, residual)
+    _arguments.as_in_forward(saved, given if activation else given._replace(gamma=True))  # which needs none
+    saved = _arguments.saved(saved, (n_channels,), "one value per channel")
+    scale = _checks.per_channel("gamma", gamma, n_channels)
+    shift = _checks.per_channel("beta", beta, n_channels)
+    checked = _arguments.backward(dy, x, activation, residual, None, n_threads)
     part = Pass(x, ((axis,),), **checked, read_only=True).whole
     relu = fold_saved(saved, scale, shift) if part.relu else None
     return _sums(part, saved, relu)
@@ -666,7 +666,7 @@ def merge(*parts: Sums) -> Sums:
     >>> whole.mean, whole.m2
     (array([3.]), array([14.]))
     """
-    checked = _validation.mergeable_sums(parts)
+    checked = _arguments.mergeable_sums(parts)
     kind: Any = type(checked[0])
     stacked = np.stack([np.stack(part) for part in checked], axis=1)
     return kind(*(merge_blocks if kind is Moments else sum_blocks)(stacked))

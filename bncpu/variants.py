@@ -6,6 +6,7 @@ channel of each sample. Layer and RMS normalization, and groups of single values
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Iterator
 from math import prod
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bncpu import _layout, _validation
+from bncpu import _arguments, _checks, _layout
 from bncpu._passes import Activation, Part, Pass
 from bncpu.moments import (
     Coefficients,
@@ -653,15 +654,15 @@ def instance_norm_forward(
     >>> saved.mean
     array([[ 2., 20.]])
     """
-    axis = _validation.data("x", x, channel_axis)
+    axis = _arguments.data("x", x, channel_axis)
     n_channels = x.shape[axis]
     others = {"x": x, "gamma": gamma, "beta": beta, "residual": residual, "out": out}
-    _validation.running_pair(running_mean, running_var, n_channels, others)
-    momentum = _validation.momentum(momentum)
-    ddof = _validation.real("ddof", ddof, low=0)
+    _arguments.running_pair(running_mean, running_var, n_channels, others)
+    momentum = _arguments.momentum(momentum)
+    ddof = _checks.real("ddof", ddof, low=0)
     n_samples = x.shape[0 if axis else 1]
     if n_samples and n_channels:
-        _validation.values_per_channel("instance_norm", x.size // (n_samples * n_channels), ddof)
+        _arguments.values_per_channel("instance_norm", x.size // (n_samples * n_channels), ddof)
     y, saved, moments = _group_forward(x, n_channels, gamma, beta, eps, axis, activation, residual, out, n_threads)
     if running_mean is not None and running_var is not None and n_samples:
         with np.errstate(all="ignore"):
@@ -745,7 +746,7 @@ def instance_norm_backward(
     >>> bool(abs(dx.sum()) < 1e-15)
     True
     """
-    axis = _validation.data("x", x, channel_axis)
+    axis = _arguments.data("x", x, channel_axis)
     return _group_backward(dy, x, saved, x.shape[axis], gamma, beta, axis, activation, residual, out, n_threads)
 
 
@@ -895,8 +896,8 @@ def group_norm_forward(
     >>> saved.mean
     array([[ 2., 20.]])
     """
-    axis = _validation.data("x", x, channel_axis)
-    n_groups = _validation.groups(n_groups, x.shape[axis])
+    axis = _arguments.data("x", x, channel_axis)
+    n_groups = _groups(n_groups, x.shape[axis])
     y, saved, _ = _group_forward(x, n_groups, gamma, beta, eps, axis, activation, residual, out, n_threads)
     return y, saved
 
@@ -975,8 +976,8 @@ def group_norm_backward(
     >>> bool(abs(dx.sum()) < 1e-15)
     True
     """
-    axis = _validation.data("x", x, channel_axis)
-    n_groups = _validation.groups_of(saved, x.shape[axis])
+    axis = _arguments.data("x", x, channel_axis)
+    n_groups = _groups_of(saved, x.shape[axis])
     return _group_backward(dy, x, saved, n_groups, gamma, beta, axis, activation, residual, out, n_threads)
 
 
@@ -998,10 +999,10 @@ def _layer_forward(
     statistics: Statistics = saved_statistics,
     keep: bool = True,
 ) -> tuple[Array, Any]:
-    shape = _validation.normalized(x, normalized_shape, channel_axis)
-    scale, shift = (_validation.parameter(name, a, shape) for name, a in (("gamma", gamma), ("beta", beta)))
-    eps = _validation.real("eps", eps, low=0)
-    arrays = _layer_pass(x, shape, channel_axis, _validation.forward(x, activation, residual, out, n_threads))
+    shape = _normalized(x, normalized_shape, channel_axis)
+    scale, shift = (_checks.parameter(name, a, shape) for name, a in (("gamma", gamma), ("beta", beta)))
+    eps = _checks.real("eps", eps, low=0)
+    arrays = _layer_pass(x, shape, channel_axis, _arguments.forward(x, activation, residual, out, n_threads))
     moments = _forward_in_two_steps(arrays, scale, shift, eps, statistics, keep=keep)
     axis, ones = -1 if channel_axis is None else channel_axis, (1,) * len(shape)
     y = np.moveaxis(arrays.result(), -1, axis)
@@ -1009,7 +1010,7 @@ def _layer_forward(
         return y if out is None else out, None
     saved = changed(statistics(moments, eps), lambda a: np.moveaxis(a.reshape(a.shape + ones), -1, axis))
     at = None if channel_axis is None else axis % x.ndim
-    saved.call = _validation.call(at, activation, gamma, beta, residual, shape)
+    saved.call = _arguments.call(at, activation, gamma, beta, residual, shape)
     return y if out is None else out, saved
 
 
@@ -1028,9 +1029,9 @@ def _layer_backward(
     centred: bool,
 ) -> tuple[Array, ...]:
     given = (activation, gamma, beta, residual)
-    shape, saved = _validation.normalized_as(x, saved, channel_axis, given, centred=centred)
-    scale, shift = (_validation.parameter(name, a, shape) for name, a in (("gamma", gamma), ("beta", beta)))
-    arrays = _layer_pass(x, shape, channel_axis, _validation.backward(dy, x, activation, residual, out, n_threads))
+    shape, saved = _normalized_as(x, saved, channel_axis, given, centred=centred)
+    scale, shift = (_checks.parameter(name, a, shape) for name, a in (("gamma", gamma), ("beta", beta)))
+    arrays = _layer_pass(x, shape, channel_axis, _arguments.backward(dy, x, activation, residual, out, n_threads))
     axis, lead = -1 if channel_axis is None else channel_axis, arrays.whole.x.shape[: -len(shape)]
     saved = changed(saved, lambda a: np.moveaxis(a, axis, -1).reshape(lead))
     dgamma, dbeta = _backward_in_two_steps(arrays, saved, scale, shift, shape, prod(shape))
@@ -1044,6 +1045,59 @@ def _layer_pass(x: Array, shape: tuple[int, ...], channel_axis: int | None, chec
         arrays = {k: np.moveaxis(a, channel_axis, -1) if isinstance(a, np.ndarray) else a for k, a in arrays.items()}
     first = x.ndim - len(shape)
     return Pass(kept=(tuple(range(first)), tuple(range(first, x.ndim))), **arrays)
+
+
+def _normalized(x: Any, normalized_shape: Any, channel_axis: Any) -> tuple[int, ...]:
+    """The shape normalized over: that of the trailing axes, or of the channel axis."""
+    _checks.floats("x", x)
+    if x.ndim < 1:
+        raise ValueError("x must have at least 1 dimension, got a 0-d array")
+    sizes = normalized_shape if isinstance(normalized_shape, (tuple, list)) else (normalized_shape,)
+    if not sizes:
+        raise ValueError("normalized_shape must name at least one axis, got ()")
+    if not all(isinstance(size, numbers.Integral) and not isinstance(size, bool) for size in sizes):
+        got = type(normalized_shape).__name__ if np.ndim(normalized_shape) > 1 else repr(normalized_shape)
+        raise TypeError(f"normalized_shape must be an integer or a tuple of integers, got {got}")
+    shape = tuple(int(size) for size in sizes)
+    if channel_axis is None:
+        expected, where = x.shape[-len(shape) :], "the last axes of x"
+    else:
+        expected, where = (x.shape[_checks.axis_of("x", x, channel_axis)],), f"axis {channel_axis} of x"
+    if shape != expected:
+        raise ValueError(f"normalized_shape must be that of {where} of shape {x.shape}, got {shape}")
+    return shape
+
+
+def _normalized_as(
+    x: Any, s: Any, channel_axis: Any, given: tuple[Any, Any, Any, Any], *, centred: bool
+) -> tuple[tuple[int, ...], SavedStatistics]:
+    """The shape normalized over in the forward pass that saved `s`, which had what is `given`; and the statistics."""
+    _checks.floats("x", x)
+    axis = None if channel_axis is None else _checks.axis_of("x", x, channel_axis)
+    _arguments.as_in_forward(s, _arguments.call(axis, *given))
+    if axis is not None:
+        expected, over = (*x.shape[:axis], 1, *x.shape[axis + 1 :]), (x.shape[axis],)
+    else:
+        # By hand: axes of length 1 may or may not have been normalized over.
+        k = len(s.call.normalized) if getattr(s, "call", None) else _trailing(s, x, *given[1:3])
+        expected, over = x.shape[:-k] + (1,) * k, x.shape[-k:]
+    what = f"that of x, {x.shape}, with 1 for the axes normalized over"
+    return over, _arguments.saved(s, expected, what, centred=centred)
+
+
+def _trailing(s: Any, x: Array, *parameters: Any) -> int:
+    """How many axes were normalized over, as parameters or the shape of the statistics say."""
+    known = [n for a in parameters if (n := _n_dimensions(a))]
+    shape = np.shape(getattr(s, "invstd", ()))
+    fits = (k for k in range(1, x.ndim + 1) if shape == x.shape[:-k] + (1,) * k)
+    return min(known[0], x.ndim) if known else next(fits, 1)
+
+
+def _n_dimensions(a: Any) -> int:
+    try:
+        return np.ndim(a)
+    except ValueError:  # ragged, which is refused by name later
+        return 0
 
 
 # ---- group and instance: groups of channels have statistics, channels have parameters ----
@@ -1062,15 +1116,15 @@ def _group_forward(
     n_threads: int | None,
 ) -> tuple[Array, SavedStatistics, Moments]:
     scale, shift = (_grouped(name, a, x.shape[axis], n_groups) for name, a in (("gamma", gamma), ("beta", beta)))
-    eps = _validation.real("eps", eps, low=0)
-    arrays = _group_pass(x, n_groups, axis, _validation.forward(x, activation, residual, out, n_threads))
+    eps = _checks.real("eps", eps, low=0)
+    arrays = _group_pass(x, n_groups, axis, _arguments.forward(x, activation, residual, out, n_threads))
     if len(arrays.whole.layouts) > 1:
         moments = _forward_in_two_steps(arrays, scale, shift, eps, saved_statistics)
     else:
         moments = _forward_in_one_step(arrays, scale, shift, eps)
     y = _layout.channels_joined(arrays.result(), axis)
     saved = saved_statistics(moments, eps)
-    saved.call = _validation.call(axis, activation, gamma, beta, residual)
+    saved.call = _arguments.call(axis, activation, gamma, beta, residual)
     return y if out is None else out, saved, moments
 
 
@@ -1088,10 +1142,10 @@ def _group_backward(
     n_threads: int | None,
 ) -> tuple[Array, ...]:
     n_channels, n_samples = x.shape[axis], x.shape[0 if axis else 1]
-    _validation.as_in_forward(saved, _validation.call(axis, activation, gamma, beta, residual))
-    saved = _validation.saved(saved, (n_samples, n_groups), "one value per sample and group of channels")
+    _arguments.as_in_forward(saved, _arguments.call(axis, activation, gamma, beta, residual))
+    saved = _arguments.saved(saved, (n_samples, n_groups), "one value per sample and group of channels")
     scale, shift = (_grouped(name, a, n_channels, n_groups) for name, a in (("gamma", gamma), ("beta", beta)))
-    arrays = _group_pass(x, n_groups, axis, _validation.backward(dy, x, activation, residual, out, n_threads))
+    arrays = _group_pass(x, n_groups, axis, _arguments.backward(dy, x, activation, residual, out, n_threads))
     back = _backward_in_two_steps if len(arrays.whole.layouts) > 1 else _backward_in_one_step
     count = x.size / max(1, n_samples * n_groups)
     dgamma, dbeta = back(arrays, saved, scale, shift, (n_groups, arrays.whole.x.shape[2]), count)
@@ -1110,8 +1164,23 @@ def _group_pass(x: Array, n_groups: int, axis: int, checked: dict[str, Any]) -> 
 
 
 def _grouped(name: str, a: ArrayLike | None, n_channels: int, n_groups: int) -> Float64 | None:
-    values = _validation.per_channel(name, a, n_channels)
+    values = _checks.per_channel(name, a, n_channels)
     return None if values is None else values.reshape(n_groups, n_channels // n_groups if n_groups else 1)
+
+
+def _groups(n_groups: Any, n_channels: int) -> int:
+    """`n_groups`, a divisor of the number of channels."""
+    if n_groups is None or not _checks.whole("n_groups", n_groups, low=1) or n_channels % n_groups:
+        raise ValueError(f"n_groups must divide the number of channels, {n_channels}; got {n_groups}")
+    return int(n_groups)
+
+
+def _groups_of(s: Any, n_channels: int) -> int:
+    """The number of groups of the forward pass that saved `s`."""
+    shape = np.shape(getattr(s, "invstd", ()))
+    if isinstance(s, SavedStatistics) and (len(shape) != 2 or not shape[1] or n_channels % shape[1]):
+        raise ValueError(f"saved.invstd must have shape (N, n_groups) for {n_channels} channels, got {shape}")
+    return shape[1] if len(shape) == 2 else 1
 
 
 # ---- one step: statistics, spread over the channels of their group, are folded with the parameters ----

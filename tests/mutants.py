@@ -272,7 +272,13 @@ MUTANTS = [
     Mutant("last-rows-not-summed", TEMPLATE, "o < rows; o++)", "o < rows - 1; o++)", "kernels"),
     Mutant("other-quarters-not-summed", TEMPLATE, "h < streams; h++", "h < 1; h++", "kernels"),
     Mutant("rows-between-setups-not-summed", TEMPLATE, "u < n_rows; u += step", "u < 1; u += step", "kernels"),
-    Mutant("all-columns-converted-as-the-first", TEMPLATE, "NAME(at)(a.x, 0, c, 0);\n        }", "a.x.data;\n        }", "numbers"),
+    Mutant(
+        "all-columns-converted-as-the-first",
+        TEMPLATE,
+        "NAME(at)(a.x, 0, c, 0);\n        }",
+        "a.x.data;\n        }",
+        "numbers",
+    ),
     Mutant("columns-in-turn-overlap", TEMPLATE, "j += registers * LANES)", "j += LANES)", "kernels"),
     Mutant(
         "last-column-not-summed",
@@ -500,9 +506,9 @@ MUTANTS = [
     Mutant(
         "running-arrays-changed-before-a-refusal",
         FUNCTIONAL,
-        '    ddof = _validation.real("ddof", ddof, low=0)\n    eps',
+        '    ddof = _checks.real("ddof", ddof, low=0)\n    eps',
         "    if running_mean is not None:\n        running_mean *= momentum\n"
-        '    ddof = _validation.real("ddof", ddof, low=0)\n    eps',
+        '    ddof = _checks.real("ddof", ddof, low=0)\n    eps',
         "validation",
     ),
     Mutant(
