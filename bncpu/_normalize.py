@@ -12,7 +12,7 @@ short: ``_kernels.*_plain``        plain C-contiguous arrays, channels on axis 1
                                    parameters that float32 holds; chosen by `functional`,
                                    `transformer`
 turned: ``_kernels.normalize``     channels of 2 to 64 values, each normalized by itself;         once
-                                   chosen by `variants`
+                                   chosen by `_two_steps`
 fused: ``_kernels._both``          both steps wanted, and `_resident_channels` finds channels    once
                                    whose values stay in the cache in between
 wide rows: ``_kernels._run_wide``  contiguous rows, channels repeated to rows of 4 KiB           once a step

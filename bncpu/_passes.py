@@ -64,6 +64,10 @@ class Part:
     def _form(self, a: Array | None, step: int) -> Any:
         return None if a is None else self.layouts[step].form(a)
 
+    def share(self, saved: SavedStatistics) -> SavedStatistics:
+        """The statistics of the samples of this part, of those of all samples."""
+        return changed(saved, lambda a: a[self.at] if a.ndim else a)
+
     def moments(self, layout: _layout.Layout | None = None) -> Moments:
         """Moments along the kept axes of the first step, or of `layout`, which must fit."""
         layout = layout or self.layouts[0]
@@ -257,3 +261,8 @@ class Pass:
             return (self._copy_of_dy,)
         dz = self.whole.dresidual
         return () if dz is None else (_layout.delivered(dz, None, self._dtype),)
+
+
+def joined(parts: list[Moments]) -> Moments:
+    """Moments of all samples from those of the parts."""
+    return parts[0] if len(parts) == 1 else Moments(*map(np.concatenate, zip(*parts, strict=True)))
