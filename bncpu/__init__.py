@@ -32,8 +32,9 @@ from bncpu.layer_norms import (
     rms_norm_backward,
     rms_norm_forward,
 )
-from bncpu.moments import BackwardSums, Moments, SavedStatistics
+from bncpu.moments import BackwardSums, Moments
 from bncpu.pipelines import simplify
+from bncpu.saved import SavedStatistics
 from bncpu.transformer import BatchNormTransformer
 
 __version__ = version("bncpu")

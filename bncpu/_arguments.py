@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from bncpu._checks import axis_of, floats, like, parameter, real, required, threads, written
 from bncpu.gpu._library import library_of
-from bncpu.moments import BackwardSums, Call, Moments, SavedStatistics
+from bncpu.moments import BackwardSums, Moments
+from bncpu.saved import SavedStatistics
 
 Array = NDArray[np.floating[Any]]
 
@@ -107,41 +108,15 @@ def saved(s: Any, shape: tuple[int, ...], what: str, *, centred: bool = True) ->
         expected = "the mean of the forward pass" if centred else "None, as rms_norm_forward leaves it"
         raise ValueError(f"saved.mean must be {expected}; got {'None' if s.mean is None else np.shape(s.mean)}")
     mean = parameter("saved.mean", s.mean, shape, f", {what}") if centred else None
-    checked = SavedStatistics(mean, parameter("saved.invstd", s.invstd, shape, f", {what}"))
-    if checked.invstd is None:
+    invstd = parameter("saved.invstd", s.invstd, shape, f", {what}")
+    if invstd is None:
         raise ValueError("saved.invstd must be that of the forward pass, got None")
-    if centred and not isinstance(s.mean_lo, float):
-        checked.mean_lo = parameter("saved.mean_lo", s.mean_lo, shape, f", {what}")
-        if checked.mean_lo is None:
-            raise ValueError("saved.mean_lo must be that of the forward pass or 0.0, got None")
-    return checked
-
-
-def call(
-    channel_axis: int | None,
-    activation: Any,
-    gamma: Any,
-    beta: Any,
-    residual: Any,
-    normalized: tuple[int, ...] | None = None,
-) -> Call:
-    """What a pass was called with; the channel axis counted from 0."""
-    return Call(channel_axis, activation, gamma is not None, beta is not None, residual is not None, normalized)
-
-
-def as_in_forward(s: Any, now: Call) -> None:
-    """Refuse a backward pass that forgets what the forward pass had: its gradients would be wrong."""
-    then: Call | None = getattr(s, "call", None)
-    if then is None:
-        return
-    for name in ("channel_axis", "activation"):
-        if getattr(then, name) != getattr(now, name):
-            expected, got = getattr(then, name), getattr(now, name)
-            raise ValueError(f"{name} must be that of the forward pass that made saved, {expected!r}; got {got!r}")
-    needed = ["gamma", "beta", "residual"] if then.activation else ["gamma"]
-    for name in needed:
-        if getattr(then, name) and not getattr(now, name):
-            raise ValueError(f"{name} must be given, as in the forward pass that made saved; got None")
+    if not centred or isinstance(s.mean_lo, float):
+        return SavedStatistics(mean, invstd, s.mean_lo if centred else 0.0)
+    mean_lo = parameter("saved.mean_lo", s.mean_lo, shape, f", {what}")
+    if mean_lo is None:
+        raise ValueError("saved.mean_lo must be that of the forward pass or 0.0, got None")
+    return SavedStatistics(mean, invstd, mean_lo)
 
 
 # ---- a batch in parts ----

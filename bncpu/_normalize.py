@@ -36,7 +36,6 @@ from bncpu.moments import (
     Coefficients,
     Gradient,
     Moments,
-    SavedStatistics,
     fold_saved,
     fold_saved_backward,
     merge_blocks,
@@ -46,6 +45,7 @@ from bncpu.moments import (
     sum_blocks,
     sums_with_x_hat,
 )
+from bncpu.saved import SavedStatistics
 
 Array = NDArray[np.floating[Any]]
 
@@ -256,8 +256,7 @@ def forward(
         x4, y4, residual, gamma, beta, eps, relu, _is_apart(y4, x4, residual), n
     )
     found = Moments(*np.ascontiguousarray(sums[:, 0]))
-    saved = SavedStatistics(found.mean, invstd)
-    saved.mean_lo = found.mean_lo
+    saved = SavedStatistics(found.mean, invstd, found.mean_lo)
     if not done.all():
         c = fold_saved(saved, gamma, beta)
         for (x, z, y), own in _not_done((x4, residual, y4), done, channels):

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bncpu import _layout, _normalize
-from bncpu.moments import Coefficients, Gradient, Moments, SavedStatistics, changed
+from bncpu.moments import Coefficients, Gradient, Moments, changed
+from bncpu.saved import SavedStatistics
 
 Array = NDArray[np.floating[Any]]
 Float64 = NDArray[np.float64]

@@ -16,12 +16,12 @@ from bncpu.moments import (
     Coefficients,
     Gradient,
     Moments,
-    SavedStatistics,
     fold_backward,
     fold_saved,
     rounded,
     sums_with_x_hat,
 )
+from bncpu.saved import SavedStatistics
 
 Float64 = NDArray[np.float64]
 Statistics = Callable[[Moments, float], SavedStatistics]

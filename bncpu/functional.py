@@ -20,7 +20,6 @@ from bncpu.moments import (
     Coefficients,
     Gradient,
     Moments,
-    SavedStatistics,
     fold,
     fold_saved,
     fold_saved_backward,
@@ -32,6 +31,7 @@ from bncpu.moments import (
     sums_with_x_hat,
     variance,
 )
+from bncpu.saved import SavedStatistics, as_in_forward, call_of
 
 Array = NDArray[np.floating[Any]]
 Sums = TypeVar("Sums", Moments, BackwardSums)
@@ -224,10 +224,9 @@ def batch_norm_forward(
         short = _kernels.forward_plain(x, channel_axis == -1, gamma, beta, eps, out, relu, n_threads)
         if short is not None:
             y, center, invstd, center_lo = short
-            saved = SavedStatistics(center, invstd)
             axis = _short_axis(x, channel_axis)
-            saved.mean_lo, saved.call = center_lo, _arguments.call(axis, activation, gamma, beta, None)
-            return y, saved
+            call, count = call_of(axis, activation, gamma, beta, None), x.size // x.shape[axis]
+            return y, SavedStatistics(center, invstd, center_lo, count, "training", call)
     if (device := _dispatch.device_functions(x)) is not None:
         _arguments.whole_batch("moments", moments)
         more: dict[str, Any] = {"activation": activation, "residual": residual, "out": out}
@@ -244,16 +243,17 @@ def batch_norm_forward(
     eps = _checks.real("eps", eps, low=0)
     moments = _arguments.sums_of_all("moments", Moments, moments, x, n_channels)
     arrays = Pass(x, ((axis,),), **_arguments.forward(x, activation, residual, out, n_threads))
+    count = x.size // max(1, n_channels) if moments is None else moments.count
     if n_channels:
-        count = x.size // n_channels if moments is None else np.min(moments.count)
-        _arguments.values_per_channel("batch_norm_forward", count, ddof)
+        _arguments.values_per_channel("batch_norm_forward", np.min(count), ddof)
 
     if moments is None:
         moments, saved = arrays.whole.forward(scale, shift, eps)
     else:
         saved = saved_statistics(moments, eps)
         arrays.whole.apply(fold_saved(saved, scale, shift))
-    saved.call = _arguments.call(axis, activation, gamma, beta, residual)
+    call = call_of(axis, activation, gamma, beta, residual)
+    saved = saved._replace(count=count, kind="training", call=call)
     y = arrays.result()
     if running_mean is not None and running_var is not None:
         with np.errstate(all="ignore"):
@@ -346,7 +346,7 @@ def batch_norm_backward(
         and sums is None
         and type(saved) is SavedStatistics
         and _is_short(channel_axis, activation, residual, n_threads)
-        and (saved.call is None or saved.call[:3] == (_short_axis(x, channel_axis), None, gamma is not None))
+        and _is_of(saved, x, channel_axis, gamma)
     ):
         short = _kernels.backward_plain(
             dy, x, channel_axis == -1, saved.mean, saved.invstd, saved.mean_lo, gamma, out, n_threads
@@ -370,6 +370,15 @@ def _is_short(channel_axis: int, activation: Activation, residual: Array | None,
         and (n_threads is None or (type(n_threads) is int and n_threads > 0))
         and (activation is None or (type(activation) is str and activation == "relu"))
     )
+
+
+def _is_of(saved: SavedStatistics, x: Any, channel_axis: int, gamma: Any) -> bool:
+    """Whether `saved` is of a forward pass over such an x, called so; if not the long way says why."""
+    if type(x) is not np.ndarray or x.ndim < 2:
+        return False
+    axis, then, count = _short_axis(x, channel_axis), saved.call, saved.count
+    called_so = then is None or then[:3] == (axis, None, gamma is not None)
+    return called_so and (count is None or (type(count) is int and count * x.shape[axis] == x.size))
 
 
 def _short_axis(x: Any, channel_axis: int) -> int:
@@ -477,7 +486,8 @@ def _backward(
         return backward(dy, x, saved, gamma, beta=beta, channel_axis=channel_axis, **more)
     axis = _arguments.data("x", x, channel_axis)
     n_channels = x.shape[axis]
-    _arguments.as_in_forward(saved, _arguments.call(axis, activation, gamma, beta, residual))
+    call, count = call_of(axis, activation, gamma, beta, residual), x.size // max(1, n_channels)
+    as_in_forward(saved, call, None if frozen else count, of_part=sums is not None)
     saved = _arguments.saved(saved, (n_channels,), "one value per channel")
     scale = _checks.per_channel("gamma", gamma, n_channels)
     shift = _checks.per_channel("beta", beta, n_channels)
@@ -621,8 +631,9 @@ def batch_norm_backward_sums(
     """
     axis = _arguments.data("x", x, channel_axis)
     n_channels = x.shape[axis]
-    given = _arguments.call(axis, activation, gamma, beta, residual)
-    _arguments.as_in_forward(saved, given if activation else given._replace(gamma=True))  # which needs none
+    call = call_of(axis, activation, gamma, beta, residual)
+    call = call if activation else call._replace(gamma=True)  # which needs none
+    as_in_forward(saved, call, x.size // max(1, n_channels), of_part=True)
     saved = _arguments.saved(saved, (n_channels,), "one value per channel")
     scale = _checks.per_channel("gamma", gamma, n_channels)
     shift = _checks.per_channel("beta", beta, n_channels)

@@ -18,7 +18,6 @@ from bncpu._passes import Activation, Part, Pass, joined
 from bncpu._two_steps import backward_in_two_steps, forward_in_two_steps
 from bncpu.moments import (
     Moments,
-    SavedStatistics,
     changed,
     fold_backward,
     fold_saved,
@@ -28,6 +27,7 @@ from bncpu.moments import (
     sums_with_x_hat,
     variance,
 )
+from bncpu.saved import SavedStatistics, as_in_forward, call_of
 
 Array = NDArray[np.floating[Any]]
 Float64 = NDArray[np.float64]
@@ -553,8 +553,8 @@ def _group_forward(
     else:
         moments = _forward_in_one_step(arrays, scale, shift, eps)
     y = _layout.channels_joined(arrays.result(), axis)
-    saved = saved_statistics(moments, eps)
-    saved.call = _arguments.call(axis, activation, gamma, beta, residual)
+    call, count = call_of(axis, activation, gamma, beta, residual), _values(x, n_groups, axis)
+    saved = saved_statistics(moments, eps)._replace(count=count, kind="training", call=call)
     return y if out is None else out, saved, moments
 
 
@@ -572,15 +572,20 @@ def _group_backward(
     n_threads: int | None,
 ) -> tuple[Array, ...]:
     n_channels, n_samples = x.shape[axis], x.shape[0 if axis else 1]
-    _arguments.as_in_forward(saved, _arguments.call(axis, activation, gamma, beta, residual))
+    count = _values(x, n_groups, axis)
+    as_in_forward(saved, call_of(axis, activation, gamma, beta, residual), count)
     saved = _arguments.saved(saved, (n_samples, n_groups), "one value per sample and group of channels")
     scale, shift = (_grouped(name, a, n_channels, n_groups) for name, a in (("gamma", gamma), ("beta", beta)))
     arrays = _group_pass(x, n_groups, axis, _arguments.backward(dy, x, activation, residual, out, n_threads))
     back = backward_in_two_steps if len(arrays.whole.layouts) > 1 else _backward_in_one_step
-    count = x.size / max(1, n_samples * n_groups)
     dgamma, dbeta = back(arrays, saved, scale, shift, (n_groups, arrays.whole.x.shape[2]), count)
     dx, *dz = (_layout.channels_joined(a, axis) for a in (arrays.result(), *arrays.dresidual()))
     return dx if out is None else out, dgamma.reshape(-1), dbeta.reshape(-1), *dz
+
+
+def _values(x: Array, n_groups: int, axis: int) -> int:
+    """Number of values of a group in a sample."""
+    return x.size // max(1, x.shape[0 if axis else 1] * n_groups)
 
 
 def _group_pass(x: Array, n_groups: int, axis: int, checked: dict[str, Any]) -> Pass:

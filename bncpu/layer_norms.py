@@ -15,7 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 from bncpu import _arguments, _checks
 from bncpu._passes import Activation, Pass
 from bncpu._two_steps import Statistics, backward_in_two_steps, forward_in_two_steps
-from bncpu.moments import SavedStatistics, changed, rms_statistics, saved_statistics
+from bncpu.moments import changed, rms_statistics, saved_statistics
+from bncpu.saved import SavedStatistics, as_in_forward, call_of
 
 Array = NDArray[np.floating[Any]]
 
@@ -495,8 +496,8 @@ def _layer_forward(
         return y if out is None else out, None
     saved = changed(statistics(moments, eps), lambda a: np.moveaxis(a.reshape(a.shape + ones), -1, axis))
     at = None if channel_axis is None else axis % x.ndim
-    saved.call = _arguments.call(at, activation, gamma, beta, residual, shape)
-    return y if out is None else out, saved
+    call = call_of(at, activation, gamma, beta, residual, shape)
+    return y if out is None else out, saved._replace(count=prod(shape), kind="training", call=call)
 
 
 def _layer_backward(
@@ -559,13 +560,14 @@ def _normalized_as(
     """The shape normalized over in the forward pass that saved `s`, which had what is `given`; and the statistics."""
     _checks.floats("x", x)
     axis = None if channel_axis is None else _checks.axis_of("x", x, channel_axis)
-    _arguments.as_in_forward(s, _arguments.call(axis, *given))
     if axis is not None:
         expected, over = (*x.shape[:axis], 1, *x.shape[axis + 1 :]), (x.shape[axis],)
     else:
         # By hand: axes of length 1 may or may not have been normalized over.
-        k = len(s.call.normalized) if getattr(s, "call", None) else _trailing(s, x, *given[1:3])
+        known = getattr(getattr(s, "call", None), "normalized", None)
+        k = len(known) if known else _trailing(s, x, *given[1:3])
         expected, over = x.shape[:-k] + (1,) * k, x.shape[-k:]
+    as_in_forward(s, call_of(axis, *given), prod(over))
     what = f"that of x, {x.shape}, with 1 for the axes normalized over"
     return over, _arguments.saved(s, expected, what, centred=centred)
 

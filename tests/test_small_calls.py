@@ -418,7 +418,8 @@ def all_of(result):
     """Every array of a result, and what `saved` remembers beside them."""
     arrays = []
     for item in result if isinstance(result, tuple) else [result]:
-        arrays += [*item, np.asarray(item.mean_lo), item.call] if isinstance(item, SavedStatistics) else [item]
+        rest = [np.asarray(item.mean_lo), item.count, item.kind, item.call] if isinstance(item, SavedStatistics) else []
+        arrays += [*item, *rest] if rest else [item]
     return [item.tobytes() if isinstance(item, np.ndarray) else item for item in arrays]
 
 
@@ -600,6 +601,7 @@ def test_channels_last_go_the_same_way_through_the_functions(shape, relu, dtype)
             saved.mean,
             saved.invstd,
             saved.mean_lo,
+            saved.count,
             saved.call,
         ]
         return all_of(
