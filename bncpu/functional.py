@@ -594,7 +594,8 @@ def batch_norm_backward_sums(
     channel_axis : int, default=1
         The axis of length C; -1 is channels-last.
     activation : {None, "relu"}, default=None
-        Of the forward pass.
+        Of the forward pass. Where ReLU gave 0 the gradient is 0; that is computed again from `x`, nothing is kept.
+        (In float16: where it gave 0 before the result was rounded.)
     residual : ndarray of the shape and dtype of `x`, optional
         Of the forward pass.
     n_threads : int, optional
