@@ -17,7 +17,8 @@ from sklearn.utils import check_array
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
 from bncpu import _batches, _layout
-from bncpu._checks import like, per_channel, real, required, threads, variances, whole
+from bncpu._checks import like, per_channel, real, required, variances, whole
+from bncpu._checks import threads as threads  # by this name to the transformer, too
 from bncpu._compat import as_table, foreign_namespace, is_lazy, numbers_of_frame, numbers_of_table
 from bncpu._device import DeviceBatch, OpaqueBatch
 from bncpu.gpu._library import library_of

@@ -19,6 +19,7 @@ from bncpu._two_steps import backward_in_two_steps, forward_in_two_steps
 from bncpu.moments import (
     Moments,
     changed,
+    fold,
     fold_backward,
     fold_saved,
     merge_blocks,
@@ -211,13 +212,14 @@ def instance_norm_forward(
     ddof = _checks.real("ddof", ddof, low=0)
     n_samples = x.shape[0 if axis else 1]
     if n_samples and n_channels:
-        _arguments.values_per_channel("instance_norm", x.size // (n_samples * n_channels), ddof)
+        _arguments.values_per_channel("instance_norm", _values(x, n_channels, axis), ddof)
     y, saved, moments = _group_forward(x, n_channels, gamma, beta, eps, axis, activation, residual, out, n_threads)
     if running_mean is not None and running_var is not None and n_samples:
         with np.errstate(all="ignore"):
             running_mean[...] = moved(running_mean, moments.mean.mean(axis=0), momentum)
             running_var[...] = moved(running_var, variance(moments, ddof).mean(axis=0), momentum)
-    return y, saved
+    call, count = call_of(axis, activation, gamma, beta, residual), _values(x, n_channels, axis)
+    return y, saved._replace(count=count, kind="training", call=call)
 
 
 def instance_norm_backward(
@@ -363,18 +365,9 @@ def group_norm(
     >>> group_norm(np.array([[1.0, 3.0, 10.0, 30.0]]), 2, eps=0)
     array([[-1.,  1., -1.,  1.]])
     """
-    y, _ = group_norm_forward(
-        x,
-        n_groups,
-        gamma,
-        beta,
-        eps=eps,
-        channel_axis=channel_axis,
-        activation=activation,
-        residual=residual,
-        out=out,
-        n_threads=n_threads,
-    )
+    axis = _arguments.data("x", x, channel_axis)
+    n_groups = _groups(n_groups, x.shape[axis])
+    y, _, _ = _group_forward(x, n_groups, gamma, beta, eps, axis, activation, residual, out, n_threads)
     return y
 
 
@@ -448,7 +441,8 @@ def group_norm_forward(
     axis = _arguments.data("x", x, channel_axis)
     n_groups = _groups(n_groups, x.shape[axis])
     y, saved, _ = _group_forward(x, n_groups, gamma, beta, eps, axis, activation, residual, out, n_threads)
-    return y, saved
+    call, count = call_of(axis, activation, gamma, beta, residual), _values(x, n_groups, axis)
+    return y, saved._replace(count=count, kind="training", call=call)
 
 
 def group_norm_backward(
@@ -545,16 +539,16 @@ def _group_forward(
     out: Array | None,
     n_threads: int | None,
 ) -> tuple[Array, SavedStatistics, Moments]:
-    scale, shift = (_grouped(name, a, x.shape[axis], n_groups) for name, a in (("gamma", gamma), ("beta", beta)))
+    n_channels = x.shape[axis]
+    scale, shift = _grouped("gamma", gamma, n_channels, n_groups), _grouped("beta", beta, n_channels, n_groups)
     eps = _checks.real("eps", eps, low=0)
     arrays = _group_pass(x, n_groups, axis, _arguments.forward(x, activation, residual, out, n_threads))
     if len(arrays.whole.layouts) > 1:
         moments = forward_in_two_steps(arrays, scale, shift, eps, saved_statistics)
+        saved = saved_statistics(moments, eps)
     else:
-        moments = _forward_in_one_step(arrays, scale, shift, eps)
+        moments, saved = _forward_in_one_step(arrays, scale, shift, eps)
     y = _layout.channels_joined(arrays.result(), axis)
-    call, count = call_of(axis, activation, gamma, beta, residual), _values(x, n_groups, axis)
-    saved = saved_statistics(moments, eps)._replace(count=count, kind="training", call=call)
     return y if out is None else out, saved, moments
 
 
@@ -575,7 +569,7 @@ def _group_backward(
     count = _values(x, n_groups, axis)
     as_in_forward(saved, call_of(axis, activation, gamma, beta, residual), count)
     saved = _arguments.saved(saved, (n_samples, n_groups), "one value per sample and group of channels")
-    scale, shift = (_grouped(name, a, n_channels, n_groups) for name, a in (("gamma", gamma), ("beta", beta)))
+    scale, shift = _grouped("gamma", gamma, n_channels, n_groups), _grouped("beta", beta, n_channels, n_groups)
     arrays = _group_pass(x, n_groups, axis, _arguments.backward(dy, x, activation, residual, out, n_threads))
     back = backward_in_two_steps if len(arrays.whole.layouts) > 1 else _backward_in_one_step
     dgamma, dbeta = back(arrays, saved, scale, shift, (n_groups, arrays.whole.x.shape[2]), count)
@@ -599,7 +593,7 @@ def _group_pass(x: Array, n_groups: int, axis: int, checked: dict[str, Any]) -> 
 
 
 def _grouped(name: str, a: ArrayLike | None, n_channels: int, n_groups: int) -> Float64 | None:
-    values = _checks.per_channel(name, a, n_channels)
+    values = _checks.parameter(name, a, (n_channels,), ", one value per channel")
     return None if values is None else values.reshape(n_groups, n_channels // n_groups if n_groups else 1)
 
 
@@ -624,12 +618,17 @@ def _groups_of(s: Any, n_channels: int) -> int:
 CHANNELS = 1 << 18
 
 
-def _forward_in_one_step(arrays: Pass, scale: Float64 | None, shift: Float64 | None, eps: float) -> Moments:
+def _forward_in_one_step(
+    arrays: Pass, scale: Float64 | None, shift: Float64 | None, eps: float
+) -> tuple[Moments, SavedStatistics]:
     moments = []
     for part in _parts(arrays):
         moments.append(_group_moments(part))
-        part.apply(fold_saved(_spread(saved_statistics(moments[-1], eps)), scale, shift))
-    return joined(moments)
+        saved = saved_statistics(moments[-1], eps)
+        mean, invstd, mean_lo = saved.mean[..., None], saved.invstd[..., None], saved.mean_lo[..., None]
+        part.apply(fold(mean, invstd, scale, shift, mean_lo))
+    whole = joined(moments)
+    return whole, saved if len(moments) == 1 else saved_statistics(whole, eps)
 
 
 def _backward_in_one_step(
@@ -642,7 +641,7 @@ def _backward_in_one_step(
 ) -> Float64:
     gradients = np.zeros((2, *shape))
     for part in _parts(arrays) if arrays.whole.x.size else ():
-        some = _spread(part.share(saved))
+        some = changed(part.share(saved), lambda a: a[..., None])  # to broadcast against the channels of its group
         relu = fold_saved(some, scale, shift) if part.relu else None
         total, product = part.sums(some.mean, relu)
         along = sums_with_x_hat(total, product, some)
@@ -665,8 +664,3 @@ def _group_moments(part: Part) -> Moments:
     if form is not None and form.shape[3] >= 16:
         return part.moments(layout)
     return merge_blocks(np.stack([np.moveaxis(m, -1, 0) for m in part.moments()]))
-
-
-def _spread(saved: SavedStatistics) -> SavedStatistics:
-    """Statistics of groups, to broadcast against their channels."""
-    return changed(saved, lambda a: a[..., None])

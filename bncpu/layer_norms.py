@@ -486,7 +486,7 @@ def _layer_forward(
     keep: bool = True,
 ) -> tuple[Array, Any]:
     shape = _normalized(x, normalized_shape, channel_axis)
-    scale, shift = (_checks.parameter(name, a, shape) for name, a in (("gamma", gamma), ("beta", beta)))
+    scale, shift = _checks.parameter("gamma", gamma, shape), _checks.parameter("beta", beta, shape)
     eps = _checks.real("eps", eps, low=0)
     arrays = _layer_pass(x, shape, channel_axis, _arguments.forward(x, activation, residual, out, n_threads))
     moments = forward_in_two_steps(arrays, scale, shift, eps, statistics, keep=keep)
@@ -516,7 +516,7 @@ def _layer_backward(
 ) -> tuple[Array, ...]:
     given = (activation, gamma, beta, residual)
     shape, saved = _normalized_as(x, saved, channel_axis, given, centred=centred)
-    scale, shift = (_checks.parameter(name, a, shape) for name, a in (("gamma", gamma), ("beta", beta)))
+    scale, shift = _checks.parameter("gamma", gamma, shape), _checks.parameter("beta", beta, shape)
     arrays = _layer_pass(x, shape, channel_axis, _arguments.backward(dy, x, activation, residual, out, n_threads))
     axis, lead = -1 if channel_axis is None else channel_axis, arrays.whole.x.shape[: -len(shape)]
     saved = changed(saved, lambda a: np.moveaxis(a, axis, -1).reshape(lead))

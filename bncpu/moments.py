@@ -237,12 +237,9 @@ def fold(
     mean: Float64, invstd: Float64, gamma: Float64 | None, beta: Float64 | None, mean_lo: Float64 | float = 0.0
 ) -> Coefficients:
     """Coefficients of ``y = gamma * (x - mean) * invstd + beta``."""
+    scale, shift = 1.0 if gamma is None else gamma, 0.0 if beta is None else beta
     with np.errstate(all="ignore"):
-        return Coefficients(mean, *_kernels.fold(invstd, _or(gamma, 1.0), _or(beta, 0.0), mean_lo))
-
-
-def _or(values: Float64 | None, default: float) -> Float64 | float:
-    return default if values is None else values
+        return Coefficients(mean, *_kernels.fold(invstd, scale, shift, mean_lo))
 
 
 def fold_running(
@@ -351,7 +348,7 @@ def fold_backward(
        Internal Covariate Shift".
     """
     with np.errstate(all="ignore"):
-        return Gradient(mean, *_kernels.fold_backward(invstd, _or(gamma, 1.0), *sums, count, mean_lo))
+        return Gradient(mean, *_kernels.fold_backward(invstd, 1.0 if gamma is None else gamma, *sums, count, mean_lo))
 
 
 def fold_saved_backward(

@@ -95,9 +95,7 @@ MUTANTS = [
         "short-of-strided-rows", SHORT, "const int adjacent = y.channel == p.inner;", "const int adjacent = 1;", "short"
     ),
     Mutant("short-gap-forgotten", SHORT, "(!fits || n_waiting + T_LANES", "(n_waiting + T_LANES", "short"),
-    Mutant(
-        "short-parameters-of-groups", "bncpu/_passes.py", "self._form(self.x, 1).shape[2] == self", "1 or self", "short"
-    ),
+    Mutant("short-parameters-of-groups", "bncpu/_passes.py", "bool(parameters[2] == statistics[3])", "True", "short"),
     Mutant("short-moments-of-rows-left-out", NORMALIZE, "to[own] = values", "pass", "short"),
     # ---- variance, eps, ddof ----
     Mutant(
