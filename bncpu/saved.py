@@ -35,9 +35,9 @@ def call_of(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SavedStatistics:
-    """What a forward pass leaves for its backward pass; to the user the pair of mean and invstd.
+    """What a forward pass leaves for its backward pass; to who unpacks it the pair of mean and invstd.
 
-    Parameters
+    Attributes
     ----------
     mean : ndarray, float64, or None
         Mean of the values normalized together. Of shape (C,) for batch normalization, (N, C) for instance,
@@ -60,9 +60,9 @@ class SavedStatistics:
 
     Notes
     -----
-    All are attributes of the same names. Iterating gives the pair that other libraries save, ``mean, invstd = saved``;
-    so does ``saved[:2]``. Statistics with equal pairs are equal. Copies, pickles and ``saved._replace(mean=...)`` keep
-    all else; ``SavedStatistics(*saved)`` is made by hand, of the pair alone.
+    ``SavedStatistics(mean=..., invstd=...)`` makes them by hand. Iterating gives the pair that other libraries save,
+    ``mean, invstd = saved``; so does ``saved[:2]``. Statistics with equal pairs are equal. Copies, pickles and
+    ``saved._replace(mean=...)`` keep all else; ``SavedStatistics(*saved)`` is made by hand, of the pair alone.
 
     Examples
     --------
@@ -85,7 +85,7 @@ class SavedStatistics:
 
     @classmethod
     def from_variance(cls, mean: ArrayLike, var: ArrayLike, *, eps: float = 1e-5) -> SavedStatistics:
-        """Statistics that were not saved by a forward pass: running ones, for example.
+        """Make statistics that were not saved by a forward pass: running ones, for example.
 
         Parameters
         ----------
