@@ -620,6 +620,17 @@ MUTANTS = [
         "total.dbeta, total.dgamma, x.size // n_channels)",
         "functional",
     ),
+    Mutant("other-batch-size-let-through", "bncpu/saved.py", "if wrong.size:", "if False:", "functional"),
+    Mutant(
+        "forgotten-argument-let-through", "bncpu/saved.py", "        _compare(then, now)", "        pass", "functional"
+    ),
+    Mutant(
+        "other-batch-size-let-through-in-short-calls",
+        FUNCTIONAL,
+        "count * x.shape[axis] == x.size",
+        "True",
+        "functional",
+    ),
     Mutant(
         "frozen-gradient-without-gamma",
         FUNCTIONAL,
