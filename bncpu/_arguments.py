@@ -123,7 +123,7 @@ def saved(s: Any, shape: tuple[int, ...], what: str, *, centred: bool = True) ->
 
 
 def whole_batch(name: str, s: Any) -> None:
-    """Sums of parts are for arrays in memory."""
+    """Refuse `moments` and `sums` for device arrays."""
     if s is not None:
         raise TypeError(f"{name} must be None for device arrays, which are normalized whole; got {type(s).__name__}")
 
