@@ -136,7 +136,7 @@ def as_in_forward(saved: Any, now: Call, n_values: int | None, *, of_part: bool 
     Parameters
     ----------
     saved : object
-        Statistics without `call` or `count` are not compared with that.
+        Of no other type is anything known. Without `call` or `count` that is not compared.
     now : Call
         How the backward pass is called.
     n_values : int or None
@@ -144,10 +144,11 @@ def as_in_forward(saved: Any, now: Call, n_values: int | None, *, of_part: bool 
     of_part : bool, default=False
         Whether x may be a part of the batch, which has more values.
     """
-    then: Call | None = getattr(saved, "call", None)
-    if then is not None and then != now:
-        _compare(then, now)
-    count = getattr(saved, "count", None)
+    if not isinstance(saved, SavedStatistics):
+        return
+    if saved.call is not None and saved.call != now:
+        _compare(saved.call, now)
+    count = saved.count
     if count is None or n_values is None or (type(count) is int and count == n_values):
         return
     counts = np.asarray(count)

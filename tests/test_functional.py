@@ -581,7 +581,8 @@ def test_frozen_statistics_are_those_of_the_kernels_to_the_bit():
     var = np.concatenate([10.0 ** np.arange(-320, 309), [0.0, np.inf, np.nan, -1.0], normal(64, 50) ** 2])
     for eps in (0.0, 1e-5, 1):
         saved = SavedStatistics.from_variance(np.zeros(len(var)), var, eps=eps)
-        np.testing.assert_array_equal(saved.invstd, inverse_std(var, eps))
+        with np.errstate(invalid="ignore"):
+            np.testing.assert_array_equal(saved.invstd, inverse_std(var, eps))
         assert (saved.kind, saved.count) == ("frozen", None)
 
 
@@ -616,7 +617,7 @@ def test_a_part_of_a_batch_needs_the_sums_of_all():
             function(x, x, alone, **more)
 
 
-@pytest.mark.parametrize("count", ["abc", [1j], object()], ids=str)
+@pytest.mark.parametrize("count", ["abc", [1j], {}], ids=str)
 def test_a_count_that_is_no_number_is_refused_by_name(count):
     x = normal(67, (6, 3))
     with pytest.raises(TypeError, match=r"saved\.count must be a number"):
@@ -809,5 +810,5 @@ def test_functions_of_one_pass_share_their_arguments():
             for name in first.keys() & other.keys():
                 assert first[name] == other[name]
     assert list(inspect.signature(batch_norm_backward).parameters)[:4] == ["dy", "x", "saved", "gamma"]
-    names = {name for name in dir(bncpu) if "_norm" in name and not name.startswith("_")}
+    names = {name for name, a in vars(bncpu).items() if "_norm" in name and inspect.isfunction(a)}
     assert set(bncpu.__all__) >= names | {"Moments", "BackwardSums", "SavedStatistics", "merge"}
