@@ -622,7 +622,7 @@ MUTANTS = [
     ),
     Mutant("other-batch-size-let-through", "bncpu/saved.py", "if wrong.size:", "if False:", "functional"),
     Mutant(
-        "forgotten-argument-let-through", "bncpu/saved.py", "        _compare(saved.call, now)", "        pass", "functional"
+        "forgotten-argument-taken", "bncpu/saved.py", "        _compare(saved.call, now)", "        pass", "functional"
     ),
     Mutant(
         "other-batch-size-let-through-in-short-calls",
