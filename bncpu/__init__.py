@@ -16,16 +16,15 @@ from bncpu.functional import (
     batch_norm_moments,
     merge,
 )
-from bncpu.moments import BackwardSums, Moments, SavedStatistics
-from bncpu.pipelines import simplify
-from bncpu.transformer import BatchNormTransformer
-from bncpu.variants import (
+from bncpu.group_norms import (
     group_norm,
     group_norm_backward,
     group_norm_forward,
     instance_norm,
     instance_norm_backward,
     instance_norm_forward,
+)
+from bncpu.layer_norms import (
     layer_norm,
     layer_norm_backward,
     layer_norm_forward,
@@ -33,6 +32,10 @@ from bncpu.variants import (
     rms_norm_backward,
     rms_norm_forward,
 )
+from bncpu.moments import BackwardSums, Moments
+from bncpu.pipelines import simplify
+from bncpu.saved import SavedStatistics
+from bncpu.transformer import BatchNormTransformer
 
 __version__ = version("bncpu")
 

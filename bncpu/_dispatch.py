@@ -1,4 +1,4 @@
-"""Which kernels or functions an array is given to, by its type, and with how many threads."""
+"""Which kernels or functions serve an array, by its type, and what they know of the machine."""
 
 from __future__ import annotations
 
@@ -45,8 +45,3 @@ def kernels(array: object) -> ModuleType:
 def device_functions(array: object) -> Any:
     """`bncpu.gpu` for a device array, None for anything else."""
     return gpu if library_of(array) is not None else None
-
-
-def threads(n_threads: int | None, n_bytes: int) -> int | None:
-    """The number of threads for a kernel that reads `n_bytes`: `n_threads`, but no more than pay; None stays None."""
-    return _kernels.threads(n_threads, n_bytes)

@@ -19,10 +19,10 @@ from sklearn.utils import check_array
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
 from bncpu import _layout, state
+from bncpu._checks import like
 from bncpu._compat import as_table, foreign_namespace, is_lazy, numbers_of_frame, numbers_of_table
 from bncpu._device import DeviceBatch, OpaqueBatch
 from bncpu._infinities import some
-from bncpu._validation import like
 from bncpu.gpu._library import library_of
 from bncpu.running import Kind
 from bncpu.state import Parameters

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from math import prod
+from operator import itemgetter
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -39,6 +40,8 @@ class Layout(NamedTuple):
         Index in `order` of the first axis of outer, of channels and of inner.
     kept : tuple of int
         The axes whose positions have statistics of their own, ascending.
+    in_order : tuple of int
+        Where in `kept` its axes are, from outermost to innermost in memory.
     fits : bool
         Whether all axes before outer are kept. If kept and other axes alternate more often, there is no view.
     """
@@ -46,7 +49,8 @@ class Layout(NamedTuple):
     order: tuple[int, ...]
     starts: tuple[int, int, int]
     kept: tuple[int, ...]
-    fits: bool = True
+    in_order: tuple[int, ...]
+    fits: bool
 
     def view(self, a: Array) -> Array | None:
         """`a` as (groups, outer, channels, inner) in one of the two forms, or None where that needs a copy."""
@@ -70,20 +74,18 @@ class Layout(NamedTuple):
         assert view is not None
         return view
 
-    def flat(self, values: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
-        """Values along the kept axes of an array of `shape`, or what broadcasts to them, flat and in view order."""
-        kept = tuple(shape[axis] for axis in self.kept)
-        if len(kept) == 1 and values.shape == kept:
-            return np.ascontiguousarray(values)
-        in_order = sorted(range(len(kept)), key=lambda i: self.order.index(self.kept[i]))
-        return np.ascontiguousarray(np.broadcast_to(values, kept).transpose(in_order)).reshape(-1)
+    def flat(self, values: Iterable[Any], shape: tuple[int, ...]) -> list[NDArray[Any]]:
+        """Values for the kept axes of an array of `shape`, or what broadcasts to them, in the order of its view."""
+        sizes, order = tuple(map(shape.__getitem__, self.kept)), self.in_order
+        full = [v if np.shape(v) == sizes else np.broadcast_to(v, sizes) for v in values]
+        return [np.ascontiguousarray(v if len(sizes) == 1 else v.transpose(order)).reshape(-1) for v in full]
 
-    def unflat(self, values: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    def unflat(self, values: Iterable[NDArray[Any]], shape: tuple[int, ...]) -> list[NDArray[Any]]:
         """Undo `flat`."""
         if len(self.kept) == 1:
-            return values
-        in_order = sorted(self.kept, key=self.order.index)
-        return values.reshape([shape[axis] for axis in in_order]).transpose(np.argsort(in_order))
+            return list(values)
+        sizes, back = [shape[self.kept[i]] for i in self.in_order], np.argsort(self.in_order)
+        return [v.reshape(sizes).transpose(back) for v in values]
 
     def positions(self, weights: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.float64]:
         """Weights of samples as an array (outer, inner), for a view of an array of `shape` with channels on axis 1."""
@@ -95,16 +97,18 @@ class Layout(NamedTuple):
 def layout_of(x: Array, kept: Iterable[int]) -> Layout:
     """The layout that gives `x`, or a copy in its memory order, one of the two forms."""
     kept = tuple(sorted(kept))
-    # Axes of length 1 have arbitrary strides. Put outermost, they never separate axes that belong together.
-    order = tuple(sorted(range(x.ndim), key=lambda axis: (x.shape[axis] != 1, -abs(x.strides[axis]))))
-    first = next((i for i, axis in enumerate(order) if x.shape[axis] != 1), x.ndim)
+    # Axes of length 1 have arbitrary strides; outermost they never separate two that belong together.
+    sizes = enumerate(zip(x.shape, x.strides, strict=True))
+    order = tuple(map(itemgetter(2), sorted([(n != 1, -abs(stride), axis) for axis, (n, stride) in sizes])))
+    first = x.shape.count(1)
     at, starts = x.ndim, []
     for is_kept in (False, True, False):
         while at > first and (order[at - 1] in kept) == is_kept:
             at -= 1
         starts.append(at)
-    fits = all(axis in kept for axis in order[first : starts[2]])
-    layout = Layout(order, (starts[2], starts[1], starts[0]), kept, fits)
+    fits = set(order[first : starts[2]]).issubset(kept)
+    in_order = tuple(map(kept.index, filter(kept.__contains__, order)))
+    layout = Layout(order, (starts[2], starts[1], starts[0]), kept, in_order, fits)
     if len(kept) < 2 and starts[0] == first and layout.view(x) is None:
         # One statistic for everything, not in one contiguous plane: take it as rows of one channel. (Not where two axes
         # are kept: there it is one statistic only if there is a single sample, and its bits must not depend on that.)
@@ -114,13 +118,13 @@ def layout_of(x: Array, kept: Iterable[int]) -> Layout:
 
 def channels_split(x: Array, channel_axis: int, n_groups: int) -> Array:
     """`x` as (N, n_groups, channels of a group, ...), without a copy."""
-    x = channels_second(x, channel_axis)
+    x = np.moveaxis(x, channel_axis, 1)
     return x.reshape((len(x), n_groups, x.shape[1] // n_groups if n_groups else 1, *x.shape[2:]), copy=False)
 
 
 def channels_joined(y: Array, channel_axis: int) -> Array:
     """Undo `channels_split`."""
-    return channels_back(y.reshape((len(y), y.shape[1] * y.shape[2], *y.shape[3:])), channel_axis)
+    return np.moveaxis(y.reshape((len(y), y.shape[1] * y.shape[2], *y.shape[3:])), 1, channel_axis)
 
 
 def in_form(x: Array, kept: Iterable[int]) -> tuple[Array | None, Layout]:
@@ -148,12 +152,16 @@ def ready(x: Array, *kept: Iterable[int]) -> tuple[Any, ...]:
     orders: tuple[Literal["K", "C"], ...] = ("K", "C")
     for order in orders:
         layouts = [layout_of(x, some) for some in kept]
-        if x.dtype == kernel_dtype(x.dtype) and all(layout.view(x) is not None for layout in layouts):
+        if x.dtype == kernel_dtype(x.dtype) and _have_views(layouts, x):
             break
         x = converted(x, kernel_dtype(x.dtype), order)
     else:
         layouts = [layout_of(x, some) for some in kept]
     return x, *layouts
+
+
+def _have_views(layouts: Iterable[Layout], a: Array) -> bool:
+    return all(layout.view(a) is not None for layout in layouts)
 
 
 def channels_second(x: Array, channel_axis: int) -> Array:
@@ -219,8 +227,8 @@ def converted(a: Array, dtype: np.dtype[Any], order: Literal["K", "C"] = "K") ->
 
 
 def like(layouts: Sequence[Layout], a: Array, x: Array) -> Array:
-    """`a`, or a copy of it, of the dtype of `x` and with a view in each of `layouts`, which are those of `x`."""
-    if a.dtype == x.dtype and all(layout.view(a) is not None for layout in layouts):
+    """`a`, or a copy in the dtype of `x`, that has a view in all of `layouts`, which are those of `x`."""
+    if a.dtype == x.dtype and _have_views(layouts, a):
         return a
     fresh = empty_in(layouts[0], a.shape, x.dtype)
     fresh[...] = a
@@ -242,7 +250,7 @@ def target(
     if (
         out is not None
         and out.dtype == dtype
-        and all(layout.view(out) is not None for layout in layouts)
+        and _have_views(layouts, out)
         and not any(a is not None and overlap(a, out) for a in (x, *others))
     ):
         return out

@@ -11,8 +11,8 @@ way                                where                                        
 short: ``_kernels.*_plain``        plain C-contiguous arrays, channels on axis 1 or the last,    as fused or
                                    parameters that float32 holds; chosen by `functional`,        as they are
                                    `transformer`
-turned: ``_kernels.normalize``     channels of 2 to 64 values, each normalized by its own         once
-                                   statistics; chosen by `variants`
+turned: ``_kernels.normalize``     channels of 2 to 64 values, each normalized by itself;         once
+                                   chosen by `_two_steps`
 fused: ``_kernels._both``          both steps wanted, and `_resident_channels` finds channels    once
                                    whose values stay in the cache in between
 wide rows: ``_kernels._run_wide``  contiguous rows, channels repeated to rows of 4 KiB           once a step
@@ -31,12 +31,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bncpu import _dispatch
+from bncpu import _kernels
 from bncpu.moments import (
     Coefficients,
     Gradient,
     Moments,
-    SavedStatistics,
     fold_saved,
     fold_saved_backward,
     merge_blocks,
@@ -46,6 +45,7 @@ from bncpu.moments import (
     sum_blocks,
     sums_with_x_hat,
 )
+from bncpu.saved import SavedStatistics
 
 Array = NDArray[np.floating[Any]]
 
@@ -79,8 +79,8 @@ def moments(
     """
     if x4.size == 0:
         return Moments.empty(x4.shape[0] * x4.shape[2]), False
-    n = _dispatch.threads(n_threads, _computed_bytes(x4))
-    blocks, missing = _dispatch.kernels(x4).moments(x4, weights, skip_missing, n, halflife)
+    n = _kernels.threads(n_threads, _computed_bytes(x4))
+    blocks, missing = _kernels.moments(x4, weights, skip_missing, n, halflife)
     return merge_blocks(blocks), missing
 
 
@@ -94,8 +94,8 @@ def moments_of_planes(
     planes : sequence of ndarray of shape (inner,), all of one length and type
     weights, skip_missing, n_threads
     """
-    n = _dispatch.threads(n_threads, planes[0].nbytes)
-    collect = _dispatch.kernels(planes[0]).moments
+    n = _kernels.threads(n_threads, planes[0].nbytes)
+    collect = _kernels.moments
     found = [collect(plane.reshape(1, 1, 1, -1), weights, skip_missing, n) for plane in planes]
     return merge_blocks(np.concatenate([blocks for blocks, _ in found], axis=-1)), any(nan for _, nan in found)
 
@@ -128,13 +128,16 @@ def apply(
     n_threads : int or None
     """
     c, fits = rounded(coefficients, _computed_in(x4, y4))
-    kernels, n = _dispatch.kernels(x4), _dispatch.threads(n_threads, _computed_bytes(x4))
+    n = _kernels.threads(n_threads, _computed_bytes(x4))
     stream = streams(y4, x4, residual) if stream is None else stream
+    if fits is None:
+        return _kernels.apply(x4, y4, residual, *c, relu, stream, n)
     infinite = False
     for arrays, own, fit in _runs((x4, residual, y4), fits):
         if fit:
             x, z, y = arrays
-            infinite |= kernels.apply(x, y, z, *_of(c, own), relu, stream, n)
+            mean, scale, shift = _of(c, own)
+            infinite |= _kernels.apply(x, y, z, mean, scale, shift, relu, stream, n)
             continue
         for (x, z, y), some in _pieces(arrays, _of(coefficients, own)):
             wide, added = _float64(x), None if z is None else _float64(z)
@@ -175,8 +178,9 @@ def backward_sums(
     c, fits = (NOTHING, None) if relu is None else rounded(relu, x4.dtype)
     if relu is not None and fits is not None:
         return backward_sums(_passed(dy4, x4, relu, residual), x4, center, n_threads=n_threads)
-    n = _dispatch.threads(n_threads, x4.nbytes)
-    return sum_blocks(_dispatch.kernels(x4).backward_sums(dy4, x4, residual, center, *c, relu is not None, n))
+    n = _kernels.threads(n_threads, x4.nbytes)
+    sums = _kernels.backward_sums(dy4, x4, residual, center, c.mean, c.scale, c.shift, relu is not None, n)
+    return sum_blocks(sums)
 
 
 def backward_apply(
@@ -210,13 +214,17 @@ def backward_apply(
     k, fits = rounded_gradient(gradient, x4.dtype)
     c, relu_fits = (NOTHING, None) if relu is None else rounded(relu, x4.dtype)
     fits = fits if relu_fits is None else relu_fits if fits is None else fits & relu_fits
-    kernels, n = _dispatch.kernels(x4), _dispatch.threads(n_threads, x4.nbytes)
+    n = _kernels.threads(n_threads, x4.nbytes)
     stream = streams(dx4, dy4, x4, residual) if stream is None else stream
     every = (k.mean, c.scale, c.shift, k.dy_scale, k.x_scale, k.offset)
+    if fits is None:
+        _kernels.backward_apply(dy4, x4, residual, dx4, dresidual, *every, relu is not None, stream, n)
+        return
     for arrays, own, fit in _runs((dy4, x4, residual, dresidual, dx4), fits):
         if fit:
             dy, x, z, dz, dx = arrays
-            kernels.backward_apply(dy, x, z, dx, dz, *_of(every, own), relu is not None, stream, n)
+            of_channels: tuple[Any, Any, Any, Any, Any, Any] = _of(every, own)
+            _kernels.backward_apply(dy, x, z, dx, dz, *of_channels, relu is not None, stream, n)
             continue
         for (dy, x, z, dz, dx), (some, forward) in _pieces(arrays, (_of(gradient, own), _of(relu, own))):
             g = dy if forward is None else _passed(dy, x, forward, z)
@@ -251,13 +259,12 @@ def forward(
     if x4.size == 0:
         found = Moments.empty(x4.shape[0] * x4.shape[2])
         return found, saved_statistics(found, eps)
-    n = _dispatch.threads(n_threads, x4.nbytes)
-    sums, invstd, done, channels = _dispatch.kernels(x4).forward(
+    n = _kernels.threads(n_threads, x4.nbytes)
+    sums, invstd, done, channels = _kernels.forward(
         x4, y4, residual, gamma, beta, eps, relu, _is_apart(y4, x4, residual), n
     )
     found = Moments(*np.ascontiguousarray(sums[:, 0]))
-    saved = SavedStatistics(found.mean, invstd)
-    saved.mean_lo = found.mean_lo
+    saved = SavedStatistics(found.mean, invstd, found.mean_lo)
     if not done.all():
         c = fold_saved(saved, gamma, beta)
         for (x, z, y), own in _not_done((x4, residual, y4), done, channels):
@@ -267,7 +274,7 @@ def forward(
 
 def is_short(x4: Array) -> bool:
     """Whether `normalize` takes arrays of this shape."""
-    return x4.shape[1] == 1 and 2 <= x4.shape[3] <= _dispatch.kernels(x4).SHORT and x4.size > 0
+    return x4.shape[1] == 1 and 2 <= x4.shape[3] <= _kernels.SHORT and x4.size > 0
 
 
 def normalize(
@@ -301,9 +308,9 @@ def normalize(
     channels, inner = x4.shape[2:]
     gamma, beta = (None, None) if affine is None else affine[1:]
     stream = stream and (channels == 1 or y4.strides[2] == inner * y4.itemsize)
-    n = _dispatch.threads(n_threads, x4.nbytes)
+    n = _kernels.threads(n_threads, x4.nbytes)
     centred = statistics is saved_statistics
-    sums, done = _dispatch.kernels(x4).normalize(x4, y4, gamma, beta, eps, centred, keep, stream, n)
+    sums, done = _kernels.normalize(x4, y4, gamma, beta, eps, centred, keep, stream, n)
     table = np.empty((3, 0)) if sums is None else sums[:, 0]
     found = Moments(np.full(table.shape[1], float(inner)), *table)
     if not done.all():
@@ -359,9 +366,10 @@ def backward(
         backward_apply(dy4, x4, dx4, k, relu=relu, residual=residual, dresidual=dresidual, n_threads=n_threads)
         return total, along
     lo = np.ascontiguousarray(np.broadcast_to(saved.mean_lo, saved.mean.shape), np.float64)
-    apart, n = _is_apart(dx4, dy4, x4, residual), _dispatch.threads(n_threads, x4.nbytes)
-    sums, done, channels = _dispatch.kernels(x4).backward(
-        dy4, x4, residual, dx4, dresidual, saved.mean, lo, saved.invstd, gamma, *c, relu is not None, apart, n
+    apart, n = _is_apart(dx4, dy4, x4, residual), _kernels.threads(n_threads, x4.nbytes)
+    statistics, of_relu = (saved.mean, lo, saved.invstd), (c.mean, c.scale, c.shift)
+    sums, done, channels = _kernels.backward(
+        dy4, x4, residual, dx4, dresidual, *statistics, gamma, *of_relu, relu is not None, apart, n
     )
     total, along = np.ascontiguousarray(sums[:, 0])
     if not done.all():
@@ -397,8 +405,8 @@ def _computed_bytes(x: Array) -> int:
 
 
 def streams(y: Array, *others: Array | None) -> bool:
-    """Whether to store `y` past the cache: if it is large, and shares no memory with what is read."""
-    return y.nbytes >= _dispatch.kernels(y).STREAM_BYTES and _is_apart(y, *others)
+    """Whether to store `y` past the cache: if it is large, and not read, too."""
+    return y.nbytes >= _kernels.STREAM_BYTES and _is_apart(y, *others)
 
 
 def _is_apart(y: Array, *others: Array | None) -> bool:
@@ -415,17 +423,12 @@ def _of(parameters: Any, own: slice) -> Any:
     return type(parameters)(*some) if hasattr(parameters, "_fields") else tuple(some)
 
 
-def _runs(
-    arrays: tuple[Array | None, ...], fits: NDArray[np.bool_] | None
-) -> Iterator[tuple[tuple[Any, ...], slice, bool]]:
-    """Cut the arrays into runs of channels that all fit float32, or all do not.
+def _runs(arrays: tuple[Array | None, ...], fits: NDArray[np.bool_]) -> Iterator[tuple[tuple[Any, ...], slice, bool]]:
+    """The arrays, cut where channels that fit float32 meet others; the flat channels of each run, and whether they fit.
 
     Yields the arrays of each run, the slice of its channels in the flat parameters, and whether they fit. So a channel
     is computed in the same way whatever its neighbours are.
     """
-    if fits is None:
-        yield arrays, slice(None), True
-        return
     x4 = next(a for a in arrays if a is not None)
     groups, _, channels, _ = x4.shape
     table = fits.reshape(groups, channels)

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bncpu import _layout, _normalize
-from bncpu.moments import Coefficients, Gradient, Moments, SavedStatistics, changed
+from bncpu.moments import Coefficients, Gradient, Moments, changed
+from bncpu.saved import SavedStatistics
 
 Array = NDArray[np.floating[Any]]
 Float64 = NDArray[np.float64]
@@ -55,73 +56,69 @@ class Part:
     n_threads: int | None
 
     def _flat(self, values: Any, step: int) -> Any:
+        """An array, a tuple of them or None, along the kept axes of a step, as the kernels want it."""
+        if values is None:
+            return None
         if isinstance(values, tuple):
-            return type(values)(*(self._flat(v, step) for v in values))
-        return None if values is None else self.layouts[step].flat(np.asarray(values), self.x.shape)
+            return type(values)(*self.layouts[step].flat(values, self.x.shape))
+        return self.layouts[step].flat((values,), self.x.shape)[0]
 
     def _unflat(self, values: Any, step: int) -> Any:
-        return [self.layouts[step].unflat(v, self.x.shape) for v in values]
+        return self.layouts[step].unflat(values, self.x.shape)
 
-    def _form(self, a: Array | None, step: int) -> Any:
-        return None if a is None else self.layouts[step].form(a)
+    def _forms(self, step: int, *arrays: Array | None) -> list[Any]:
+        """The arrays in the form of a step; None stays None."""
+        view = self.layouts[step].view
+        return [None if a is None else view(a) for a in arrays]
+
+    def share(self, saved: SavedStatistics) -> SavedStatistics:
+        """The statistics of the samples of this part, of those of all samples."""
+        return changed(saved, lambda a: a[self.at] if a.ndim else a)
 
     def moments(self, layout: _layout.Layout | None = None) -> Moments:
         """Moments along the kept axes of the first step, or of `layout`, in which `x` must have a view."""
         layout = layout or self.layouts[0]
-        flat, _ = _normalize.moments(layout.form(self.x), None, skip_missing=False, n_threads=self.n_threads)
-        return Moments(*(layout.unflat(m, self.x.shape) for m in flat))
+        found, _ = _normalize.moments(layout.form(self.x), None, skip_missing=False, n_threads=self.n_threads)
+        return Moments(*layout.unflat(found, self.x.shape))
 
     def forward(self, gamma: Float64 | None, beta: Float64 | None, eps: float) -> tuple[Moments, SavedStatistics]:
-        """Normalize with the moments along the kept axes of the first step. Returns them and the saved statistics."""
+        """Normalize with the moments along the kept axes of the first step; they and their statistics are returned."""
+        x, y, z = self._forms(0, self.x, self.result, self.residual)
+        gamma, beta = self._flat(gamma, 0), self._flat(beta, 0)
         moments, saved = _normalize.forward(
-            self._form(self.x, 0),
-            self._form(self.result, 0),
-            self._flat(gamma, 0),
-            self._flat(beta, 0),
-            eps,
-            residual=self._form(self.residual, 0),
-            relu=self.relu,
-            n_threads=self.n_threads,
+            x, y, gamma, beta, eps, residual=z, relu=self.relu, n_threads=self.n_threads
         )
         return Moments(*self._unflat(moments, 0)), changed(saved, lambda a: self._unflat((a,), 0)[0])
 
     def is_short(self) -> bool:
-        """Whether each statistic is of so few values that `normalize` can be used."""
-        return _normalize.is_short(self._form(self.x, 0))
+        """Whether there are so few values along the kept axes of the first step that `normalize` takes them."""
+        return _normalize.is_short(self.layouts[0].form(self.x))
 
     def has_parameters_along(self) -> bool:
-        """Whether gamma and beta have a value for each value of a statistic: so in layer norm, not in group norm."""
-        return bool(self._form(self.x, 1).shape[2] == self._form(self.x, 0).shape[3])
+        """Whether gamma and beta have a value for each that shares a statistic: in layer norm, not in groups."""
+        statistics, parameters = [layout.form(self.x).shape for layout in self.layouts]
+        return bool(parameters[2] == statistics[3])
 
     def normalize(
         self, eps: float, statistics: Any, affine: Coefficients | None, *, keep: bool, y: Array | None = None
     ) -> Moments:
-        """Both steps at once, if `is_short`, without residual and activation. Returns the moments if `keep`."""
+        """Both steps of short parts, without residual and activation; their moments, if they are to be kept."""
+        x4, y4 = self._forms(0, self.x, self.result if y is None else y)
+        affine, stream = self._flat(affine, 1), self.stream and y is None
         found = _normalize.normalize(
-            self._form(self.x, 0),
-            self._form(self.result if y is None else y, 0),
-            eps,
-            statistics,
-            self._flat(affine, 1),
-            keep=keep,
-            stream=self.stream and y is None,
-            n_threads=self.n_threads,
+            x4, y4, eps, statistics, affine, keep=keep, stream=stream, n_threads=self.n_threads
         )
         return Moments(*self._unflat(found, 0)) if keep else found
 
     def apply(
         self, c: Coefficients, *, step: int = 0, last: bool = True, x: Array | None = None, y: Array | None = None
     ) -> None:
-        """Write ``(x - mean) * scale + shift`` to the result. The last step adds the residual and applies ReLU."""
-        _normalize.apply(
-            self._form(self.x if x is None else x, step),
-            self._form(self.result if y is None else y, step),
-            self._flat(c, step),
-            residual=self._form(self.residual if last else None, step),
-            relu=self.relu and last,
-            stream=self.stream and y is None,
-            n_threads=self.n_threads,
+        """Write ``(x - mean) * scale + shift`` to the result; in the last step with residual and activation."""
+        x4, y4, z4 = self._forms(
+            step, self.x if x is None else x, self.result if y is None else y, self.residual if last else None
         )
+        relu, stream = self.relu and last, self.stream and y is None
+        _normalize.apply(x4, y4, self._flat(c, step), residual=z4, relu=relu, stream=stream, n_threads=self.n_threads)
 
     def sums(
         self,
@@ -132,30 +129,29 @@ class Part:
         x: Array | None = None,
         dy: Array | None = None,
     ) -> tuple[Float64, Float64]:
-        """Sums of g and of ``g * (x - center)`` along the kept axes. g is dy, but 0 where ReLU gave 0."""
-        total, product = _normalize.backward_sums(
-            self._form(self.dy if dy is None else dy, step),
-            self._form(self.x if x is None else x, step),
-            self._flat(center, step),
-            relu=self._flat(relu, step),
-            residual=None if relu is None else self._form(self.residual, step),
-            n_threads=self.n_threads,
+        """Sums of g and of ``g * (x - center)`` along the kept axes; g is what ReLU, if any, lets through of dy."""
+        dy4, x4, z4 = self._forms(
+            step, self.dy if dy is None else dy, self.x if x is None else x, None if relu is None else self.residual
         )
-        return tuple(self._unflat((total, product), step))
+        about, relu = self._flat(center, step), self._flat(relu, step)
+        sums = _normalize.backward_sums(dy4, x4, about, relu=relu, residual=z4, n_threads=self.n_threads)
+        return tuple(self._unflat(sums, step))
 
     def both_backward(
         self, saved: SavedStatistics, gamma: Float64 | None, relu: Coefficients | None
     ) -> tuple[Float64, Float64]:
-        """Write the gradient of `forward`; returns sums of g and of ``g * x_hat`` along the first step's kept axes."""
+        """Gradient of `forward`; sums of g and of ``g * x_hat`` along the kept axes of the first step are returned."""
+        z, dz = (None, None) if relu is None else (self.residual, self.dresidual)
+        dy4, x4, dx4, z4, dz4 = self._forms(0, self.dy, self.x, self.result, z, dz)
         sums = _normalize.backward(
-            self._form(self.dy, 0),
-            self._form(self.x, 0),
-            self._form(self.result, 0),
+            dy4,
+            x4,
+            dx4,
             changed(saved, lambda a: self._flat(a, 0)),
             self._flat(gamma, 0),
             relu=self._flat(relu, 0),
-            residual=None if relu is None else self._form(self.residual, 0),
-            dresidual=None if relu is None else self._form(self.dresidual, 0),
+            residual=z4,
+            dresidual=dz4,
             n_threads=self.n_threads,
         )
         return tuple(self._unflat(sums, 0))
@@ -171,14 +167,18 @@ class Part:
         dx: Array | None = None,
     ) -> None:
         """Write ``dy_scale * g + x_scale * (x - mean) + offset`` to the result; with `relu`, g to `dresidual`."""
+        z, dz = (None, None) if relu is None else (self.residual, self.dresidual)
+        dy4, x4, dx4, z4, dz4 = self._forms(
+            step, self.dy if dy is None else dy, self.x if x is None else x, self.result if dx is None else dx, z, dz
+        )
         _normalize.backward_apply(
-            self._form(self.dy if dy is None else dy, step),
-            self._form(self.x if x is None else x, step),
-            self._form(self.result if dx is None else dx, step),
+            dy4,
+            x4,
+            dx4,
             self._flat(k, step),
             relu=self._flat(relu, step),
-            residual=None if relu is None else self._form(self.residual, step),
-            dresidual=None if relu is None else self._form(self.dresidual, step),
+            residual=z4,
+            dresidual=dz4,
             stream=self.stream and dx is None,
             n_threads=self.n_threads,
         )
@@ -219,7 +219,8 @@ class Pass:
             self._copy_of_dy, residual = None if read_only else np.array(dy, order="K"), None
         self._out, self._dtype = out, x.dtype
         x, *layouts = _layout.ready(x, *kept)
-        dy, residual = (None if a is None else _layout.like(layouts, a, x) for a in (dy, residual))
+        dy = None if dy is None else _layout.like(layouts, dy, x)
+        residual = None if residual is None else _layout.like(layouts, residual, x)
         result = x if read_only else _layout.target(layouts, out, x, dy, residual)
         stream = _normalize.streams(result, x, dy, residual)
         self.whole = Part(slice(None), layouts, x, result, dy, residual, None, relu, stream, n_threads)
@@ -230,7 +231,8 @@ class Pass:
         """Parts of about so many values, at least a sample each; one part if samples are not adjacent in memory."""
         whole = self.whole
         shape, order = whole.x.shape, whole.layouts[0].order
-        outermost = next((axis for axis in order if shape[axis] > 1), 0)
+        ones = shape.count(1)  # outermost, whatever their strides
+        outermost = order[ones] if ones < len(order) else 0
         step = max(1, (values or PART) * shape[0] // max(1, whole.x.size))
         if step >= shape[0] or outermost or 0 not in whole.layouts[0].kept:
             yield whole
@@ -259,3 +261,8 @@ class Pass:
             return (self._copy_of_dy,)
         dz = self.whole.dresidual
         return () if dz is None else (_layout.delivered(dz, None, self._dtype),)
+
+
+def joined(parts: list[Moments]) -> Moments:
+    """Moments of all samples from those of the parts."""
+    return parts[0] if len(parts) == 1 else Moments(*map(np.concatenate, zip(*parts, strict=True)))

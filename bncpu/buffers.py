@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
+from typing import Any
 
-from bncpu import _buffers, _validation
+from bncpu import _buffers
+from bncpu._checks import whole
 
 
 def release_buffers() -> int:
@@ -70,8 +73,23 @@ def set_buffer_limit(n_bytes: int) -> int:
     >>> bncpu.set_buffer_limit(before)
     1073741824
     """
-    return _buffers.set_limit(_validation.n_bytes(n_bytes))
+    return _buffers.set_limit(_checked(n_bytes))
+
+
+def _checked(value: Any) -> int:
+    """`n_bytes`, an integer from 0."""
+    number = whole("n_bytes", value, low=0)
+    if number is None:
+        raise TypeError("n_bytes must be an integer, got None; 0 keeps nothing")
+    return min(int(number), sys.maxsize)
+
+
+def _number_of_environment(name: str, text: str) -> int:
+    """The bytes that an environment variable says, digits only."""
+    if not (text.isascii() and text.isdecimal()):
+        raise ValueError(f"{name} must be a number of bytes, such as 268435456; got {text!r}")
+    return _checked(int(text))
 
 
 if os.environ.get("BNCPU_BUFFER_LIMIT"):
-    _buffers.set_limit(_validation.n_bytes_of_environment("BNCPU_BUFFER_LIMIT", os.environ["BNCPU_BUFFER_LIMIT"]))
+    _buffers.set_limit(_number_of_environment("BNCPU_BUFFER_LIMIT", os.environ["BNCPU_BUFFER_LIMIT"]))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bncpu import _validation
+from bncpu._checks import floats, per_channel, real, required, variances
 from bncpu.moments import fold, inverse_std
 
 Array = NDArray[np.floating[Any]]
@@ -89,8 +90,8 @@ def fold_linear(
     >>> batch_norm(x @ weight.T + bias, mean, var, eps=0)
     array([[1.5, 4. ]])
     """
-    _validation.layer_weight(weight, "linear layer", 2)
-    axes = _validation.output_channels(weight, mean, channel_axis, LINEAR)
+    _check_weight(weight, "linear layer", 2)
+    axes = _output_channels(weight, mean, channel_axis, LINEAR)
     return _folded(weight, bias, axes, mean, var, gamma, beta, eps)
 
 
@@ -181,8 +182,8 @@ def fold_conv(
     >>> bias
     array([-1.5, -5. ], dtype=float32)
     """
-    _validation.layer_weight(weight, "convolution", 3, 4, 5)
-    axes = _validation.output_channels(weight, mean, channel_axis, CONV)
+    _check_weight(weight, "convolution", 3, 4, 5)
+    axes = _output_channels(weight, mean, channel_axis, CONV)
     return _folded(weight, bias, axes, mean, var, gamma, beta, eps)
 
 
@@ -198,16 +199,77 @@ def _folded(
 ) -> tuple[Array, NDArray[Any]]:
     """The new weight and bias, where `axes` of `weight`, counted from 0, hold the output channels."""
     n_channels = int(np.prod([weight.shape[axis] for axis in axes]))
-    center = _validation.required("mean", mean, n_channels)
-    spread = _validation.variances("var", var, n_channels)
+    center = required("mean", mean, n_channels)
+    spread = variances("var", var, n_channels)
     scale, shift, old = (
-        _validation.per_channel(name, a, n_channels) for name, a in (("gamma", gamma), ("beta", beta), ("bias", bias))
+        per_channel(name, a, n_channels) for name, a in (("gamma", gamma), ("beta", beta), ("bias", bias))
     )
-    eps = _validation.real("eps", eps, low=0)
+    eps = real("eps", eps, low=0)
 
     with np.errstate(over="ignore", invalid="ignore"):
         c = fold(center, inverse_std(spread, eps), scale, shift)
-        per_channel = c.scale.reshape([n if axis in axes else 1 for axis, n in enumerate(weight.shape)])
-        new_weight = (weight * per_channel).astype(weight.dtype)
+        factor = c.scale.reshape([n if axis in axes else 1 for axis, n in enumerate(weight.shape)])
+        new_weight = (weight * factor).astype(weight.dtype)
         new_bias = ((0.0 if old is None else old) - c.mean) * c.scale + c.shift
         return new_weight, new_bias.astype(weight.dtype)
+
+
+# ---- the weight: its dimensions, and where its output channels are ----
+
+
+def _check_weight(a: Any, layer: str, *n_dimensions: int) -> None:
+    """Check the weight of a linear layer or convolution."""
+    floats("weight", a)
+    if a.ndim not in n_dimensions:
+        expected = " or ".join(str(n) for n in n_dimensions)
+        raise ValueError(f"weight of a {layer} must have {expected} dimensions, got shape {a.shape}")
+
+
+def _output_channels(
+    weight: Array, mean: ArrayLike, channel_axis: Any, readings: dict[tuple[int, ...], str]
+) -> tuple[int, ...]:
+    """Axes of `weight`, counted from 0, whose product are the output channels, one per value of `mean`.
+
+    With a channel_axis of None, those of `readings`, axes and their description, that fit alone.
+    """
+    if channel_axis is not None:
+        axes = _axes_of_weight(weight, channel_axis, pairs=any(len(axes) > 1 for axes in readings))
+        required("mean", mean, math.prod(weight.shape[axis] for axis in axes))
+        return axes
+    if mean is None:
+        raise TypeError("mean must be an array of shape (C,), got None")
+    try:
+        n_channels = np.size(mean)
+    except ValueError as error:
+        raise ValueError(f"mean must have shape (C,): {error}") from None
+    fits: dict[tuple[int, ...], tuple[tuple[int, ...], str]] = {}
+    for axes, description in readings.items():
+        counted = tuple(axis % weight.ndim for axis in axes)
+        if math.prod(weight.shape[axis] for axis in counted) == n_channels:
+            # Beside an axis of length 1, one axis and two are the same: (height, width, 1, C).
+            fits.setdefault(tuple(axis for axis in counted if weight.shape[axis] > 1), (counted, description))
+    if not fits:
+        raise ValueError(
+            f"weight must have as many output channels as mean has values, {n_channels}, on channel_axis "
+            f"{' or '.join(readings.values())}; got shape {weight.shape}"
+        )
+    if len(fits) > 1:
+        raise ValueError(
+            f"channel_axis must be given, as {n_channels} output channels in a weight of shape {weight.shape} may be "
+            f"on axis {' or '.join(description for _, description in fits.values())}"
+        )
+    return next(iter(fits.values()))[0]
+
+
+def _axes_of_weight(weight: Array, channel_axis: Any, *, pairs: bool) -> tuple[int, ...]:
+    axes: tuple[Any, ...] = channel_axis if pairs and isinstance(channel_axis, tuple) else (channel_axis,)
+    for axis in axes:
+        if isinstance(axis, bool) or not isinstance(axis, (int, np.integer)):
+            kinds = "an integer, two in a tuple or None" if pairs else "an integer or None"
+            raise TypeError(f"channel_axis must be {kinds}, got {channel_axis!r}")
+        if not -weight.ndim <= axis < weight.ndim:
+            raise ValueError(f"channel_axis must name an axis of weight of shape {weight.shape}, got {channel_axis}")
+    counted = tuple(int(axis) % weight.ndim for axis in axes)
+    if len(counted) not in (1, 2) or counted[-1] - counted[0] != len(counted) - 1:
+        raise ValueError(f"channel_axis must be one axis or two adjacent ones in order, got {channel_axis}")
+    return counted

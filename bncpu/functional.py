@@ -13,14 +13,13 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bncpu import _dispatch, _kernels, _validation
+from bncpu import _arguments, _checks, _dispatch, _kernels
 from bncpu._passes import Activation, Part, Pass
 from bncpu.moments import (
     BackwardSums,
     Coefficients,
     Gradient,
     Moments,
-    SavedStatistics,
     fold,
     fold_saved,
     fold_saved_backward,
@@ -32,6 +31,7 @@ from bncpu.moments import (
     sums_with_x_hat,
     variance,
 )
+from bncpu.saved import SavedStatistics, as_in_forward, call_of
 
 Array = NDArray[np.floating[Any]]
 Sums = TypeVar("Sums", Moments, BackwardSums)
@@ -111,14 +111,14 @@ def batch_norm(
     if (device := _dispatch.device_functions(x)) is not None:
         more = {"activation": activation, "residual": residual, "out": out}
         return device.batch_norm(x, mean, var, gamma, beta, eps=eps, channel_axis=channel_axis, **more)
-    axis = _validation.data("x", x, channel_axis)
+    axis = _arguments.data("x", x, channel_axis)
     n_channels = x.shape[axis]
-    center = _validation.required("mean", mean, n_channels)
-    spread = _validation.variances("var", var, n_channels)
-    scale = _validation.per_channel("gamma", gamma, n_channels)
-    shift = _validation.per_channel("beta", beta, n_channels)
-    eps = _validation.real("eps", eps, low=0)
-    arrays = Pass(x, ((axis,),), **_validation.forward(x, activation, residual, out, n_threads))
+    center = _checks.required("mean", mean, n_channels)
+    spread = _checks.variances("var", var, n_channels)
+    scale = _checks.per_channel("gamma", gamma, n_channels)
+    shift = _checks.per_channel("beta", beta, n_channels)
+    eps = _checks.real("eps", eps, low=0)
+    arrays = Pass(x, ((axis,),), **_arguments.forward(x, activation, residual, out, n_threads))
     arrays.whole.apply(fold(center, inverse_std(spread, eps), scale, shift))
     return arrays.result()
 
@@ -224,36 +224,36 @@ def batch_norm_forward(
         short = _kernels.forward_plain(x, channel_axis == -1, gamma, beta, eps, out, relu, n_threads)
         if short is not None:
             y, center, invstd, center_lo = short
-            saved = SavedStatistics(center, invstd)
             axis = _short_axis(x, channel_axis)
-            saved.mean_lo, saved.call = center_lo, _validation.call(axis, activation, gamma, beta, None)
-            return y, saved
+            call, count = call_of(axis, activation, gamma, beta, None), x.size // x.shape[axis]
+            return y, SavedStatistics(center, invstd, center_lo, count, "training", call)
     if (device := _dispatch.device_functions(x)) is not None:
-        _validation.whole_batch("moments", moments)
+        _arguments.whole_batch("moments", moments)
         more: dict[str, Any] = {"activation": activation, "residual": residual, "out": out}
         more |= {"running_mean": running_mean, "running_var": running_var, "momentum": momentum, "ddof": ddof}
         return device.batch_norm_forward(x, gamma, beta, eps=eps, channel_axis=channel_axis, **more)
-    axis = _validation.data("x", x, channel_axis)
+    axis = _arguments.data("x", x, channel_axis)
     n_channels = x.shape[axis]
-    scale = _validation.per_channel("gamma", gamma, n_channels)
-    shift = _validation.per_channel("beta", beta, n_channels)
+    scale = _checks.per_channel("gamma", gamma, n_channels)
+    shift = _checks.per_channel("beta", beta, n_channels)
     others = {"x": x, "gamma": gamma, "beta": beta, "residual": residual, "out": out}
-    _validation.running_pair(running_mean, running_var, n_channels, others)
-    momentum = _validation.momentum(momentum)
-    ddof = _validation.real("ddof", ddof, low=0)
-    eps = _validation.real("eps", eps, low=0)
-    moments = _validation.sums_of_all("moments", Moments, moments, x, n_channels)
-    arrays = Pass(x, ((axis,),), **_validation.forward(x, activation, residual, out, n_threads))
+    _arguments.running_pair(running_mean, running_var, n_channels, others)
+    momentum = _arguments.momentum(momentum)
+    ddof = _checks.real("ddof", ddof, low=0)
+    eps = _checks.real("eps", eps, low=0)
+    moments = _arguments.sums_of_all("moments", Moments, moments, x, n_channels)
+    arrays = Pass(x, ((axis,),), **_arguments.forward(x, activation, residual, out, n_threads))
+    count = x.size // max(1, n_channels) if moments is None else moments.count
     if n_channels:
-        count = x.size // n_channels if moments is None else np.min(moments.count)
-        _validation.values_per_channel("batch_norm_forward", count, ddof)
+        _arguments.values_per_channel("batch_norm_forward", np.min(count), ddof)
 
     if moments is None:
         moments, saved = arrays.whole.forward(scale, shift, eps)
     else:
         saved = saved_statistics(moments, eps)
         arrays.whole.apply(fold_saved(saved, scale, shift))
-    saved.call = _validation.call(axis, activation, gamma, beta, residual)
+    call = call_of(axis, activation, gamma, beta, residual)
+    saved = saved._replace(count=count, kind="training", call=call)
     y = arrays.result()
     if running_mean is not None and running_var is not None:
         with np.errstate(all="ignore"):
@@ -346,7 +346,7 @@ def batch_norm_backward(
         and sums is None
         and type(saved) is SavedStatistics
         and _is_short(channel_axis, activation, residual, n_threads)
-        and (saved.call is None or saved.call[:3] == (_short_axis(x, channel_axis), None, gamma is not None))
+        and _is_of(saved, x, channel_axis, gamma)
     ):
         short = _kernels.backward_plain(
             dy, x, channel_axis == -1, saved.mean, saved.invstd, saved.mean_lo, gamma, out, n_threads
@@ -370,6 +370,15 @@ def _is_short(channel_axis: int, activation: Activation, residual: Array | None,
         and (n_threads is None or (type(n_threads) is int and n_threads > 0))
         and (activation is None or (type(activation) is str and activation == "relu"))
     )
+
+
+def _is_of(saved: SavedStatistics, x: Any, channel_axis: int, gamma: Any) -> bool:
+    """Whether `saved` is of a forward pass over such an x, called so; if not the long way says why."""
+    if type(x) is not np.ndarray or x.ndim < 2:
+        return False
+    axis, then, count = _short_axis(x, channel_axis), saved.call, saved.count
+    called_so = then is None or then[:3] == (axis, None, gamma is not None)
+    return called_so and (count is None or (type(count) is int and count * x.shape[axis] == x.size))
 
 
 def _short_axis(x: Any, channel_axis: int) -> int:
@@ -471,18 +480,19 @@ def _backward(
 ) -> tuple[Array, ...]:
     frozen = isinstance(sums, str)
     if (device := _dispatch.device_functions(x)) is not None:
-        _validation.whole_batch("sums", None if frozen else sums)
+        _arguments.whole_batch("sums", None if frozen else sums)
         backward = device.batch_norm_backward_frozen if frozen else device.batch_norm_backward
         more = {"activation": activation, "residual": residual, "out": out}
         return backward(dy, x, saved, gamma, beta=beta, channel_axis=channel_axis, **more)
-    axis = _validation.data("x", x, channel_axis)
+    axis = _arguments.data("x", x, channel_axis)
     n_channels = x.shape[axis]
-    _validation.as_in_forward(saved, _validation.call(axis, activation, gamma, beta, residual))
-    saved = _validation.saved(saved, (n_channels,), "one value per channel")
-    scale = _validation.per_channel("gamma", gamma, n_channels)
-    shift = _validation.per_channel("beta", beta, n_channels)
-    given = None if frozen else _validation.sums_of_all("sums", BackwardSums, sums, x, n_channels)
-    arrays = Pass(x, ((axis,),), **_validation.backward(dy, x, activation, residual, out, n_threads))
+    call, count = call_of(axis, activation, gamma, beta, residual), x.size // max(1, n_channels)
+    as_in_forward(saved, call, None if frozen else count, of_part=sums is not None)
+    saved = _arguments.saved(saved, (n_channels,), "one value per channel")
+    scale = _checks.per_channel("gamma", gamma, n_channels)
+    shift = _checks.per_channel("beta", beta, n_channels)
+    given = None if frozen else _arguments.sums_of_all("sums", BackwardSums, sums, x, n_channels)
+    arrays = Pass(x, ((axis,),), **_arguments.backward(dy, x, activation, residual, out, n_threads))
     part = arrays.whole
     relu = fold_saved(saved, scale, shift) if part.relu else None
     if sums is None:
@@ -550,8 +560,8 @@ def batch_norm_moments(x: Array, *, channel_axis: int = 1, n_threads: int | None
     >>> bool(np.abs(y - batch_norm_forward(x)[0]).max() < 1e-14)
     True
     """
-    axis = _validation.data("x", x, channel_axis)
-    return Pass(x, ((axis,),), n_threads=_validation.threads(n_threads), read_only=True).whole.moments()
+    axis = _arguments.data("x", x, channel_axis)
+    return Pass(x, ((axis,),), n_threads=_checks.threads(n_threads), read_only=True).whole.moments()
 
 
 def batch_norm_backward_sums(
@@ -584,7 +594,8 @@ def batch_norm_backward_sums(
     channel_axis : int, default=1
         The axis of length C; -1 is channels-last.
     activation : {None, "relu"}, default=None
-        Of the forward pass.
+        Of the forward pass. Where ReLU gave 0 the gradient is 0; that is computed again from `x`, nothing is kept.
+        (In float16: where it gave 0 before the result was rounded.)
     residual : ndarray of the shape and dtype of `x`, optional
         Of the forward pass.
     n_threads : int, optional
@@ -619,14 +630,15 @@ def batch_norm_backward_sums(
     >>> bool(np.abs(dx - batch_norm_backward(dy, x, saved)[0]).max() < 1e-14)
     True
     """
-    axis = _validation.data("x", x, channel_axis)
+    axis = _arguments.data("x", x, channel_axis)
     n_channels = x.shape[axis]
-    given = _validation.call(axis, activation, gamma, beta, residual)
-    _validation.as_in_forward(saved, given if activation else given._replace(gamma=True))  # which needs none
-    saved = _validation.saved(saved, (n_channels,), "one value per channel")
-    scale = _validation.per_channel("gamma", gamma, n_channels)
-    shift = _validation.per_channel("beta", beta, n_channels)
-    checked = _validation.backward(dy, x, activation, residual, None, n_threads)
+    call = call_of(axis, activation, gamma, beta, residual)
+    call = call if activation else call._replace(gamma=True)  # which needs none
+    as_in_forward(saved, call, x.size // max(1, n_channels), of_part=True)
+    saved = _arguments.saved(saved, (n_channels,), "one value per channel")
+    scale = _checks.per_channel("gamma", gamma, n_channels)
+    shift = _checks.per_channel("beta", beta, n_channels)
+    checked = _arguments.backward(dy, x, activation, residual, None, n_threads)
     part = Pass(x, ((axis,),), **checked, read_only=True).whole
     relu = fold_saved(saved, scale, shift) if part.relu else None
     return _sums(part, saved, relu)
@@ -666,7 +678,7 @@ def merge(*parts: Sums) -> Sums:
     >>> whole.mean, whole.m2
     (array([3.]), array([14.]))
     """
-    checked = _validation.mergeable_sums(parts)
+    checked = _arguments.mergeable_sums(parts)
     kind: Any = type(checked[0])
     stacked = np.stack([np.stack(part) for part in checked], axis=1)
     return kind(*(merge_blocks if kind is Moments else sum_blocks)(stacked))

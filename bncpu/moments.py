@@ -19,9 +19,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from bncpu import _kernels
+from bncpu.saved import SavedStatistics
 
 Float64 = NDArray[np.float64]
 Floats = NDArray[Any]  # float64, or float32 where the data is
@@ -84,90 +85,12 @@ class BackwardSums(NamedTuple):
     dbeta: Float64
 
 
-class Call(NamedTuple):
-    """How a forward pass was called, as far as its backward pass must be called so, too."""
-
-    channel_axis: int | None
-    activation: str | None
-    gamma: bool
-    beta: bool
-    residual: bool
-    normalized: tuple[int, ...] | None = None  # of layer and RMS normalization
-
-
-class _Saved(NamedTuple):
-    mean: Any
-    invstd: Any
-
-
-class SavedStatistics(_Saved):
-    """What a forward pass leaves for its backward pass: a pair, and beside it what the user need not know.
-
-    Attributes
-    ----------
-    mean : ndarray, float64, or None
-        Mean of the values normalized together. Of shape (C,) for batch normalization, (N, C) for instance,
-        (N, n_groups) for group normalization; for layer normalization that of x with 1 for the axes normalized over.
-        None for `rms_norm`.
-    invstd : ndarray of the same shape, float64
-        ``1 / sqrt(var + eps)`` with the biased variance; 0 where that would divide by 0.
-    mean_lo : ndarray of the same shape, float64, or 0.0
-        What rounding took from the mean. 0.0 in statistics not made by a forward pass.
-    call : tuple or None
-        Which arguments the forward pass had, so that a backward pass that forgets one is refused. None in
-        statistics not made by a forward pass: nothing is checked then.
-
-    Notes
-    -----
-    A pair made anew, ``SavedStatistics(*saved)``, has neither of the last two.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from bncpu import SavedStatistics, batch_norm_forward
-    >>> _, saved = batch_norm_forward(np.array([[0.0], [4.0]]), eps=0)
-    >>> saved.mean, saved.invstd
-    (array([2.]), array([0.5]))
-    >>> SavedStatistics(mean=np.array([2.0]), invstd=np.array([0.5])) == saved
-    True
-    """
-
-    mean_lo: Any = 0.0
-    call: Call | None = None
-
-    @classmethod
-    def from_variance(cls, mean: ArrayLike, var: ArrayLike, *, eps: float = 1e-5) -> SavedStatistics:
-        """Statistics that were not saved by a forward pass: running ones, for example.
-
-        Parameters
-        ----------
-        mean, var : array-like
-            Of the shape of `mean` above.
-        eps : float, default=1e-5
-            Added to `var`.
-
-        Returns
-        -------
-        SavedStatistics
-            With ``invstd = 1 / sqrt(var + eps)``; NaN where that has no root.
-
-        Examples
-        --------
-        >>> from bncpu import SavedStatistics
-        >>> SavedStatistics.from_variance([1.0], [4.0], eps=0)
-        SavedStatistics(mean=array([1.]), invstd=array([0.5]))
-        """
-        with np.errstate(invalid="ignore"):
-            return cls(np.array(mean, np.float64), inverse_std(np.asarray(var, np.float64), eps))
-
-
 def changed(saved: SavedStatistics, change: Callable[[Float64], Float64]) -> SavedStatistics:
-    """Each array of `saved` changed; a mean of None, and a low part of 0.0, stay."""
-    arrays = (saved.mean, saved.invstd, saved.mean_lo)
-    mean, invstd, mean_lo = (change(a) if isinstance(a, np.ndarray) else a for a in arrays)
-    new = SavedStatistics(mean, invstd)
-    new.mean_lo = mean_lo
-    return new
+    """Each array of `saved` changed; a mean of None, and a low part of 0.0, stay, as does what is no statistic."""
+    mean, invstd, mean_lo = [
+        change(a) if isinstance(a, np.ndarray) else a for a in (saved.mean, saved.invstd, saved.mean_lo)
+    ]
+    return SavedStatistics(mean, invstd, mean_lo, saved.count, saved.kind, saved.call)
 
 
 def two_sum(a: Float64, b: Float64) -> tuple[Float64, Float64]:
@@ -293,9 +216,7 @@ def inverse_std(var: Float64, eps: float) -> Float64:
 
 def saved_statistics(m: Moments, eps: float) -> SavedStatistics:
     """The statistics of what `m` are the moments of."""
-    saved = SavedStatistics(m.mean, inverse_std(variance(m), eps))
-    saved.mean_lo = m.mean_lo
-    return saved
+    return SavedStatistics(m.mean, inverse_std(variance(m), eps), m.mean_lo)
 
 
 def rms_statistics(m: Moments, eps: float) -> SavedStatistics:
@@ -316,12 +237,9 @@ def fold(
     mean: Float64, invstd: Float64, gamma: Float64 | None, beta: Float64 | None, mean_lo: Float64 | float = 0.0
 ) -> Coefficients:
     """Coefficients of ``y = gamma * (x - mean) * invstd + beta``."""
+    scale, shift = 1.0 if gamma is None else gamma, 0.0 if beta is None else beta
     with np.errstate(all="ignore"):
-        return Coefficients(mean, *_kernels.fold(invstd, _or(gamma, 1.0), _or(beta, 0.0), mean_lo))
-
-
-def _or(values: Float64 | None, default: float) -> Float64 | float:
-    return default if values is None else values
+        return Coefficients(mean, *_kernels.fold(invstd, scale, shift, mean_lo))
 
 
 def fold_running(
@@ -430,7 +348,7 @@ def fold_backward(
        Internal Covariate Shift".
     """
     with np.errstate(all="ignore"):
-        return Gradient(mean, *_kernels.fold_backward(invstd, _or(gamma, 1.0), *sums, count, mean_lo))
+        return Gradient(mean, *_kernels.fold_backward(invstd, 1.0 if gamma is None else gamma, *sums, count, mean_lo))
 
 
 def fold_saved_backward(

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bncpu import moments
+from bncpu._checks import per_channel, real, required, threads, variances, whole
 from bncpu._infinities import some
-from bncpu._validation import per_channel, real, required, threads, variances, whole
 from bncpu.moments import Coefficients, Moments
 from bncpu.running import Kind, Layer, Recent, Running, kind_of
 

@@ -18,11 +18,11 @@ from sklearn.utils.validation import _num_samples, check_is_fitted
 
 from bncpu import _batches, _dask, _door, _infinities, _kernels, _layers, _layout, _report, _state_file, moments
 from bncpu import state as states
+from bncpu._checks import threads
 from bncpu._compat import UNWATCHED, CallbackSupportMixin, fit_task, is_lazy, is_watched, rows, with_callbacks
 from bncpu._device import as_given
 from bncpu._door import Samples
 from bncpu._report import Report
-from bncpu._validation import threads
 from bncpu.moments import Coefficients
 from bncpu.running import Kind, Layer, Running, continues
 from bncpu.state import Parameters, State, added, collapsed

@@ -249,8 +249,8 @@ class Call:
             residual = self.copies.get("residual")
             given = {**common, **norm.arguments, "x": self.copies["x"], "residual": residual, "eps": self.eps}
             self.y, self.saved = norm.function(bncpu, "_forward")(**without_none(given))
-            self.arguments["saved"] = self.saved if source.flag() else bncpu.SavedStatistics(*self.saved)
-            self.arguments["saved"].mean_lo = self.saved.mean_lo
+            by_hand = bncpu.SavedStatistics(*self.saved, self.saved.mean_lo)
+            self.arguments["saved"] = self.saved if source.flag() else by_hand
         else:
             self.arguments |= {"eps": self.eps, **norm.arguments}
         if kind == "inference":

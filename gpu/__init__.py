@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from bncpu.saved import SavedStatistics
+
 if TYPE_CHECKING:
     from ._functional import (
-        SavedStatistics,
         batch_norm,
         batch_norm_backward,
         batch_norm_backward_frozen,

@@ -9,30 +9,14 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numba import cuda
 
+from bncpu.saved import SavedStatistics, as_in_forward, call_of
+
 from . import _arrays, _compat, why_unavailable
 from ._arrays import Given
 from ._kernels import Kernels, Kind, kernels
 from ._plan import plan
 
 Activation = Literal["relu"] | None
-
-
-class SavedStatistics(NamedTuple):
-    """Statistics from a forward pass, for its backward pass; on the device.
-
-    Attributes
-    ----------
-    mean : device array of shape (C,), float64
-        Mean of each channel.
-    invstd : device array of shape (C,), float64
-        ``1 / sqrt(var + eps)`` with the biased variance; 0 where that would divide by 0.
-    mean_lo : device array of shape (C,), float64
-        The low part of the mean, which rounding took from `mean`.
-    """
-
-    mean: Any
-    invstd: Any
-    mean_lo: Any
 
 
 class _Pass:
@@ -54,6 +38,7 @@ class _Pass:
         if activation not in (None, "relu"):
             raise ValueError(f"activation must be None or 'relu', got {activation!r}")
         self.like = {name: self._like(name, a) for name, a in like.items() if a is not None}
+        self.axis = int(channel_axis) % n_axes
         self.channels = self.x.shape[channel_axis]
         self.parameters = {name: self._parameter(name, a) for name, a in parameters.items() if a is not None}
         kinds = {name: p.storage for name, p in self.parameters.items()}
@@ -61,9 +46,9 @@ class _Pass:
             raise TypeError(f"parameters must have one dtype, got {', '.join(f'{k} {v}' for k, v in kinds.items())}")
         aligned = all(a.aligned for a in (self.x, *self.like.values()))
         itemsize = _compat.STORAGE[self.x.storage]
-        self.plan = plan(self.x.shape, channel_axis % n_axes, itemsize, aligned=aligned, **_device())
+        self.plan = plan(self.x.shape, self.axis, itemsize, aligned=aligned, **_device())
         if skipping and not self.plan.rows:
-            self.plan = plan(self.x.shape, channel_axis % n_axes, itemsize, aligned=False, **_device())
+            self.plan = plan(self.x.shape, self.axis, itemsize, aligned=False, **_device())
         self.kind = Kind(
             self.x.storage, next(iter(kinds.values()), "float64"), self.plan.rows, self.plan.n, *self.plan.block,
             relu=activation == "relu", residual="residual" in self.like, skipping=skipping,
@@ -111,6 +96,8 @@ class _Pass:
 
     def saved(self, saved: SavedStatistics) -> tuple[Any, Any, Any]:
         """Addresses of mean, mean_lo and invstd."""
+        if not isinstance(saved, SavedStatistics):
+            raise TypeError(f"saved must be the SavedStatistics of a forward pass, got {type(saved).__name__}")
         found = [_arrays.given(f"saved.{name}", getattr(saved, name)) for name in ("mean", "mean_lo", "invstd")]
         for g in found:
             if g.shape != (self.channels,) or g.storage != "float64":
@@ -323,7 +310,9 @@ def batch_norm_forward(
         raise ValueError("running_mean and running_var must be given together, got only one of them")
     if p.plan.values < 2 or (running_mean is not None and p.plan.values <= ddof):
         raise ValueError(f"x must have more than {max(1.0, ddof):g} values per channel, got {p.plan.values}")
-    saved = SavedStatistics(*(_arrays.float64(p.x, (p.channels,)).array for _ in range(3)))
+    mean, invstd, mean_lo = (_arrays.float64(p.x, (p.channels,)).array for _ in range(3))
+    call = call_of(p.axis, activation, gamma, beta, residual)
+    saved = SavedStatistics(mean, invstd, mean_lo, p.plan.values, "training", call)
     statistics = p.saved(saved)
     y = p.like.get("out") or _arrays.like(p.x)
     data = p.x.address, p.address("residual"), y.address
@@ -390,7 +379,8 @@ def batch_norm_backward(
     TypeError
         If an argument is no device array, or of another dtype than expected.
     ValueError
-        If an array has another shape or device than expected, or is not contiguous.
+        If an array has another shape or device than expected, or is not contiguous; or if `saved` is of a forward
+        pass that was called otherwise, or of another number of values.
 
     References
     ----------
@@ -429,7 +419,7 @@ def batch_norm_backward_frozen(
     x : device array
         What was normalized.
     saved : SavedStatistics
-        Mean, inverse standard deviation and `mean_lo`, which may be 0; all float64.
+        ``SavedStatistics(mean, invstd, mean_lo)`` of float64 arrays on the device; `mean_lo` may be zeros.
     gamma, beta : device arrays of shape (C,), optional
         Of the forward pass. Beta is needed with an activation only.
     channel_axis : int, default=1
@@ -474,6 +464,8 @@ def _backward(
     p = _Pass(x, channel_axis, activation, {"gamma": gamma, "beta": beta}, dy=dy, residual=residual, out=out)
     if "dy" not in p.like:
         raise TypeError("dy must be a device array, got None")
+    call = call_of(p.axis, activation, gamma, beta, residual)
+    as_in_forward(saved, call, None if frozen else p.plan.values)
     mean, mean_lo, invstd = p.saved(saved)
     dgamma, dbeta = (_arrays.float64(p.x, (p.channels,)) for _ in range(2))
     data = p.address("dy"), p.x.address, p.address("residual")

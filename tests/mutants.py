@@ -63,17 +63,17 @@ NORMALIZE, MOMENTS = "bncpu/_normalize.py", "bncpu/moments.py"
 DRIVERS, JOB, LOOP, PARTS, STEPS = (f"bncpu/src/{name}.pxi" for name in ("drivers", "job", "loop", "parts", "steps"))
 PLAIN, FUNCTIONS, LEARNING = (f"bncpu/src/{name}.pxi" for name in ("plain", "functions", "transformer"))
 BATCHES, FUNCTIONAL, TRANSFORMER = "bncpu/_batches.py", "bncpu/functional.py", "bncpu/transformer.py"
-COMPAT, STATE_FILE, VALIDATION = "bncpu/_compat.py", "bncpu/_state_file.py", "bncpu/_validation.py"
+COMPAT, STATE_FILE, DOOR = "bncpu/_compat.py", "bncpu/_state_file.py", "bncpu/_door.py"
 YARDSTICKS = "bncpu/_yardsticks.py"
 FILES, TABLES = "bncpu/_files.py", "bncpu/_tables.py"
 
 MUTANTS = [
     # ---- what is no number ----
-    Mutant("dates-of-frames-taken", VALIDATION, "startswith(NO_NUMBERS)", 'startswith("nothing")', "inputs"),
-    Mutant("masks-dropped", VALIDATION, "if not np.ma.is_masked(X):", "if True:", "inputs"),
-    Mutant("masked-weights-taken", VALIDATION, "sample_weight = sample_weight.filled(0)", "pass", "inputs"),
-    Mutant("lists-of-arrays-cut", VALIDATION, "if isinstance(item[0], np.ndarray) or", "if", "inputs"),
-    Mutant("empty-batches-counted", VALIDATION, "return len(shape) > 1 and shape[0] == 0", "return False", "inputs"),
+    Mutant("dates-of-frames-taken", DOOR, "startswith(NO_NUMBERS)", 'startswith("nothing")', "door"),
+    Mutant("masks-dropped", DOOR, "if not np.ma.is_masked(X):", "if True:", "door"),
+    Mutant("masked-weights-taken", DOOR, "sample_weight = sample_weight.filled(0)", "pass", "door"),
+    Mutant("lists-of-arrays-cut", DOOR, "if isinstance(item[0], np.ndarray) or", "if", "door"),
+    Mutant("empty-batches-counted", DOOR, "return len(shape) > 1 and shape[0] == 0", "return False", "door"),
     Mutant(
         "other-files-replaced", "bncpu/_state_file.py", "if head and not START.match(head):", "if False:", "state_file"
     ),
@@ -97,9 +97,7 @@ MUTANTS = [
         "short-of-strided-rows", SHORT, "const int adjacent = y.channel == p.inner;", "const int adjacent = 1;", "short"
     ),
     Mutant("short-gap-forgotten", SHORT, "(!fits || n_waiting + T_LANES", "(n_waiting + T_LANES", "short"),
-    Mutant(
-        "short-parameters-of-groups", "bncpu/_passes.py", "self._form(self.x, 1).shape[2] == self", "1 or self", "short"
-    ),
+    Mutant("short-parameters-of-groups", "bncpu/_passes.py", "bool(parameters[2] == statistics[3])", "True", "short"),
     Mutant("short-moments-of-rows-left-out", NORMALIZE, "to[own] = values", "pass", "short"),
     # ---- variance, eps, ddof ----
     Mutant(
@@ -508,9 +506,9 @@ MUTANTS = [
     Mutant(
         "running-arrays-changed-before-a-refusal",
         FUNCTIONAL,
-        '    ddof = _validation.real("ddof", ddof, low=0)\n    eps',
+        '    ddof = _checks.real("ddof", ddof, low=0)\n    eps',
         "    if running_mean is not None:\n        running_mean *= momentum\n"
-        '    ddof = _validation.real("ddof", ddof, low=0)\n    eps',
+        '    ddof = _checks.real("ddof", ddof, low=0)\n    eps',
         "validation",
     ),
     Mutant(
@@ -622,6 +620,17 @@ MUTANTS = [
         FUNCTIONAL,
         "total.dbeta, total.dgamma, total.count)",
         "total.dbeta, total.dgamma, x.size // n_channels)",
+        "functional",
+    ),
+    Mutant("other-batch-size-let-through", "bncpu/saved.py", "if wrong.size:", "if False:", "functional"),
+    Mutant(
+        "forgotten-argument-taken", "bncpu/saved.py", "        _compare(saved.call, now)", "        pass", "functional"
+    ),
+    Mutant(
+        "other-batch-size-let-through-in-short-calls",
+        FUNCTIONAL,
+        "count * x.shape[axis] == x.size",
+        "True",
         "functional",
     ),
     Mutant(

@@ -97,7 +97,7 @@ def test_the_layer_normalizes_images_too():
 def test_small_calls_of_ours_are_measured_on_their_short_way(operation, dtype, n_threads, monkeypatch):
     call = _contenders.ours(Data(Case(operation, (32, 10), dtype=dtype), n_threads))
     call()
-    for owner, long_way in ((_passes.Part, "_form"), (BatchNormTransformer, "_apply"), (BatchNormTransformer, "_fit")):
+    for owner, long_way in ((_passes.Part, "_forms"), (BatchNormTransformer, "_apply"), (BatchNormTransformer, "_fit")):
         monkeypatch.setattr(owner, long_way, None)
     call()
 

@@ -56,7 +56,7 @@ def test_threads_are_those_allowed_but_only_as_many_as_pay(allowed, n_bytes, exp
     [(3, 1 << 30, 3), (16, 1 << 30, 16), (16, 1 << 20, 2), (16, 0, 1), (1 << 40, 1 << 62, 1 << 20), (None, 9, None)],
 )
 def test_threads_asked_for_are_taken_but_only_as_many_as_pay(asked, n_bytes, expected):
-    assert _dispatch.threads(asked, n_bytes) == expected
+    assert _kernels.threads(asked, n_bytes) == expected
 
 
 # ---- as many as processors are idle ----

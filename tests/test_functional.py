@@ -25,6 +25,7 @@ from bncpu import (
     batch_norm_moments,
     merge,
 )
+from bncpu.moments import inverse_std
 
 # The rounding of y: subtract, scale, shift, each within half a unit of terms of at most this size.
 TOLERANCE = {"float16": 2e-3, "float32": 4e-6, "float64": 4e-14}
@@ -526,16 +527,101 @@ def test_merge_refuses_what_does_not_belong_together():
 # ---- what a forward pass saves ----
 
 
-def test_saved_statistics_are_a_pair_that_survives_pickling_and_copying():
+def test_saved_statistics_are_a_pair_to_who_unpacks_them():
     _, saved = batch_norm_forward(normal(51, (7, 3), mean=1e9))
     mean, invstd = saved
-    assert mean is saved.mean
-    assert invstd is saved.invstd
-    for other in (pickle.loads(pickle.dumps(saved)), copy.deepcopy(saved)):
-        assert isinstance(other, SavedStatistics)
-        np.testing.assert_array_equal([*other, other.mean_lo], [*saved, saved.mean_lo])
+    assert mean is saved.mean is saved[0]
+    assert invstd is saved.invstd is saved[-1]
+    assert saved[:2] == (mean, invstd)
+    assert len(saved) == 2
+    by_hand = SavedStatistics(mean=mean.copy(), invstd=invstd.copy())
+    assert by_hand == saved
+    assert SavedStatistics(mean, invstd + 1) != saved
+    assert saved != (mean, invstd)
+    assert by_hand.mean_lo == 0
+    assert by_hand.count is by_hand.kind is by_hand.call is None
+
+
+COPIES = {
+    "pickle": lambda saved: pickle.loads(pickle.dumps(saved)),
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "_replace": lambda saved: saved._replace(mean=saved.mean),
+}
+
+
+@pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
+def test_copies_of_saved_statistics_keep_every_field(copied):
+    x = normal(51, (7, 3, 2), mean=1e9)
+    _, saved = batch_norm_forward(x, np.ones(3), activation="relu")
     assert np.any(saved.mean_lo)
-    assert SavedStatistics([0.0], [1.0]).mean_lo == 0
+    assert (saved.count, saved.kind, saved.call.activation) == (14, "training", "relu")
+    other = copied(saved)
+    assert type(other) is SavedStatistics
+    for name in ("mean", "invstd", "mean_lo", "count", "kind", "call"):
+        np.testing.assert_array_equal(getattr(other, name), getattr(saved, name))
+    with pytest.raises(ValueError, match="activation must be that of the forward pass"):
+        batch_norm_backward(x, x, other, np.ones(3))
+
+
+def test_fields_of_saved_statistics_are_not_assigned():
+    with pytest.raises(AttributeError):
+        SavedStatistics([0.0], [1.0]).mean_lo = 0.5
+
+
+def test_a_low_part_given_as_a_number_counts():
+    x, dy = normal(62, (7, 3)), normal(63, (7, 3))
+    single = SavedStatistics(np.zeros(3), np.ones(3), 0.25)
+    for function in (batch_norm_backward, batch_norm_backward_frozen):
+        expected = function(dy, x, single._replace(mean_lo=np.full(3, 0.25)))
+        assert all(map(same_bits, function(dy, x, single), expected))
+
+
+def test_frozen_statistics_are_those_of_the_kernels_to_the_bit():
+    var = np.concatenate([10.0 ** np.arange(-320, 309), [0.0, np.inf, np.nan, -1.0], normal(64, 50) ** 2])
+    for eps in (0.0, 1e-5, 1):
+        saved = SavedStatistics.from_variance(np.zeros(len(var)), var, eps=eps)
+        with np.errstate(invalid="ignore"):
+            np.testing.assert_array_equal(saved.invstd, inverse_std(var, eps))
+        assert (saved.kind, saved.count) == ("frozen", None)
+
+
+@pytest.mark.parametrize(
+    ("norm", "arguments", "count"), [("batch", (), 20), ("instance", (), 5), ("group", (2,), 15), ("layer", (5,), 5),
+                                     ("layer", ((6, 5),), 30), ("rms", (5,), 5)],
+)  # fmt: skip
+def test_a_backward_pass_over_another_number_of_values_is_refused(norm, arguments, count):
+    x = normal(65, (4, 6, 5))
+    forward, backward = (getattr(bncpu, f"{norm}_norm_{name}") for name in ("forward", "backward"))
+    _, saved = forward(x, *arguments)
+    assert (saved.count, saved.kind) == (count, "training")
+    backward(x, x, saved)
+    for other in (x[:, :, :4], np.concatenate([x, x], axis=-1)):
+        with pytest.raises(ValueError, match=rf"^saved must be of the forward pass over x, .*; got one over {count}$"):
+            backward(other, other, saved)
+
+
+def test_a_part_of_a_batch_needs_the_sums_of_all():
+    x = normal(66, (6, 3))
+    whole = batch_norm_moments(x)
+    _, saved = batch_norm_forward(x[:2], moments=whole)
+    np.testing.assert_array_equal(saved.count, [6, 6, 6])
+    sums = merge(batch_norm_backward_sums(x[:2], x[:2], saved), batch_norm_backward_sums(x[2:], x[2:], saved))
+    batch_norm_backward(x[:2], x[:2], saved, sums=sums)
+    batch_norm_backward_frozen(x[:2], x[:2], saved)
+    with pytest.raises(ValueError, match=r"^saved must be of the forward pass over x, of 2 values .* got one over 6$"):
+        batch_norm_backward(x[:2], x[:2], saved)
+    _, alone = batch_norm_forward(x[:2])
+    for function, more in ((batch_norm_backward_sums, {}), (batch_norm_backward, {"sums": sums})):
+        with pytest.raises(ValueError, match=r"^saved must be .* whole batch, of which x has 6 .* got one over 2$"):
+            function(x, x, alone, **more)
+
+
+@pytest.mark.parametrize("count", ["abc", [1j], {}], ids=str)
+def test_a_count_that_is_no_number_is_refused_by_name(count):
+    x = normal(67, (6, 3))
+    with pytest.raises(TypeError, match=r"saved\.count must be a number"):
+        batch_norm_backward(x, x, SAVED._replace(count=count))
 
 
 @pytest.mark.parametrize("forgotten", ["gamma", "beta", "activation", "residual", "channel_axis"])
@@ -636,8 +722,7 @@ def test_results_that_underflow_are_written_whatever_numpy_is_told_to_raise(func
 
 @pytest.mark.parametrize("lo", [None, "abc", np.zeros(5), np.zeros(3) * 1j])
 def test_a_low_part_that_does_not_fit_is_refused_by_name(lo):
-    saved = SavedStatistics(np.zeros(3), np.ones(3))
-    saved.mean_lo = lo
+    saved = SavedStatistics(np.zeros(3), np.ones(3), lo)
     with pytest.raises((TypeError, ValueError), match="mean_lo must"):
         batch_norm_backward(np.zeros((4, 3)), np.zeros((4, 3)), saved)
 
@@ -725,5 +810,5 @@ def test_functions_of_one_pass_share_their_arguments():
             for name in first.keys() & other.keys():
                 assert first[name] == other[name]
     assert list(inspect.signature(batch_norm_backward).parameters)[:4] == ["dy", "x", "saved", "gamma"]
-    names = {name for name in dir(bncpu) if "_norm" in name and not name.startswith("_")}
+    names = {name for name, a in vars(bncpu).items() if "_norm" in name and inspect.isfunction(a)}
     assert set(bncpu.__all__) >= names | {"Moments", "BackwardSums", "SavedStatistics", "merge"}

@@ -189,8 +189,7 @@ def test_forward_and_backward_equal_the_reference(case, fused):
     np.testing.assert_allclose(on_host(on_device[0]), 0.1 * mean, rtol=1e-13, atol=1e-14)
     np.testing.assert_allclose(on_host(on_device[1]), 0.9 + 0.1 * var * n / (n - 1), rtol=1e-13)
 
-    kept = bncpu.SavedStatistics(on_host(saved.mean), on_host(saved.invstd))
-    kept.mean_lo = on_host(saved.mean_lo)
+    kept = bncpu.SavedStatistics(*map(on_host, (saved.mean, saved.invstd, saved.mean_lo)))
     np.testing.assert_allclose(kept.mean, mean, rtol=1e-14, atol=1e-14)
     np.testing.assert_allclose(kept.invstd, _reference.inverse_std(var), rtol=1e-13)
     for name, frozen in (("batch_norm_backward", False), ("batch_norm_backward_frozen", True)):
@@ -330,7 +329,7 @@ def test_the_packages_functions_take_device_arrays():
         y, expected = (on_host(result[0] if isinstance(result, tuple) else result) for result in results)
         assert y.tobytes() == expected.tobytes()
     saved = results[0][1]
-    assert type(saved) is gpu.SavedStatistics
+    assert type(saved) is bncpu.SavedStatistics is gpu.SavedStatistics
     for name in ("batch_norm_backward", "batch_norm_backward_frozen"):
         both = [getattr(module, name)(dy, x, saved, gamma, beta=beta, activation="relu") for module in (bncpu, gpu)]
         for got, expected in zip(*both, strict=True):
@@ -487,6 +486,22 @@ def test_device_arrays_have_samples_first_and_are_not_wrapped():
     t = bncpu.BatchNormTransformer().fit(x).set_output(transform="pandas")
     with pytest.raises(ValueError, match=r"^the result is a device array; set_output"):
         t.transform(x)
+
+
+@needs_cuda
+def test_a_backward_pass_of_another_forward_pass_is_refused():
+    c = Case("rows", np.float64)
+    x, dy, gamma = map(device, (c.x, c.dy, c.gamma))
+    _, saved = gpu.batch_norm_forward(x, gamma)
+    assert (saved.count, saved.kind, saved.call.gamma) == (c.x.size // c.n_channels, "training", True)
+    with pytest.raises(ValueError, match=r"^gamma must be given, as in the forward pass that made saved"):
+        gpu.batch_norm_backward(dy, x, saved)
+    fewer = device(c.x[:-1].copy())
+    with pytest.raises(ValueError, match=r"^saved must be of the forward pass over x, of "):
+        gpu.batch_norm_backward(fewer, fewer, saved, gamma)
+    gpu.batch_norm_backward_frozen(fewer, fewer, saved, gamma)
+    with pytest.raises(TypeError, match=r"^saved must be the SavedStatistics of a forward pass, got tuple$"):
+        gpu.batch_norm_backward(dy, x, tuple(saved), gamma)
 
 
 @needs_cuda

@@ -62,8 +62,8 @@ def test_any_kept_axes_have_a_form_in_which_values_belong_to_their_position(shap
             assert is_a_form(x4)
             sizes = tuple(shape[axis] for axis in kept)
             labels = np.arange(float(np.prod(sizes))).reshape(sizes)
-            flat = layout.flat(labels, shape)
-            np.testing.assert_array_equal(layout.unflat(flat, shape), labels)
+            (flat,) = layout.flat([labels], shape)
+            np.testing.assert_array_equal(layout.unflat([flat], shape)[0], labels)
             if a.size:
                 others = tuple(axis for axis in range(len(shape)) if axis not in kept)
                 expected = dict(zip(labels.ravel(), a.sum(axis=others).ravel(), strict=True))

@@ -87,7 +87,7 @@ def test_cutting_into_parts_changes_no_bit(channel_axis, monkeypatch):
 
     whole = list(results())
     monkeypatch.setattr(_passes, "PART", 500)
-    monkeypatch.setattr("bncpu.variants.CHANNELS", 20)
+    monkeypatch.setattr("bncpu.group_norms.CHANNELS", 20)
     for (arrays, sums), (expected, whole_sums) in zip(results(), whole, strict=True):
         for a, b in zip(arrays, expected, strict=True):
             assert same_bits(a, b)

@@ -77,8 +77,7 @@ def test_training_equals_the_reference(descriptor, channel_axis):
             np.testing.assert_allclose(saved.invstd[some], invstd, rtol=sums)
             np.testing.assert_allclose(y, expected, rtol=0, atol=(4 * eps + sums) * np.abs(expected).max())
 
-            own = type(saved)(*(a[some] for a in saved))
-            own.mean_lo = saved.mean_lo[some]
+            own = saved._replace(mean=saved.mean[some], invstd=saved.invstd[some], mean_lo=saved.mean_lo[some])
             wanted = _reference.batch_norm_backward(dy_of, x, own, per[0], channel_axis=channel_axis)
             # |x_hat| < 6 and |mean(dy * x_hat)| <= 1, so that no term of dx is above 6 times max|dy| * gamma * invstd.
             largest = np.abs(dy_of).max() * np.abs(per[0]).max() * invstd.max()

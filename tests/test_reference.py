@@ -78,7 +78,7 @@ def test_running_averages_equal_their_recursions():
 
 
 @pytest.mark.parametrize("mean", [0.0, 1e6])
-def test_each_variant_has_mean_beta_and_variance_gamma_squared_where_it_normalizes(mean):
+def test_each_norm_has_mean_beta_and_variance_gamma_squared_where_it_normalizes(mean):
     x = normal(1, (4, 6, 5), mean=mean)
     for y, over in [
         (_reference.batch_norm_forward(x, np.full(6, 3.0), np.full(6, 2.0), eps=0)[0], (0, 2)),
@@ -99,7 +99,7 @@ def test_each_variant_has_mean_beta_and_variance_gamma_squared_where_it_normaliz
 FROZEN_MEAN, FROZEN_VAR = normal(2, 3), normal(3, 3) ** 2 + 0.5
 
 # name -> shape of x and of gamma, the forward function of (x, gamma, beta) and the backward function
-VARIANTS = {
+NORMS = {
     "batch": ((5, 3), (3,), _reference.batch_norm_forward, _reference.batch_norm_backward),
     "batch, channels last": (
         (3, 2, 3), (3,),
@@ -142,9 +142,9 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("finish", ["plain", "relu", "residual", "relu and residual"])
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_backward_equals_central_differences(variant, finish):
-    shape, per, forward, backward = VARIANTS[variant]
+@pytest.mark.parametrize("norm", NORMS)
+def test_backward_equals_central_differences(norm, finish):
+    shape, per, forward, backward = NORMS[norm]
     x, dy, z, gamma, beta = (normal(k, s) for k, s in enumerate((shape, shape, shape, per, per), start=4))
     relu, residual = "relu" in finish, z if "residual" in finish else None
 
@@ -160,7 +160,7 @@ def test_backward_equals_central_differences(variant, finish):
     _, mean, var = forward(x, gamma, beta)
     options = {"beta": beta, "activation": "relu" if relu else None, "residual": residual}
     gradients = backward(dy, x, (mean, _reference.inverse_std(var)), gamma, **options)
-    inputs = [x, gamma] + [beta] * (variant != "rms") + [z] * (residual is not None)
+    inputs = [x, gamma] + [beta] * (norm != "rms") + [z] * (residual is not None)
     for gradient, a in zip(gradients, inputs, strict=True):
         # Steps of 1e-5: the third derivative leaves 1e-10, the rounding of the loss 1e-15 / 1e-5.
         np.testing.assert_allclose(gradient, central_differences(loss, a, 1e-5), rtol=0, atol=2e-8)

@@ -28,8 +28,8 @@ SUMS = {
     ("forward", "float64"): "6e74a4996f3e6b95",
     ("backward", "float32"): "c742f5ea75c9a422",
     ("backward", "float64"): "ffb495fa2d15fd4a",
-    ("variants", "float32"): "6d1eea94cdcb75b7",
-    ("variants", "float64"): "01e96f7128dcf8c2",
+    ("layer, RMS, instance, group norm", "float32"): "6d1eea94cdcb75b7",
+    ("layer, RMS, instance, group norm", "float64"): "01e96f7128dcf8c2",
     ("big and streamed", "float32"): "314152f1ffdd60ed",
     ("big and streamed", "float64"): "86871f184b72f4d9",
 }
@@ -82,7 +82,7 @@ def backward(dtype):
     return results
 
 
-def variants(dtype):
+def other_norms(dtype):
     x, dy = images(dtype), uniform_bits(8, (6, 5, 13, 11), dtype) - dtype(0.5)
     results = []
     for name, argument, n in (("layer", [11], 11), ("rms", [11], 11), ("instance", [], 5), ("group", [1], 5)):
@@ -100,7 +100,7 @@ CASES = {
     "missing and weights": with_gaps,
     "forward": forward,
     "backward": backward,
-    "variants": variants,
+    "layer, RMS, instance, group norm": other_norms,
     "big and streamed": lambda dtype: [BatchNormTransformer().fit_transform(rows(dtype, 120_000, 41))],
 }
 

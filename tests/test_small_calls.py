@@ -418,7 +418,8 @@ def all_of(result):
     """Every array of a result, and what `saved` remembers beside them."""
     arrays = []
     for item in result if isinstance(result, tuple) else [result]:
-        arrays += [*item, np.asarray(item.mean_lo), item.call] if isinstance(item, SavedStatistics) else [item]
+        rest = [np.asarray(item.mean_lo), item.count, item.kind, item.call] if isinstance(item, SavedStatistics) else []
+        arrays += [*item, *rest] if rest else [item]
     return [item.tobytes() if isinstance(item, np.ndarray) else item for item in arrays]
 
 
@@ -578,7 +579,7 @@ def test_hostile_values_go_the_same_way_through_the_functions(dtype, value):
 @pytest.mark.parametrize("shape", [(50_000, 10), (32, 10, 56, 56), (256, 10, 64, 64)], ids=str)
 def test_large_plain_arrays_take_the_short_way_of_the_functions(shape, monkeypatch):
     x = normal(3, shape, dtype=np.float32)
-    monkeypatch.setattr(_passes.Part, "_form", None)
+    monkeypatch.setattr(_passes.Part, "_forms", None)
     _, saved = batch_norm_forward(x, np.ones(10), n_threads=1)
     batch_norm_backward(x, x, saved, np.ones(10), n_threads=1)
     batch_norm(x, np.zeros(10), np.ones(10), activation="relu", out=x)
@@ -600,6 +601,7 @@ def test_channels_last_go_the_same_way_through_the_functions(shape, relu, dtype)
             saved.mean,
             saved.invstd,
             saved.mean_lo,
+            saved.count,
             saved.call,
         ]
         return all_of(
@@ -613,7 +615,7 @@ def test_channels_last_go_the_same_way_through_the_functions(shape, relu, dtype)
 
 def test_channels_last_take_the_short_way_of_the_functions(monkeypatch):
     x, one = normal(3, (8, 6, 6, 10)), np.ones(10)
-    monkeypatch.setattr(_passes.Part, "_form", None)
+    monkeypatch.setattr(_passes.Part, "_forms", None)
     _, saved = batch_norm_forward(x, one, channel_axis=-1)
     batch_norm_backward(x, x, saved, one, channel_axis=-1)
     batch_norm(x, one, one, channel_axis=-1, out=x)
@@ -621,7 +623,7 @@ def test_channels_last_take_the_short_way_of_the_functions(monkeypatch):
 
 def test_small_plain_arrays_take_the_short_way_of_the_functions(monkeypatch):
     x = normal(3, (32, 10))
-    monkeypatch.setattr(_passes.Part, "_form", None)
+    monkeypatch.setattr(_passes.Part, "_forms", None)
     _, saved = batch_norm_forward(x, np.ones(10), out=np.empty_like(x))
     batch_norm_backward(x, x, saved, np.ones(10))
     batch_norm(x, np.zeros(10), np.ones(10), activation="relu", n_threads=1)

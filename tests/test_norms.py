@@ -13,7 +13,7 @@ from bncpu import SavedStatistics, _reference
 
 
 class Case(NamedTuple):
-    """One geometry of one variant; `argument` is normalized_shape or n_groups."""
+    """One geometry of one norm; `argument` is normalized_shape or n_groups."""
 
     kind: str
     shape: tuple[int, ...]

@@ -1,0 +1,158 @@
+"""What the norm functions take, checked before anything is written: data, statistics, running arrays, sums of parts."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bncpu._checks import axis_of, floats, like, parameter, real, required, threads, written
+from bncpu.gpu._library import library_of
+from bncpu.moments import BackwardSums, Moments
+from bncpu.saved import SavedStatistics
+
+Array = NDArray[np.floating[Any]]
+
+
+# ---- what every pass takes ----
+
+
+def data(name: str, x: Any, channel_axis: Any) -> int:
+    """Check a data array of a function; its channel axis counted from 0."""
+    floats(name, x)
+    if x.ndim < 2:
+        raise ValueError(f"{name} must have at least 2 dimensions, (N, C, ...); got shape {x.shape}")
+    return axis_of(name, x, channel_axis)
+
+
+def forward(x: Array, activation_: Any, residual: Any, out: Any, n_threads: Any) -> dict[str, Any]:
+    """Check what all forward passes take; the arguments of a pass."""
+    relu, n_threads = activation(activation_), threads(n_threads)
+    if residual is not None:
+        like("residual", residual, x)
+    if out is not None:
+        like("out", out, x, writeable=True)
+    return {"residual": residual, "out": out, "relu": relu, "n_threads": n_threads}
+
+
+def backward(dy: Any, x: Array, activation_: Any, residual: Any, out: Any, n_threads: Any) -> dict[str, Any]:
+    """Check what all backward passes take; the arguments of a pass."""
+    like("dy", dy, x)
+    return {"dy": dy, **forward(x, activation_, residual, out, n_threads)}
+
+
+def activation(value: Any) -> bool:
+    """Whether `activation` asks for ReLU."""
+    if value is not None and not (isinstance(value, str) and value == "relu"):
+        raise ValueError(f"activation must be None or 'relu', got {value!r}")
+    return value == "relu"
+
+
+# ---- training: momentum, running statistics, enough values ----
+
+
+def momentum(value: Any) -> float:
+    """A momentum of the functions: the weight of the old value, both ends allowed."""
+    return real("momentum", value, low=0, high=1)
+
+
+def running(name: str, a: Any, n_channels: int) -> None:
+    """Check running statistics that will be updated in place."""
+    if not isinstance(a, np.ndarray) or isinstance(a, np.ma.MaskedArray):
+        raise TypeError(f"{name} must be a NumPy array, which is updated in place; got {type(a).__name__}")
+    if a.dtype.kind != "f":
+        raise TypeError(f"{name} must be floating point, got {a.dtype}")
+    if a.shape != (n_channels,):
+        raise ValueError(f"{name} must have shape ({n_channels},), one value per channel; got {a.shape}")
+    written(name, a)
+
+
+def running_pair(mean: Any, var: Any, n_channels: int, others: dict[str, Any]) -> None:
+    """Check running_mean and running_var: both or neither, in memory that no other argument shares."""
+    if (mean is None) != (var is None):
+        raise ValueError("running_mean and running_var must be given together, got only one of them")
+    if mean is not None:
+        running("running_mean", mean, n_channels)
+        running("running_var", var, n_channels)
+        for name, a, rest in (
+            ("running_mean", mean, {"running_var": var, **others}),
+            ("running_var", var, others),
+        ):
+            for other, b in rest.items():
+                if isinstance(b, np.ndarray) and np.shares_memory(a, b):
+                    raise ValueError(f"{name} and {other} must not share memory")
+
+
+def values_per_channel(name: str, n: float, ddof: float) -> None:
+    """A batch, or a sample, must hold at least two values per channel, and more than `ddof`."""
+    if not n >= 2 or n <= ddof:
+        needed = max(2, math.floor(ddof) + 1)
+        each, hint = "channel", "for single values use batch_norm with running statistics"
+        if name == "instance_norm":
+            each, hint = "channel of a sample", "without axes beside samples and channels use layer_norm or batch_norm"
+        raise ValueError(f"{name} needs at least {needed} values per {each}, got {n:g}; {hint}")
+
+
+# ---- what a forward pass saved ----
+
+
+def saved(s: Any, shape: tuple[int, ...], what: str, *, centred: bool = True) -> SavedStatistics:
+    """Statistics of a forward pass, as float64; without a mean if not `centred`."""
+    if library_of(getattr(s, "invstd", None)) is not None:
+        raise TypeError("saved must be of a forward pass of arrays in CPU memory, as x is; got that of device arrays")
+    if not isinstance(s, SavedStatistics):
+        raise TypeError(f"saved must be the SavedStatistics of a forward pass, got {type(s).__name__}")
+    if (s.mean is None) == centred:
+        expected = "the mean of the forward pass" if centred else "None, as rms_norm_forward leaves it"
+        raise ValueError(f"saved.mean must be {expected}; got {'None' if s.mean is None else np.shape(s.mean)}")
+    mean = parameter("saved.mean", s.mean, shape, f", {what}") if centred else None
+    invstd = parameter("saved.invstd", s.invstd, shape, f", {what}")
+    if invstd is None:
+        raise ValueError("saved.invstd must be that of the forward pass, got None")
+    if not centred or isinstance(s.mean_lo, float):
+        return SavedStatistics(mean, invstd, s.mean_lo if centred else 0.0)
+    mean_lo = parameter("saved.mean_lo", s.mean_lo, shape, f", {what}")
+    if mean_lo is None:
+        raise ValueError("saved.mean_lo must be that of the forward pass or 0.0, got None")
+    return SavedStatistics(mean, invstd, mean_lo)
+
+
+# ---- a batch in parts ----
+
+
+def whole_batch(name: str, s: Any) -> None:
+    """Refuse `moments` and `sums` for device arrays."""
+    if s is not None:
+        raise TypeError(f"{name} must be None for device arrays, which are normalized whole; got {type(s).__name__}")
+
+
+def sums_of_all(name: str, kind: Any, s: Any, x: Array, n_channels: int) -> Any:
+    """Merged moments or gradient sums of a batch of which x is a part, one value per channel each; None stays None."""
+    if s is None:
+        return None
+    if not isinstance(s, kind):
+        raise TypeError(f"{name} must be {kind.__name__}, got {type(s).__name__}")
+    whole = kind(*(required(f"{name}.{field}", a, n_channels) for field, a in zip(kind._fields, s, strict=True)))
+    n = x.size // max(1, n_channels)
+    if np.any(whole.count < n):
+        raise ValueError(
+            f"{name} must be merged from all parts of the batch: x has {n} values per channel, "
+            f"{name}.count is {np.min(whole.count):g}"
+        )
+    return whole
+
+
+def mergeable_sums(parts: Any) -> list[Any]:
+    """What merge is given, all of one kind and number of channels, in float64."""
+    kinds = {type(part) for part in parts}
+    if len(kinds) != 1 or not kinds <= {Moments, BackwardSums}:
+        got = ", ".join(sorted(kind.__name__ for kind in kinds)) or "nothing"
+        raise TypeError(f"merge takes Moments, or BackwardSums, of parts of a batch; got {got}")
+    kind = kinds.pop()
+    n_channels = np.size(parts[0].count)
+    return [
+        kind(*(required(f"part {i}'s {field}", a, n_channels) for field, a in zip(kind._fields, part, strict=True)))
+        for i, part in enumerate(parts)
+    ]

@@ -1,0 +1,137 @@
+"""Checks that several modules need: numbers, data arrays, parameters with one value per channel.
+
+Each returns what it has checked, as the caller goes on with it, or raises an error that names the argument, what was
+expected and what came. What only one module needs is checked there.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils import check_scalar
+
+from bncpu import _layout
+
+Array = NDArray[np.floating[Any]]
+
+
+# ---- numbers ----
+
+
+def real(name: str, value: Any, *, low: float, high: float | None = None, closed: str = "both") -> float:
+    """`value`, a real number between `low` and `high`."""
+    if isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be a number, got {value}")
+    check_scalar(value, name, numbers.Real, min_val=low, max_val=high, include_boundaries=closed)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be finite, got {number}")
+    return number
+
+
+def whole(name: str, value: Any, *, low: int | None = None) -> int | None:
+    """`value`, None or an integer from `low`."""
+    if isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be an integer, got {value}")
+    if value is not None:
+        check_scalar(value, name, numbers.Integral, min_val=low)
+    return value
+
+
+def threads(n_threads: Any) -> int | None:
+    """`n_threads`, None or a positive integer."""
+    return whole("n_threads", n_threads, low=1)
+
+
+# ---- arrays ----
+
+
+def floats(name: str, x: Any) -> None:
+    """Check a data array of a function."""
+    plain_array(name, x)
+    if not _layout.is_float(x.dtype) or x.dtype.itemsize > 8:
+        raise TypeError(f"{name} must be float16, float32 or float64, got {x.dtype}; convert it first")
+
+
+def axis_of(name: str, x: Array, channel_axis: Any) -> int:
+    """`channel_axis`, an axis of `x`, counted from 0."""
+    whole("channel_axis", channel_axis)
+    check_scalar(channel_axis, "channel_axis", numbers.Integral)
+    if not -x.ndim <= channel_axis < x.ndim:
+        raise ValueError(f"channel_axis must name an axis of {name} of shape {x.shape}, got {channel_axis}")
+    return int(channel_axis) % x.ndim
+
+
+def plain_array(name: str, a: Any) -> None:
+    """Check that `a` is an array of NumPy whose values are all there is to it."""
+    # A mask would be ignored, and a matrix is never anything but 2-D.
+    if not isinstance(a, np.ndarray) or isinstance(a, (np.ma.MaskedArray, np.matrix)):
+        raise TypeError(f"{name} must be a NumPy array, got {type(a).__name__}")
+
+
+def like(name: str, a: Any, x: Array, dtype: np.dtype[Any] | None = None, *, writeable: bool = False) -> None:
+    """Check an array that must match `x` in shape, and in dtype unless that is given."""
+    plain_array(name, a)
+    if a.dtype != (dtype or x.dtype):
+        expected = f"{dtype or x.dtype} like the {'result' if dtype else 'input'}"
+        raise TypeError(f"{name} must be {expected}, got {a.dtype}; convert it first")
+    if a.shape != x.shape:
+        raise ValueError(f"{name} must have the shape of the input, {x.shape}; got {a.shape}")
+    if writeable:
+        written(name, a)
+
+
+def written(name: str, a: Array) -> None:
+    """Check an array that receives a result."""
+    if not a.flags.writeable:
+        raise ValueError(f"{name} must be writeable, got a read-only array")
+    if not _layout.apart(a):
+        raise ValueError(
+            f"{name} must have memory of its own for every value; got shape {a.shape}, strides {a.strides}"
+        )
+
+
+def per_channel(name: str, a: ArrayLike | None, n_channels: int) -> NDArray[np.float64] | None:
+    """A parameter with one value per channel, as float64; None stays None."""
+    return parameter(name, a, (n_channels,), ", one value per channel")
+
+
+def parameter(name: str, a: ArrayLike | None, shape: tuple[int, ...], what: str = "") -> NDArray[np.float64] | None:
+    """A parameter of a shape, as float64; None stays None."""
+    if a is None:
+        return None
+    if isinstance(a, np.ma.MaskedArray):  # its mask would be ignored
+        raise TypeError(f"{name} must not be masked, got a MaskedArray")
+    try:
+        values = np.asarray(a)
+    except ValueError as error:
+        raise ValueError(f"{name} must have shape {shape}: {error}") from None
+    if values.dtype.kind not in "fiub":
+        raise TypeError(f"{name} must hold real numbers, got {values.dtype}")
+    if values.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}{what}; got {values.shape}")
+    with np.errstate(over="ignore"):
+        return np.array(values, dtype=np.float64)
+
+
+def required(name: str, a: ArrayLike, n_channels: int) -> NDArray[np.float64]:
+    """As `per_channel`, and not None."""
+    values = per_channel(name, a, n_channels)
+    if values is None:
+        raise TypeError(f"{name} must be an array of shape ({n_channels},), got None")
+    return values
+
+
+def variances(name: str, a: ArrayLike, n_channels: int) -> NDArray[np.float64]:
+    """Variances, one per channel; NaN is allowed."""
+    values = required(name, a, n_channels)
+    if np.any(values < 0):
+        raise ValueError(f"{name} must not be negative, got {values[values < 0][0]}")
+    return values

@@ -1,0 +1,587 @@
+"""Layer and RMS normalization: each sample over its last axes, or over its channels, no statistics of a batch.
+
+The first axes have statistics, the last have parameters. So both take two steps, the second in the cache.
+"""
+
+from __future__ import annotations
+
+import numbers
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from bncpu import _arguments, _checks
+from bncpu._passes import Activation, Pass
+from bncpu._two_steps import Statistics, backward_in_two_steps, forward_in_two_steps
+from bncpu.moments import changed, rms_statistics, saved_statistics
+from bncpu.saved import SavedStatistics, as_in_forward, call_of
+
+Array = NDArray[np.floating[Any]]
+
+
+def layer_norm(
+    x: Array,
+    normalized_shape: int | tuple[int, ...],
+    gamma: ArrayLike | None = None,
+    beta: ArrayLike | None = None,
+    *,
+    eps: float = 1e-5,
+    channel_axis: int | None = None,
+    activation: Activation = None,
+    residual: Array | None = None,
+    out: Array | None = None,
+    n_threads: int | None = None,
+) -> Array:
+    """Normalize each sample over its last axes: layer normalization.
+
+    ``y = gamma * (x - mean) / sqrt(var + eps) + beta`` [1]_ with mean and biased variance over the
+    last axes, and gamma and beta for each position in them; then ``+ residual``, then the activation.
+
+    Parameters
+    ----------
+    x : ndarray of shape ``(..., *normalized_shape)``, float16, float32 or float64
+        Not modified, unless it is `out`.
+    normalized_shape : int or tuple of int
+        The shape of the last axes, over which each position of the others is normalized. With `channel_axis`, the
+        length of that axis.
+    gamma, beta : array-like of shape `normalized_shape`, optional
+        Scale and shift; 1 and 0 if not given.
+    eps : float, default=1e-5
+        Added to the variance. Not negative; with ``eps=0`` equal values give `beta`.
+    channel_axis : int, optional
+        Normalize over this axis instead, at each position of the others: 1 for the channels of (N, C, H, W).
+    activation : {None, "relu"}, default=None
+        Applied last.
+    residual : ndarray of the shape and dtype of `x`, optional
+        Added before the activation.
+    out : ndarray of the shape and dtype of `x`, optional
+        Receives the result; may be `x`. If it overlaps `x` otherwise, the result is as if `x` had been
+        copied first.
+    n_threads : int, optional
+        Threads to use at most; by default no more than processors are idle. The result does not depend on it.
+
+    Returns
+    -------
+    ndarray of the shape and dtype of `x`
+        `out` if given, else a new array in the memory order of `x`.
+
+    Raises
+    ------
+    TypeError
+        If an array has the wrong type or dtype.
+    ValueError
+        If a shape does not fit, `eps` is negative, or `out` is read-only.
+
+    References
+    ----------
+    .. [1] Ba, Kiros & Hinton (2016), "Layer Normalization", eq. 4.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bncpu import layer_norm
+    >>> layer_norm(np.array([[1.0, 3.0], [10.0, 30.0]]), 2, eps=0)
+    array([[-1.,  1.],
+           [-1.,  1.]])
+    """
+    given = x, normalized_shape, gamma, beta, eps, channel_axis, activation, residual, out, n_threads
+    y, _ = _layer_forward(*given, keep=False)
+    return y
+
+
+def layer_norm_forward(
+    x: Array,
+    normalized_shape: int | tuple[int, ...],
+    gamma: ArrayLike | None = None,
+    beta: ArrayLike | None = None,
+    *,
+    eps: float = 1e-5,
+    channel_axis: int | None = None,
+    activation: Activation = None,
+    residual: Array | None = None,
+    out: Array | None = None,
+    n_threads: int | None = None,
+) -> tuple[Array, SavedStatistics]:
+    """Normalize as `layer_norm` does, and return what `layer_norm_backward` needs.
+
+    ``y = gamma * (x - mean) / sqrt(var + eps) + beta`` [1]_ with mean and biased variance over the
+    last axes, and gamma and beta for each position in them; then ``+ residual``, then the activation.
+
+    Parameters
+    ----------
+    x : ndarray of shape ``(..., *normalized_shape)``, float16, float32 or float64
+        Not modified, unless it is `out`.
+    normalized_shape : int or tuple of int
+        The shape of the last axes, over which each position of the others is normalized. With `channel_axis`, the
+        length of that axis.
+    gamma, beta : array-like of shape `normalized_shape`, optional
+        Scale and shift; 1 and 0 if not given.
+    eps : float, default=1e-5
+        Added to the variance. Not negative; with ``eps=0`` equal values give `beta`.
+    channel_axis : int, optional
+        Normalize over this axis instead, at each position of the others: 1 for the channels of (N, C, H, W).
+    activation : {None, "relu"}, default=None
+        Applied last.
+    residual : ndarray of the shape and dtype of `x`, optional
+        Added before the activation.
+    out : ndarray of the shape and dtype of `x`, optional
+        Receives the result; may be `x`, which a backward pass then misses. If it overlaps `x` otherwise, the result
+        is as if `x` had been copied first.
+    n_threads : int, optional
+        Threads to use at most; by default no more than processors are idle. The result does not depend on it.
+
+    Returns
+    -------
+    y : ndarray of the shape and dtype of `x`
+        `out` if given, else a new array in the memory order of `x`.
+    saved : SavedStatistics
+        Of the shape of x with 1 for the axes normalized over; float64.
+
+    Raises
+    ------
+    TypeError
+        If an array has the wrong type or dtype.
+    ValueError
+        If a shape does not fit, `eps` is negative, or `out` is read-only.
+
+    References
+    ----------
+    .. [1] Ba, Kiros & Hinton (2016), "Layer Normalization", eq. 4.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bncpu import layer_norm_forward
+    >>> y, saved = layer_norm_forward(np.array([[1.0, 3.0], [10.0, 30.0]]), 2, eps=0)
+    >>> saved.mean
+    array([[ 2.],
+           [20.]])
+    """
+    return _layer_forward(x, normalized_shape, gamma, beta, eps, channel_axis, activation, residual, out, n_threads)
+
+
+def layer_norm_backward(
+    dy: Array,
+    x: Array,
+    saved: SavedStatistics,
+    gamma: ArrayLike | None = None,
+    *,
+    beta: ArrayLike | None = None,
+    channel_axis: int | None = None,
+    activation: Activation = None,
+    residual: Array | None = None,
+    out: Array | None = None,
+    n_threads: int | None = None,
+) -> tuple[Array, ...]:
+    """Compute the gradients of `layer_norm_forward`.
+
+    With ``x_hat = (x - mean) * invstd``, ``g = gamma * dy`` and means over the values normalized together, [1]_:
+    ``dx = invstd * (g - mean(g) - x_hat * mean(g * x_hat))``; ``dgamma`` and ``dbeta`` are sums of ``dy * x_hat``
+    and of dy.
+
+    Parameters
+    ----------
+    dy : ndarray of the shape and dtype of `x`
+        Gradient of the result of the forward pass.
+    x : ndarray of shape ``(..., *normalized_shape)``, float16, float32 or float64
+        What the forward pass was given.
+    saved : SavedStatistics
+        What the forward pass returned, of the shape of x with 1 for the axes normalized over.
+    gamma : array-like of shape `normalized_shape`, optional
+        Of the forward pass, if that had one.
+    beta : array-like of shape `normalized_shape`, optional
+        Of the forward pass; needed with ReLU.
+    channel_axis : int, optional
+        Of the forward pass.
+    activation : {None, "relu"}, default=None
+        Of the forward pass. Where ReLU gave 0 the gradient is 0; that is computed again from `x`, nothing is kept.
+        (In float16: where it gave 0 before the result was rounded.)
+    residual : ndarray of the shape and dtype of `x`, optional
+        Of the forward pass.
+    out : ndarray of the shape and dtype of `x`, optional
+        Receives `dx`; may be `dy` or `x`. If it overlaps one of them otherwise, the result is as if that had been
+        copied first.
+    n_threads : int, optional
+        Threads to use at most; by default no more than processors are idle. The result does not depend on it.
+
+    Returns
+    -------
+    dx : ndarray of the shape and dtype of `x`
+        Gradient of `x`: `out` if given, else a new array in the memory order of `x`.
+    dgamma, dbeta : ndarray of shape `normalized_shape`, float64
+        Gradients of `gamma` and `beta`.
+    dresidual : ndarray of the shape and dtype of `x`
+        Gradient of `residual`, a new array; only if that is given.
+
+    Raises
+    ------
+    TypeError
+        If an array has the wrong type or dtype.
+    ValueError
+        If a shape does not fit, or `out` is read-only.
+
+    References
+    ----------
+    .. [1] Ba, Kiros & Hinton (2016), "Layer Normalization", eq. 4.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bncpu import layer_norm_backward, layer_norm_forward
+    >>> x = np.array([[0.0, 1.0, 5.0]])
+    >>> y, saved = layer_norm_forward(x, 3)
+    >>> dx, dgamma, dbeta = layer_norm_backward(np.array([[1.0, 0.0, 0.0]]), x, saved)
+    >>> bool(abs(dx.sum()) < 1e-15)
+    True
+    """
+    return _layer_backward(dy, x, saved, gamma, beta, channel_axis, activation, residual, out, n_threads, centred=True)
+
+
+def rms_norm(
+    x: Array,
+    normalized_shape: int | tuple[int, ...],
+    gamma: ArrayLike | None = None,
+    *,
+    eps: float = 1e-5,
+    channel_axis: int | None = None,
+    activation: Activation = None,
+    residual: Array | None = None,
+    out: Array | None = None,
+    n_threads: int | None = None,
+) -> Array:
+    """Divide each sample by the root mean square over its last axes: RMS normalization.
+
+    ``y = gamma * x / sqrt(mean(x**2) + eps)`` [1]_ with the mean over the last axes, and gamma for each position
+    in them; then ``+ residual``, then the activation.
+
+    Parameters
+    ----------
+    x : ndarray of shape ``(..., *normalized_shape)``, float16, float32 or float64
+        Not modified, unless it is `out`.
+    normalized_shape : int or tuple of int
+        The shape of the last axes, over which each position of the others is normalized. With `channel_axis`, the
+        length of that axis.
+    gamma : array-like of shape `normalized_shape`, optional
+        Scale; 1 if not given.
+    eps : float, default=1e-5
+        Added to the mean square. Not negative; with ``eps=0`` zeros give 0.
+    channel_axis : int, optional
+        Normalize over this axis instead, at each position of the others: 1 for the channels of (N, C, H, W).
+    activation : {None, "relu"}, default=None
+        Applied last.
+    residual : ndarray of the shape and dtype of `x`, optional
+        Added before the activation.
+    out : ndarray of the shape and dtype of `x`, optional
+        Receives the result; may be `x`. If it overlaps `x` otherwise, the result is as if `x` had been
+        copied first.
+    n_threads : int, optional
+        Threads to use at most; by default no more than processors are idle. The result does not depend on it.
+
+    Returns
+    -------
+    ndarray of the shape and dtype of `x`
+        `out` if given, else a new array in the memory order of `x`.
+
+    Raises
+    ------
+    TypeError
+        If an array has the wrong type or dtype.
+    ValueError
+        If a shape does not fit, `eps` is negative, or `out` is read-only.
+
+    References
+    ----------
+    .. [1] Zhang & Sennrich (2019), "Root Mean Square Layer Normalization", eq. 4; eps under the root, as PyTorch and
+       ONNX have it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bncpu import rms_norm
+    >>> rms_norm(np.array([[3.0, 4.0, 0.0, 0.0]]), 4, eps=0)
+    array([[1.2, 1.6, 0. , 0. ]])
+    """
+    given = x, normalized_shape, gamma, None, eps, channel_axis, activation, residual, out, n_threads
+    y, _ = _layer_forward(*given, statistics=rms_statistics, keep=False)
+    return y
+
+
+def rms_norm_forward(
+    x: Array,
+    normalized_shape: int | tuple[int, ...],
+    gamma: ArrayLike | None = None,
+    *,
+    eps: float = 1e-5,
+    channel_axis: int | None = None,
+    activation: Activation = None,
+    residual: Array | None = None,
+    out: Array | None = None,
+    n_threads: int | None = None,
+) -> tuple[Array, SavedStatistics]:
+    """Normalize as `rms_norm` does, and return what `rms_norm_backward` needs.
+
+    ``y = gamma * x / sqrt(mean(x**2) + eps)`` [1]_ with the mean over the last axes, and gamma for each position
+    in them; then ``+ residual``, then the activation.
+
+    Parameters
+    ----------
+    x : ndarray of shape ``(..., *normalized_shape)``, float16, float32 or float64
+        Not modified, unless it is `out`.
+    normalized_shape : int or tuple of int
+        The shape of the last axes, over which each position of the others is normalized. With `channel_axis`, the
+        length of that axis.
+    gamma : array-like of shape `normalized_shape`, optional
+        Scale; 1 if not given.
+    eps : float, default=1e-5
+        Added to the mean square. Not negative; with ``eps=0`` zeros give 0.
+    channel_axis : int, optional
+        Normalize over this axis instead, at each position of the others: 1 for the channels of (N, C, H, W).
+    activation : {None, "relu"}, default=None
+        Applied last.
+    residual : ndarray of the shape and dtype of `x`, optional
+        Added before the activation.
+    out : ndarray of the shape and dtype of `x`, optional
+        Receives the result; may be `x`, which a backward pass then misses. If it overlaps `x` otherwise, the result
+        is as if `x` had been copied first.
+    n_threads : int, optional
+        Threads to use at most; by default no more than processors are idle. The result does not depend on it.
+
+    Returns
+    -------
+    y : ndarray of the shape and dtype of `x`
+        `out` if given, else a new array in the memory order of `x`.
+    saved : SavedStatistics
+        Of the shape of x with 1 for the axes normalized over; ``mean`` is None; float64.
+
+    Raises
+    ------
+    TypeError
+        If an array has the wrong type or dtype.
+    ValueError
+        If a shape does not fit, `eps` is negative, or `out` is read-only.
+
+    References
+    ----------
+    .. [1] Zhang & Sennrich (2019), "Root Mean Square Layer Normalization", eq. 4; eps under the root, as PyTorch and
+       ONNX have it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bncpu import rms_norm_forward
+    >>> y, saved = rms_norm_forward(np.array([[3.0, 4.0, 0.0, 0.0]]), 4, eps=0)
+    >>> saved.invstd
+    array([[0.4]])
+    """
+    return _layer_forward(
+        x,
+        normalized_shape,
+        gamma,
+        None,
+        eps,
+        channel_axis,
+        activation,
+        residual,
+        out,
+        n_threads,
+        statistics=rms_statistics,
+    )
+
+
+def rms_norm_backward(
+    dy: Array,
+    x: Array,
+    saved: SavedStatistics,
+    gamma: ArrayLike | None = None,
+    *,
+    channel_axis: int | None = None,
+    activation: Activation = None,
+    residual: Array | None = None,
+    out: Array | None = None,
+    n_threads: int | None = None,
+) -> tuple[Array, ...]:
+    """Compute the gradients of `rms_norm_forward`.
+
+    With ``x_hat = x * invstd``, ``g = gamma * dy`` and means over the values normalized together, [1]_:
+    ``dx = invstd * (g - x_hat * mean(g * x_hat))``; ``dgamma`` is the sum of ``dy * x_hat`` over the samples.
+
+    Parameters
+    ----------
+    dy : ndarray of the shape and dtype of `x`
+        Gradient of the result of the forward pass.
+    x : ndarray of shape ``(..., *normalized_shape)``, float16, float32 or float64
+        What the forward pass was given.
+    saved : SavedStatistics
+        What the forward pass returned, of the shape of x with 1 for the axes normalized over; ``mean`` is None.
+    gamma : array-like of shape `normalized_shape`, optional
+        Of the forward pass, if that had one.
+    channel_axis : int, optional
+        Of the forward pass.
+    activation : {None, "relu"}, default=None
+        Of the forward pass. Where ReLU gave 0 the gradient is 0; that is computed again from `x`, nothing is kept.
+        (In float16: where it gave 0 before the result was rounded.)
+    residual : ndarray of the shape and dtype of `x`, optional
+        Of the forward pass.
+    out : ndarray of the shape and dtype of `x`, optional
+        Receives `dx`; may be `dy` or `x`. If it overlaps one of them otherwise, the result is as if that had been
+        copied first.
+    n_threads : int, optional
+        Threads to use at most; by default no more than processors are idle. The result does not depend on it.
+
+    Returns
+    -------
+    dx : ndarray of the shape and dtype of `x`
+        Gradient of `x`: `out` if given, else a new array in the memory order of `x`.
+    dgamma : ndarray of shape `normalized_shape`, float64
+        Gradient of `gamma`.
+    dresidual : ndarray of the shape and dtype of `x`
+        Gradient of `residual`, a new array; only if that is given.
+
+    Raises
+    ------
+    TypeError
+        If an array has the wrong type or dtype.
+    ValueError
+        If a shape does not fit, or `out` is read-only.
+
+    References
+    ----------
+    .. [1] Zhang & Sennrich (2019), "Root Mean Square Layer Normalization", eq. 4; eps under the root, as PyTorch and
+       ONNX have it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bncpu import rms_norm_backward, rms_norm_forward
+    >>> x = np.array([[3.0, 4.0, 0.0, 0.0]])
+    >>> y, saved = rms_norm_forward(x, 4)
+    >>> dx, dgamma = rms_norm_backward(np.array([[1.0, 0.0, 0.0, 0.0]]), x, saved)
+    >>> dx.shape
+    (1, 4)
+    """
+    dx, dgamma, _, *dresidual = _layer_backward(
+        dy, x, saved, gamma, None, channel_axis, activation, residual, out, n_threads, centred=False
+    )
+    return dx, dgamma, *dresidual
+
+
+# ---- what they share ----
+
+
+def _layer_forward(
+    x: Array,
+    normalized_shape: Any,
+    gamma: ArrayLike | None,
+    beta: ArrayLike | None,
+    eps: float,
+    channel_axis: int | None,
+    activation: Activation,
+    residual: Array | None,
+    out: Array | None,
+    n_threads: int | None,
+    *,
+    statistics: Statistics = saved_statistics,
+    keep: bool = True,
+) -> tuple[Array, Any]:
+    shape = _normalized(x, normalized_shape, channel_axis)
+    scale, shift = _checks.parameter("gamma", gamma, shape), _checks.parameter("beta", beta, shape)
+    eps = _checks.real("eps", eps, low=0)
+    arrays = _layer_pass(x, shape, channel_axis, _arguments.forward(x, activation, residual, out, n_threads))
+    moments = forward_in_two_steps(arrays, scale, shift, eps, statistics, keep=keep)
+    axis, ones = -1 if channel_axis is None else channel_axis, (1,) * len(shape)
+    y = np.moveaxis(arrays.result(), -1, axis)
+    if not keep:
+        return y if out is None else out, None
+    saved = changed(statistics(moments, eps), lambda a: np.moveaxis(a.reshape(a.shape + ones), -1, axis))
+    at = None if channel_axis is None else axis % x.ndim
+    call = call_of(at, activation, gamma, beta, residual, shape)
+    return y if out is None else out, saved._replace(count=prod(shape), kind="training", call=call)
+
+
+def _layer_backward(
+    dy: Array,
+    x: Array,
+    saved: SavedStatistics,
+    gamma: ArrayLike | None,
+    beta: ArrayLike | None,
+    channel_axis: int | None,
+    activation: Activation,
+    residual: Array | None,
+    out: Array | None,
+    n_threads: int | None,
+    *,
+    centred: bool,
+) -> tuple[Array, ...]:
+    given = (activation, gamma, beta, residual)
+    shape, saved = _normalized_as(x, saved, channel_axis, given, centred=centred)
+    scale, shift = _checks.parameter("gamma", gamma, shape), _checks.parameter("beta", beta, shape)
+    arrays = _layer_pass(x, shape, channel_axis, _arguments.backward(dy, x, activation, residual, out, n_threads))
+    axis, lead = -1 if channel_axis is None else channel_axis, arrays.whole.x.shape[: -len(shape)]
+    saved = changed(saved, lambda a: np.moveaxis(a, axis, -1).reshape(lead))
+    dgamma, dbeta = backward_in_two_steps(arrays, saved, scale, shift, shape, prod(shape))
+    dx, *dz = (np.moveaxis(a, -1, axis) for a in (arrays.result(), *arrays.dresidual()))
+    return dx if out is None else out, dgamma, dbeta, *dz
+
+
+def _layer_pass(x: Array, shape: tuple[int, ...], channel_axis: int | None, checked: dict[str, Any]) -> Pass:
+    arrays = {"x": x, **checked}
+    if channel_axis is not None:
+        arrays = {k: np.moveaxis(a, channel_axis, -1) if isinstance(a, np.ndarray) else a for k, a in arrays.items()}
+    first = x.ndim - len(shape)
+    return Pass(kept=(tuple(range(first)), tuple(range(first, x.ndim))), **arrays)
+
+
+def _normalized(x: Any, normalized_shape: Any, channel_axis: Any) -> tuple[int, ...]:
+    """The shape normalized over: that of the trailing axes, or of the channel axis."""
+    _checks.floats("x", x)
+    if x.ndim < 1:
+        raise ValueError("x must have at least 1 dimension, got a 0-d array")
+    sizes = normalized_shape if isinstance(normalized_shape, (tuple, list)) else (normalized_shape,)
+    if not sizes:
+        raise ValueError("normalized_shape must name at least one axis, got ()")
+    if not all(isinstance(size, numbers.Integral) and not isinstance(size, bool) for size in sizes):
+        got = type(normalized_shape).__name__ if np.ndim(normalized_shape) > 1 else repr(normalized_shape)
+        raise TypeError(f"normalized_shape must be an integer or a tuple of integers, got {got}")
+    shape = tuple(int(size) for size in sizes)
+    if channel_axis is None:
+        expected, where = x.shape[-len(shape) :], "the last axes of x"
+    else:
+        expected, where = (x.shape[_checks.axis_of("x", x, channel_axis)],), f"axis {channel_axis} of x"
+    if shape != expected:
+        raise ValueError(f"normalized_shape must be that of {where} of shape {x.shape}, got {shape}")
+    return shape
+
+
+def _normalized_as(
+    x: Any, s: Any, channel_axis: Any, given: tuple[Any, Any, Any, Any], *, centred: bool
+) -> tuple[tuple[int, ...], SavedStatistics]:
+    """The shape normalized over in the forward pass that saved `s`, which had what is `given`; and the statistics."""
+    _checks.floats("x", x)
+    axis = None if channel_axis is None else _checks.axis_of("x", x, channel_axis)
+    if axis is not None:
+        expected, over = (*x.shape[:axis], 1, *x.shape[axis + 1 :]), (x.shape[axis],)
+    else:
+        # By hand: axes of length 1 may or may not have been normalized over.
+        known = getattr(getattr(s, "call", None), "normalized", None)
+        k = len(known) if known else _trailing(s, x, *given[1:3])
+        expected, over = x.shape[:-k] + (1,) * k, x.shape[-k:]
+    as_in_forward(s, call_of(axis, *given), prod(over))
+    what = f"that of x, {x.shape}, with 1 for the axes normalized over"
+    return over, _arguments.saved(s, expected, what, centred=centred)
+
+
+def _trailing(s: Any, x: Array, *parameters: Any) -> int:
+    """How many axes were normalized over, as parameters or the shape of the statistics say."""
+    known = [n for a in parameters if (n := _n_dimensions(a))]
+    shape = np.shape(getattr(s, "invstd", ()))
+    fits = (k for k in range(1, x.ndim + 1) if shape == x.shape[:-k] + (1,) * k)
+    return min(known[0], x.ndim) if known else next(fits, 1)
+
+
+def _n_dimensions(a: Any) -> int:
+    try:
+        return np.ndim(a)
+    except ValueError:  # ragged, which is refused by name later
+        return 0

@@ -1,0 +1,174 @@
+"""What a forward pass leaves for its backward pass, the same on the CPU and on the GPU; nothing of ours is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+
+class Call(NamedTuple):
+    """How a forward pass was called, as far as its backward pass must be called so, too."""
+
+    channel_axis: int | None
+    activation: str | None
+    gamma: bool
+    beta: bool
+    residual: bool
+    normalized: tuple[int, ...] | None = None  # of layer and RMS normalization
+
+
+def call_of(
+    channel_axis: int | None,
+    activation: Any,
+    gamma: Any,
+    beta: Any,
+    residual: Any,
+    normalized: tuple[int, ...] | None = None,
+) -> Call:
+    """What a pass was called with; the channel axis counted from 0."""
+    return Call(channel_axis, activation, gamma is not None, beta is not None, residual is not None, normalized)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SavedStatistics:
+    """What a forward pass leaves for its backward pass; to who unpacks it the pair of mean and invstd.
+
+    Attributes
+    ----------
+    mean : ndarray, float64, or None
+        Mean of the values normalized together. Of shape (C,) for batch normalization, (N, C) for instance,
+        (N, n_groups) for group normalization; for layer normalization that of x with 1 for the axes normalized over.
+        None for `rms_norm`. Of device arrays this and the next two are device arrays.
+    invstd : ndarray of the same shape, float64
+        ``1 / sqrt(var + eps)`` with the biased variance; 0 where that would divide by 0.
+    mean_lo : ndarray of the same shape, float64, or float, default=0.0
+        What rounding took from the mean.
+    count : int, ndarray of shape (C,), or None
+        Number of values behind each mean: m per channel for batch normalization, an array where the forward pass was
+        given `moments`. A backward pass over another number is refused. None in statistics not made by a forward
+        pass: nothing is checked then.
+    kind : {"training", "frozen"} or None
+        Whether the statistics are those of the values that were normalized, or constants, such as running ones, that
+        `from_variance` was given. None if they were made by hand.
+    call : Call or None
+        Which arguments the forward pass had, so that a backward pass that forgets one is refused. None in
+        statistics not made by a forward pass: nothing is checked then.
+
+    Notes
+    -----
+    ``SavedStatistics(mean=..., invstd=...)`` makes them by hand. Iterating gives the pair that other libraries save,
+    ``mean, invstd = saved``; so does ``saved[:2]``. Statistics with equal pairs are equal. Copies, pickles and
+    ``saved._replace(mean=...)`` keep all else; ``SavedStatistics(*saved)`` is made by hand, of the pair alone.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bncpu import SavedStatistics, batch_norm_forward
+    >>> _, saved = batch_norm_forward(np.array([[0.0], [4.0]]), eps=0)
+    >>> saved.mean, saved.invstd, saved.count, saved.kind
+    (array([2.]), array([0.5]), 2, 'training')
+    >>> mean, invstd = saved
+    >>> SavedStatistics(mean=np.array([2.0]), invstd=np.array([0.5])) == saved
+    True
+    """
+
+    mean: Any
+    invstd: Any
+    mean_lo: Any = 0.0
+    count: Any = None
+    kind: Literal["training", "frozen"] | None = None
+    call: Call | None = None
+
+    @classmethod
+    def from_variance(cls, mean: ArrayLike, var: ArrayLike, *, eps: float = 1e-5) -> SavedStatistics:
+        """Make statistics that were not saved by a forward pass: running ones, for example.
+
+        Parameters
+        ----------
+        mean, var : array-like
+            Of the shape of `mean` above.
+        eps : float, default=1e-5
+            Added to `var`.
+
+        Returns
+        -------
+        SavedStatistics
+            Of kind "frozen", with ``invstd = 1 / sqrt(var + eps)``; NaN where that has no root.
+
+        Examples
+        --------
+        >>> from bncpu import SavedStatistics
+        >>> frozen = SavedStatistics.from_variance([1.0], [4.0], eps=0)
+        >>> frozen.invstd, frozen.kind
+        (array([0.5]), 'frozen')
+        """
+        with np.errstate(all="ignore"):
+            std = np.sqrt(np.asarray(var, np.float64) + eps)
+            invstd = np.divide(1.0, std, out=np.zeros_like(std), where=std != 0)
+        return cls(np.array(mean, np.float64), invstd, kind="frozen")
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.mean, self.invstd))
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: Any) -> Any:
+        return (self.mean, self.invstd)[index]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, SavedStatistics):
+            return NotImplemented
+        return all(a is b or np.array_equal(a, b) for a, b in zip(self, other, strict=True))
+
+    def _replace(self, **changes: Any) -> SavedStatistics:
+        """A copy with some fields changed, as of a named tuple."""
+        return replace(self, **changes)
+
+
+def as_in_forward(saved: Any, now: Call, n_values: int | None, *, of_part: bool = False) -> None:
+    """Refuse a backward pass that is not that of the forward pass which saved this: its gradients would be wrong.
+
+    Parameters
+    ----------
+    saved : object
+        Of no other type is anything known. Without `call` or `count` that is not compared.
+    now : Call
+        How the backward pass is called.
+    n_values : int or None
+        Values of x for each statistic; None if it does not matter, for statistics that are constants.
+    of_part : bool, default=False
+        Whether x may be a part of the batch, which has more values.
+    """
+    if not isinstance(saved, SavedStatistics):
+        return
+    if saved.call is not None and saved.call != now:
+        _compare(saved.call, now)
+    count = saved.count
+    if count is None or n_values is None or (type(count) is int and count == n_values):
+        return
+    counts = np.asarray(count)
+    if counts.dtype.kind not in "iuf":
+        raise TypeError(f"saved.count must be a number of values, or one for each channel; got {count!r}")
+    wrong = counts[counts < n_values if of_part else counts != n_values]
+    if wrong.size:
+        whole = "the whole batch, of which x has" if of_part else "x, of"
+        raise ValueError(
+            f"saved must be of the forward pass over {whole} {n_values} values for each statistic; "
+            f"got one over {wrong.flat[0]:g}"
+        )
+
+
+def _compare(then: Call, now: Call) -> None:
+    for name in ("channel_axis", "activation"):
+        if getattr(then, name) != getattr(now, name):
+            expected, got = getattr(then, name), getattr(now, name)
+            raise ValueError(f"{name} must be that of the forward pass that made saved, {expected!r}; got {got!r}")
+    needed = ["gamma", "beta", "residual"] if then.activation else ["gamma"]
+    for name in needed:
+        if getattr(then, name) and not getattr(now, name):
+            raise ValueError(f"{name} must be given, as in the forward pass that made saved; got None")
