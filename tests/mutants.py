@@ -509,7 +509,7 @@ MUTANTS = [
         '    ddof = _checks.real("ddof", ddof, low=0)\n    eps',
         "    if running_mean is not None:\n        running_mean *= momentum\n"
         '    ddof = _checks.real("ddof", ddof, low=0)\n    eps',
-        "validation",
+        "arguments",
     ),
     Mutant(
         "fresh-parameters-not-noticed",
@@ -622,16 +622,14 @@ MUTANTS = [
         "total.dbeta, total.dgamma, x.size // n_channels)",
         "functional",
     ),
-    Mutant("other-batch-size-let-through", "bncpu/saved.py", "if wrong.size:", "if False:", "functional"),
-    Mutant(
-        "forgotten-argument-taken", "bncpu/saved.py", "        _compare(saved.call, now)", "        pass", "functional"
-    ),
+    Mutant("other-batch-size-let-through", "bncpu/saved.py", "if wrong.size:", "if False:", "saved"),
+    Mutant("forgotten-argument-taken", "bncpu/saved.py", "        _compare(saved.call, now)", "        pass", "saved"),
     Mutant(
         "other-batch-size-let-through-in-short-calls",
         FUNCTIONAL,
         "count * x.shape[axis] == x.size",
         "True",
-        "functional",
+        "saved",
     ),
     Mutant(
         "frozen-gradient-without-gamma",

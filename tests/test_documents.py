@@ -174,8 +174,10 @@ def test_the_loops_over_data_are_those_that_the_design_lists():
 def test_every_source_has_its_test_file():
     sources = {path.stem.strip("_") for path in (ROOT / "bncpu").glob("*.py*") if path.stem.strip("_") != "init"}
     tests = {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
+    norms = {"layer_norms", "group_norms", "two_steps"}  # tested as one, case by case
     # __main__ calls cli; what Python code finds in _kernels is tested through moments and the transformer.
-    assert sources - {"main", "algebra", "sparse"} | {"gpu"} <= tests
+    assert sources - norms - {"main", "algebra", "sparse"} | {"gpu", "norms"} <= tests
     across = {"documents", "examples", "nist", "peers", "problem_sizes", "processes", "reproducibility", "scikit_learn"}
-    across |= {"conditioning", "faults", "frames", "fuzz", "huge", "numbers", "short", "small_calls"}
+    across |= {"conditioning", "docstrings", "faults", "frames", "fuzz", "huge", "norms", "numbers", "short"}
+    across |= {"small_calls", "validation"}
     assert tests - sources - {"gpu"} == across
