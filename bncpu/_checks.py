@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import numbers
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -43,6 +44,35 @@ def whole(name: str, value: Any, *, low: int | None = None) -> int | None:
     if value is not None:
         check_scalar(value, name, numbers.Integral, min_val=low)
     return value
+
+
+class Real(NamedTuple):
+    """A parameter that is a real number, or also None: the arguments of `real`."""
+
+    low: float
+    high: float | None = None
+    closed: str = "both"
+    optional: bool = False
+
+
+class Whole(NamedTuple):
+    """A parameter that is an integer or None: the argument of `whole`."""
+
+    low: int | None = None
+
+
+def parameters(t: Any, rules: Mapping[str, Real | Whole]) -> dict[str, Any]:
+    """The attributes of `t` that `rules` name."""
+    found: dict[str, Any] = {}
+    for name, rule in rules.items():
+        value = getattr(t, name)
+        if isinstance(rule, Whole):
+            found[name] = whole(name, value, low=rule.low)
+        elif value is None and rule.optional:
+            found[name] = None
+        else:
+            found[name] = real(name, value, low=rule.low, high=rule.high, closed=rule.closed)
+    return found
 
 
 def threads(n_threads: Any) -> int | None:

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bncpu import moments
-from bncpu._checks import per_channel, real, required, threads, variances, whole
+from bncpu import _checks, moments
+from bncpu._checks import Real, Whole, per_channel, required, variances
 from bncpu._infinities import some
 from bncpu.moments import Coefficients, Moments
 from bncpu.running import Kind, Layer, Recent, Running, kind_of
@@ -46,27 +46,35 @@ class Parameters(NamedTuple):
         return self._replace(gamma=gamma, beta=beta)
 
 
+# Of these one may be given: the kind of running statistics.
+KINDS = ("momentum", "halflife", "window")
+
+NUMBERS = {
+    "momentum": Real(0, 1, "left", optional=True),
+    "halflife": Real(0, None, "neither", optional=True),
+    "window": Whole(1),
+    "eps": Real(0),
+    "ddof": Real(0),
+    "channel_axis": Whole(),
+    "batch_size": Whole(1),
+    "n_threads": Whole(1),
+}
+
+
 def parameters(t: Any) -> Parameters:
     """Check the constructor parameters of a BatchNormTransformer; gamma and beta wait for the number of features."""
-    momentum = None if t.momentum is None else real("momentum", t.momentum, low=0, high=1, closed="left")
-    halflife = None if t.halflife is None else real("halflife", t.halflife, low=0, closed="neither")
-    window = whole("window", t.window, low=1)
-    given = {"momentum": t.momentum, "halflife": t.halflife, "window": t.window}
-    several = [name for name, value in given.items() if value is not None]
+    found = _checks.parameters(t, NUMBERS)
+    several = [name for name in KINDS if found[name] is not None]
     if len(several) > 1:
-        got = " and ".join(f"{name}={given[name]}" for name in several)
+        got = " and ".join(f"{name}={getattr(t, name)}" for name in several)
         raise ValueError(f"{' and '.join(several)} exclude each other, got {got}")
-    eps, ddof = real("eps", t.eps, low=0), real("ddof", t.ddof, low=0)
-    threads(t.n_threads)
     for name in ("with_mean", "with_std", "copy"):
         value = getattr(t, name)
         if not isinstance(value, (bool, np.bool_)):
             raise TypeError(f"{name} must be True or False, got {value!r}")
-    whole("batch_size", t.batch_size, low=1)
     dtype(t.dtype)
-    axis = whole("channel_axis", t.channel_axis)
-    flags = bool(t.with_mean), bool(t.with_std)
-    return Parameters(momentum, halflife, eps, ddof, *flags, axis, window=None if window is None else int(window))
+    found.update(with_mean=bool(t.with_mean), with_std=bool(t.with_std))
+    return Parameters(**{name: found[name] for name in Parameters._fields if name in found})
 
 
 def dtype(value: Any) -> np.dtype[Any] | None:

@@ -351,57 +351,40 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         return now
 
     def _fit_plain(self, X: Any, sample_weight: Any, p: Parameters, after: BatchNormTransformer) -> bool:
-        """Fit a plain array the short way; False if it is not for that, which leaves all as it was."""
-        kind = p.kind.of_one_batch
-        if type(X) is not np.ndarray or X.ndim < 2 or self.batch_size is not None or kind.short is None:
+        """Fit a plain array the short way; False, with nothing changed, if that cannot take it."""
+        if type(X) is not np.ndarray or X.ndim < 2 or self.batch_size is not None or is_watched(self):
             return False
         axis = 1 if p.channel_axis is None else p.channel_axis
-        if is_watched(self) or not -X.ndim <= axis < X.ndim:
+        if not -X.ndim <= axis < X.ndim:
             return False
-        nothing = np.zeros((5, X.shape[axis]))
-        how = *kind.short, p.ddof
-        update = _kernels.update_plain(X, p.channel_axis, sample_weight, self.n_threads, nothing, *how)
-        if update is None:
+        p = p.for_features(after, X.shape[axis])
+        state = _learned(None, p.kind.of_one_batch, p, X, p.channel_axis, sample_weight, self.n_threads)
+        if state is None:
             return False
-        values, batch, missing = update
         after.__dict__.pop("feature_names_in_", None)
         after.n_features_in_ = X.shape[axis]
-        n_values = _values_per_feature(X, batch, sample_weight)
-        seen = collapsed(batch[0], sample_weight is not None) if missing else n_values
-        p = p.for_features(after, X.shape[axis])
-        after._state = State.of(p.kind, Running(values), seen, 1, p)
+        after._state = state._replace(kind=p.kind)
         self._take(after)
         return True
 
     def _learn_plain(self, X: Any, sample_weight: Any) -> bool:
-        """Learn from a plain array the short way; False if it is not for that, which leaves all as it was."""
+        """Learn from a plain array the short way; False, with nothing changed, if that cannot take it."""
         attributes = self.__dict__
         now: State | None = attributes.get("_state")
         if now is None or not _kernels.unchanged(attributes, now.parameters) or is_watched(self):
             return False
-        kind, p, before = now.kind, now.parameters, now.n_samples
-        short, axis = kind.short, p.channel_axis
-        if short is None:
-            return False
+        axis = now.parameters.channel_axis
         if type(X) is not np.ndarray:
-            ordered = axis is not None or kind.recency is not None or sample_weight is not None
+            ordered = axis is not None or now.kind.recency is not None or sample_weight is not None
             x = None if ordered else _door.plain(attributes, X)
             if x is None:
                 return False
             X, axis = _layout.columns(x), 1
         elif "feature_names_in_" in attributes:
             return False
-        update = _kernels.update_plain(X, axis, sample_weight, self.n_threads, now.running.values, *short, p.ddof)
-        if update is None:
+        state = _learned(now, now.kind, now.parameters, X, axis, sample_weight, self.n_threads)
+        if state is None:
             return False
-        values, batch, missing = update
-        n_values: Any = _values_per_feature(X, batch, sample_weight)
-        if missing or type(before) not in (int, float) or before >= 2**52:
-            n_values = batch[0] if missing else np.full(batch.shape[1], n_values, np.float64)
-            seen = added(before, n_values, sample_weight is not None, batch.shape[1])
-        else:
-            seen = before + n_values
-        state = State.of(kind, Running(values), seen, now.n_batches + 1, p)
         self.__dict__ = {**attributes, "_state": state}
         return True
 
@@ -437,7 +420,10 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
             some = weights[part] if cut and weights is not None else weights
             step = task.subcontext("batch") if cut else UNWATCHED
             step.call_on_fit_task_begin(estimator=self, X=as_given(batch))
-            after._learn(batch, some, p, part.start or 0, new=new and part is batches[0], ordered=ordered)
+            first = new and part is batches[0]
+            # The rest of a stream of plain arrays goes the short way. Errors are the long way's.
+            if not cut or first or p.channel_axis is not None or not after._learn_plain(batch, some):
+                after._learn(batch, some, p, part.start or 0, new=first, ordered=ordered)
             so_far = functools.partial(_fitted, after)
             if step.call_on_fit_task_end(estimator=self, X=as_given(batch), reconstruction_attributes=so_far):
                 break
@@ -528,9 +514,12 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
                 y = self._transform_frame(X) if out is None and axis is None else None
             elif "feature_names_in_" not in attributes and ((out is None and axis is None) or not _door.wrapped(self)):
                 y = _kernels.apply_plain(X, axis, out, self.dtype, self.n_threads, state.derived, state.single)
+                if y is None and out is None and axis is None and X.flags.f_contiguous:
+                    y = self._transform_frame(X)
             if y is not None:
                 return y
-        check_is_fitted(self)
+        if "_state" not in attributes:
+            check_is_fitted(self)
         now = self._as_it_is()
         given = _door.to_transform(now, X, now._state.parameters)
         to = None if out is None else _door.out_of_transform(now, given, out)
@@ -538,7 +527,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         return y if out is None else out
 
     def _transform_frame(self, X: Any) -> NDArray[Any] | None:
-        """What `transform` returns of a frame that scikit-learn need not look at; None of anything else."""
+        """Transform columns, of a frame with exactly the columns of fit or an array; else None."""
         now = self._as_it_is()
         x = _door.plain(vars(now), X)
         if x is None:
@@ -1091,6 +1080,23 @@ def _read_only(a: NDArray[np.float64]) -> NDArray[np.float64]:
     return view
 
 
-def _values_per_feature(X: NDArray[Any], batch: NDArray[np.float64], sample_weight: Any) -> int | float:
-    """How many values of each feature X holds, or their weight, where none is missing; `batch` has their moments."""
-    return X.size // batch.shape[1] if sample_weight is None else batch[0, 0].item()
+def _learned(
+    now: State | None, kind: Kind, p: Parameters, X: Any, axis: int | None, sample_weight: Any, n_threads: int | None
+) -> State | None:
+    """The state after a plain array X, by one call of the kernels; None, if these cannot take it."""
+    if kind.short is None:
+        return None
+    values = np.zeros((5, X.shape[1 if axis is None else axis])) if now is None else now.running.values
+    update = _kernels.update_plain(X, axis, sample_weight, n_threads, values, *kind.short, p.ddof)
+    if update is None:
+        return None
+    values, batch, missing = update
+    before, n_batches = (0, 0) if now is None else (now.n_samples, now.n_batches)
+    weighted = sample_weight is not None
+    # How many values of each feature X holds, or their weight, where none is missing.
+    seen: Any = batch[0, 0].item() if weighted else X.size // batch.shape[1]
+    if missing or type(before) not in (int, float) or before >= 2**52:
+        seen = added(before, batch[0] if missing else np.full(batch.shape[1], float(seen)), weighted, batch.shape[1])
+    else:
+        seen = before + seen
+    return State.of(kind, Running(values), seen, n_batches + 1, p)

@@ -183,7 +183,6 @@ def test_momentum_halflife_and_window_are_compared_with_none_where_kinds_are_mad
     """So a new kind is a class in running.py and a parameter in state.py."""
     allowed = {
         ("running.py", "kind_of"),
-        ("state.py", "parameters"),  # as the user gave them
         ("state.py", "warn_of_pytorchs_momentum"),
         ("transformer.py", "_from_layer"),  # a layer's momentum, or none: for inference only
     }
