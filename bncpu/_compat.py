@@ -73,7 +73,7 @@ def fit_task(estimator: Any, n_batches: int) -> Any:
 
 def rows(X: Any, part: slice) -> Any:
     """The rows `part` of an array, frame, sparse matrix or list."""
-    if isinstance(X, OpaqueBatch):
+    if type(X) is np.ndarray or isinstance(X, OpaqueBatch):
         return X[part]
     # polars and pyarrow. Before 1.9 scikit-learn could not slice tables of pyarrow.
     if callable(getattr(X, "slice", None)):

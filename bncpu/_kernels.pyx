@@ -4,8 +4,8 @@
 
 Arrays come as 4-D views (groups, outer, channels, inner), made by ``_layout``: every channel of every group
 has statistics and coefficients of its own. How they are cut depends on their shape alone and every part
-writes its own results, so nothing depends on the number of threads. Nothing is checked here:
-``_door``, ``_arguments`` and ``_checks`` have done it.
+writes its own results, so nothing depends on the number of threads. Nothing is checked here: ``_door``,
+``_arguments`` and ``_checks`` have done it. Only the short ways look at what they are given.
 
 This file is the table of contents. Whatever calls a leaf must be in one compiled module, which has the instruction set
 in use and the threads to itself. So its concepts are files in ``src/`` that are included, in the order in which they

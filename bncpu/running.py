@@ -69,8 +69,6 @@ class Kind:
     name: ClassVar[str] = ""
     # Whether two streams can be merged: the order of their batches must not matter.
     merges: ClassVar[bool] = False
-    # Whether `fit` of one batch, too, takes its rows in their order.
-    orders_one_batch: ClassVar[bool] = False
     # Whether rows are kept, which X must then have in memory.
     keeps_rows: ClassVar[bool] = False
     # Whether `ddof` has been applied to each batch before its variance was averaged.
@@ -83,7 +81,7 @@ class Kind:
 
     @property
     def of_one_batch(self) -> Kind:
-        """What `fit` of one batch learns as."""
+        """What `fit` learns one batch as, whose rows have no order."""
         return self
 
     @property
@@ -237,11 +235,10 @@ class Momentum(Kind):
 
 @dataclass(frozen=True)
 class Window(Kind):
-    """Exact statistics of the last `window` rows."""
+    """Exact statistics of the last `window` rows; `fit`, too, takes its rows in their order."""
 
     name: ClassVar[str] = "window"
     keeps_rows: ClassVar[bool] = True
-    orders_one_batch: ClassVar[bool] = True
     window: int
 
     @property

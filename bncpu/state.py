@@ -42,6 +42,8 @@ class Parameters(NamedTuple):
 
     def for_features(self, t: Any, n_features: int) -> Parameters:
         """With gamma and beta of `t`, which need so many values."""
+        if t.gamma is None and t.beta is None:
+            return self
         gamma, beta = (finite_per_channel(name, getattr(t, name), n_features) for name in ("gamma", "beta"))
         return self._replace(gamma=gamma, beta=beta)
 

@@ -242,10 +242,11 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         after = self._as_it_is()
         p = states.parameters(after)
         states.warn_of_pytorchs_momentum(p)
-        if self._fit_plain(X, sample_weight, p, after):
+        kind = p.kind if after.batch_size is not None else p.kind.of_one_batch
+        if after.batch_size is None and after._fit_plain(X, sample_weight, p, kind):
+            self._take(after)
             return self
-        ordered = after.batch_size is not None or p.kind.orders_one_batch
-        return self._fit(X, y, sample_weight, p, after, new=True, ordered=ordered, batch_size=after.batch_size)
+        return self._fit(X, y, sample_weight, p, kind, after, new=True, batch_size=after.batch_size)
 
     def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> BatchNormTransformer:
         """Learn from the next batch of a stream.
@@ -288,7 +289,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
             states.warn_of_pytorchs_momentum(p)
         else:
             continues(after._state.kind, p.kind)
-        return self._fit(X, y, sample_weight, p, after, new=new, ordered=True, batch_size=None)
+        return self._fit(X, y, sample_weight, p, p.kind, after, new=new, batch_size=None)
 
     def fit_stream(self, batches: Iterable[Any], *, key: Any = None) -> BatchNormTransformer:
         """Forget everything, then learn each batch of an iterable as :meth:`partial_fit` does.
@@ -350,21 +351,21 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         now.__dict__.update(vars(self))
         return now
 
-    def _fit_plain(self, X: Any, sample_weight: Any, p: Parameters, after: BatchNormTransformer) -> bool:
-        """Fit a plain array the short way; False, with nothing changed, if that cannot take it."""
-        if type(X) is not np.ndarray or X.ndim < 2 or self.batch_size is not None or is_watched(self):
+    def _fit_plain(self, X: Any, sample_weight: Any, p: Parameters, kind: Kind) -> bool:
+        """Fit a plain array the short way, as `kind` does; False, with nothing changed, if that cannot take it."""
+        X = _as_array(X)
+        if type(X) is not np.ndarray or X.ndim < 2 or is_watched(self):
             return False
         axis = 1 if p.channel_axis is None else p.channel_axis
         if not -X.ndim <= axis < X.ndim:
             return False
-        p = p.for_features(after, X.shape[axis])
-        state = _learned(None, p.kind.of_one_batch, p, X, p.channel_axis, sample_weight, self.n_threads)
+        p = p.for_features(self, X.shape[axis])
+        state = _learned(None, kind, p, X, p.channel_axis, sample_weight, self.n_threads)
         if state is None:
             return False
-        after.__dict__.pop("feature_names_in_", None)
-        after.n_features_in_ = X.shape[axis]
-        after._state = state._replace(kind=p.kind)
-        self._take(after)
+        self.__dict__.pop("feature_names_in_", None)
+        self.n_features_in_ = X.shape[axis]
+        self._state = state._replace(kind=p.kind)
         return True
 
     def _learn_plain(self, X: Any, sample_weight: Any) -> bool:
@@ -373,7 +374,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         now: State | None = attributes.get("_state")
         if now is None or not _kernels.unchanged(attributes, now.parameters) or is_watched(self):
             return False
-        axis = now.parameters.channel_axis
+        axis, X = now.parameters.channel_axis, _as_array(X)
         if type(X) is not np.ndarray:
             ordered = axis is not None or now.kind.recency is not None or sample_weight is not None
             x = None if ordered else _door.plain(attributes, X)
@@ -395,13 +396,13 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         y: Any,
         sample_weight: Any,
         p: Parameters,
+        kind: Kind,
         after: BatchNormTransformer,
         *,
         new: bool,
-        ordered: bool,
         batch_size: int | None,
     ) -> BatchNormTransformer:
-        """Let `after` learn X beside the old state, batch by batch, then put its state in place in one step."""
+        """Learn X in `after`, a copy, batch by batch, as `kind` does; then replace the state in one assignment."""
         given = _door.samples(X, p.channel_axis)
         weights = (_dask.weights if is_lazy(X) else _door.sample_weight)(sample_weight, given.X)
         batches = [slice(None)]
@@ -409,7 +410,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         cut = batch_size is not None and _num_samples(sliceable) > 0
         if cut:
             given = given._replace(X=sliceable)
-            fewest = -(-p.kind.fewest_values(p.ddof) // math.prod(getattr(given.X, "shape", ())[2:]))
+            fewest = -(-kind.fewest_values(p.ddof) // math.prod(getattr(given.X, "shape", ())[2:]))
             batches = list(gen_batches(_num_samples(given.X), batch_size, min_batch_size=fewest))
 
         task = fit_task(self, len(batches) if cut else 0)
@@ -418,35 +419,44 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         for part in batches:
             batch = rows(given.X, part) if cut else given.X
             some = weights[part] if cut and weights is not None else weights
-            step = task.subcontext("batch") if cut else UNWATCHED
-            step.call_on_fit_task_begin(estimator=self, X=as_given(batch))
-            first = new and part is batches[0]
-            # The rest of a stream of plain arrays goes the short way. Errors are the long way's.
-            if not cut or first or p.channel_axis is not None or not after._learn_plain(batch, some):
-                after._learn(batch, some, p, part.start or 0, new=first, ordered=ordered)
+            step = task.subcontext("batch") if cut and task is not UNWATCHED else None
+            if step is not None:
+                step.call_on_fit_task_begin(estimator=self, X=as_given(batch))
+            after._learn_batch(batch, some, p, kind, part.start, new=new and part is batches[0])
             so_far = functools.partial(_fitted, after)
-            if step.call_on_fit_task_end(estimator=self, X=as_given(batch), reconstruction_attributes=so_far):
+            if step is not None and step.call_on_fit_task_end(
+                estimator=self, X=as_given(batch), reconstruction_attributes=so_far
+            ):
                 break
         self._take(after)
         task.call_on_fit_task_end(**watched, reconstruction_attributes={})
         return self
+
+    def _learn_batch(
+        self, X: Any, weights: Any, p: Parameters, kind: Kind, first_row: int | None, *, new: bool
+    ) -> None:
+        """Learn one batch of several, from row `first_row` on, or the only one: the short way, or else the long one."""
+        learned = False
+        if first_row is not None and p.channel_axis is None:
+            learned = self._fit_plain(X, weights, p, kind) if new else self._learn_plain(X, weights)
+        if not learned:
+            self._learn(X, weights, p, kind, first_row or 0, new=new)
 
     def _learn(
         self,
         X: Any,
         weights: NDArray[np.float64] | None,
         p: Parameters,
+        kind: Kind,
         first_row: int,
         *,
         new: bool,
-        ordered: bool,
     ) -> None:
         """Learn from one batch; a refused one may leave scikit-learn's attributes changed."""
         X = _door.batch(self, X, p, reset=new)
         n_features = X.shape[1]
         p = p.for_features(self, n_features)
         _door.stays_sparse(X, p)
-        kind: Kind = p.kind if ordered else p.kind.of_one_batch
         _door.rows_in_memory(X, kind)
         names = getattr(self, "feature_names_in_", None)
         known = Running.empty(n_features) if new else self._state.running
@@ -502,7 +512,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
                [11.]])
         """
         # The short way of plain arrays: whatever else there is, errors included, comes after it.
-        attributes = self.__dict__
+        attributes, X = self.__dict__, _as_array(X)
         if (
             "_state" in attributes
             and (out is not None or (self.copy if copy is None else copy) is True)
@@ -514,7 +524,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
                 y = self._transform_frame(X) if out is None and axis is None else None
             elif "feature_names_in_" not in attributes and ((out is None and axis is None) or not _door.wrapped(self)):
                 y = _kernels.apply_plain(X, axis, out, self.dtype, self.n_threads, state.derived, state.single)
-                if y is None and out is None and axis is None and X.flags.f_contiguous:
+                if y is None and out is None and axis is None:
                     y = self._transform_frame(X)
             if y is not None:
                 return y
@@ -1073,6 +1083,11 @@ def _fitted(t: BatchNormTransformer) -> dict[str, Any]:
     return {name: value for name, value in vars(t).items() if name in FITTED}
 
 
+def _as_array(X: Any) -> Any:
+    """A memory map as the array that it is; anything else as it came."""
+    return X.view(np.ndarray) if type(X) is np.memmap else X
+
+
 def _read_only(a: NDArray[np.float64]) -> NDArray[np.float64]:
     """A view that cannot be written through: statistics and coefficients stay consistent, after pickle too."""
     view = a.view()
@@ -1084,10 +1099,11 @@ def _learned(
     now: State | None, kind: Kind, p: Parameters, X: Any, axis: int | None, sample_weight: Any, n_threads: int | None
 ) -> State | None:
     """The state after a plain array X, by one call of the kernels; None, if these cannot take it."""
-    if kind.short is None:
+    short = kind.short
+    if short is None:
         return None
     values = np.zeros((5, X.shape[1 if axis is None else axis])) if now is None else now.running.values
-    update = _kernels.update_plain(X, axis, sample_weight, n_threads, values, *kind.short, p.ddof)
+    update = _kernels.update_plain(X, axis, sample_weight, n_threads, values, *short, p.ddof)
     if update is None:
         return None
     values, batch, missing = update

@@ -45,7 +45,10 @@ cdef array4 _array(cnp.ndarray a, bint is_double) noexcept:
 
 
 cdef inline const char *_values(cnp.ndarray a) noexcept:
-    return NULL if a is None else <const char *> cnp.PyArray_DATA(a)
+    # Not one expression: with NULL in it, it would be a void *, which is not const.
+    if a is None:
+        return NULL
+    return <const char *> cnp.PyArray_DATA(a)
 
 
 cdef inline bn_array _part(array4 whole, place at) noexcept nogil:
@@ -57,7 +60,9 @@ cdef inline bn_array _part(array4 whole, place at) noexcept nogil:
 
 
 cdef inline const char *_further(const char *values, Py_ssize_t n_bytes) noexcept nogil:
-    return NULL if values == NULL else values + n_bytes
+    if values == NULL:
+        return NULL
+    return values + n_bytes
 
 
 cdef inline bn_coefficients _of_channels(bn_coefficients c, Py_ssize_t n_bytes) noexcept nogil:

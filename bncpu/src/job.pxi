@@ -26,7 +26,7 @@ cdef struct job:
     double *sums
     Py_ssize_t n_blocks, width, field
     char *coefficients
-    # What statistics are folded with, and the root that this takes.
+    # What the fold of a channel reads; forward it writes invstd.
     const double *gamma
     const double *beta
     const double *center_lo
