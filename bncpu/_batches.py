@@ -1,4 +1,4 @@
-"""A batch of samples, dense or sparse: its statistics, and coefficients applied to it.
+"""A batch of samples, dense, sparse or lazy: its statistics, and coefficients applied to it. Two more: `_device.py`.
 
 Dense batches have samples on axis 0 and channels on axis 1. A batch is converted if no view of it has one of the two
 forms, or if the kernels do not compute in its dtype: a piece at a time, of at least one sample.
@@ -13,10 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import issparse
 
-from bncpu import _buffers, _dispatch, _layout, _normalize
-from bncpu._device import DeviceBatch, OpaqueBatch
+from bncpu import _buffers, _kernels, _layout, _normalize
 from bncpu.moments import (
     Coefficients,
     Moments,
@@ -35,6 +33,227 @@ PIECE = 1 << 20
 ENTRIES = 1 << 18
 
 
+class Batch:
+    """Samples on axis 0 and channels on axis 1, whatever holds them. What X is, is asked at the door only.
+
+    Attributes
+    ----------
+    X : object
+        What holds the samples.
+    shape : tuple of int
+    dtype : dtype
+    dense : ndarray or None
+        The samples as they lie in memory, if it is an array that holds them.
+    lazy : bool
+        Whether nothing of it is computed yet.
+    """
+
+    X: Any
+    shape: tuple[int, ...]
+    dtype: Any
+    dense: NDArray[Any] | None = None
+    lazy = False
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of values."""
+        return math.prod(self.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> Batch:
+        raise NotImplementedError
+
+    def moments(
+        self, weights: NDArray[np.float64] | None, n_threads: int | None, *, halflife: float | None = None
+    ) -> tuple[Moments, bool]:
+        """Moments of each channel, NaN left out, and whether there may have been a NaN.
+
+        Parameters
+        ----------
+        weights : ndarray of shape (N,), float64, or None
+            One per sample.
+        n_threads : int or None
+        halflife : float or None
+            Rows after which the weight of a row halves; the last row has weight 1.
+        """
+        if halflife is not None:
+            recency = recency_weights(self.shape[0], halflife)
+            weights = recency if weights is None else recency * weights
+        return self._moments(weights, n_threads)
+
+    def _moments(self, weights: NDArray[np.float64] | None, n_threads: int | None) -> tuple[Moments, bool]:
+        raise NotImplementedError
+
+    def apply(
+        self,
+        coefficients: Coefficients,
+        *,
+        dtype: np.dtype[Any] | None = None,
+        out: Any = None,
+        n_threads: int | None = None,
+    ) -> tuple[Any, bool]:
+        """``(X - mean) * scale + shift``, and whether X holds an infinity.
+
+        Parameters
+        ----------
+        coefficients : Coefficients
+            In float64. For sparse matrices mean and shift must be 0.
+        dtype : dtype, optional
+            Of the result; by default what `_layout.result_dtype` says. Not for device arrays.
+        out : array like the result, X itself, or None
+        n_threads : int or None
+        """
+        raise NotImplementedError
+
+    def can_be_overwritten(self, dtype: np.dtype[Any] | None = None) -> bool:
+        """Whether `apply` can write its result, of `dtype` if that is given, over X."""
+        return False
+
+    def in_memory(self) -> NDArray[Any]:
+        """The samples as one array in CPU memory."""
+        raise NotImplementedError
+
+    def pieces(self) -> Iterator[slice]:
+        """Slices of samples that are converted together, of about `PIECE` values."""
+        step = max(1, PIECE // max(1, math.prod(self.shape[1:])))
+        for start in range(0, len(self), step):
+            yield slice(start, start + step)
+
+    def infinities(self) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+        """Rows and columns of the infinities, a piece at a time."""
+        for part in self.pieces():
+            rows, columns = np.nonzero(np.isinf(self[part].in_memory()))[:2]
+            yield rows + part.start, columns
+
+
+class Lazy(Batch):
+    """An array or DataFrame of Dask: `_dask` has what can be done with it."""
+
+    lazy = True
+
+    def __init__(self, X: Any) -> None:
+        self.X, self.shape, self.dtype = X, X.shape, getattr(X, "dtype", None)
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return int(self.X.ndim)
+
+
+class Dense(Batch):
+    """An array in memory, of shape (N, C, ...)."""
+
+    def __init__(self, X: NDArray[Any]) -> None:
+        self.X, self.shape, self.dtype, self.dense = X, X.shape, X.dtype, X
+
+    def __getitem__(self, rows: slice) -> Dense:
+        return Dense(self.X[rows])
+
+    def moments(
+        self, weights: NDArray[np.float64] | None, n_threads: int | None, *, halflife: float | None = None
+    ) -> tuple[Moments, bool]:
+        """See `Batch`."""
+        if halflife is not None and weights is None and self.ndim == 2:
+            x4 = _layout.in_form(self.X, (1,))[0]
+            if x4 is not None:
+                return _normalize.moments(x4, None, skip_missing=True, n_threads=n_threads, halflife=halflife)
+        return super().moments(weights, n_threads, halflife=halflife)
+
+    def _moments(self, weights: NDArray[np.float64] | None, n_threads: int | None) -> tuple[Moments, bool]:
+        X = self.X
+        x4 = _layout.in_form(X, (1,))[0]
+        if x4 is not None and (weights is None or X.ndim == 2):
+            return _normalize.moments(x4, weights, skip_missing=True, n_threads=n_threads)
+        total, missing = Moments.empty(X.shape[1]), False
+        for part in self.pieces():
+            x4, layout = _layout.canonical(X[part], (1,))
+            w = None if weights is None else layout.positions(weights[part], X[part].shape)
+            some, nan = _normalize.moments(x4, w, skip_missing=True, n_threads=n_threads)
+            total, missing = merge(total, some), missing or nan
+        return total, missing
+
+    def apply(
+        self,
+        coefficients: Coefficients,
+        *,
+        dtype: np.dtype[Any] | None = None,
+        out: Any = None,
+        n_threads: int | None = None,
+    ) -> tuple[Any, bool]:
+        """See `Batch`."""
+        X, dtype = self.X, _layout.result_dtype(self.dtype, dtype)
+        x4, layout = _layout.in_form(X, (1,))
+        if x4 is not None:
+            y = _layout.target((layout,), out, X, dtype=dtype)
+            infinite = _normalize.apply(x4, layout.form(y), coefficients, n_threads=n_threads)
+            return _layout.delivered(y, out, dtype), infinite
+        infinite = False
+        apart = out is not None and not _layout.overlap(X, out)
+        y = out if apart else _buffers.empty_like(X, dtype)
+        for part in self.pieces():
+            x, layout = _layout.ready(X[part], (1,))
+            piece = _layout.target((layout,), y[part], x, dtype=dtype)
+            infinite |= _normalize.apply(layout.form(x), layout.form(piece), coefficients, n_threads=n_threads)
+            _layout.delivered(piece, y[part], dtype)
+        return _layout.delivered(y, out, dtype), infinite
+
+    def can_be_overwritten(self, dtype: np.dtype[Any] | None = None) -> bool:
+        """See `Batch`."""
+        return _is_ours(self.X, dtype)
+
+    def in_memory(self) -> NDArray[Any]:
+        """See `Batch`."""
+        return self.X
+
+
+def _is_ours(values: NDArray[Any], dtype: np.dtype[Any] | None) -> bool:
+    same = values.dtype == _layout.result_dtype(values.dtype, dtype)
+    return same and bool(values.flags.writeable) and _layout.apart(values)
+
+
+class Sparse(Batch):
+    """A CSR or CSC matrix, of shape (N, C)."""
+
+    def __init__(self, X: Any) -> None:
+        self.X, self.shape, self.dtype = X, X.shape, X.dtype
+
+    def __getitem__(self, rows: slice) -> Sparse:
+        return Sparse(self.X[rows])
+
+    def _moments(self, weights: NDArray[np.float64] | None, n_threads: int | None) -> tuple[Moments, bool]:
+        return _sparse_moments(self.X, weights)
+
+    def apply(
+        self,
+        coefficients: Coefficients,
+        *,
+        dtype: np.dtype[Any] | None = None,
+        out: Any = None,
+        n_threads: int | None = None,
+    ) -> tuple[Any, bool]:
+        """See `Batch`."""
+        dtype = _layout.result_dtype(self.dtype, dtype)
+        y, infinite = _sparse_apply(self.X, coefficients.scale, out)
+        return y.astype(dtype, copy=False), infinite
+
+    def can_be_overwritten(self, dtype: np.dtype[Any] | None = None) -> bool:
+        """See `Batch`."""
+        return _is_ours(self.X.data, dtype)
+
+    def infinities(self) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+        """See `Batch`."""
+        for part in entries(self.X):
+            infinite = np.isinf(self.X.data[part])
+            yield rows(self.X, part)[infinite], columns(self.X, part)[infinite]
+
+
 class Summary(NamedTuple):
     """What running statistics need to know of a batch; O(channels)."""
 
@@ -49,18 +268,20 @@ class Summary(NamedTuple):
 
 
 def summary(
-    X: Any,
+    X: Batch,
     weights: NDArray[np.float64] | None,
     n_threads: int | None,
     *,
     halflife: float | None = None,
     count_values: bool = False,
 ) -> Summary:
-    """The summary of a batch; `X`, `weights` and `n_threads` are those of `moments`.
+    """The summary of a batch.
 
     Parameters
     ----------
-    X, weights, n_threads
+    X : Batch
+    weights, n_threads
+        As in `Batch.moments`.
     halflife : float or None
         Rows after which the weight of a row halves; the last row has weight 1.
     count_values : bool
@@ -69,13 +290,13 @@ def summary(
     n_samples = X.shape[0]
     n_positive = n_samples if weights is None else int(np.count_nonzero(weights))
     if halflife is None:
-        batch, missing = moments(X, weights, n_threads)
+        batch, missing = X.moments(weights, n_threads)
         seen = batch.count
         if count_values:
             positive = None if weights is None else (weights > 0).astype(np.float64)
             seen = _observed(X, positive, missing, n_threads)
         return Summary(batch, seen, np.zeros_like(seen), n_samples, n_positive)
-    batch, missing = moments(X, weights, n_threads, halflife=halflife)
+    batch, missing = X.moments(weights, n_threads, halflife=halflife)
     seen = _observed(X, weights, missing, n_threads)
     # Weights of a feature whose last value lies hundreds of half-lives before the end underflow: summarize halves, and
     # join them, so that its weights start from 1 in the first half.
@@ -101,107 +322,14 @@ def _followed(halflife: float, a: Summary, b: Summary) -> Summary:
     return Summary(total, a.observed + b.observed, age, a.n_samples + b.n_samples, a.n_positive + b.n_positive)
 
 
-def _observed(X: Any, weights: NDArray[np.float64] | None, missing: bool, n_threads: int | None) -> NDArray[np.float64]:
+def _observed(
+    X: Batch, weights: NDArray[np.float64] | None, missing: bool, n_threads: int | None
+) -> NDArray[np.float64]:
     """Total weight of the values of each channel."""
     if missing:
-        return moments(X, weights, n_threads)[0].count
+        return X.moments(weights, n_threads)[0].count
     per_sample = math.prod(X.shape[2:])
     return np.full(X.shape[1], per_sample * (X.shape[0] if weights is None else np.sum(weights)), np.float64)
-
-
-def pieces(X: NDArray[Any]) -> Iterator[slice]:
-    """Slices of samples that are converted together, of about `PIECE` values."""
-    step = max(1, PIECE // max(1, X[:1].size))
-    for start in range(0, len(X), step):
-        yield slice(start, start + step)
-
-
-def moments(
-    X: Any, weights: NDArray[np.float64] | None, n_threads: int | None, *, halflife: float | None = None
-) -> tuple[Moments, bool]:
-    """Moments of each channel, NaN left out, and whether there may have been a NaN.
-
-    Parameters
-    ----------
-    X : ndarray or OpaqueBatch of shape (N, C, ...), or CSR or CSC matrix of shape (N, C)
-    weights : ndarray of shape (N,), float64, or None
-        One per sample.
-    n_threads : int or None
-    halflife : float or None
-        Rows after which the weight of a row halves; the last row has weight 1.
-    """
-    plain = not issparse(X) and not isinstance(X, OpaqueBatch)
-    x4 = _layout.in_form(X, (1,))[0] if plain else None
-    if halflife is not None:
-        if x4 is not None and X.ndim == 2 and weights is None:
-            return _normalize.moments(x4, None, skip_missing=True, n_threads=n_threads, halflife=halflife)
-        recency = recency_weights(X.shape[0], halflife)
-        weights = recency if weights is None else recency * weights
-    if issparse(X):
-        return _sparse_moments(X, weights)
-    if isinstance(X, OpaqueBatch):
-        return X.moments(weights, n_threads)
-    if x4 is not None and (weights is None or X.ndim == 2):
-        return _normalize.moments(x4, weights, skip_missing=True, n_threads=n_threads)
-    total, missing = Moments.empty(X.shape[1]), False
-    for part in pieces(X):
-        x4, layout = _layout.canonical(X[part], (1,))
-        w = None if weights is None else layout.positions(weights[part], X[part].shape)
-        some, nan = _normalize.moments(x4, w, skip_missing=True, n_threads=n_threads)
-        total, missing = merge(total, some), missing or nan
-    return total, missing
-
-
-def apply(
-    X: Any,
-    coefficients: Coefficients,
-    *,
-    dtype: np.dtype[Any] | None = None,
-    out: Any = None,
-    n_threads: int | None = None,
-) -> tuple[Any, bool]:
-    """``(X - mean) * scale + shift``, and whether X holds an infinity.
-
-    Parameters
-    ----------
-    X : ndarray or DeviceBatch of shape (N, C, ...), or CSR or CSC matrix of shape (N, C)
-        For sparse matrices mean and shift must be 0.
-    coefficients : Coefficients
-        In float64.
-    dtype : dtype, optional
-        Of the result; by default what `_layout.result_dtype` says. Not for device arrays.
-    out : ndarray of the shape and dtype of the result, device array like that of X, X itself, or None
-    n_threads : int or None
-    """
-    if isinstance(X, DeviceBatch):
-        return X.apply(coefficients, out), False
-    dtype = _layout.result_dtype(X.dtype, dtype)
-    if issparse(X):
-        y, infinite = _sparse_apply(X, coefficients.scale, out)
-        return y.astype(dtype, copy=False), infinite
-    x4, layout = _layout.in_form(X, (1,))
-    if x4 is not None:
-        y = _layout.target((layout,), out, X, dtype=dtype)
-        infinite = _normalize.apply(x4, layout.form(y), coefficients, n_threads=n_threads)
-        return _layout.delivered(y, out, dtype), infinite
-    infinite = False
-    apart = out is not None and not _layout.overlap(X, out)
-    y = out if apart else _buffers.empty_like(X, dtype)
-    for part in pieces(X):
-        x, layout = _layout.ready(X[part], (1,))
-        piece = _layout.target((layout,), y[part], x, dtype=dtype)
-        infinite |= _normalize.apply(layout.form(x), layout.form(piece), coefficients, n_threads=n_threads)
-        _layout.delivered(piece, y[part], dtype)
-    return _layout.delivered(y, out, dtype), infinite
-
-
-def can_be_overwritten(X: Any, dtype: np.dtype[Any] | None = None) -> bool:
-    """Whether `apply` can write its result, of `dtype` if that is given, over X."""
-    if isinstance(X, DeviceBatch):
-        return True
-    values = X.data if issparse(X) else X
-    same = values.dtype == _layout.result_dtype(values.dtype, dtype)
-    return same and bool(values.flags.writeable) and _layout.apart(values)
 
 
 # ---- sparse ----
@@ -239,7 +367,7 @@ def _sparse_moments(X: Any, weights: NDArray[np.float64] | None) -> tuple[Moment
     n_samples, n_channels = X.shape
     total, missing = Moments.empty(n_channels), False
     stored, stored_weight = np.zeros((2, n_channels))
-    add = _dispatch.kernels(X.data).sparse_sums
+    add = _kernels.sparse_sums
 
     for part in entries(X):
         at = columns(X, part).astype(np.intp, copy=False)

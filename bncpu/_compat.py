@@ -8,10 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from sklearn import get_config
-from sklearn.utils import _safe_indexing
 from sklearn.utils._array_api import get_namespace
-
-from bncpu._device import OpaqueBatch
 
 try:
     from sklearn.callback import CallbackSupportMixin, with_callbacks
@@ -36,7 +33,6 @@ __all__ = [
     "is_watched",
     "numbers_of_frame",
     "numbers_of_table",
-    "rows",
     "with_callbacks",
 ]
 
@@ -69,18 +65,6 @@ def fit_task(estimator: Any, n_batches: int) -> Any:
     if is_watched(estimator):
         return estimator._init_callback_context(max_subtasks=n_batches)
     return UNWATCHED
-
-
-def rows(X: Any, part: slice) -> Any:
-    """The rows `part` of an array, frame, sparse matrix or list."""
-    if type(X) is np.ndarray or isinstance(X, OpaqueBatch):
-        return X[part]
-    # polars and pyarrow. Before 1.9 scikit-learn could not slice tables of pyarrow.
-    if callable(getattr(X, "slice", None)):
-        return X.slice(part.start, part.stop - part.start)
-    if is_lazy(X):
-        return X[part]
-    return _safe_indexing(X, part)
 
 
 def is_lazy(X: Any) -> bool:

@@ -140,11 +140,10 @@ def _read(
             block = _layout.channels_second(block, at.channel_axis)
     names = getattr(block, "columns", None)
     X = _door.block(block, at)
-    if names is not None:
-        X = _layout.settled(X, "F")
+    batch = _door.as_batch(X if names is None else _layout.settled(X, "F"))
     with np.errstate(over="ignore", invalid="ignore"):
-        made = _batches.summary(X, _door.block_weights(weights, X), **options)
-    _infinities.finite_moments(at, X, made.moments, names, first_row)
+        made = _batches.summary(batch, _door.block_weights(weights, X), **options)
+    _infinities.finite_moments(at, batch, made.moments, names, first_row)
     return made
 
 
@@ -158,7 +157,7 @@ def _beside(parts: list[Summary]) -> NDArray[Any]:
 
 
 def apply(t: Any, X: Any, coefficients: Coefficients, p: Parameters, wanted: np.dtype[Any] | None) -> Any:
-    """`_batches.apply` of an array (N, C, ...) or a DataFrame of Dask; it runs when the result is computed."""
+    """`Batch.apply` of an array (N, C, ...) or a DataFrame of Dask; it runs when the result is computed."""
     at = Block(type(t).__name__, X.shape[1], p._replace(gamma=None, beta=None))
     if not hasattr(X, "chunks"):
         dtype = _layout.result_dtype(_door.block(X._meta, at).dtype, wanted)
@@ -191,7 +190,8 @@ def _apply_to_frame(at: Block, n_threads: int, dtype: np.dtype[Any], coefficient
 def _apply(
     at: Block, n_threads: int, dtype: np.dtype[Any], X: Any, coefficients: Coefficients, names: Any = None
 ) -> Any:
-    y, infinite = _batches.apply(X, coefficients, dtype=dtype, n_threads=n_threads)
+    batch = _door.as_batch(X)
+    y, infinite = batch.apply(coefficients, dtype=dtype, n_threads=n_threads)
     if infinite:
-        _infinities.infinity(at, X, names, None)
+        _infinities.infinity(at, batch, names, None)
     return y

@@ -5,7 +5,6 @@ Nothing is copied: arrays on a GPU stay there, and separate columns stay separat
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -14,42 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bncpu import _normalize, gpu
+from bncpu._batches import Batch
 from bncpu.gpu._library import library_of
 from bncpu.moments import Coefficients, Moments
 
 
-class OpaqueBatch:
-    """A batch that has a shape, a dtype and moments, but is not one NumPy array."""
-
-    shape: tuple[int, ...]
-    dtype: Any
-
-    @property
-    def ndim(self) -> int:
-        """Number of axes."""
-        return len(self.shape)
-
-    @property
-    def size(self) -> int:
-        """Number of values."""
-        return math.prod(self.shape)
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, rows: slice) -> OpaqueBatch:
-        raise NotImplementedError
-
-    def moments(self, weights: NDArray[np.float64] | None, n_threads: int | None) -> tuple[Moments, bool]:
-        """As `_batches.moments`."""
-        raise NotImplementedError
-
-    def in_memory(self) -> NDArray[Any]:
-        """A copy as one array in CPU memory."""
-        raise NotImplementedError
-
-
-class DeviceBatch(OpaqueBatch):
+class DeviceBatch(Batch):
     """A device array of CuPy, PyTorch or Numba.
 
     Parameters
@@ -60,7 +29,8 @@ class DeviceBatch(OpaqueBatch):
     """
 
     def __init__(self, array: Any, channel_axis: int) -> None:
-        self.array, self.channel_axis = array, channel_axis
+        self.array = self.X = array
+        self.channel_axis = channel_axis
         axes = list(array.shape)
         n_channels = axes.pop(channel_axis)
         self.shape = (axes[0], n_channels, *axes[1:])
@@ -69,14 +39,24 @@ class DeviceBatch(OpaqueBatch):
     def __getitem__(self, rows: slice) -> DeviceBatch:
         return DeviceBatch(self.array[rows], self.channel_axis)
 
-    def moments(self, weights: NDArray[np.float64] | None, n_threads: int | None) -> tuple[Moments, bool]:
-        """`_batches.moments` of this batch; waits for the device."""
+    def _moments(self, weights: NDArray[np.float64] | None, n_threads: int | None) -> tuple[Moments, bool]:
         found = Moments(*_functions().collect(self.array, self.channel_axis, weights))
         return found, weights is not None or bool(np.any(found.count != self.size // self.shape[1]))
 
-    def apply(self, coefficients: Coefficients, out: Any) -> Any:
-        """`_batches.apply` of this batch, without looking for infinities, as that would have to wait for the device."""
-        return _functions().scaled(self.array, self.channel_axis, *coefficients, out=as_given(out))
+    def apply(
+        self,
+        coefficients: Coefficients,
+        *,
+        dtype: np.dtype[Any] | None = None,
+        out: Any = None,
+        n_threads: int | None = None,
+    ) -> tuple[Any, bool]:
+        """See `Batch`; infinities are not looked for, as that would have to wait for the device."""
+        return _functions().scaled(self.array, self.channel_axis, *coefficients, out=as_given(out)), False
+
+    def can_be_overwritten(self, dtype: np.dtype[Any] | None = None) -> bool:
+        """See `Batch`."""
+        return True
 
     def in_memory(self) -> NDArray[Any]:
         """A copy in CPU memory, with channels on axis 1."""
@@ -88,7 +68,7 @@ class DeviceBatch(OpaqueBatch):
         return np.moveaxis(a, self.channel_axis, 1)
 
 
-class ColumnBatch(OpaqueBatch):
+class ColumnBatch(Batch):
     """Separate columns in memory, each contiguous, all of one float type; for `partial_fit` only.
 
     Parameters
@@ -103,8 +83,7 @@ class ColumnBatch(OpaqueBatch):
     def __getitem__(self, rows: slice) -> ColumnBatch:
         return ColumnBatch([column[rows] for column in self.columns])
 
-    def moments(self, weights: NDArray[np.float64] | None, n_threads: int | None) -> tuple[Moments, bool]:
-        """`_batches.moments` of this batch, with the same bits as for the columns in one array."""
+    def _moments(self, weights: NDArray[np.float64] | None, n_threads: int | None) -> tuple[Moments, bool]:
         return _normalize.moments_of_planes(self.columns, weights, skip_missing=True, n_threads=n_threads)
 
     def in_memory(self) -> NDArray[Any]:
@@ -112,7 +91,7 @@ class ColumnBatch(OpaqueBatch):
         return np.column_stack(self.columns)
 
 
-class LearnedBatch(OpaqueBatch):
+class LearnedBatch(Batch):
     """A batch whose moments are known already; for `partial_fit` of the whole batch, without weights.
 
     Parameters
@@ -133,8 +112,7 @@ class LearnedBatch(OpaqueBatch):
     def __getitem__(self, rows: slice) -> LearnedBatch:
         return self
 
-    def moments(self, weights: NDArray[np.float64] | None, n_threads: int | None) -> tuple[Moments, bool]:
-        """As `_batches.moments`."""
+    def _moments(self, weights: NDArray[np.float64] | None, n_threads: int | None) -> tuple[Moments, bool]:
         return self.found
 
     def in_memory(self) -> NDArray[Any]:

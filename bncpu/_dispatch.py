@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from types import ModuleType
 from typing import Any
 
 import joblib
@@ -35,11 +34,6 @@ def know_machine() -> None:
 
 know_machine()
 _walk.take(_walk.of_this_machine())
-
-
-def kernels(array: object) -> ModuleType:
-    """The kernel module for an array in CPU memory."""
-    return _kernels
 
 
 def device_functions(array: object) -> Any:

@@ -15,13 +15,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import issparse
 from sklearn import get_config
-from sklearn.utils import check_array
+from sklearn.utils import _safe_indexing, check_array
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
 from bncpu import _layout, state
+from bncpu._batches import Batch, Dense, Lazy, Sparse
 from bncpu._checks import like
 from bncpu._compat import as_table, foreign_namespace, is_lazy, numbers_of_frame, numbers_of_table
-from bncpu._device import DeviceBatch, OpaqueBatch
+from bncpu._device import DeviceBatch
 from bncpu._infinities import some
 from bncpu.gpu._library import library_of
 from bncpu.running import Kind
@@ -40,11 +41,44 @@ class Samples(NamedTuple):
     xp: Any = None
     device: Any = None
 
+    @property
+    def lazy(self) -> bool:
+        """Whether X is of Dask."""
+        return is_lazy(self.X)
+
     def back(self, y: Any) -> Any:
         """`y`, made from `X`, as the caller gave it: axes and array library."""
         if self.channel_axis is not None:
             y = _layout.channels_back(y, self.channel_axis)
         return y if self.xp is None else self.xp.asarray(y, device=self.device)
+
+
+def as_batch(X: Any) -> Batch:
+    """X, validated, as one of the five kinds of batches."""
+    if isinstance(X, Batch):
+        return X
+    if is_lazy(X):
+        return Lazy(X)
+    return Sparse(X) if issparse(X) else Dense(X)
+
+
+def as_array(X: Any) -> Any:
+    """The array in memory that X is, memory maps included; None if it is anything else, subclasses included."""
+    if type(X) is np.ndarray:
+        return X
+    return X.view(np.ndarray) if type(X) is np.memmap else None
+
+
+def rows(X: Any, part: slice) -> Any:
+    """The rows `part` of an array, frame, sparse matrix or list."""
+    if type(X) is np.ndarray or isinstance(X, Batch):
+        return X[part]
+    # polars and pyarrow. Before 1.9 scikit-learn could not slice tables of pyarrow.
+    if callable(getattr(X, "slice", None)):
+        return X.slice(part.start, part.stop - part.start)
+    if is_lazy(X):
+        return X[part]
+    return _safe_indexing(X, part)
 
 
 def samples(X: Any, channel_axis: int | None) -> Samples:
@@ -234,8 +268,8 @@ def _shared(name: str, a: Any) -> NDArray[Any]:
         raise TypeError(f"{name} must be an array in CPU memory, got {type(a).__name__}: {error}") from None
 
 
-def batch(t: Any, X: Any, p: Parameters, *, reset: bool) -> Any:
-    """X of fit and partial_fit as an array that the kernels can convert; sets scikit-learn's attributes on `t`.
+def batch(t: Any, X: Any, p: Parameters, *, reset: bool) -> Batch:
+    """X of fit and partial_fit as a batch that the kernels can convert; sets scikit-learn's attributes on `t`.
 
     Infinities are not looked for: the kernels find them in the pass they make anyway.
     """
@@ -244,7 +278,7 @@ def batch(t: Any, X: Any, p: Parameters, *, reset: bool) -> Any:
     else:
         known = None if reset else plain(vars(t), X)
         X = _validated(t, X, p, reset=reset) if known is None else known
-    return X
+    return as_batch(X)
 
 
 def _validated(t: Any, X: Any, p: Parameters, *, reset: bool) -> Any:
@@ -399,7 +433,7 @@ def sliceable(X: Any, p: Parameters) -> Any:
 
 def _checks(X: Any, p: Parameters) -> dict[str, Any]:
     """Options of scikit-learn's validation."""
-    if isinstance(X, OpaqueBatch):
+    if isinstance(X, Batch):
         return {"skip_check_array": True}
     # Numbers of any kind are converted a piece at a time; anything else, all at once.
     numeric = isinstance(X, np.ndarray) and _layout.is_read(X.dtype.newbyteorder("="))
@@ -432,16 +466,16 @@ def plain(fitted: Mapping[str, Any], X: Any) -> NDArray[Any] | None:
     return X if fits and X.dtype in (np.float32, np.float64) else None
 
 
-def rows_in_memory(X: Any, kind: Kind) -> None:
+def rows_in_memory(X: Batch, kind: Kind) -> None:
     """Refuse X whose rows cannot be kept, for a kind of running statistics that keeps them."""
-    if kind.keeps_rows and (issparse(X) or is_lazy(X)):
-        got = "a sparse matrix" if issparse(X) else "a Dask collection"
+    if kind.keeps_rows and isinstance(X, (Sparse, Lazy)):
+        got = "a sparse matrix" if isinstance(X, Sparse) else "a Dask collection"
         raise TypeError(f"window keeps rows, for which X must be dense and in memory; got {got}")
 
 
 def stays_sparse(X: Any, p: Parameters, verb: str = "center") -> None:
-    """Sparse data stays sparse, so nothing can be added to it."""
-    if not issparse(X):
+    """Refuse to center or shift sparse data, which would be sparse no longer."""
+    if not issparse(X) and not isinstance(X, Sparse):
         return
     if p.with_mean:
         raise ValueError(f"Cannot {verb} sparse matrices: pass `with_mean=False` instead, or make X dense.")
@@ -464,7 +498,7 @@ def sample_weight(sample_weight: Any, X: Any) -> NDArray[np.float64] | None:
         sample_weight = sample_weight.filled(0)
     sample_weight = numbers_only("sample_weight", sample_weight)
     # scikit-learn looks at the number of samples alone.
-    return _not_all_zero(sample_weight, np.empty((len(X), 0)) if isinstance(X, OpaqueBatch) else X)
+    return _not_all_zero(sample_weight, np.empty((len(X), 0)) if isinstance(X, Batch) else X)
 
 
 def _not_all_zero(sample_weight: Any, X: Any) -> NDArray[np.float64]:
@@ -475,7 +509,7 @@ def _not_all_zero(sample_weight: Any, X: Any) -> NDArray[np.float64]:
 
 
 def to_transform(t: Any, X: Any, p: Parameters, *, only_read: bool = False) -> Samples:
-    """X of transform, of the fitted width and names."""
+    """X of transform, as a batch of the fitted width and names."""
     given = samples(X, p.channel_axis)
     if not only_read and isinstance(given.X, DeviceBatch) and t.dtype is not None:
         raise TypeError(f"dtype={t.dtype!r} is for arrays in CPU memory, got a device array; dtype=None keeps its own")
@@ -489,37 +523,40 @@ def to_transform(t: Any, X: Any, p: Parameters, *, only_read: bool = False) -> S
         if p.channel_axis is not None:
             _same_width(t, given)
         validate_data(t, **known, reset=False)
-        return given
+        return given._replace(X=Lazy(given.X))
     numbers = plain(vars(t), given.X)
     if numbers is not None:
-        return given._replace(X=numbers)
+        return given._replace(X=Dense(numbers))
     if p.channel_axis is not None:
         _same_width(t, given)
     X = _validated(t, given.X, p, reset=False)
-    stays_sparse(X, p)
-    return given._replace(X=X)
+    batch = as_batch(X)
+    stays_sparse(batch, p)
+    return given._replace(X=batch)
 
 
-def to_report(t: Any, X: Any, p: Parameters) -> Any:
+def to_report(t: Any, X: Any, p: Parameters) -> Batch:
     """X of report, as that of transform; of Dask, it would be read several times."""
     if is_lazy(X):
         raise TypeError("report takes data in memory, got a Dask collection; compute() some of it first")
-    return to_transform(t, X, p, only_read=True).X
+    batch: Batch = to_transform(t, X, p, only_read=True).X
+    return batch
 
 
 def to_invert(t: Any, X: Any, p: Parameters) -> Samples:
-    """X of inverse_transform; without names, which a transformed array has lost."""
+    """X of inverse_transform, as a batch; without names, which a transformed array has lost."""
     given = samples(X, p.channel_axis)
     if is_lazy(X):
         known = _known(given.X, p)
         check_array(known.pop("X"), estimator=t, input_name="X", **known)
         _same_width(t, given)
-        return given
+        return given._replace(X=Lazy(given.X))
     if not isinstance(given.X, DeviceBatch):
         given = given._replace(X=check_array(given.X, estimator=t, input_name="X", **_checks(given.X, p)))
     _same_width(t, given)
-    stays_sparse(given.X, p, "uncenter")
-    return given
+    batch = as_batch(given.X)
+    stays_sparse(batch, p, "uncenter")
+    return given._replace(X=batch)
 
 
 def _same_width(t: Any, given: Samples) -> None:
@@ -540,13 +577,14 @@ def out_of_transform(t: Any, given: Samples, out: Any) -> Any:
     """`out` of transform in the axes of `given.X`."""
     if wrapped(t):
         raise ValueError("out is only for NumPy output; set_output(transform='default') first")
-    if isinstance(given.X, DeviceBatch):
+    batch: Batch = given.X
+    if isinstance(batch, DeviceBatch):
         return out
-    if given.xp is not None or issparse(given.X) or is_lazy(given.X):
-        foreign = "a Dask collection" if is_lazy(given.X) else "a sparse matrix"
+    if given.xp is not None or batch.dense is None:
+        foreign = "a Dask collection" if batch.lazy else "a sparse matrix"
         kind = foreign if given.xp is None else f"an array of {given.xp.__name__}"
         raise TypeError(f"out is only for dense NumPy input, got {kind}")
-    x = given.back(given.X)
+    x = given.back(batch.dense)
     like("out", out, x, _layout.result_dtype(x.dtype, state.dtype(t.dtype)), writeable=True)
     return out if given.channel_axis is None else _layout.channels_second(out, given.channel_axis)
 

@@ -18,8 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from bncpu import BatchNormTransformer, _kernels, _layout, _state_file, _tables
-from bncpu._device import OpaqueBatch
+from bncpu import BatchNormTransformer, _door, _kernels, _layout, _state_file, _tables, _writing
 from bncpu._tables import Batch, Table
 from bncpu.state import content, parameters, restored
 
@@ -130,7 +129,7 @@ class Stream:
 
 def refused(error: ValueError, batch: Batch, first_row: int, names: Sequence[str], stream: Stream) -> ValueError:
     """The error to raise for a refused batch, which names the place in the file."""
-    X = batch.X.in_memory() if isinstance(batch.X, OpaqueBatch) else batch.X
+    X = _door.as_batch(batch.X).in_memory()
     rows, columns = np.nonzero(np.isinf(X))
     if len(rows):
         more = f" and {len(rows) - 1:,} more" if len(rows) > 1 else ""
@@ -399,7 +398,7 @@ def transform(state: Path, source: Path, out: Path) -> str:
     spaces = [np.empty((batch_rows, len(names)), result, order=table.order) for _ in range(2)]
     rows = 0
 
-    def results() -> Iterator[_tables.Result]:
+    def results() -> Iterator[_writing.Result]:
         nonlocal rows
         with progress(stream, "transform") as show, room_for(beside=True):
             for batch in _tables.ahead_of([table], batches):
@@ -408,14 +407,14 @@ def transform(state: Path, source: Path, out: Path) -> str:
                 except ValueError as error:
                     raise refused(error, batch, rows, names, stream) from None
                 spaces.reverse()  # this result is written while the next one is computed
-                yield _tables.Result(Y, names, batch.carried)
+                yield _writing.Result(Y, names, batch.carried)
                 rows += len(batch.X)
                 show(rows)
         if not rows:
             raise ValueError(f"{str(source)!r} has no rows")
 
     try:
-        _tables.write(out, _tables.ahead(results()))
+        _writing.write(out, _tables.ahead(results()))
     except KeyboardInterrupt:
         raise Interrupted(f"interrupted; {str(out)!r} is as it was") from None
     return f"{rows:,} rows, {len(names):,} of {len(table.columns):,} columns normalized: {out}"

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import issparse
 
-from bncpu import _batches
-from bncpu._device import OpaqueBatch
+from bncpu._batches import Batch
 from bncpu.moments import Moments
 
 
-def finite_moments(t: Any, X: Any, moments: Moments, names: Any, first_row: int | None = 0) -> None:
+def finite_moments(t: Any, X: Batch | None, moments: Moments, names: Any, first_row: int | None = 0) -> None:
     """Refuse moments that are not finite, of the batch X or of all that was seen; say where the infinity is."""
     overflown = ~np.isfinite(moments.m2 + moments.mean)
     if not np.any(overflown):
@@ -27,13 +24,13 @@ def finite_moments(t: Any, X: Any, moments: Moments, names: Any, first_row: int 
     )
 
 
-def infinity(t: Any, X: Any, names: Any, first_row: int | None = 0, *, certain: bool = True) -> None:
+def infinity(t: Any, X: Batch, names: Any, first_row: int | None = 0, *, certain: bool = True) -> None:
     """Refuse X for its infinities, naming rows and columns; if `certain`, even if they have been overwritten.
 
     `t` is a transformer, or the `Block` that X is; a `first_row` of None says that others may lie before it.
     """
     first, infinite = np.zeros(0, np.intp), np.zeros(X.shape[1], bool)
-    for rows, columns in _infinities(X):
+    for rows, columns in X.infinities():
         if len(first) <= 5:
             first = np.union1d(first, rows)[:6]
         infinite[columns] = True
@@ -49,19 +46,6 @@ def infinity(t: Any, X: Any, names: Any, first_row: int | None = 0, *, certain: 
         f"Input X contains infinity or a value too large for {X.dtype!r}{where}. "
         f"{getattr(t, 'estimator', type(t).__name__)} takes NaN as missing, but not infinity."
     )
-
-
-def _infinities(X: Any) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
-    """Rows and columns of the infinities, a piece of X at a time."""
-    if issparse(X):
-        for part in _batches.entries(X):
-            infinite = np.isinf(X.data[part])
-            yield _batches.rows(X, part)[infinite], _batches.columns(X, part)[infinite]
-        return
-    for part in _batches.pieces(X):
-        values = X[part].in_memory() if isinstance(X, OpaqueBatch) else X[part]
-        rows, columns = np.nonzero(np.isinf(values))[:2]
-        yield rows + part.start, columns
 
 
 def some(indices: NDArray[Any], names: Any = None) -> str:

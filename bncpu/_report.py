@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bncpu import moments
+from bncpu._batches import Batch
 from bncpu.moments import Moments
 from bncpu.state import Parameters, State
 
@@ -140,14 +141,14 @@ def _uncertain(value: float, error: float, sign: str = "") -> str:
     return "" if np.isnan(value) else f"{value:{sign}.2f} ± {error:.2f}"
 
 
-def made(state: State, names: NDArray[Any] | None, X: Any, found: Moments, squares: Float64) -> Report:
+def made(state: State, names: NDArray[Any] | None, X: Batch, found: Moments, squares: Float64) -> Report:
     """The report of a fitted transformer on data.
 
     Parameters
     ----------
     state : State
     names : ndarray of shape (n_features,), or None
-    X : ndarray or other batch of shape (n_samples, n_features, ...)
+    X : Batch of shape (n_samples, n_features, ...)
     found : Moments
         Of the features of X.
     squares : ndarray of shape (n_features,)
@@ -160,7 +161,7 @@ def made(state: State, names: NDArray[Any] | None, X: Any, found: Moments, squar
     given_var = moments.variance(moments.scaled(found, each), p.ddof)
     given = Known(np.where(n_given > 0, found.mean, np.nan), given_var, n_given)
     running, constant, observed = Known(mean, var, state.effective_n), state.constant, state.running.moments.count
-    curve = gaps(X, running, ~constant & (var > 0), p.eps) if isinstance(X, np.ndarray) else {}
+    curve = {} if X.dense is None else gaps(X.dense, running, ~constant & (var > 0), p.eps)
     names = np.array([f"x{k}" for k in range(len(mean))], dtype=object) if names is None else names
     columns = _columns(names, running, given, constant, observed, p)
     return Report(columns, curve, _notes(state, curve))

@@ -1,4 +1,4 @@
-"""Tables in files, never loaded whole. Only this module knows the formats that the commands read and write.
+"""Tables in files, never loaded whole. This module and `_writing` alone know the formats of the commands.
 
 A file is opened as a `Table`, which reads only its head. Its rows come in pieces, of whatever size the format has.
 `cut` makes batches of the pieces. Batches depend on the rows alone, not on how files and their row groups divide them.
@@ -16,12 +16,11 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bncpu import _state_file
 from bncpu._device import ColumnBatch, LearnedBatch
 from bncpu.moments import Moments
 
@@ -322,7 +321,7 @@ class ArrowTable(Table):
     schema: Any
 
     def read_head(self) -> None:
-        self.schema = self.read_schema(_pyarrow(self.path))
+        self.schema = self.read_schema(pyarrow_for(self.path))
         self.columns = list(self.schema.names)
         self.numbers, self.empty = _numbers(self.schema)
 
@@ -335,7 +334,7 @@ class ArrowTable(Table):
 
     def read_pieces(self, names: Sequence[str], skip: int, carry: str | None) -> Iterator[Piece]:
         skipped = self.skipped(skip)
-        for piece in self.decoded(_pyarrow(self.path), skipped, names, carry):
+        for piece in self.decoded(pyarrow_for(self.path), skipped, names, carry):
             skip -= skipped
             skipped = min(skip, len(piece))
             if not skipped:
@@ -548,7 +547,7 @@ class Ipc(ArrowTable):
                     self.position = self.size * (k + 1) // reader.num_record_batches
 
 
-def _pyarrow(path: Path) -> Any:
+def pyarrow_for(path: Path) -> Any:
     try:
         import pyarrow
         import pyarrow.csv
@@ -711,83 +710,3 @@ def read(path: Path, n_batches: int = 1) -> Numbers:
     left_out = [name for name in table.columns if name not in known]
     n = None if table.n_rows is None else -(-table.n_rows // step)
     return Numbers(names, left_out, n, (batch.X for batch in batches))
-
-
-# ---- writing ----
-
-
-class Result(NamedTuple):
-    """Rows to write."""
-
-    Y: Array  # of shape (n_rows, n_columns)
-    names: Sequence[str]  # of its columns
-    carried: list[Any]  # as in a `Batch`; empty if there are no other columns
-
-
-def write(path: Path, results: Iterable[Result]) -> None:
-    """Write rows to the file `path`, in the format of its ending. Whatever happens, the whole old or new file is there.
-
-    Raises
-    ------
-    ImportError, OSError
-        As `open_table`, and what `results` raises.
-    """
-    with _state_file.replacing(path) as file:
-        if FORMATS[str(ending(path))] is Npy:
-            _write_npy(file, results)
-        else:
-            _write_arrow(path, file, results)
-
-
-def _write_npy(file: BinaryIO, results: Iterable[Result]) -> None:
-    n_rows = 0
-    for result in results:
-        if n_rows == 0:
-            dtype, n_columns = result.Y.dtype, result.Y.shape[1]
-            _npy_header(file, (0, n_columns), dtype)
-        file.write(np.ascontiguousarray(result.Y).data)
-        n_rows += len(result.Y)
-    if n_rows:
-        file.seek(0)
-        _npy_header(file, (n_rows, n_columns), dtype)  # of the same length: NumPy leaves room for axis 0 to grow
-
-
-def _npy_header(file: BinaryIO, shape: tuple[int, int], dtype: np.dtype[Any]) -> None:
-    head = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(file, head)
-
-
-def _write_arrow(path: Path, file: BinaryIO, results: Iterable[Result]) -> None:
-    arrow = _pyarrow(path)
-    makers: dict[Any, Any] = {Csv: arrow.csv.CSVWriter, Parquet: arrow.parquet.ParquetWriter, Ipc: arrow.ipc.new_file}
-    make = makers[FORMATS[str(ending(path))]]
-    with contextlib.ExitStack() as stack:
-        sink: Any = file
-        if path.suffix.lower() == ".gz":
-            own = stack.enter_context(
-                open(file.fileno(), "wb", closefd=False)
-            )  # pyarrow closes what it compresses into
-            sink = stack.enter_context(arrow.CompressedOutputStream(own, "gzip"))
-        writer = None
-        for result in results:
-            table = _arrow_table(arrow, result)
-            if writer is None:
-                writer = stack.enter_context(make(sink, table.schema))
-            writer.write_table(table)
-
-
-def _arrow_table(arrow: Any, result: Result) -> Any:
-    """A table with the results in place of the columns that they come from. Nulls stay nulls."""
-    columns = dict(zip(result.names, result.Y.T, strict=True))
-    if not result.carried:
-        return arrow.table({name: arrow.array(y) for name, y in columns.items()})
-    before = arrow.Table.from_batches(result.carried)
-    arrays, fields = [], []
-    for field, column in zip(before.schema, before.columns, strict=True):
-        if field.name in columns:
-            missing = column.is_null().to_numpy() if column.null_count else None
-            column = arrow.array(columns[field.name], mask=missing)
-            field = arrow.field(field.name, column.type, metadata=field.metadata)
-        arrays.append(column)
-        fields.append(field)
-    return arrow.Table.from_arrays(arrays, schema=arrow.schema(fields, before.schema.metadata))

@@ -14,9 +14,8 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bncpu import _batches, _kernels, moments
-from bncpu._batches import Summary
-from bncpu._device import OpaqueBatch
+from bncpu import _kernels, moments
+from bncpu._batches import Batch, Dense, Summary
 from bncpu._infinities import some
 from bncpu.moments import Moments
 
@@ -73,6 +72,9 @@ class Kind:
     keeps_rows: ClassVar[bool] = False
     # Whether `ddof` has been applied to each batch before its variance was averaged.
     averages_batches: ClassVar[bool] = False
+    # Momentum and half-life for `_kernels.update_plain`; None if that does not know the kind. Not a property: calls of
+    # a few microseconds ask for it.
+    short: ClassVar[tuple[float | None, float | None] | None] = (None, None)
 
     @property
     def recency(self) -> float | None:
@@ -83,11 +85,6 @@ class Kind:
     def of_one_batch(self) -> Kind:
         """What `fit` learns one batch as, whose rows have no order."""
         return self
-
-    @property
-    def short(self) -> tuple[float | None, float | None] | None:
-        """Momentum and half-life for `_kernels.update_plain`; None if that does not know the kind."""
-        return None, None
 
     def fewest_values(self, ddof: float) -> int:
         """Values of a feature that a batch needs."""
@@ -100,7 +97,7 @@ class Kind:
         """Values of each feature in a batch, or their weight."""
         return batch.moments.count
 
-    def update(self, known: Running, batch: Summary, ddof: float, X: Any, weights: Float64 | None) -> Running:
+    def update(self, known: Running, batch: Summary, ddof: float, X: Batch, weights: Float64 | None) -> Running:
         """What is known after a batch `X`, of which `batch` says what it teaches."""
         return Running.of(moments.merge(known.moments, batch.moments), known.age)
 
@@ -138,11 +135,7 @@ class Layer(Kind):
     """Statistics of a network's layer, which does not tell of how many samples they are: for inference only."""
 
     name = "inference"
-
-    @property
-    def short(self) -> tuple[float | None, float | None] | None:
-        """See `Kind`: it is not continued."""
-        return None
+    short = None
 
 
 @dataclass(frozen=True)
@@ -162,16 +155,14 @@ class Halflife(Kind):
         """`fit` knows no order of rows."""
         return Cumulative()
 
-    @property
-    def short(self) -> tuple[float | None, float | None] | None:
-        """See `Kind`."""
-        return None, self.halflife
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "short", (None, self.halflife))
 
     def seen(self, batch: Summary) -> Float64:
         """See `Kind`; recency is no weight of a value."""
         return batch.observed
 
-    def update(self, known: Running, batch: Summary, ddof: float, X: Any, weights: Float64 | None) -> Running:
+    def update(self, known: Running, batch: Summary, ddof: float, X: Batch, weights: Float64 | None) -> Running:
         """See `moments.update_halflife`."""
         rows = batch.moments, batch.n_samples, self.halflife, batch.age
         return Running.of(*moments.update_halflife(known.moments, known.age, *rows))
@@ -191,10 +182,8 @@ class Momentum(Kind):
     averages_batches: ClassVar[bool] = True
     momentum: float
 
-    @property
-    def short(self) -> tuple[float | None, float | None] | None:
-        """See `Kind`."""
-        return self.momentum, None
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "short", (self.momentum, None))
 
     def fewest_values(self, ddof: float) -> int:
         """See `Kind`: a batch needs a variance."""
@@ -217,7 +206,7 @@ class Momentum(Kind):
                 f"got {count[short[0]]:g} in column(s) {some(short)}"
             )
 
-    def update(self, known: Running, batch: Summary, ddof: float, X: Any, weights: Float64 | None) -> Running:
+    def update(self, known: Running, batch: Summary, ddof: float, X: Batch, weights: Float64 | None) -> Running:
         """See `moments.update_momentum`."""
         average = moments.update_momentum(known.moments, batch.moments, self.momentum, ddof)
         return Running.of(average, known.age)
@@ -241,12 +230,9 @@ class Window(Kind):
     keeps_rows: ClassVar[bool] = True
     window: int
 
-    @property
-    def short(self) -> tuple[float | None, float | None] | None:
-        """See `Kind`: the kernel keeps no rows."""
-        return None
+    short = None  # the kernel keeps no rows
 
-    def update(self, known: Running, batch: Summary, ddof: float, X: Any, weights: Float64 | None) -> Running:
+    def update(self, known: Running, batch: Summary, ddof: float, X: Batch, weights: Float64 | None) -> Running:
         """The rows of the batch come in, the oldest ones leave; nothing is subtracted."""
         recent = (known.recent or Recent()).pushed(X, weights, self.window)
         return Running.of(recent.moments(), None, recent)
@@ -271,7 +257,7 @@ class Piece(NamedTuple):
     def of(cls, rows: NDArray[Any], weights: Float64 | None) -> Piece:
         """With the moments of the rows."""
         short = _kernels.update_plain(rows, None, weights, 1, np.zeros((5, rows.shape[1])), None, None, 0.0)
-        return cls(rows, weights, _batches.moments(rows, weights, 1)[0] if short is None else Moments(*short[1]))
+        return cls(rows, weights, Dense(rows).moments(weights, 1)[0] if short is None else Moments(*short[1]))
 
     def followed_by(self, rows: NDArray[Any], weights: Float64 | None) -> Piece:
         """With more rows."""
@@ -327,10 +313,10 @@ class Recent(NamedTuple):
         """All, from the oldest to the newest."""
         return self.older + self.newer + (() if self.last is None else (self.last,))
 
-    def pushed(self, X: Any, weights: Float64 | None, window: int) -> Recent:
+    def pushed(self, X: Batch, weights: Float64 | None, window: int) -> Recent:
         """With the rows of X, and of all rows the last `window`."""
         first = max(0, X.shape[0] - window)
-        rows = X[first:].in_memory() if isinstance(X, OpaqueBatch) else np.array(X[first:], order="C")
+        rows = np.array(X[first:].in_memory(), order="C")
         if rows.dtype.kind not in "biuf":  # bfloat16
             rows = rows.astype(np.float32)
         weights = None if weights is None else np.array(weights[first:])

@@ -51,7 +51,7 @@ class Parameters(NamedTuple):
 # Of these one may be given: the kind of running statistics.
 KINDS = ("momentum", "halflife", "window")
 
-NUMBERS = {
+NUMBERS: dict[str, Real | Whole] = {
     "momentum": Real(0, 1, "left", optional=True),
     "halflife": Real(0, None, "neither", optional=True),
     "window": Whole(1),
@@ -141,12 +141,10 @@ class State(NamedTuple):
     def of(cls, kind: Kind, running: Running, n_samples: Any, n_batches: int, p: Parameters) -> State:
         """With all that is derived from the rest by the parameters `p`, which have gamma and beta."""
         # Where batches are averaged ddof has been applied to each, and the count is the weight seen so far.
-        n_values = n_samples / n_batches if kind.averages_batches else None
-        if isinstance(n_values, np.ndarray):
-            n_values = np.ascontiguousarray(n_values, np.float64)
-        ddof = 0 if kind.averages_batches else p.ddof
+        n_values, ddof = (n_samples / n_batches, 0.0) if kind.averages_batches else (None, p.ddof)
         how = p.eps, p.with_mean, p.with_std, p.gamma, p.beta
-        return cls(kind, running, n_samples, n_batches, p, *moments.fold_running(running.values, n_values, ddof, *how))
+        derived, single = moments.fold_running(running.values, n_values, ddof, *how)
+        return cls(kind, running, n_samples, n_batches, p, derived, single)
 
     @property
     def n_features(self) -> int:

@@ -18,8 +18,9 @@ from sklearn.utils.validation import _num_samples, check_is_fitted
 
 from bncpu import _batches, _dask, _door, _infinities, _kernels, _layers, _layout, _report, _state_file, moments
 from bncpu import state as states
+from bncpu._batches import Batch, Dense
 from bncpu._checks import threads
-from bncpu._compat import UNWATCHED, CallbackSupportMixin, fit_task, is_lazy, is_watched, rows, with_callbacks
+from bncpu._compat import UNWATCHED, CallbackSupportMixin, fit_task, is_watched, with_callbacks
 from bncpu._device import as_given
 from bncpu._door import Samples
 from bncpu._report import Report
@@ -353,18 +354,18 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
 
     def _fit_plain(self, X: Any, sample_weight: Any, p: Parameters, kind: Kind) -> bool:
         """Fit a plain array the short way, as `kind` does; False, with nothing changed, if that cannot take it."""
-        X = _as_array(X)
-        if type(X) is not np.ndarray or X.ndim < 2 or is_watched(self):
+        x = _door.as_array(X)
+        if x is None or x.ndim < 2 or is_watched(self):
             return False
         axis = 1 if p.channel_axis is None else p.channel_axis
-        if not -X.ndim <= axis < X.ndim:
+        if not -x.ndim <= axis < x.ndim:
             return False
-        p = p.for_features(self, X.shape[axis])
-        state = _learned(None, kind, p, X, p.channel_axis, sample_weight, self.n_threads)
+        p = p.for_features(self, x.shape[axis])
+        state = _learned(None, kind, p, x, p.channel_axis, sample_weight, self.n_threads)
         if state is None:
             return False
         self.__dict__.pop("feature_names_in_", None)
-        self.n_features_in_ = X.shape[axis]
+        self.n_features_in_ = x.shape[axis]
         self._state = state._replace(kind=p.kind)
         return True
 
@@ -374,16 +375,17 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         now: State | None = attributes.get("_state")
         if now is None or not _kernels.unchanged(attributes, now.parameters) or is_watched(self):
             return False
-        axis, X = now.parameters.channel_axis, _as_array(X)
-        if type(X) is not np.ndarray:
+        # Asked here, too, and not only at the door: a call costs a tenth of the time of the whole.
+        axis, x = now.parameters.channel_axis, X if type(X) is np.ndarray else _door.as_array(X)
+        if x is None:
             ordered = axis is not None or now.kind.recency is not None or sample_weight is not None
             x = None if ordered else _door.plain(attributes, X)
             if x is None:
                 return False
-            X, axis = _layout.columns(x), 1
+            x, axis = _layout.columns(x), 1
         elif "feature_names_in_" in attributes:
             return False
-        state = _learned(now, now.kind, now.parameters, X, axis, sample_weight, self.n_threads)
+        state = _learned(now, now.kind, now.parameters, x, axis, sample_weight, self.n_threads)
         if state is None:
             return False
         self.__dict__ = {**attributes, "_state": state}
@@ -404,7 +406,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
     ) -> BatchNormTransformer:
         """Learn X in `after`, a copy, batch by batch, as `kind` does; then replace the state in one assignment."""
         given = _door.samples(X, p.channel_axis)
-        weights = (_dask.weights if is_lazy(X) else _door.sample_weight)(sample_weight, given.X)
+        weights = (_dask.weights if given.lazy else _door.sample_weight)(sample_weight, given.X)
         batches = [slice(None)]
         sliceable = given.X if batch_size is None else _door.sliceable(given.X, p)
         cut = batch_size is not None and _num_samples(sliceable) > 0
@@ -417,7 +419,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         watched = {"estimator": self, "X": X, "y": y, "metadata": {"sample_weight": sample_weight}}
         task.call_on_fit_task_begin(**watched)
         for part in batches:
-            batch = rows(given.X, part) if cut else given.X
+            batch = _door.rows(given.X, part) if cut else given.X
             some = weights[part] if cut and weights is not None else weights
             step = task.subcontext("batch") if cut and task is not UNWATCHED else None
             if step is not None:
@@ -453,26 +455,26 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         new: bool,
     ) -> None:
         """Learn from one batch; a refused one may leave scikit-learn's attributes changed."""
-        X = _door.batch(self, X, p, reset=new)
-        n_features = X.shape[1]
+        batch = _door.batch(self, X, p, reset=new)
+        n_features = batch.shape[1]
         p = p.for_features(self, n_features)
-        _door.stays_sparse(X, p)
-        _door.rows_in_memory(X, kind)
+        _door.stays_sparse(batch, p)
+        _door.rows_in_memory(batch, kind)
         names = getattr(self, "feature_names_in_", None)
         known = Running.empty(n_features) if new else self._state.running
         how: dict[str, Any] = {"halflife": kind.recency, "count_values": kind.averages_batches}
         # Overflow is looked for in the result, below.
         with np.errstate(over="ignore", invalid="ignore"):
-            if is_lazy(X):
-                batch = _dask.summary(self, X, weights, p, first_row, **how)
+            if batch.lazy:
+                summary = _dask.summary(self, batch.X, weights, p, first_row, **how)
             else:
-                batch = _batches.summary(X, weights, self.n_threads, **how)
-            _infinities.finite_moments(self, None if is_lazy(X) else X, batch.moments, names, first_row)
-            kind.check(self, batch, X.ndim == 2 and batch.n_positive == 1)
-            running = kind.update(known, batch, p.ddof, X, weights)
+                summary = _batches.summary(batch, weights, self.n_threads, **how)
+            _infinities.finite_moments(self, None if batch.lazy else batch, summary.moments, names, first_row)
+            kind.check(self, summary, batch.ndim == 2 and summary.n_positive == 1)
+            running = kind.update(known, summary, p.ddof, batch, weights)
         _infinities.finite_moments(self, None, running.moments, names)
         before = (0, 0) if new else (self._state.n_samples, self._state.n_batches)
-        seen = added(before[0], kind.seen(batch), weights is not None, n_features)
+        seen = added(before[0], kind.seen(summary), weights is not None, n_features)
         self._state = State.of(p.kind, running, seen, before[1] + 1, p)
 
     def _take(self, other: BatchNormTransformer | None) -> None:
@@ -512,20 +514,20 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
                [11.]])
         """
         # The short way of plain arrays: whatever else there is, errors included, comes after it.
-        attributes, X = self.__dict__, _as_array(X)
+        attributes = self.__dict__
         if (
             "_state" in attributes
             and (out is not None or (self.copy if copy is None else copy) is True)
             and (self.n_threads is None or (type(self.n_threads) is int and self.n_threads > 0))
         ):
             state: State = attributes["_state"]
-            y, axis = None, state.parameters.channel_axis
-            if type(X) is not np.ndarray:
+            y, axis, x = None, state.parameters.channel_axis, X if type(X) is np.ndarray else _door.as_array(X)
+            if x is None:
                 y = self._transform_frame(X) if out is None and axis is None else None
             elif "feature_names_in_" not in attributes and ((out is None and axis is None) or not _door.wrapped(self)):
-                y = _kernels.apply_plain(X, axis, out, self.dtype, self.n_threads, state.derived, state.single)
+                y = _kernels.apply_plain(x, axis, out, self.dtype, self.n_threads, state.derived, state.single)
                 if y is None and out is None and axis is None:
-                    y = self._transform_frame(X)
+                    y = self._transform_frame(x)
             if y is not None:
                 return y
         if "_state" not in attributes:
@@ -546,7 +548,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         y = _kernels.apply_plain(_layout.columns(x), 1, None, now.dtype, now.n_threads, state.derived, state.single)
         if y is not None:
             return y[0].T
-        return now._apply(Samples(x), state.forward, True, None, states.dtype(now.dtype))
+        return now._apply(Samples(Dense(x)), state.forward, True, None, states.dtype(now.dtype))
 
     def inverse_transform(self, X: Any, copy: bool | None = None) -> NDArray[Any]:
         """Undo :meth:`transform`.
@@ -590,14 +592,14 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         dtype: np.dtype[Any] | None = None,
     ) -> Any:
         threads(self.n_threads)
-        X = given.X
-        if is_lazy(X):
-            return given.back(_dask.apply(self, X, coefficients, self._state.parameters, dtype))
-        if out is None and not (self.copy if copy is None else copy) and _batches.can_be_overwritten(X, dtype):
-            out = X
-        y, infinite = _batches.apply(X, coefficients, dtype=dtype, out=out, n_threads=self.n_threads)
+        batch: Batch = given.X
+        if batch.lazy:
+            return given.back(_dask.apply(self, batch.X, coefficients, self._state.parameters, dtype))
+        if out is None and not (self.copy if copy is None else copy) and batch.can_be_overwritten(dtype):
+            out = batch.X
+        y, infinite = batch.apply(coefficients, dtype=dtype, out=out, n_threads=self.n_threads)
         if infinite:
-            _infinities.infinity(self, X, getattr(self, "feature_names_in_", None))
+            _infinities.infinity(self, batch, getattr(self, "feature_names_in_", None))
         return given.back(y)
 
     def merge(self, other: BatchNormTransformer) -> BatchNormTransformer:
@@ -696,12 +698,12 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         now = self._as_it_is()
         state, p = now._state, now._state.parameters
         given = _door.to_report(now, X, p)
-        weights = _door.sample_weight(sample_weight, given)
+        weights = _door.sample_weight(sample_weight, given if given.dense is None else given.dense)
         weights = None if weights is None else weights / np.max(weights)
         names = getattr(now, "feature_names_in_", None)
-        found, _ = _batches.moments(given, weights, now.n_threads)
+        found, _ = given.moments(weights, now.n_threads)
         _infinities.finite_moments(now, given, found, names)
-        squares = found.count if weights is None else _batches.moments(given, weights**2, now.n_threads)[0].count
+        squares = found.count if weights is None else given.moments(weights**2, now.n_threads)[0].count
         return _report.made(state, names, given, found, squares)
 
     @classmethod
@@ -1081,11 +1083,6 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
 def _fitted(t: BatchNormTransformer) -> dict[str, Any]:
     """The attributes that `t` was fitted to."""
     return {name: value for name, value in vars(t).items() if name in FITTED}
-
-
-def _as_array(X: Any) -> Any:
-    """A memory map as the array that it is; anything else as it came."""
-    return X.view(np.ndarray) if type(X) is np.memmap else X
 
 
 def _read_only(a: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -176,3 +176,17 @@ def polars():
     import polars
 
     return polars
+
+
+def moments_of(X, weights, n_threads, **options):
+    """What a batch teaches, of whatever kind."""
+    from bncpu import _door
+
+    return _door.as_batch(X).moments(weights, n_threads, **options)
+
+
+def applied(X, coefficients, **options):
+    """Coefficients applied to a batch of whatever kind; and whether it holds an infinity."""
+    from bncpu import _door
+
+    return _door.as_batch(X).apply(coefficients, **options)

@@ -65,9 +65,28 @@ PLAIN, FUNCTIONS, LEARNING = (f"bncpu/src/{name}.pxi" for name in ("plain", "fun
 BATCHES, FUNCTIONAL, TRANSFORMER = "bncpu/_batches.py", "bncpu/functional.py", "bncpu/transformer.py"
 COMPAT, STATE_FILE, DOOR = "bncpu/_compat.py", "bncpu/_state_file.py", "bncpu/_door.py"
 YARDSTICKS = "bncpu/_yardsticks.py"
+RUNNING, STATE = "bncpu/running.py", "bncpu/state.py"
 FILES, TABLES = "bncpu/_files.py", "bncpu/_tables.py"
 
 MUTANTS = [
+    # ---- kinds of running statistics ----
+    Mutant(
+        "older-pieces-not-merged",
+        RUNNING,
+        "lambda later, own: moments.merge(own, later)",
+        "lambda _, own: own",
+        "running",
+    ),
+    Mutant(
+        "rows-that-left-counted",
+        RUNNING,
+        "self.older[0].without(self.gone).moments",
+        "self.older[0].moments",
+        "running",
+    ),
+    Mutant("window-a-row-short", RUNNING, "- now.gone - window", "- now.gone - window + 1", "running"),
+    Mutant("weights-of-a-window-lost", RUNNING, "np.array(weights[first:])", "None", "running"),
+    Mutant("kinds-continued-as-others", RUNNING, "if known.name != wanted.name:", "if False:", "running"),
     # ---- what is no number ----
     Mutant("dates-of-frames-taken", DOOR, "startswith(NO_NUMBERS)", 'startswith("nothing")', "door"),
     Mutant("masks-dropped", DOOR, "if not np.ma.is_masked(X):", "if True:", "door"),
@@ -142,9 +161,9 @@ MUTANTS = [
     ),
     Mutant(
         "near-constants-by-all-batches",
-        TRANSFORMER,
-        "n_values = n_samples / n_batches if momentum else None",
-        "n_values = n_samples if momentum else None",
+        STATE,
+        "(n_samples / n_batches, 0.0) if kind",
+        "(n_samples, 0.0) if kind",
         "transformer",
     ),
     # ---- merge ----
@@ -227,8 +246,8 @@ MUTANTS = [
     Mutant(
         "dtype-of-the-result-ignored",
         BATCHES,
-        "_layout.result_dtype(X.dtype, dtype)",
-        "_layout.result_dtype(X.dtype)",
+        "X, dtype = self.X, _layout.result_dtype(self.dtype, dtype)",
+        "X, dtype = self.X, _layout.result_dtype(self.dtype)",
         "numbers",
     ),
     Mutant("one-weight-for-all-folded-rows", TEMPLATE, "weights[row[g]]", "weights[0]", "kernels"),
@@ -262,12 +281,12 @@ MUTANTS = [
     Mutant(
         "names-of-an-earlier-fit-kept",
         TRANSFORMER,
-        'after.__dict__.pop("feature_names_in_", None)',
+        'self.__dict__.pop("feature_names_in_", None)',
         "pass",
         "small_calls",
     ),
     Mutant("channels-last-taken-for-axis-1", PLAIN, "cnp.PyArray_NDIM(x) - 1 if last else 1", "1", "small_calls"),
-    Mutant("images-counted-as-rows", TRANSFORMER, "X.size // batch.shape[1] if", "len(X) if", "small_calls"),
+    Mutant("images-counted-as-rows", TRANSFORMER, "X.size // batch.shape[1]\n", "len(X)\n", "small_calls"),
     Mutant("negative-weights-learned", LEARNING, "if np.minimum.reduce(weights) < 0:", "if False:", "small_calls"),
     Mutant("last-rows-not-summed", TEMPLATE, "o < rows; o++)", "o < rows - 1; o++)", "kernels"),
     Mutant("other-quarters-not-summed", TEMPLATE, "h < streams; h++", "h < 1; h++", "kernels"),
@@ -427,7 +446,7 @@ MUTANTS = [
     Mutant(
         "set-output-ignored-with-out",
         TRANSFORMER,
-        "((out is None and axis is None) or not _validation.wrapped(self))",
+        "((out is None and axis is None) or not _door.wrapped(self))",
         "True",
         "small_calls",
     ),
@@ -435,7 +454,7 @@ MUTANTS = [
     Mutant(
         "infinity-learned",
         TRANSFORMER,
-        "_validation.finite_moments(self, None if is_lazy(X) else X, batch.moments, names, first_row)\n",
+        "_infinities.finite_moments(self, None if batch.lazy else batch, summary.moments, names, first_row)\n",
         "pass\n",
         "validation",
     ),
@@ -449,7 +468,7 @@ MUTANTS = [
     Mutant(
         "overflow-of-the-union-learned",
         TRANSFORMER,
-        "        _validation.finite_moments(self, None, running, names)\n",
+        "        _infinities.finite_moments(self, None, running.moments, names)\n",
         "",
         "validation",
     ),
@@ -492,8 +511,8 @@ MUTANTS = [
     Mutant(
         "state-changed-before-a-refusal",
         TRANSFORMER,
-        "after = self._as_it_is()\n        p = _validation.parameters(after)\n        new",
-        "after = self\n        p = _validation.parameters(after)\n        new",
+        "after = self._as_it_is()\n        p = states.parameters(after)\n        new",
+        "after = self\n        p = states.parameters(after)\n        new",
         "validation",
     ),
     Mutant(
@@ -526,17 +545,15 @@ MUTANTS = [
         "state_file",
     ),
     Mutant(
-        "ages-not-saved", TRANSFORMER, '"age": _as_json(learned.age)', '"age": _as_json(0 * learned.age)', "state_file"
+        "ages-not-saved",
+        STATE,
+        '"age": _as_json(state.running.age)',
+        '"age": _as_json(0 * state.running.age)',
+        "state_file",
     ),
     # ---- files ----
     Mutant("checkpoint-forgets-its-rows", FILES, '"rows": rows[bn.n_batches_seen_]', '"rows": 0', "files"),
-    Mutant(
-        "small-rest-is-a-batch",
-        FILES,
-        "fewest=0 if bn.momentum is None else max(2, int(bn.ddof) + 1)",
-        "fewest=0",
-        "files",
-    ),
+    Mutant("small-rest-is-a-batch", FILES, "fewest=kind.fewest_values(bn.ddof)", "fewest=0", "files"),
     Mutant("resumed-row-group-learned-twice", TABLES, "skipped = min(skip, len(piece))", "skipped = 0", "files"),
     Mutant(
         "shares-of-columns-exchanged",
@@ -549,7 +566,7 @@ MUTANTS = [
     Mutant("batch-overwritten-while-in-use", TABLES, "spaces.reverse()", "pass", "files"),
     Mutant(
         "null-becomes-nan",
-        TABLES,
+        "bncpu/_writing.py",
         "missing = column.is_null().to_numpy() if column.null_count else None",
         "missing = None",
         "files",

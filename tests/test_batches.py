@@ -4,7 +4,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from arrays import LAYOUTS, OTHER_DTYPES, SPARSE, exact_moments, normal, same_bits, sparse_columns
+from arrays import LAYOUTS, OTHER_DTYPES, SPARSE, applied, exact_moments, moments_of, normal, same_bits, sparse_columns
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
@@ -51,7 +51,7 @@ def check_moments(got, X, weights=None):
 @pytest.mark.parametrize("dtype", OTHER_DTYPES)
 def test_moments_of_any_dtype_and_layout_equal_exact_fractions(dtype, layout, cut):
     X = small_numbers(dtype)
-    got, missing = _batches.moments(LAYOUTS[layout](X), None, 1)
+    got, missing = moments_of(LAYOUTS[layout](X), None, 1)
     check_moments(got, X)
     assert not missing or dtype == "float16"
 
@@ -60,7 +60,7 @@ def test_moments_of_any_dtype_and_layout_equal_exact_fractions(dtype, layout, cu
 @pytest.mark.parametrize("shape", [(40, 3), (6, 3, 5), (4, 3, 2, 5)], ids=str)
 def test_one_weight_per_sample_counts_for_all_its_values(shape, layout, cut):
     X, weights = normal(1, shape, mean=3.0), np.random.default_rng(1).uniform(0.1, 2, shape[0])
-    got, _ = _batches.moments(LAYOUTS[layout](X), weights, 1)
+    got, _ = moments_of(LAYOUTS[layout](X), weights, 1)
     flat = np.moveaxis(X, 1, -1).reshape(-1, 3)
     check_moments(got, flat, np.repeat(weights, len(flat) // len(X)))
 
@@ -72,7 +72,7 @@ def test_apply_to_any_dtype_and_layout_equals_the_formula(dtype, layout, given_o
     X = small_numbers(dtype, (40, 3))
     kept = X.copy()
     out = LAYOUTS["every second row"](np.full(X.shape, np.nan, OTHER_DTYPES[dtype])) if given_out else None
-    y, infinite = _batches.apply(LAYOUTS[layout](X), COEFFICIENTS, out=out)
+    y, infinite = applied(LAYOUTS[layout](X), COEFFICIENTS, out=out)
     expected = (X.astype(float) - COEFFICIENTS.mean) * COEFFICIENTS.scale + COEFFICIENTS.shift
     assert y.dtype == OTHER_DTYPES[dtype]
     assert (y is out) == given_out
@@ -89,8 +89,8 @@ def test_out_that_overlaps_a_converted_batch_is_as_if_it_had_been_copied(dtype, 
     memory = np.zeros((60, 3), dtype)
     X, out = memory[10:50, ::-1], memory[10 + shift : 50 + shift, ::-1]
     X[...] = small_numbers(dtype)
-    expected, _ = _batches.apply(X.copy(), COEFFICIENTS)
-    y, _ = _batches.apply(X, COEFFICIENTS, out=out)
+    expected, _ = applied(X.copy(), COEFFICIENTS)
+    y, _ = applied(X, COEFFICIENTS, out=out)
     assert y is out
     np.testing.assert_array_equal(y, expected)
 
@@ -99,14 +99,14 @@ def test_an_infinity_in_any_piece_is_seen(cut):
     for row in (0, 17, 39):
         X = small_numbers(np.float16)
         X[row, 1] = -np.inf
-        assert _batches.apply(X, COEFFICIENTS)[1]
+        assert applied(X, COEFFICIENTS)[1]
 
 
 @pytest.mark.parametrize("dtype", ["float16", "int32", "bool"])
 def test_a_conversion_takes_memory_for_a_piece_only(dtype):
     X = np.ones((1 << 22, 4), dtype)
     tracemalloc.start()
-    _batches.moments(X, None, 1)
+    moments_of(X, None, 1)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 3 * 8 * _batches.PIECE
@@ -121,7 +121,7 @@ def test_a_conversion_takes_memory_for_a_piece_only(dtype):
 def test_moments_of_sparse_columns_equal_exact_fractions(kind, dtype, weighted, cut):
     X = sparse_columns(60, dtype)
     weights = np.random.default_rng(2).uniform(0.1, 2, 60) if weighted else None
-    got, missing = _batches.moments(SPARSE[kind](X), weights, 1)
+    got, missing = moments_of(SPARSE[kind](X), weights, 1)
     assert missing
     check_moments(got, X, weights)
     assert got.m2[3] == 0
@@ -138,8 +138,8 @@ def test_stored_zeros_duplicates_and_order_do_not_matter(seed, kind, n, weighted
     X = SPARSE[kind]((rng.integers(-2, 3, indptr[-1]).astype(float), indices, indptr), shape=(n, 4))
     weights = rng.integers(1, 3, n).astype(float) if weighted else None
     before = X.data.copy(), X.indices.copy(), X.indptr.copy()
-    got, _ = _batches.moments(X, weights, 1)
-    dense, _ = _batches.moments(X.toarray(), weights, 1)
+    got, _ = moments_of(X, weights, 1)
+    dense, _ = moments_of(X.toarray(), weights, 1)
     np.testing.assert_array_equal(got.count, dense.count)
     np.testing.assert_allclose(got.mean, dense.mean, rtol=1e-14, atol=1e-14)
     np.testing.assert_allclose(got.m2, dense.m2, rtol=1e-12, atol=1e-13)
@@ -150,7 +150,7 @@ def test_stored_zeros_duplicates_and_order_do_not_matter(seed, kind, n, weighted
 def test_a_place_stored_twice_counts_once(cut):
     X = sparse.csr_array((np.array([1.0, 2.0, 4.0]), np.array([0, 0, 0]), np.array([0, 2, 3])), shape=(2, 1))
     assert not X.has_canonical_format
-    got, _ = _batches.moments(X, None, 1)
+    got, _ = moments_of(X, None, 1)
     assert (got.count[0], got.mean[0], got.m2[0]) == (2, 3.5, 0.5)
     assert len(X.data) == 3
 
@@ -158,13 +158,13 @@ def test_a_place_stored_twice_counts_once(cut):
 def test_a_column_whose_zeros_weigh_nothing_has_no_zeros():
     w = np.r_[np.random.default_rng(1).uniform(0.1, 1, 100), 0.0]
     X = np.r_[np.full(100, np.nan), 0.0][:, None]
-    got, _ = _batches.moments(sparse.csr_array(X), w, 1)
+    got, _ = moments_of(sparse.csr_array(X), w, 1)
     assert got.count[0] == 0
     X[:100] = 1e8
-    got, _ = _batches.moments(sparse.csc_array(X), w, 1)
+    got, _ = moments_of(sparse.csc_array(X), w, 1)
     assert (got.mean[0], got.m2[0]) == (1e8, 0)
     X[100] = 5  # stored, without weight
-    got, _ = _batches.moments(sparse.csc_array(X), w, 1)
+    got, _ = moments_of(sparse.csc_array(X), w, 1)
     assert (got.mean[0], got.m2[0]) == (1e8, 0)
 
 
@@ -175,26 +175,26 @@ def test_a_gap_or_an_infinity_in_any_piece_is_seen(monkeypatch):
     for row in (0, 17, 39):
         X = 1.0 + np.arange(120.0).reshape(40, 3)
         X[row, 1] = np.nan
-        assert _batches.moments(X.astype(">f8"), None, 1)[1]
+        assert moments_of(X.astype(">f8"), None, 1)[1]
         for kind in ("csr", "csc"):
-            assert _batches.moments(SPARSE[kind](X), None, 1)[1]
+            assert moments_of(SPARSE[kind](X), None, 1)[1]
         X[row, 1] = np.inf
         for kind in ("csr", "csc"):
-            assert _batches.apply(SPARSE[kind](X), Coefficients(none, one, none))[1]
+            assert applied(SPARSE[kind](X), Coefficients(none, one, none))[1]
 
 
 def test_a_result_keeps_the_memory_order_of_a_converted_batch(cut):
     X = np.asfortranarray(small_numbers("int16"))
-    assert _batches.apply(X, COEFFICIENTS)[0].flags.f_contiguous
+    assert applied(X, COEFFICIENTS)[0].flags.f_contiguous
 
 
 def test_a_piece_far_from_its_first_value_is_summed_again():
     column = np.r_[1e9, normal(3, 1000)]
-    got, _ = _batches.moments(sparse.csc_array(column[:, None]), None, 1)
+    got, _ = moments_of(sparse.csc_array(column[:, None]), None, 1)
     _, mean, m2 = exact_moments(column)
     assert got.mean[0] == pytest.approx(float(mean), rel=1e-15)
     assert got.m2[0] == pytest.approx(float(m2), rel=1e-14)
-    near, _ = _batches.moments(sparse.csc_array((column + 1e9)[1:, None]), None, 1)
+    near, _ = moments_of(sparse.csc_array((column + 1e9)[1:, None]), None, 1)
     assert near.m2[0] == pytest.approx(float(exact_moments(column[1:] + 1e9)[2]), rel=1e-13)
 
 
@@ -204,12 +204,12 @@ def test_apply_to_a_sparse_matrix_has_the_bits_of_the_dense_one(kind, dtype, cut
     X, scale = sparse_columns(60, dtype), np.random.default_rng(4).uniform(0.1, 3, 8)
     none = np.zeros(8)
     S = SPARSE[kind](X)
-    y, infinite = _batches.apply(S, Coefficients(none, scale, none))
-    expected, _ = _batches.apply(X, Coefficients(none, scale, none))
+    y, infinite = applied(S, Coefficients(none, scale, none))
+    expected, _ = applied(X, Coefficients(none, scale, none))
     assert not infinite
     assert type(y) is type(S) and y.dtype == dtype and not np.shares_memory(y.data, S.data)
     np.testing.assert_array_equal(y.toarray(), expected)
-    own, _ = _batches.apply(S, Coefficients(none, scale, none), out=S)
+    own, _ = applied(S, Coefficients(none, scale, none), out=S)
     assert own is S
     assert same_bits(S.data, y.data)
 
@@ -217,9 +217,9 @@ def test_apply_to_a_sparse_matrix_has_the_bits_of_the_dense_one(kind, dtype, cut
 def test_a_sparse_scale_beyond_float32_is_computed_in_float64():
     X = sparse.csr_array(np.array([[1e-30]], np.float32))
     none = np.zeros(1)
-    y, _ = _batches.apply(X, Coefficients(none, np.array([1e40]), none))
+    y, _ = applied(X, Coefficients(none, np.array([1e40]), none))
     assert y.data[0] == np.float32(1e10)
-    assert _batches.apply(sparse.csr_array(np.array([[np.inf, 1]])), Coefficients(*np.ones((3, 2))))[1]
+    assert applied(sparse.csr_array(np.array([[np.inf, 1]])), Coefficients(*np.ones((3, 2))))[1]
 
 
 def test_rows_and_columns_of_stored_values(cut):
@@ -235,16 +235,16 @@ def test_rows_and_columns_of_stored_values(cut):
 
 def test_sums_of_sparse_values_do_not_depend_on_the_variant(isa):
     X = sparse.csr_array(sparse_columns(500))
-    got, _ = _batches.moments(X, None, 2)
+    got, _ = moments_of(X, None, 2)
     _kernels.use_isa("c")
-    plain, _ = _batches.moments(X, None, 1)
+    plain, _ = moments_of(X, None, 1)
     for a, b in zip(got, plain, strict=True):
         assert same_bits(a, b)
 
 
 def test_the_reference_agrees_about_one_weight_per_sample():
     X, w = normal(5, (20, 3)), np.random.default_rng(5).integers(1, 4, 20).astype(float)
-    got, _ = _batches.moments(X, w, 1)
+    got, _ = moments_of(X, w, 1)
     mean, var = _reference.running_halflife(X, np.inf, w)
     np.testing.assert_allclose(got.mean, mean, rtol=1e-13)
     np.testing.assert_allclose(got.m2 / got.count, var, rtol=1e-12)

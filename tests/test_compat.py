@@ -13,7 +13,7 @@ from scipy import sparse
 from sklearn import config_context
 from sklearn.preprocessing import StandardScaler
 
-from bncpu import BatchNormTransformer, _compat
+from bncpu import BatchNormTransformer, _compat, _door
 
 X = normal(0, (53, 3), mean=2.0)
 HAS_CALLBACKS = importlib.util.find_spec("sklearn.callback") is not None
@@ -43,7 +43,7 @@ def test_a_task_that_nobody_watches_does_nothing():
     ids=["ndarray", "list", "tuple", "pandas", "polars", "pyarrow", "sparse"],
 )
 def test_rows_of_anything_with_rows(make):
-    part = _compat.rows(make(X), slice(10, 20))
+    part = _door.rows(make(X), slice(10, 20))
     part = part.toarray() if sparse.issparse(part) else np.asarray(part)
     np.testing.assert_array_equal(part, X[10:20])
 

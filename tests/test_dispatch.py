@@ -214,9 +214,3 @@ def test_after_a_long_wait_for_its_threads_a_loop_has_one_for_a_while():
     print(before, after, _kernels.idle_threads(2))
     """
     assert run(code, OMP_NUM_THREADS="2") == "2 1 2"
-
-
-def test_numpy_arrays_are_served_by_the_compiled_kernels():
-    assert _dispatch.kernels(np.zeros(1)) is _kernels
-    for name in ("moments", "apply", "sparse_sums"):
-        assert callable(getattr(_dispatch.kernels(np.zeros(1)), name))

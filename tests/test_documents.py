@@ -174,10 +174,19 @@ def test_the_loops_over_data_are_those_that_the_design_lists():
 def test_every_source_has_its_test_file():
     sources = {path.stem.strip("_") for path in (ROOT / "bncpu").glob("*.py*") if path.stem.strip("_") != "init"}
     tests = {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
-    norms = {"layer_norms", "group_norms", "two_steps"}  # tested as one, case by case
+    elsewhere = {"layer_norms", "group_norms", "two_steps"}  # tested as one, case by case
+    elsewhere |= {"writing"}  # by test_files.py
     # __main__ calls cli; what Python code finds in _kernels is tested through moments and the transformer.
-    assert sources - norms - {"main", "algebra", "sparse"} | {"gpu", "norms"} <= tests
+    assert sources - elsewhere - {"main", "algebra", "sparse"} | {"gpu", "norms"} <= tests
     across = {"documents", "examples", "nist", "peers", "problem_sizes", "processes", "reproducibility", "scikit_learn"}
     across |= {"conditioning", "docstrings", "faults", "frames", "fuzz", "huge", "norms", "numbers", "short"}
     across |= {"small_calls", "validation"}
     assert tests - sources - {"gpu"} == across
+
+
+def test_every_mutant_changes_one_place():
+    """One that changes nothing would pass for killed."""
+    import mutants
+
+    for mutant in mutants.MUTANTS:
+        assert (ROOT / mutant.file).read_text().count(mutant.old) == 1, mutant.name

@@ -516,7 +516,7 @@ def test_every_format_is_transformed_into_every_other(ending, into, X, tmp_path,
     path, state, out = write(tmp_path / f"x.{ending}", X), tmp_path / "state.json", tmp_path / f"out.{into}"
     assert run("fit", path, "-o", state) == run("transform", state, path, "-o", out) == 0
     bn = BatchNormTransformer.load(state)
-    Y = bn._apply(_door.Samples(X), bn._state.forward, None, None)
+    Y = bn._apply(_door.Samples(_door.as_batch(X)), bn._state.forward, None, None)
     columns = read(out)
     expected = range(3) if into == "npy" else ["x0", "x1", "x2"] if ending == "npy" else NAMES
     assert list(columns) == list(expected)
@@ -533,7 +533,7 @@ def test_results_are_double_unless_the_input_is_single(ending, dtype, result, or
     Y = np.stack(list(read(out).values()), axis=1)
     assert Y.dtype == result
     bn = BatchNormTransformer.load(state)
-    np.testing.assert_array_equal(Y, bn._apply(_door.Samples(X), bn._state.forward, None, None))
+    np.testing.assert_array_equal(Y, bn._apply(_door.Samples(_door.as_batch(X)), bn._state.forward, None, None))
 
 
 @pytest.mark.parametrize("into", ["csv", "parquet", "arrow"])

@@ -5,11 +5,11 @@ import pickle
 import ml_dtypes
 import numpy as np
 import pytest
-from arrays import LAYOUTS, exact_moments, normal, same_bits
+from arrays import LAYOUTS, applied, exact_moments, moments_of, normal, same_bits
 from sklearn.base import clone
 
 import bncpu
-from bncpu import BatchNormTransformer, _batches, _kernels, _layout, _normalize
+from bncpu import BatchNormTransformer, _kernels, _layout, _normalize
 from bncpu.moments import Coefficients
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -83,7 +83,7 @@ def test_the_ends_of_every_type_are_read_as_numpy_reads_them(dtype, isa):
     else:
         ends = [0, 1, 1] if dtype.kind == "b" else [6e-8, 60000, -60000]
     x = np.tile(np.array(ends, dtype), (40, 1))
-    y, _ = _batches.apply(x, Coefficients(*np.array([[0.0] * 3, [1.0] * 3, [0.0] * 3])), dtype=np.dtype(np.float64))
+    y, _ = applied(x, Coefficients(*np.array([[0.0] * 3, [1.0] * 3, [0.0] * 3])), dtype=np.dtype(np.float64))
     np.testing.assert_array_equal(y, x.astype(np.float64))
 
 
@@ -94,7 +94,7 @@ def test_the_ends_of_every_type_are_read_as_numpy_reads_them(dtype, isa):
 @pytest.mark.parametrize("dtype", EVERY, ids=str)
 def test_moments_have_the_bits_of_the_same_numbers_as_floats(dtype, shape, isa):
     X = numbers(dtype, shape)
-    got, expected = (_batches.moments(a, None, 1)[0] for a in (X, widened(X)))
+    got, expected = (moments_of(a, None, 1)[0] for a in (X, widened(X)))
     assert all(same_bits(a, b) for a, b in zip(got, expected, strict=True))
 
 
@@ -103,7 +103,7 @@ def test_moments_have_the_bits_of_the_same_numbers_as_floats(dtype, shape, isa):
 def test_weights_and_any_layout_have_the_bits_of_the_same_numbers_as_floats(dtype, layout, isa):
     X, weights = numbers(dtype, (300, 8)), normal(1, 300) ** 2
     for w in (None, weights):
-        got, expected = (_batches.moments(LAYOUTS[layout](a), w, 1)[0] for a in (X, widened(X)))
+        got, expected = (moments_of(LAYOUTS[layout](a), w, 1)[0] for a in (X, widened(X)))
         assert all(same_bits(a, b) for a, b in zip(got, expected, strict=True))
 
 
@@ -113,7 +113,7 @@ def test_missing_values_are_left_out(dtype, weighted, isa):
     X = normal(2, (3000, 5)).astype(dtype)
     X[::7, 1] = X[:2999, 2] = X[:, 3] = np.nan
     w = normal(3, 3000) ** 2 if weighted else None
-    (got, missing), (expected, _) = (_batches.moments(a, w, 1) for a in (X, widened(X)))
+    (got, missing), (expected, _) = (moments_of(a, w, 1) for a in (X, widened(X)))
     assert missing and got.count[3] == 0
     assert all(same_bits(a, b) for a, b in zip(got, expected, strict=True))
 
@@ -145,7 +145,7 @@ def test_sums_of_integers_have_no_rounding_within_a_block(dtype, layout, isa):
 
 def test_millions_of_large_integers_are_as_exact():
     X = (65535 - np.arange(1 << 21, dtype=np.uint32) % 3).astype(np.uint16)[:, None]
-    got, _ = _batches.moments(X, None, 2)
+    got, _ = moments_of(X, None, 2)
     counts = np.bincount(65535 - X[:, 0])
     mean = 65535 - (counts[1] + 2 * counts[2]) / len(X)
     assert got.mean[0] == pytest.approx(mean, rel=2**-52)
@@ -169,10 +169,10 @@ def test_any_number_of_threads_gives_the_same_bits(dtype):
 def test_results_have_the_bits_of_the_same_numbers_as_floats(dtype, wanted, shape, isa):
     X = numbers(dtype, shape)
     c = Coefficients(*np.random.default_rng(5).uniform(0.5, 2, (3, shape[1])))
-    y, infinite = _batches.apply(X, c, dtype=None if wanted is None else np.dtype(wanted))
+    y, infinite = applied(X, c, dtype=None if wanted is None else np.dtype(wanted))
     result = np.dtype(wanted) if wanted else X.dtype if X.dtype in (np.float16, BFLOAT16) else np.dtype(np.float64)
     computed = np.float64 if result == np.float64 else _computed(X.dtype)
-    expected, _ = _batches.apply(X.astype(computed), c)
+    expected, _ = applied(X.astype(computed), c)
     assert y.dtype == result and not infinite
     assert same_bits(y, expected.astype(result))
 
