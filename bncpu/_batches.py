@@ -1,4 +1,4 @@
-"""A batch of samples, dense, sparse or lazy: its statistics, and coefficients applied to it. Two more: `_device.py`.
+"""A batch of samples, dense, sparse or lazy: its statistics, and coefficients applied to it. Three more: `_device.py`.
 
 Dense batches have samples on axis 0 and channels on axis 1. A batch is converted if no view of it has one of the two
 forms, or if the kernels do not compute in its dtype: a piece at a time, of at least one sample.

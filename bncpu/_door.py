@@ -1,4 +1,4 @@
-"""The door: what X is, whatever it came as, and every check of it before the kernels see it.
+"""The door: what X is, whatever it came as, and checks of it. Only infinities are found by the kernels (`_infinities`).
 
 `samples` views X as (samples, channels, ...) before scikit-learn validates it, and remembers the way back.
 """
@@ -43,7 +43,7 @@ class Samples(NamedTuple):
 
     @property
     def lazy(self) -> bool:
-        """Whether X is of Dask."""
+        """Whether X is a collection of Dask, not yet a batch."""
         return is_lazy(self.X)
 
     def back(self, y: Any) -> Any:
@@ -54,7 +54,7 @@ class Samples(NamedTuple):
 
 
 def as_batch(X: Any) -> Batch:
-    """X, validated, as one of the five kinds of batches."""
+    """X, validated: a batch as it is, anything else as a `Lazy`, `Sparse` or `Dense` one."""
     if isinstance(X, Batch):
         return X
     if is_lazy(X):
@@ -200,7 +200,7 @@ def feature_names(names: ArrayLike, n_features: int) -> NDArray[Any]:
 
 
 def stream(t: Any, batches: Any) -> Any:
-    """An iterator over batches; one array, frame or file is refused, but an array of several batches (n, N, C)."""
+    """An iterator over batches; one array, frame or file is refused, except an array (n_batches, N, C)."""
     several = getattr(batches, "ndim", 3) == 3 and getattr(t, "channel_axis", None) is None
     one_array = getattr(getattr(batches, "dtype", None), "kind", "O") != "O" and not several
     if one_array or isinstance(batches, (str, bytes, os.PathLike, Mapping)) or hasattr(batches, "columns"):
@@ -255,7 +255,7 @@ def is_empty(batch: Any) -> bool:
 
 
 def at_least_one(n_batches: int) -> None:
-    """A stream without batches teaches nothing."""
+    """Refuse a stream without batches."""
     if not n_batches:
         raise ValueError("batches must hold at least one batch, got none")
 
@@ -446,7 +446,7 @@ def _checks(X: Any, p: Parameters) -> dict[str, Any]:
 
 
 def plain(fitted: Mapping[str, Any], X: Any) -> NDArray[Any] | None:
-    """The array that scikit-learn's validation, 70 us, would make of X with nothing to say; None if it might say more.
+    """What scikit-learn's validation, which takes 70 us, returns for an X that it has nothing to say about; else None.
 
     Parameters
     ----------
@@ -536,7 +536,7 @@ def to_transform(t: Any, X: Any, p: Parameters, *, only_read: bool = False) -> S
 
 
 def to_report(t: Any, X: Any, p: Parameters) -> Batch:
-    """X of report, as that of transform; of Dask, it would be read several times."""
+    """X of report, as that of transform; Dask is refused, as it would be read several times."""
     if is_lazy(X):
         raise TypeError("report takes data in memory, got a Dask collection; compute() some of it first")
     batch: Batch = to_transform(t, X, p, only_read=True).X
@@ -590,7 +590,7 @@ def out_of_transform(t: Any, given: Samples, out: Any) -> Any:
 
 
 def invertible(t: Any, scale: NDArray[np.float64]) -> None:
-    """inverse_transform divides by gamma."""
+    """Refuse a gamma of 0, by which inverse_transform would divide."""
     if np.any(scale == 0):
         columns = some(np.flatnonzero(scale == 0))
         raise ValueError(f"inverse_transform needs a non-zero gamma, got 0 in column(s) {columns}")

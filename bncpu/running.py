@@ -1,7 +1,7 @@
 """Kinds of running statistics: how what a batch teaches joins what was known, and what is forgotten.
 
-One class for each kind. The transformer, the report, the files and the plots ask the kind and never its parameters, so
-that a new kind is a new class here.
+One class for each kind. The transformer, the report and the files ask the kind, not its parameters. A new kind is a
+class here, a line in `kind_of`, and a parameter, whose places CONTRIBUTING.md lists.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Running(NamedTuple):
 
 @dataclass(frozen=True)
 class Kind:
-    """What all kinds of running statistics have in common: the answers of those that know no order."""
+    """Base class: the answers of cumulative statistics, but for `merges` and `short`."""
 
     name: ClassVar[str] = ""
     # Whether two streams can be merged: the order of their batches must not matter.
@@ -74,7 +74,7 @@ class Kind:
     averages_batches: ClassVar[bool] = False
     # Momentum and half-life for `_kernels.update_plain`; None if that does not know the kind. Not a property: calls of
     # a few microseconds ask for it.
-    short: ClassVar[tuple[float | None, float | None] | None] = (None, None)
+    short: ClassVar[tuple[float | None, float | None] | None] = None
 
     @property
     def recency(self) -> float | None:
@@ -107,12 +107,12 @@ class Kind:
             return Moments(count, mean, np.zeros_like(mean), var * np.maximum(count - ddof, 0))
 
     def effective_n(self, seen: Float64, weight: Float64, n_batches: int) -> Float64:
-        """How many values of equal weight would leave a running mean as uncertain: ``sum(w)**2 / sum(w**2)`` [1]_.
+        """How many values of equal weight have a mean as uncertain as the running mean: ``sum(w)**2 / sum(w**2)`` [1]_.
 
         Parameters
         ----------
         seen : ndarray of shape (n_features,)
-            Values seen. Weights of samples are taken to be 1, and batches of momentum as of one size.
+            Values seen. All are taken to have weight 1, and all batches to be equally large.
         weight : ndarray of shape (n_features,)
             What they weigh now.
         n_batches : int
@@ -129,13 +129,13 @@ class Cumulative(Kind):
 
     name = "cumulative"
     merges = True
+    short = (None, None)
 
 
 class Layer(Kind):
     """Statistics of a network's layer, which does not tell of how many samples they are: for inference only."""
 
     name = "inference"
-    short = None
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ class Halflife(Kind):
 
     @property
     def of_one_batch(self) -> Kind:
-        """`fit` knows no order of rows."""
+        """`fit` weighs all rows of its one batch alike."""
         return Cumulative()
 
     def __post_init__(self) -> None:
@@ -170,7 +170,7 @@ class Halflife(Kind):
     def effective_n(self, seen: Float64, weight: Float64, n_batches: int) -> Float64:
         """See `Kind`: a geometric series over that of the squares."""
         decay = 0.5 ** (1 / self.halflife)
-        # More than such a series can weigh was learned by fit, as equals.
+        # A weight above 1 / (1 - decay), the limit of the series, can only come from `fit`, where all rows weigh alike.
         return np.where(weight * (1 - decay) > 1, weight, weight * (1 + decay) / (1 + decay**seen))
 
 
@@ -190,7 +190,7 @@ class Momentum(Kind):
         return max(2, int(ddof) + 1)
 
     def check(self, t: Any, batch: Summary, single_row: bool) -> None:
-        """Refuse a batch without two values of a feature that it has at all."""
+        """Refuse a batch with one value of a feature, or a weight not above ddof; a feature may be missing in it."""
         single = np.flatnonzero(batch.observed == 1)
         if single_row or len(single):
             where = "n_samples=1" if single_row else f"one value in column(s) {some(single)}"
@@ -212,7 +212,7 @@ class Momentum(Kind):
         return Running.of(average, known.age)
 
     def start(self, mean: Float64, var: Float64, count: Float64, ddof: float) -> Moments:
-        """The average holds variances, each with its ddof applied, and has the weight 1 once it is warm."""
+        """m2 is weight times variance, with ddof applied already. The weight is 1, the limit of ``1 - momentum**k``."""
         weight = (count > 0).astype(np.float64)
         return Moments(weight, mean, np.zeros_like(mean), var * weight)
 
@@ -229,8 +229,6 @@ class Window(Kind):
     name: ClassVar[str] = "window"
     keeps_rows: ClassVar[bool] = True
     window: int
-
-    short = None  # the kernel keeps no rows
 
     def update(self, known: Running, batch: Summary, ddof: float, X: Batch, weights: Float64 | None) -> Running:
         """The rows of the batch come in, the oldest ones leave; nothing is subtracted."""
@@ -276,7 +274,7 @@ class Recent(NamedTuple):
 
     Pieces come in at the end of `newer`. They leave at the beginning of `older`, of which the moments from each piece
     on are known. Once `older` is empty, all of `newer` becomes `older`, which merges each piece once [1]_. So a piece
-    that comes in costs a constant number of merges, and no rounding error can grow: every sum is made of the rows that
+    costs a constant number of merges on average, and no rounding error can grow: every sum is made of the rows that
     are there.
 
     The window may begin in the middle of the first piece. Then the rest of that piece is summed again. That is what the
@@ -314,7 +312,7 @@ class Recent(NamedTuple):
         return self.older + self.newer + (() if self.last is None else (self.last,))
 
     def pushed(self, X: Batch, weights: Float64 | None, window: int) -> Recent:
-        """With the rows of X, and of all rows the last `window`."""
+        """Add the rows of X, then drop all but the last `window`."""
         first = max(0, X.shape[0] - window)
         rows = np.array(X[first:].in_memory(), order="C")
         if rows.dtype.kind not in "biuf":  # bfloat16
@@ -352,7 +350,7 @@ class Recent(NamedTuple):
         return now._replace(gone=gone)
 
     def _turned(self) -> Recent:
-        """With older pieces: the newer ones, if there were none."""
+        """If `older` is empty, move all of `newer` there."""
         return self if self.older else self._replace(
             older=self.newer, older_moments=_from_each_on(self.newer), newer=(), newer_moments=None
         )  # fmt: skip
@@ -365,7 +363,7 @@ class Recent(NamedTuple):
         return functools.reduce(moments.merge, [part for part in parts if part is not None])
 
     def stored(self) -> dict[str, Any]:
-        """The rows in the window, and all that decides in which order their moments are merged."""
+        """All rows of the pieces, those that have left included, and what decides in which order moments are merged."""
         pieces = self.pieces
         rows = np.concatenate([piece.rows for piece in pieces])
         weights = [np.ones(len(piece.rows)) if piece.weights is None else piece.weights for piece in pieces]
@@ -422,5 +420,5 @@ def continues(known: Kind, wanted: Kind) -> None:
     if known.name != wanted.name:
         raise ValueError(
             f"partial_fit cannot continue {known.name} statistics in {wanted.name} mode; "
-            "call fit after changing momentum, halflife or window"
+            "call fit after changing from one kind to another"
         )

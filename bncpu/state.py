@@ -21,7 +21,7 @@ Float64 = NDArray[np.float64]
 class Parameters(NamedTuple):
     """Checked constructor parameters: those that statistics and coefficients depend on.
 
-    `_kernels.unchanged` knows their order.
+    `_kernels.unchanged` reads them by position: append only, and add a line there.
     """
 
     momentum: float | None
@@ -158,7 +158,7 @@ class State(NamedTuple):
 
     @property
     def constant(self) -> NDArray[np.bool_]:
-        """Features that are only centered, for want of a spread."""
+        """Features without spread: of variance 0, or of one that may be rounding alone."""
         _, var, divisor = self.derived[:3]
         constant: NDArray[np.bool_] = (var == 0) | ((self.parameters.eps == 0) & (divisor == 1) & (var != 1))
         return constant
@@ -279,7 +279,7 @@ def _as_json(value: Any) -> Any:
 
 
 def _bytes(a: NDArray[Any]) -> dict[str, Any]:
-    """Many numbers: as the bytes they have in memory, the lowest first."""
+    """An array as base64 of its little-endian bytes."""
     little = a.astype(a.dtype.newbyteorder("<"))
     return {"dtype": little.dtype.str, "shape": list(a.shape), "base64": base64.b64encode(little.tobytes()).decode()}
 
@@ -311,8 +311,8 @@ def restored(cls: Any, kept: dict[str, Any]) -> Any:
     if kind.name != kept["mode"]:
         raise ValueError(f"it has {kept['mode']!r} statistics, and parameters of {p.kind.name} ones")
     recent = _recent(kept["recent"], n_features) if "recent" in kept else None
-    if (recent is None) is (kind.name == "window"):
-        raise ValueError("the rows of a window, and nothing else, must be recent")
+    if (recent is not None) is not kind.keeps_rows:
+        raise ValueError("a state with window= must have the entry 'recent', and no other state may")
     running = Running.of(Moments(**arrays), age, recent)
     made._state = State.of(kind, running, seen, kept["n_batches_seen"], p.for_features(made, n_features))
     made.set_params(**kept["parameters"])

@@ -74,7 +74,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         Rows after which a row counts half. Excludes `momentum` and `window`.
     window : int, optional
         Learn the statistics of the last `window` rows, or of all while there are fewer. Nothing is ever subtracted, so
-        no error grows, however long the stream. These rows are kept, in CPU memory: `window` times the size of one. For
+        no error grows, however long the stream. These rows, and up to a 256th more, are kept in CPU memory. For
         dense X in memory. Excludes `momentum` and `halflife`.
     eps : float, default=0.0
         Added to the variance. With 0 the result does not depend on the units of the data, and a constant

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 import bncpu
-from bncpu import BatchNormTransformer
+from bncpu import BatchNormTransformer, running
 
 
 def test_with_momentum_a_batch_needs_two_values():
@@ -114,12 +114,13 @@ def test_a_window_of_another_length_holds_from_the_next_batch_on():
     np.testing.assert_allclose(bn.running_mean_, X[360:].mean(axis=0), rtol=1e-12)
 
 
-def test_a_window_keeps_its_rows_and_no_more():
+@pytest.mark.parametrize("size", [7, 300, 3000])
+def test_a_window_keeps_its_rows_and_less_than_a_piece_more(size):
     X = normal(9, (20_000, 5))
-    *_, (bn, _) = stream(X, [3000] * 6, window=1000)
-    rows = bn._state.running.recent.pieces
-    assert sum(len(piece.rows) for piece in rows) <= 1000 + 4
-    assert not any(np.shares_memory(piece.rows, X) for piece in rows)
+    *_, (bn, _) = stream(X, [size] * (18_000 // size), window=1000)
+    pieces = bn._state.running.recent.pieces
+    assert 1000 <= sum(len(piece.rows) for piece in pieces) < 1000 + running.PIECE_ROWS
+    assert not any(np.shares_memory(piece.rows, X) for piece in pieces)
 
 
 @pytest.mark.parametrize("window", [1, 40, 1000])
@@ -195,5 +196,8 @@ def test_momentum_halflife_and_window_are_compared_with_none_where_kinds_are_mad
                         left = getattr(node.left, "id", getattr(node.left, "attr", ""))
                         if left in ("momentum", "halflife", "window"):
                             found.add((path.name, function.name))
+                    if isinstance(node, ast.Compare):
+                        texts = {getattr(part, "value", None) for part in ast.walk(node)}
+                        assert not texts & {"momentum", "halflife", "window", "cumulative"}, (path.name, function.name)
     assert found - allowed == {("_batches.py", "joined"), ("_batches.py", "moments"), ("_batches.py", "summary"),
                                ("_dask.py", "summary")}  # fmt: skip  # recency, or none
