@@ -66,6 +66,7 @@ BATCHES, FUNCTIONAL, TRANSFORMER = "bncpu/_batches.py", "bncpu/functional.py", "
 COMPAT, STATE_FILE, DOOR = "bncpu/_compat.py", "bncpu/_state_file.py", "bncpu/_door.py"
 YARDSTICKS = "bncpu/_yardsticks.py"
 RUNNING, STATE = "bncpu/running.py", "bncpu/state.py"
+SUMS, RESULTS = "bncpu/src/sums_template.h", "bncpu/src/results_template.h"
 FILES, TABLES = "bncpu/_files.py", "bncpu/_tables.py"
 
 MUTANTS = [
@@ -209,7 +210,7 @@ MUTANTS = [
     # ---- ends, lanes, accumulators ----
     Mutant(
         "integers-summed-about-no-integer",
-        TEMPLATE,
+        SUMS,
         "type >= BN_UINT8 ? rint(shift[c] + mean) : shift[c] + mean",
         "shift[c] + mean",
         "numbers",
@@ -223,7 +224,7 @@ MUTANTS = [
     ),
     Mutant(
         "every-piece-of-a-plane-is-the-first",
-        TEMPLATE,
+        SUMS,
         "NAME(at)(a.x, o, c, start)",
         "NAME(at)(a.x, o, c, 0)",
         "numbers",
@@ -250,7 +251,7 @@ MUTANTS = [
         "X, dtype = self.X, _layout.result_dtype(self.dtype)",
         "numbers",
     ),
-    Mutant("one-weight-for-all-folded-rows", TEMPLATE, "weights[row[g]]", "weights[0]", "kernels"),
+    Mutant("one-weight-for-all-folded-rows", SUMS, "weights[row[g]]", "weights[0]", "kernels"),
     Mutant("blocks-do-not-fade", STEPS, "bn_decay(<double> rows_after, j.halflife)", "1", "kernels"),
     Mutant("recency-of-the-halflife-before", DRIVERS, "last[0] == halflife and ", "", "kernels"),
     Mutant(
@@ -288,55 +289,55 @@ MUTANTS = [
     Mutant("channels-last-taken-for-axis-1", PLAIN, "cnp.PyArray_NDIM(x) - 1 if last else 1", "1", "small_calls"),
     Mutant("images-counted-as-rows", TRANSFORMER, "X.size // batch.shape[1]\n", "len(X)\n", "small_calls"),
     Mutant("negative-weights-learned", LEARNING, "if np.minimum.reduce(weights) < 0:", "if False:", "small_calls"),
-    Mutant("last-rows-not-summed", TEMPLATE, "o < rows; o++)", "o < rows - 1; o++)", "kernels"),
-    Mutant("other-quarters-not-summed", TEMPLATE, "h < streams; h++", "h < 1; h++", "kernels"),
-    Mutant("rows-between-setups-not-summed", TEMPLATE, "u < n_rows; u += step", "u < 1; u += step", "kernels"),
+    Mutant("last-rows-not-summed", SUMS, "o < rows; o++)", "o < rows - 1; o++)", "kernels"),
+    Mutant("other-quarters-not-summed", SUMS, "h < streams; h++", "h < 1; h++", "kernels"),
+    Mutant("rows-between-setups-not-summed", SUMS, "u < n_rows; u += step", "u < 1; u += step", "kernels"),
     Mutant(
         "all-columns-converted-as-the-first",
-        TEMPLATE,
+        SUMS,
         "NAME(at)(a.x, 0, c, 0);\n        }",
         "a.x.data;\n        }",
         "numbers",
     ),
-    Mutant("columns-in-turn-overlap", TEMPLATE, "j += registers * LANES)", "j += LANES)", "kernels"),
+    Mutant("columns-in-turn-overlap", SUMS, "j += registers * LANES)", "j += LANES)", "kernels"),
     Mutant(
         "last-column-not-summed",
-        TEMPLATE,
+        SUMS,
         "wide, width, j, 1, width - j, k,",
         "wide, width, j, 1, width - j - 1, k,",
         "kernels",
     ),
     Mutant(
         "last-of-a-plane-not-summed",
-        TEMPLATE,
+        SUMS,
         "ptrdiff_t left = end - i - u * LANES;",
         "ptrdiff_t left = inner - 1 - i - u * LANES;",
         "kernels",
     ),
     Mutant(
         "last-column-not-written",
-        TEMPLATE,
+        RESULTS,
         "NAME(rows_apply_line)(a, o, j, width - j, c, step, how)",
         "NAME(rows_apply_line)(a, o, j, width - j - 1, c, step, how)",
         "kernels",
     ),
     Mutant(
         "last-of-a-plane-not-written",
-        TEMPLATE,
+        RESULTS,
         "NAME(apply_line)(a, o, channel, i, end - i, k, step, how)",
         "NAME(apply_line)(a, o, channel, i, end - i - 1, k, step, how)",
         "kernels",
     ),
     Mutant(
         "planes-joined-a-value-late",
-        TEMPLATE,
+        RESULTS,
         "NAME(joined)(k[h], next, end - i - h * T_LANES, how)",
         "NAME(joined)(k[h], next, end - i - h * T_LANES + 1, how)",
         "kernels",
     ),
     Mutant(
         "sums-in-float32",
-        TEMPLATE,
+        SUMS,
         "    *q += g * d;\n",
         "    *q += g * d;\n    for (int l = 0; l < LANES; l++)\n        ((double *)s)[l] = (float)((double *)s)[l];\n",
         "kernels",
@@ -391,7 +392,7 @@ MUTANTS = [
     # ---- shifts ----
     Mutant(
         "stale-shift",
-        TEMPLATE,
+        SUMS,
         "    NAME(choose_shift)(p, x, weights, weight_stride, 0, shift);\n",
         "    static double old[BN_TILE];\n    static ptrdiff_t known;\n"
         "    NAME(choose_shift)(p, x, weights, weight_stride, 0, shift);\n"
@@ -401,15 +402,15 @@ MUTANTS = [
     ),
     Mutant(
         "shift-of-the-first-channel",
-        TEMPLATE,
+        SUMS,
         "NAME(about) at = {k.center + c, NULL, NULL, NULL};",
         "NAME(about) at = {k.center, NULL, NULL, NULL};",
         "kernels",
     ),
-    Mutant("never-recentred", TEMPLATE, "between > 64.0 * (q[c] - between)", "0", "kernels"),
+    Mutant("never-recentred", SUMS, "between > 64.0 * (q[c] - between)", "0", "kernels"),
     Mutant(
         "recentred-but-not-summed-again",
-        TEMPLATE,
+        SUMS,
         "    if (NAME(recentre)(p.channels, x.type, count, s, q, shift))\n",
         "    if (NAME(recentre)(p.channels, x.type, count, s, q, shift) > 1)\n",
         "kernels",
@@ -423,9 +424,9 @@ MUTANTS = [
     ),
     Mutant("sparse-never-recentred", BATCHES, "if np.any(_far(*sums[1:])):", "if False:", "batches"),
     # ---- missing values and infinity ----
-    Mutant("nan-counted", TEMPLATE, "        w = observed(d, w);\n", "", "kernels"),
-    Mutant("nan-not-left-out", TEMPLATE, "masked |= skip_missing && !finite[c];", "masked |= 0;", "kernels"),
-    Mutant("infinity-for-a-shift", TEMPLATE, "isinf(value) ? 0.0 : value", "value", "kernels"),
+    Mutant("nan-counted", SUMS, "        w = observed(d, w);\n", "", "kernels"),
+    Mutant("nan-not-left-out", SUMS, "masked |= skip_missing && !finite[c];", "masked |= 0;", "kernels"),
+    Mutant("infinity-for-a-shift", SUMS, "isinf(value) ? 0.0 : value", "value", "kernels"),
     Mutant("missing-not-reported", DRIVERS, "return sums, j.seen != 0", "return sums, False", "transformer"),
     Mutant(
         "missing-ignored-in-small-calls",
@@ -441,7 +442,7 @@ MUTANTS = [
         "pass",
         "batches",
     ),
-    Mutant("infinity-not-seen", TEMPLATE, "return any != 0;", "return 0;", "kernels"),
+    Mutant("infinity-not-seen", RESULTS, "return any != 0;", "return 0;", "kernels"),
     Mutant("infinity-let-through", TRANSFORMER, "        if infinite:\n", "        if False:\n", "validation"),
     Mutant(
         "set-output-ignored-with-out",
@@ -574,7 +575,7 @@ MUTANTS = [
     # ---- ReLU and gradients ----
     Mutant(
         "residual-after-relu",
-        TEMPLATE,
+        RESULTS,
         "        v = centred * k.scale + k.shift;\n",
         "        v = centred * k.scale + k.shift;\n"
         "        if (how & RELU && !(how & BACKWARD))\n            v = NAME(relu)(v);\n",

@@ -150,7 +150,8 @@ def test_every_module_has_a_place_in_the_layers_or_at_the_edge():
 
 
 def test_the_loops_over_data_are_those_that_the_design_lists():
-    template = (ROOT / "bncpu" / "src" / "leaves_template.h").read_text()
+    names = ("leaves_template.h", "sums_template.h", "results_template.h")
+    template = "\n".join((ROOT / "bncpu" / "src" / name).read_text() for name in names)
     functions = re.findall(
         r"^\w[\w ]* (?:NAME\(\w+\) )?NAME\((\w+)\)\(.*?^}$", template, flags=re.DOTALL | re.MULTILINE
     )
