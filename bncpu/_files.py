@@ -222,8 +222,7 @@ def fit(inputs: Sequence[Path], out: Path, plan: Plan, *, resume: bool, tell: Ca
     left_out = [name for name in tables[0].columns if name not in numbers]
     if left_out and plan.columns is None:
         tell(f"left out, not numbers: {', '.join(left_out)}")
-    most = max(1, _tables.BATCH_BYTES // (8 * len(names)))
-    batch_rows = plan.batch_rows or most
+    batch_rows = plan.batch_rows or _most_rows(names)
     identity = _identity(tables, names, plan, batch_rows)
     bn, begun = plan.transformer, 0
     ends: list[int] = []
@@ -232,20 +231,7 @@ def fit(inputs: Sequence[Path], out: Path, plan: Plan, *, resume: bool, tell: Ca
     elif not resume:
         _state_file.may_replace(partial)
         partial.unlink(missing_ok=True)
-    dtypes, orders = {table.dtype(names) for table in tables}, {table.order for table in tables}
-    kind = parameters(bn).kind
-    plain = kind.merges and plan.weights is None
-    stream = Stream(tables, ends, batch_rows if plain and batch_rows <= most and len(dtypes) == 1 else 0)
-    batches = _tables.cut(
-        stream.pieces([*names, plan.weights] if plan.weights else names, begun),
-        names,
-        batch_rows,
-        dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float64),
-        "C" if orders == {"C"} else "F",
-        weights=plan.weights,
-        columns=True,
-        fewest=kind.fewest_values(bn.ddof),
-    )
+    stream, batches = _batches_of(tables, names, plan.weights, bn, ends, begun, batch_rows)
     n_batches = getattr(bn, "n_batches_seen_", 0)
     rows = {n_batches: begun}  # by the number of batches learned, so that it is right whenever Ctrl-C comes
 
@@ -286,6 +272,39 @@ def fit(inputs: Sequence[Path], out: Path, plan: Plan, *, resume: bool, tell: Ca
         raise
     partial.unlink(missing_ok=True)
     return f"{rows[bn.n_batches_seen_]:,} rows, {len(names):,} columns, {bn.n_batches_seen_:,} batches: {out}"
+
+
+def _most_rows(names: Sequence[str]) -> int:
+    """Rows of a batch whose values fit the caches."""
+    return max(1, _tables.BATCH_BYTES // (8 * len(names)))
+
+
+def _batches_of(
+    tables: Sequence[Table],
+    names: list[str],
+    weights: str | None,
+    bn: BatchNormTransformer,
+    ends: list[int],
+    begun: int,
+    batch_rows: int,
+) -> tuple[Stream, Iterator[Batch]]:
+    """The rows of all files as one stream, and its batches from row `begun` on, as `bn` learns them."""
+    dtypes, orders = {table.dtype(names) for table in tables}, {table.order for table in tables}
+    kind = parameters(bn).kind
+    # Whether columns may be learned where they are decoded.
+    plain = kind.merges and weights is None and batch_rows <= _most_rows(names) and len(dtypes) == 1
+    stream = Stream(tables, ends, batch_rows if plain else 0)
+    batches = _tables.cut(
+        stream.pieces([*names, weights] if weights else names, begun),
+        names,
+        batch_rows,
+        dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float64),
+        "C" if orders == {"C"} else "F",
+        weights=weights,
+        columns=True,
+        fewest=kind.fewest_values(bn.ddof),
+    )
+    return stream, batches
 
 
 def _columns_of_all(tables: Sequence[Table], plan: Plan) -> list[str]:

@@ -256,10 +256,15 @@ def batch_norm_forward(
     saved = saved._replace(count=count, kind="training", call=call)
     y = arrays.result()
     if running_mean is not None and running_var is not None:
-        with np.errstate(all="ignore"):
-            running_mean[...] = moved(running_mean, moments.mean, momentum)
-            running_var[...] = moved(running_var, variance(moments, ddof), momentum)
+        _move(running_mean, running_var, moments, momentum, ddof)
     return y, saved
+
+
+def _move(running_mean: Any, running_var: Any, moments: Moments, momentum: float, ddof: float) -> None:
+    """Move running statistics towards those of a batch, in place."""
+    with np.errstate(all="ignore"):
+        running_mean[...] = moved(running_mean, moments.mean, momentum)
+        running_var[...] = moved(running_var, variance(moments, ddof), momentum)
 
 
 def batch_norm_backward(

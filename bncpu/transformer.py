@@ -548,7 +548,11 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         y = _kernels.apply_plain(_layout.columns(x), 1, None, now.dtype, now.n_threads, state.derived, state.single)
         if y is not None:
             return y[0].T
-        return now._apply(Samples(Dense(x)), state.forward, True, None, states.dtype(now.dtype))
+        batch = Dense(x)
+        y, infinite = batch.apply(state.forward, dtype=states.dtype(now.dtype), n_threads=now.n_threads)
+        if infinite:
+            _infinities.infinity(now, batch, getattr(now, "feature_names_in_", None))
+        return y
 
     def inverse_transform(self, X: Any, copy: bool | None = None) -> NDArray[Any]:
         """Undo :meth:`transform`.

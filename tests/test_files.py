@@ -166,6 +166,18 @@ def test_halflife_eps_and_ddof_are_those_of_the_transformer(X, tmp_path):
     np.testing.assert_array_equal(BatchNormTransformer.load(out).scale_, bn.scale_)
 
 
+def test_a_window_learns_the_last_rows_of_the_files_and_goes_on_after_a_checkpoint(X, tmp_path):
+    first, second, out = tmp_path / "1.npy", tmp_path / "2.npy", tmp_path / "state.json"
+    np.save(first, X[:300])
+    np.save(second, X[300:])
+    assert run("fit", first, second, "-o", out, "--batch-rows", 100, "--window", 250) == 0
+    loaded = BatchNormTransformer.load(out)
+    np.testing.assert_allclose(loaded.running_mean_, X[-250:].mean(axis=0), rtol=1e-12)
+    assert loaded.partial_fit(X[:10]).n_samples_seen_ == len(X) + 10
+    np.testing.assert_allclose(loaded.running_var_, np.r_[X[-240:], X[:10]].var(axis=0), rtol=1e-10)
+
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float32", "int8", "uint64", "bool", ">f8"])
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_an_npy_is_learned_in_its_dtype_and_order(dtype, order, X, tmp_path):
