@@ -33,7 +33,7 @@ class Large(_Methods):
 class Modes:
     """A stream in batches of 16 MB, in each way of forgetting, with and without missing values and weights."""
 
-    params = (["cumulative", "momentum", "halflife"], ["plain", "missing values", "weights"])
+    params = (["cumulative", "window", "momentum", "halflife"], ["plain", "missing values", "weights"])
     param_names = ("mode", "data")
 
     def setup(self, mode, kind):
@@ -41,7 +41,8 @@ class Modes:
         self.weights = np.ones(len(self.X)) if kind == "weights" else None
         if kind == "missing values":
             self.X[::10, ::3] = np.nan
-        forgetting = {"cumulative": {}, "momentum": {"momentum": 0.9}, "halflife": {"halflife": 1e5}}[mode]
+        kinds = {"window": {"window": 100_000}, "momentum": {"momentum": 0.9}, "halflife": {"halflife": 1e5}}
+        forgetting = kinds.get(mode, {})
         self.scaler = bncpu.BatchNormTransformer(**forgetting).partial_fit(self.X)
 
     def time_partial_fit(self, *_):
