@@ -253,7 +253,9 @@ class Piece(NamedTuple):
 
     @classmethod
     def of(cls, rows: NDArray[Any], weights: Float64 | None) -> Piece:
-        """With the moments of the rows."""
+        """With the moments of the rows. Both are copied if they are part of other arrays, which would live on."""
+        rows = rows if rows.base is None else rows.copy()
+        weights = weights if weights is None or weights.base is None else weights.copy()
         short = _kernels.update_plain(rows, None, weights, 1, np.zeros((5, rows.shape[1])), None, None, 0.0)
         return cls(rows, weights, Dense(rows).moments(weights, 1)[0] if short is None else Moments(*short[1]))
 
@@ -314,10 +316,10 @@ class Recent(NamedTuple):
     def pushed(self, X: Batch, weights: Float64 | None, window: int) -> Recent:
         """Add the rows of X, then drop all but the last `window`."""
         first = max(0, X.shape[0] - window)
-        rows = np.array(X[first:].in_memory(), order="C")
+        rows = X[first:].in_memory()
         if rows.dtype.kind not in "biuf":  # bfloat16
             rows = rows.astype(np.float32)
-        weights = None if weights is None else np.array(weights[first:])
+        weights = None if weights is None else weights[first:]
         now = Recent() if len(rows) == window else self
         newer, total, last = list(now.newer), now.newer_moments, now.last
         size, start = max(PIECE_ROWS, -(-window // PIECES)), 0
@@ -325,7 +327,7 @@ class Recent(NamedTuple):
             stop = start + max(0, size - (0 if last is None else len(last.rows)))
             some_weights = None if weights is None else weights[start:stop]
             if last is None:
-                last = Piece.of(rows[start:stop], some_weights)
+                last = Piece.of(rows[start:stop].copy(), some_weights)
             elif stop > start:
                 last = last.followed_by(rows[start:stop], some_weights)
             if len(last.rows) >= size:

@@ -86,7 +86,7 @@ MUTANTS = [
         "running",
     ),
     Mutant("window-a-row-short", RUNNING, "- now.gone - window", "- now.gone - window + 1", "running"),
-    Mutant("weights-of-a-window-lost", RUNNING, "np.array(weights[first:])", "None", "running"),
+    Mutant("weights-of-a-window-lost", RUNNING, "else weights[first:]", "else None", "running"),
     Mutant("kinds-continued-as-others", RUNNING, "if known.name != wanted.name:", "if False:", "running"),
     # ---- what is no number ----
     Mutant("dates-of-frames-taken", DOOR, "startswith(NO_NUMBERS)", 'startswith("nothing")', "door"),

@@ -177,7 +177,6 @@ def test_a_window_learns_the_last_rows_of_the_files_and_goes_on_after_a_checkpoi
     np.testing.assert_allclose(loaded.running_var_, np.r_[X[-240:], X[:10]].var(axis=0), rtol=1e-10)
 
 
-
 @pytest.mark.parametrize("dtype", ["float16", "float32", "int8", "uint64", "bool", ">f8"])
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_an_npy_is_learned_in_its_dtype_and_order(dtype, order, X, tmp_path):
