@@ -251,7 +251,7 @@ MUTANTS = [
         "X, dtype = self.X, _layout.result_dtype(self.dtype)",
         "numbers",
     ),
-    Mutant("one-weight-for-all-folded-rows", SUMS, "weights[row[g]]", "weights[0]", "kernels"),
+    Mutant("one-weight-for-all-joined-rows", SUMS, "weights[row[g]]", "weights[0]", "kernels"),
     Mutant("blocks-do-not-fade", STEPS, "bn_decay(<double> rows_after, j.halflife)", "1", "kernels"),
     Mutant("recency-of-the-halflife-before", DRIVERS, "last[0] == halflife and ", "", "kernels"),
     Mutant(

@@ -21,12 +21,12 @@ typedef struct {
     T *y, *dz;
 } NAME(runs);
 
-/* converted: for sums, room for some values of x if x is of another type. fold: for sums, how many rows are taken as one row.
+/* converted: for sums, room for some values of x if x is of another type. joined: for sums, how many rows are taken as one row.
  * channels: of one of these rows. ahead: for results, how many bytes ahead of a single stream past the cache are fetched. */
 typedef struct {
     bn_array x, z, dy, y, dz;
     T *converted;
-    ptrdiff_t fold, channels;
+    ptrdiff_t joined, channels;
     ptrdiff_t ahead;
 } NAME(arrays);
 

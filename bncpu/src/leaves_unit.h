@@ -100,18 +100,18 @@ static void largest_weight(bn_part p, const double *weights, ptrdiff_t stride, p
         }
 }
 
-/* How many adjacent rows are summed as one row: up to NARROW columns in all, or up to FOLDED if fewer would not fill whole
+/* How many adjacent rows are summed as one row: up to NARROW columns in all, or up to JOINED if fewer would not fill whole
  * registers of every variant. */
 #define NARROW 64
-#define FOLDED 512
+#define JOINED 512
 /* The number of streams in which rows are summed. */
 #define SUM_STREAMS 4
-INLINE ptrdiff_t rows_folded(ptrdiff_t channels) {
-    ptrdiff_t whole = 8, odd = channels, fold;
+INLINE ptrdiff_t rows_joined(ptrdiff_t channels) {
+    ptrdiff_t whole = 8, odd = channels, joined;
     for (; whole > 1 && odd % 2 == 0; odd /= 2)
         whole /= 2;
-    fold = NARROW / (whole * channels) * whole;
-    return fold ? fold : whole * channels <= FOLDED ? whole : 1;
+    joined = NARROW / (whole * channels) * whole;
+    return joined ? joined : whole * channels <= JOINED ? whole : 1;
 }
 
 /* Values that are written together: a line of the cache, where stores go past it. */

@@ -52,7 +52,7 @@ typedef struct {
     double *n, *s, *q;
 } NAME(sums);
 
-/* Where one of the streams of rows begins. A row is `a.fold` rows of so many channels, each with a weight of its own. */
+/* Where one of the streams of rows begins. A row is `a.joined` rows of so many channels, each with a weight of its own. */
 typedef struct {
     NAME(arrays) a;
     const double *weights;
@@ -65,7 +65,7 @@ typedef struct {
 INLINE void NAME(rows_sums_at)(const NAME(start) *from, const int streams, ptrdiff_t first, ptrdiff_t n_rows, const int wide,
                                ptrdiff_t width, ptrdiff_t j, const int registers, const ptrdiff_t lanes, NAME(about) k,
                                NAME(sums) to, const int how) {
-    ptrdiff_t row[ROW_REGISTERS]; /* the row, of a.fold, whose weight a register needs */
+    ptrdiff_t row[ROW_REGISTERS]; /* the row, of a.joined, whose weight a register needs */
     vdouble center[ROW_REGISTERS], n[ROW_REGISTERS], s[ROW_REGISTERS], q[ROW_REGISTERS];
     NAME(affine_ht) f[ROW_REGISTERS] = {{0}};
     const ptrdiff_t ahead = 512 / sizeof(T);
@@ -91,7 +91,7 @@ INLINE void NAME(rows_sums_at)(const NAME(start) *from, const int streams, ptrdi
         for (h = 0; h < streams; h++) {
             NAME(arrays) a = from[h].a;
             NAME(runs) r = NAME(run)(a, u, 0, how);
-            const double *weights = how & WEIGHTED ? from[h].weights + u * a.fold : NULL;
+            const double *weights = how & WEIGHTED ? from[h].weights + u * a.joined : NULL;
             UNROLL
             for (g = 0; g < registers; g++) {
                 ptrdiff_t i = j + g * LANES;
@@ -123,7 +123,7 @@ INLINE void NAME(rows_sums_of)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t apart, con
                                const int how) {
     const int most = streams == 1 ? 1 : how & (RELU | MASKED) ? ROW_REGISTERS / 2 : ROW_REGISTERS;
     NAME(start) from[SUM_STREAMS];
-    ptrdiff_t channels = a.fold > 1 ? a.channels : width, step = wide ? 1 : n_rows, u, j;
+    ptrdiff_t channels = a.joined > 1 ? a.channels : width, step = wide ? 1 : n_rows, u, j;
     int registers, h;
     UNROLL
     for (h = 0; h != streams; h++) {
@@ -141,7 +141,7 @@ INLINE void NAME(rows_sums_of)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t apart, con
             at.z.data = (char *)NAME(run)(a, o + h * apart, 0, how).z;
         from[h].a = at;
         from[h].channels = channels;
-        from[h].weights = how & WEIGHTED ? weights + (o + h * apart) * a.fold : NULL;
+        from[h].weights = how & WEIGHTED ? weights + (o + h * apart) * a.joined : NULL;
     }
     for (u = 0; u < n_rows; u += step) {
         j = 0;
@@ -221,18 +221,18 @@ INLINE void NAME(plane_sums)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t c, ptrdiff_t
     *to.q += sum_of_lanes(q);
 }
 
-/* The sums of every channel. Narrow rows are folded: several rows are summed as one wide row. Its pieces have the same
+/* The sums of every channel. Narrow rows are joined: several rows are summed as one wide row. Its pieces have the same
  * centers, and their sums are added at the end. With weights, this is done only if no register of any variant holds values
  * of two of the rows. */
 INLINE void NAME(part_sums)(bn_part p, NAME(arrays) a, const double *weights,
                             ptrdiff_t weight_stride, NAME(about) k, NAME(sums) to, const int how) {
-    ptrdiff_t o, c, fold = 1, rows, columns;
+    ptrdiff_t o, c, joined = 1, rows, columns;
     int is_rows = NAME(is_rows)(p, a.x);
     if (is_rows && !(how & WEIGHTED && p.channels % 8) && p.outer > 1 && a.x.outer == p.channels &&
         (!(how & BACKWARD) || a.dy.outer == p.channels) &&
         (!(how & RESIDUAL) || a.z.outer == p.channels))
-        fold = rows_folded(p.channels) < p.outer ? rows_folded(p.channels) : p.outer;
-    for (c = p.channels; c < fold * p.channels; c++) {
+        joined = rows_joined(p.channels) < p.outer ? rows_joined(p.channels) : p.outer;
+    for (c = p.channels; c < joined * p.channels; c++) {
         k.center[c] = k.center[c - p.channels];
         if (how & RELU) {
             k.mean[c] = k.mean[c - p.channels];
@@ -240,9 +240,9 @@ INLINE void NAME(part_sums)(bn_part p, NAME(arrays) a, const double *weights,
             k.shift[c] = k.shift[c - p.channels];
         }
     }
-    memset(to.n, 0, fold * p.channels * sizeof(double));
-    memset(to.s, 0, fold * p.channels * sizeof(double));
-    memset(to.q, 0, fold * p.channels * sizeof(double));
+    memset(to.n, 0, joined * p.channels * sizeof(double));
+    memset(to.s, 0, joined * p.channels * sizeof(double));
+    memset(to.q, 0, joined * p.channels * sizeof(double));
     if (!is_rows) {
         for (o = 0; o < p.outer; o++)
             for (c = 0; c < p.channels; c++) {
@@ -254,15 +254,15 @@ INLINE void NAME(part_sums)(bn_part p, NAME(arrays) a, const double *weights,
             }
         return;
     }
-    rows = p.outer / fold;
-    if (fold > 1) {
+    rows = p.outer / joined;
+    if (joined > 1) {
         NAME(arrays) wide = a;
-        wide.x.outer = wide.dy.outer = wide.z.outer = fold * p.channels;
-        wide.fold = fold;
+        wide.x.outer = wide.dy.outer = wide.z.outer = joined * p.channels;
+        wide.joined = joined;
         wide.channels = p.channels;
-        NAME(rows_sums)(wide, rows, fold * p.channels, k, weights, to, how);
-        NAME(rows_sums_of)(wide, rows, 0, 1, 1, 0, (p.outer - rows * fold) * p.channels, k, weights, to, how);
-        for (c = p.channels; c < fold * p.channels; c++) {
+        NAME(rows_sums)(wide, rows, joined * p.channels, k, weights, to, how);
+        NAME(rows_sums_of)(wide, rows, 0, 1, 1, 0, (p.outer - rows * joined) * p.channels, k, weights, to, how);
+        for (c = p.channels; c < joined * p.channels; c++) {
             to.n[c % p.channels] += to.n[c];
             to.s[c % p.channels] += to.s[c];
             to.q[c % p.channels] += to.q[c];
