@@ -443,7 +443,20 @@ MUTANTS = [
         "batches",
     ),
     Mutant("infinity-not-seen", RESULTS, "return any != 0;", "return 0;", "kernels"),
-    Mutant("infinity-let-through", TRANSFORMER, "        if infinite:\n", "        if False:\n", "validation"),
+    Mutant(
+        "infinity-of-columns-let-through",
+        TRANSFORMER,
+        "        if infinite:\n            _infinities.infinity(now",
+        "        if False:\n            _infinities.infinity(now",
+        "infinities",
+    ),
+    Mutant(
+        "infinity-let-through",
+        TRANSFORMER,
+        "        if infinite:\n            _infinities.infinity(self",
+        "        if False:\n            _infinities.infinity(self",
+        "validation",
+    ),
     Mutant(
         "set-output-ignored-with-out",
         TRANSFORMER,

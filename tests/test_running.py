@@ -157,6 +157,22 @@ def test_rows_of_a_window_that_do_not_fit_are_refused(change):
         bncpu.state.restored(BatchNormTransformer, kept)
 
 
+def test_a_state_has_the_rows_of_a_window_and_no_other_state_has():
+    window, other = (bncpu.state.content(BatchNormTransformer(window=w).fit(GOOD)) for w in (9, None))
+    other["recent"] = window.pop("recent")
+    for kept in (window, other):
+        with pytest.raises(ValueError, match="must have the entry 'recent', and no other state may"):
+            bncpu.state.restored(BatchNormTransformer, kept)
+
+
+def test_bfloat16_is_kept_as_what_holds_it():
+    import ml_dtypes
+
+    X = normal(12, (300, 2)).astype(ml_dtypes.bfloat16)
+    bn = BatchNormTransformer(window=100).partial_fit(X[:150]).partial_fit(X[150:])
+    np.testing.assert_allclose(bn.running_mean_, X[200:].astype(float).mean(axis=0), rtol=1e-12)
+
+
 def test_what_a_window_cannot_be_is_refused():
     bn, S = BatchNormTransformer(window=10).fit(GOOD), sparse.eye_array(9, format="csr")
     for call, error, message in [
