@@ -322,7 +322,7 @@ def test_the_packages_functions_take_device_arrays():
     x, dy, gamma, beta, mean, var = map(device, (c.x, c.dy, c.gamma, c.beta, c.mean, c.var))
     calls = {
         "batch_norm": ((x, mean, var, gamma, beta), {"activation": "relu"}),
-        "batch_norm_forward": ((x, gamma, beta), {"residual": dy}),
+        "batch_norm_forward": ((x, gamma, beta), {"residual": dy, "activation": "relu"}),
     }
     for name, (arguments, more) in calls.items():
         results = [getattr(module, name)(*arguments, **more) for module in (bncpu, gpu)]
@@ -331,9 +331,12 @@ def test_the_packages_functions_take_device_arrays():
     saved = results[0][1]
     assert type(saved) is bncpu.SavedStatistics is gpu.SavedStatistics
     for name in ("batch_norm_backward", "batch_norm_backward_frozen"):
-        both = [getattr(module, name)(dy, x, saved, gamma, beta=beta, activation="relu") for module in (bncpu, gpu)]
+        how = {"beta": beta, "residual": dy, "activation": "relu"}
+        both = [getattr(module, name)(dy, x, saved, gamma, **how) for module in (bncpu, gpu)]
         for got, expected in zip(*both, strict=True):
             assert on_host(got).tobytes() == on_host(expected).tobytes()
+        with pytest.raises(ValueError, match=r"^activation must be that of the forward pass that made saved, 'relu'"):
+            getattr(gpu, name)(dy, x, saved, gamma)
     with pytest.raises(TypeError, match=r"^moments must be None for device arrays, which .* got Moments$"):
         bncpu.batch_norm_forward(x, moments=bncpu.batch_norm_moments(c.x))
 
