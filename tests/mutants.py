@@ -484,7 +484,7 @@ MUTANTS = [
         TRANSFORMER,
         "        _infinities.finite_moments(self, None, running.moments, names)\n",
         "",
-        "validation",
+        "state",
     ),
     Mutant(
         "zeros-of-sparse-columns-ignored",

@@ -105,3 +105,13 @@ def test_the_mode_that_the_parameters_ask_for_cannot_be_merged_either():
         clone(bn).set_params(halflife=3).merge(bn)
     with pytest.raises(ValueError, match="other uses momentum"):
         clone(bn).merge(clone(bn).fit(GOOD).set_params(momentum=0.9))
+
+
+@pytest.mark.parametrize("kind", [{}, {"halflife": 9.0}, {"window": 9}])
+@pytest.mark.parametrize("weights", [None, np.ones(2)], ids=["plain", "weighted"])
+def test_what_overflows_only_with_what_was_seen_before_is_refused(kind, weights):
+    bn = BatchNormTransformer(**kind).partial_fit([[1e200], [1e200]], sample_weight=weights)
+    before = pickle.dumps(bn)
+    with pytest.raises(ValueError, match=r"variance of X overflows float64 in column\(s\) 0"):
+        bn.partial_fit(np.array([[-1e200], [-1e200]]), sample_weight=weights)
+    assert pickle.dumps(bn) == before
