@@ -18,8 +18,8 @@ NARROW = (*EXACT, "float16", BFLOAT16)
 EVERY = (*NARROW, "uint32", "int32", "uint64", "int64")
 HALVES = np.arange(1 << 16, dtype=np.uint16).reshape(256, 256)
 
-# Rows and planes: with pieces that end within a row, within a plane, and within a block; more columns than are converted at
-# a time; one channel; strided.
+# Rows and planes: with pieces that end within a row, within a plane, and within a block; with more columns than are
+# converted at a time; of one channel; strided.
 SHAPES = [(1100, 1500), (3000, 3), (700, 33), (9, 5000), (5000, 1), (3, 2, 9001), (50, 600, 2), (2, 3, 5, 7)]
 
 
