@@ -49,5 +49,6 @@ def infinity(t: Any, X: Batch, names: Any, first_row: int | None = 0, *, certain
 
 
 def some(indices: NDArray[Any], names: Any = None) -> str:
+    """The first five of some indices, with their names, as a message shows them."""
     shown = (str(i) if names is None else f"{i} ({names[i]!r})" for i in indices[:5])
     return ", ".join(shown) + (", ..." if len(indices) > 5 else "")

@@ -40,7 +40,7 @@ def from_torch(state_dict: Any, prefix: Any) -> Layer:
 
 
 def of(state: State) -> Layer:
-    """What a layer needs so as to subtract and divide as `transform` does."""
+    """The layer that computes what `transform` computes."""
     p = state.parameters
     mean, var, divisor = state.derived[:3].copy()
     divisor = divisor if p.with_std else np.ones_like(divisor)

@@ -313,7 +313,12 @@ def restored(cls: Any, kept: dict[str, Any]) -> Any:
     recent = _recent(kept["recent"], n_features) if "recent" in kept else None
     if (recent is not None) is not kind.keeps_rows:
         raise ValueError("a state with window= must have the entry 'recent', and no other state may")
-    running = Running.of(Moments(**arrays), age, recent)
+    running = Running.of(Moments(**arrays), age)
+    if recent is not None:  # the statistics are those of the rows, whatever stands beside them
+        with np.errstate(over="ignore", invalid="ignore"):
+            running = Running.of(recent.moments(), None, recent)
+        if not np.all(np.isfinite(running.values)):
+            raise ValueError("the variance of the rows of recent overflows float64")
     made._state = State.of(kind, running, seen, kept["n_batches_seen"], p.for_features(made, n_features))
     made.set_params(**kept["parameters"])
     parameters(made).for_features(made, n_features)

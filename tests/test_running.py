@@ -65,6 +65,8 @@ def test_a_window_has_the_statistics_of_its_last_rows_after_every_batch_of_any_s
     X = normal(seed, (700, 2)) + mean
     for bn, n in stream(X, sizes, window=window):
         last = X[:n][-window:]
+        # At a mean of 1e6 NumPy's own mean and variance have errors of about 1e-16 * 1e6 standard deviations; a window
+        # of one row has the variance 0 exactly, NumPy's the square of that error at most.
         np.testing.assert_allclose(bn.running_mean_, last.mean(axis=0), rtol=1e-13, atol=1e-13)
         np.testing.assert_allclose(bn.running_var_, last.var(axis=0), rtol=1e-10, atol=1e-20 * mean**2)
         assert bn.n_samples_seen_ == n
@@ -171,6 +173,17 @@ def test_bfloat16_is_kept_as_what_holds_it():
     X = normal(12, (300, 2)).astype(ml_dtypes.bfloat16)
     bn = BatchNormTransformer(window=100).partial_fit(X[:150]).partial_fit(X[150:])
     np.testing.assert_allclose(bn.running_mean_, X[200:].astype(float).mean(axis=0), rtol=1e-12)
+
+
+def test_a_loaded_window_has_the_statistics_of_its_rows_whatever_stands_beside_them():
+    bn = BatchNormTransformer(window=9).fit(GOOD)
+    kept = bncpu.state.content(bn)
+    kept["mean"], kept["m2"] = [0.0] * 3, [1.0] * 3
+    assert same_bits(bncpu.state.restored(BatchNormTransformer, kept).running_var_, bn.running_var_)
+    for value, message in ((1e200, "recent overflows float64"), (np.inf, "recent must be pieces of rows")):
+        kept["recent"]["rows"] = bncpu.state._bytes(np.where(np.arange(9)[:, None] == 4, value, GOOD[-9:]))
+        with pytest.raises(ValueError, match=message):
+            bncpu.state.restored(BatchNormTransformer, {**kept, "recent": {**kept["recent"], "lengths": [9]}})
 
 
 def test_what_a_window_cannot_be_is_refused():
