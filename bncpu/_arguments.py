@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bncpu._checks import axis_of, floats, like, parameter, real, required, threads, written
+from bncpu._checks import axis_of, floats, like, parameter, plain_array, real, required, threads, written
 from bncpu.gpu._library import library_of
 from bncpu.moments import BackwardSums, Moments
 from bncpu.saved import SavedStatistics
@@ -41,6 +41,33 @@ def backward(dy: Any, x: Array, activation_: Any, residual: Any, out: Any, n_thr
     """Check what all backward passes take; the arguments of a pass."""
     like("dy", dy, x)
     return {"dy": dy, **forward(x, activation_, residual, out, n_threads)}
+
+
+def where(value: Any, x: Array, axis: int | None, *, along: bool = False) -> NDArray[np.bool_] | None:
+    """Which values of `x` count, with as many axes as `x`, each of its length or 1; None stays None.
+
+    Parameters
+    ----------
+    value : object
+        Boolean. It may lack `axis`, that of the channels, along which all values count or none; not if that is None.
+    along : bool, default=False
+        Whether it may also have that axis, and differ along it.
+    """
+    if value is None:
+        return None
+    counts = np.asarray(value) if isinstance(value, (bool, list, tuple)) else value
+    plain_array("where", counts)
+    if counts.dtype != np.bool_:
+        raise TypeError(f"where must be boolean, True for values that count; got {counts.dtype}")
+    shape, positions = counts.shape, x.shape
+    if axis is not None and not (along and counts.ndim == x.ndim):
+        if counts.ndim < x.ndim:
+            counts = np.expand_dims(counts.reshape((1,) * (x.ndim - 1 - counts.ndim) + shape), axis)
+        positions = (*x.shape[:axis], 1, *x.shape[axis + 1 :])
+    if counts.ndim != x.ndim or any(n not in (1, full) for n, full in zip(counts.shape, positions, strict=True)):
+        expected = f"the shape of x, {x.shape}" + ("" if axis is None else f", without its axis {axis}")
+        raise ValueError(f"where must broadcast to {expected}; got {shape}")
+    return counts
 
 
 def activation(value: Any) -> bool:
@@ -128,14 +155,13 @@ def whole_batch(name: str, s: Any) -> None:
         raise TypeError(f"{name} must be None for device arrays, which are normalized whole; got {type(s).__name__}")
 
 
-def sums_of_all(name: str, kind: Any, s: Any, x: Array, n_channels: int) -> Any:
-    """Merged moments or gradient sums of a batch of which x is a part, one value per channel each; None stays None."""
+def sums_of_all(name: str, kind: Any, s: Any, n: int, n_channels: int) -> Any:
+    """Merged moments or gradient sums of a batch, of which x has `n` values per channel; None stays None."""
     if s is None:
         return None
     if not isinstance(s, kind):
         raise TypeError(f"{name} must be {kind.__name__}, got {type(s).__name__}")
     whole = kind(*(required(f"{name}.{field}", a, n_channels) for field, a in zip(kind._fields, s, strict=True)))
-    n = x.size // max(1, n_channels)
     if np.any(whole.count < n):
         raise ValueError(
             f"{name} must be merged from all parts of the batch: x has {n} values per channel, "

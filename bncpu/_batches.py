@@ -77,15 +77,15 @@ class Batch:
 
         Parameters
         ----------
-        weights : ndarray of shape (N,), float64, or None
-            One per sample.
+        weights : ndarray of shape (N,) or (N, ...), float64, or None
+            One per sample, or one per position: of the shape without its channels.
         n_threads : int or None
         halflife : float or None
             Rows after which the weight of a row halves; the last row has weight 1.
         """
         if halflife is not None:
             recency = recency_weights(self.shape[0], halflife)
-            weights = recency if weights is None else recency * weights
+            weights = recency if weights is None else (recency * weights.T).T
         return self._moments(weights, n_threads)
 
     def _moments(self, weights: NDArray[np.float64] | None, n_threads: int | None) -> tuple[Moments, bool]:
@@ -288,7 +288,7 @@ def summary(
         Let `observed` be the number of values whose weight is not 0.
     """
     n_samples = X.shape[0]
-    n_positive = n_samples if weights is None else int(np.count_nonzero(weights))
+    n_positive = n_samples if weights is None else np.count_nonzero(weights.reshape(n_samples, -1).any(axis=1))
     if halflife is None:
         batch, missing = X.moments(weights, n_threads)
         seen = batch.count
@@ -328,8 +328,8 @@ def _observed(
     """Total weight of the values of each channel."""
     if missing:
         return X.moments(weights, n_threads)[0].count
-    per_sample = math.prod(X.shape[2:])
-    return np.full(X.shape[1], per_sample * (X.shape[0] if weights is None else np.sum(weights)), np.float64)
+    per_weight = math.prod(X.shape[2:]) if weights is None or weights.ndim == 1 else 1
+    return np.full(X.shape[1], per_weight * (X.shape[0] if weights is None else np.sum(weights)), np.float64)
 
 
 # ---- sparse ----

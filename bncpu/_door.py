@@ -466,8 +466,12 @@ def plain(fitted: Mapping[str, Any], X: Any) -> NDArray[Any] | None:
     return X if fits and X.dtype in (np.float32, np.float64) else None
 
 
-def rows_in_memory(X: Batch, kind: Kind) -> None:
+def rows_in_memory(X: Batch, weights: Any, kind: Kind) -> None:
     """Refuse X whose rows cannot be kept, for a kind of running statistics that keeps them."""
+    if kind.keeps_rows and np.ndim(weights) > 1:
+        raise ValueError(
+            "with window, sample_weight must have one weight per sample; let what does not count be NaN in X"
+        )
     if kind.keeps_rows and isinstance(X, (Sparse, Lazy)):
         got = "a sparse matrix" if isinstance(X, Sparse) else "a Dask collection"
         raise TypeError(f"window keeps rows, for which X must be dense and in memory; got {got}")
@@ -497,8 +501,23 @@ def sample_weight(sample_weight: Any, X: Any) -> NDArray[np.float64] | None:
     if isinstance(sample_weight, np.ma.MaskedArray):
         sample_weight = sample_weight.filled(0)
     sample_weight = numbers_only("sample_weight", sample_weight)
+    if np.ndim(sample_weight) > 1 and getattr(X, "ndim", 0) > 2:
+        return _of_positions(np.asarray(sample_weight), X)
     # scikit-learn looks at the number of samples alone.
     return _not_all_zero(sample_weight, np.empty((len(X), 0)) if isinstance(X, Batch) else X)
+
+
+def _of_positions(weights: NDArray[Any], X: Any) -> NDArray[np.float64]:
+    """Weights of the positions of X, whose channels are on axis 1."""
+    shape = (X.shape[0], *X.shape[2:])
+    if weights.shape != shape:
+        raise ValueError(
+            f"sample_weight must have a weight for each of {X.shape[0]} samples, or for each of their positions, "
+            f"{shape}; got shape {weights.shape}"
+        )
+    if isinstance(X, DeviceBatch):
+        raise TypeError("sample_weight must have one weight per sample for device arrays, got weights of positions")
+    return _not_all_zero(weights.reshape(-1), np.empty((weights.size, 0))).reshape(shape)
 
 
 def _not_all_zero(sample_weight: Any, X: Any) -> NDArray[np.float64]:

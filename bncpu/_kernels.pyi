@@ -55,6 +55,7 @@ def moments(
     skip_missing: bool,
     n_threads: int | None,
     halflife: float | None = ...,
+    counted: NDArray[Any] | None = ...,
 ) -> tuple[NDArray[Any], bool]: ...
 def apply(
     x: NDArray[Any],
@@ -77,6 +78,7 @@ def backward_sums(
     shift: NDArray[Any] | None,
     relu: bool,
     n_threads: int | None,
+    counted: NDArray[Any] | None = ...,
 ) -> NDArray[Any]: ...
 def backward_apply(
     dy: NDArray[Any],
@@ -93,6 +95,7 @@ def backward_apply(
     relu: bool,
     stream: bool,
     n_threads: int | None,
+    counted: NDArray[Any] | None = ...,
 ) -> None: ...
 def forward(
     x: NDArray[Any],
@@ -104,6 +107,7 @@ def forward(
     relu: bool,
     apart: bool,
     n_threads: int | None,
+    counted: NDArray[Any] | None = ...,
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], int]: ...
 def normalize(
     x: NDArray[Any],
@@ -132,6 +136,8 @@ def backward(
     relu: bool,
     apart: bool,
     n_threads: int | None,
+    counted: NDArray[Any] | None = ...,
+    counts: NDArray[Any] | None = ...,
 ) -> tuple[NDArray[Any], NDArray[Any], int]: ...
 def fold_running(
     learned: NDArray[Any],

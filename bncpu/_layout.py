@@ -52,8 +52,11 @@ class Layout(NamedTuple):
     in_order: tuple[int, ...]
     fits: bool
 
-    def view(self, a: Array) -> Array | None:
-        """`a` as (groups, outer, channels, inner) in one of the two forms, or None where that needs a copy."""
+    def view(self, a: Array, *, repeated: bool = False) -> Array | None:
+        """`a` as (groups, outer, channels, inner) in one of the two forms, or None where that needs a copy.
+
+        `repeated` is for what the channels of a row may share: then their stride may be 0.
+        """
         if not self.fits:
             return None
         ordered = a.transpose(self.order)
@@ -65,8 +68,17 @@ class Layout(NamedTuple):
         except ValueError:
             return None
         innermost = 3 if form.shape[3] > 1 else 2
-        fits = form.size == 0 or form.shape[innermost] == 1 or form.strides[innermost] == form.itemsize
+        stride = form.strides[innermost]
+        fits = form.size == 0 or form.shape[innermost] == 1 or stride == form.itemsize
+        fits = fits or (repeated and innermost == 2 and stride == 0)
         return form if fits and form.flags.aligned else None
+
+    def samples_apart(self) -> Layout:
+        """The same, but each sample is a group, if samples are the outermost of the channels; else itself."""
+        outer, channels, inner = self.starts
+        if outer < channels or channels == inner or self.order[channels] != 0:
+            return self
+        return self._replace(starts=(channels + 1, channels + 1, inner))
 
     def form(self, a: Array) -> Array:
         """`view` of an array that is known to need no copy."""
@@ -88,8 +100,12 @@ class Layout(NamedTuple):
         return [v.reshape(sizes).transpose(back) for v in values]
 
     def positions(self, weights: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.float64]:
-        """Weights of samples as an array (outer, inner), for a view of an array of `shape` with channels on axis 1."""
-        per_value = np.broadcast_to(weights.reshape((-1,) + (1,) * (len(shape) - 1)), shape).transpose(self.order)
+        """Weights as an array (outer, inner), for a view of an array of `shape` with channels on axis 1.
+
+        They are those of samples, or those of positions: of `shape` without its channels.
+        """
+        apart = weights.reshape(weights.shape[:1] + (1,) + (weights.shape[1:] or (1,) * (len(shape) - 2)))
+        per_value = np.broadcast_to(apart, shape).transpose(self.order)
         inner = prod(per_value.shape[self.starts[2] :])
         return np.ascontiguousarray(per_value.take(0, self.order.index(1))).reshape(-1, inner)
 
@@ -233,6 +249,31 @@ def like(layouts: Sequence[Layout], a: Array, x: Array) -> Array:
     fresh = empty_in(layouts[0], a.shape, x.dtype)
     fresh[...] = a
     return fresh
+
+
+def counted(where: NDArray[np.bool_], layouts: Sequence[Layout], x: Array) -> tuple[Array, Sequence[Layout]]:
+    """1 where a value of `x` counts, else 0, of its shape and dtype; and layouts in which both have a view.
+
+    `where` has as many axes as `x`, of its length or 1. What axes share is not copied, as far as the layouts allow.
+    """
+    kept, order = layouts[0].kept, layouts[0].order
+    shape = [1 if where.shape[axis] == 1 and axis in kept else n for axis, n in enumerate(x.shape)]
+    own = np.empty([shape[axis] for axis in order], x.dtype).transpose(np.argsort(order))
+    own[...] = where
+    numbers = np.broadcast_to(own, x.shape)
+    for some in (layouts, [layout.samples_apart() for layout in layouts]):
+        if all(layout.view(numbers, repeated=True) is not None for layout in some):
+            return numbers, some
+    full = empty_in(layouts[0], x.shape, x.dtype)
+    full[...] = where
+    return full, layouts
+
+
+def n_counted(where: NDArray[np.bool_], shape: tuple[int, ...], kept: tuple[int, ...]) -> NDArray[np.int64]:
+    """How many values of an array of `shape` count along the axes that are not `kept`; `where` as for `counted`."""
+    others = tuple(axis for axis in range(len(shape)) if axis not in kept)
+    each = prod(shape[axis] for axis in others if where.shape[axis] == 1)
+    return np.broadcast_to(np.count_nonzero(where, axis=others) * each, [shape[axis] for axis in kept])
 
 
 def target(

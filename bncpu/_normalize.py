@@ -62,6 +62,7 @@ def moments(
     skip_missing: bool,
     n_threads: int | None,
     halflife: float | None = None,
+    counted: Array | None = None,
 ) -> tuple[Moments, bool]:
     """Moments of each channel of `x4`, and whether NaN may have been left out.
 
@@ -76,11 +77,13 @@ def moments(
     halflife : float, optional
         Positions after which the weight of a value halves; the last one has weight 1. Only without `weights`, and where
         `outer` or `inner` is 1.
+    counted : ndarray of the shape of `x4`, and of the dtype it is computed in, optional
+        1 where a value counts, else 0. In the form of `x4`, or with a stride of 0 along the channels of rows.
     """
     if x4.size == 0:
         return Moments.empty(x4.shape[0] * x4.shape[2]), False
     n = _kernels.threads(n_threads, _computed_bytes(x4))
-    blocks, missing = _kernels.moments(x4, weights, skip_missing, n, halflife)
+    blocks, missing = _kernels.moments(x4, weights, skip_missing, n, halflife, counted)
     return merge_blocks(blocks), missing
 
 
@@ -155,6 +158,7 @@ def backward_sums(
     relu: Coefficients | None = None,
     residual: Array | None = None,
     n_threads: int | None = None,
+    counted: Array | None = None,
 ) -> NDArray[np.float64]:
     """Sums of g and of ``g * (x - center)`` of each channel. g is `dy4`, but 0 where ReLU gave 0.
 
@@ -168,6 +172,8 @@ def backward_sums(
     residual : ndarray of the shape, dtype and form of `x4`, optional
         Of the forward pass, if that had ReLU.
     n_threads : int or None
+    counted : ndarray, optional
+        As for `moments`. All values are summed; but one that does not count is not looked at where `dy4` is 0.
 
     Returns
     -------
@@ -177,9 +183,10 @@ def backward_sums(
         return np.zeros((2, len(center)))
     c, fits = (NOTHING, None) if relu is None else rounded(relu, x4.dtype)
     if relu is not None and fits is not None:
-        return backward_sums(_passed(dy4, x4, relu, residual), x4, center, n_threads=n_threads)
+        passed = _passed(dy4, x4, relu, residual)
+        return backward_sums(passed, x4, center, n_threads=n_threads, counted=counted)
     n = _kernels.threads(n_threads, x4.nbytes)
-    sums = _kernels.backward_sums(dy4, x4, residual, center, c.mean, c.scale, c.shift, relu is not None, n)
+    sums = _kernels.backward_sums(dy4, x4, residual, center, c.mean, c.scale, c.shift, relu is not None, n, counted)
     return sum_blocks(sums)
 
 
@@ -194,6 +201,7 @@ def backward_apply(
     dresidual: Array | None = None,
     stream: bool | None = None,
     n_threads: int | None = None,
+    counted: Array | None = None,
 ) -> None:
     """Write ``dy_scale * g + x_scale * (x - mean) + offset`` to `dx4`, and g to `dresidual`.
 
@@ -210,6 +218,8 @@ def backward_apply(
     stream : bool, optional
         As for `apply`.
     n_threads : int or None
+    counted : ndarray, optional
+        As for `moments`. A value that does not count gets ``dy_scale * g``.
     """
     k, fits = rounded_gradient(gradient, x4.dtype)
     c, relu_fits = (NOTHING, None) if relu is None else rounded(relu, x4.dtype)
@@ -218,20 +228,21 @@ def backward_apply(
     stream = streams(dx4, dy4, x4, residual) if stream is None else stream
     every = (k.mean, c.scale, c.shift, k.dy_scale, k.x_scale, k.offset)
     if fits is None:
-        _kernels.backward_apply(dy4, x4, residual, dx4, dresidual, *every, relu is not None, stream, n)
+        _kernels.backward_apply(dy4, x4, residual, dx4, dresidual, *every, relu is not None, stream, n, counted)
         return
-    for arrays, own, fit in _runs((dy4, x4, residual, dresidual, dx4), fits):
+    for arrays, own, fit in _runs((dy4, x4, residual, dresidual, dx4, counted), fits):
         if fit:
-            dy, x, z, dz, dx = arrays
+            dy, x, z, dz, dx, counts = arrays
             of_channels: tuple[Any, Any, Any, Any, Any, Any] = _of(every, own)
-            _kernels.backward_apply(dy, x, z, dx, dz, *of_channels, relu is not None, stream, n)
+            _kernels.backward_apply(dy, x, z, dx, dz, *of_channels, relu is not None, stream, n, counts)
             continue
-        for (dy, x, z, dz, dx), (some, forward) in _pieces(arrays, (_of(gradient, own), _of(relu, own))):
+        for (dy, x, z, dz, dx, counts), (some, forward) in _pieces(arrays, (_of(gradient, own), _of(relu, own))):
             g = dy if forward is None else _passed(dy, x, forward, z)
             if dz is not None:
                 dz[...] = g
             wide = _float64(x)
-            backward_apply(_float64(g), wide, wide, some, n_threads=n_threads)
+            numbers = None if counts is None else _float64(counts)
+            backward_apply(_float64(g), wide, wide, some, n_threads=n_threads, counted=numbers)
             with np.errstate(all="ignore"):
                 dx[...] = wide
 
@@ -246,6 +257,7 @@ def forward(
     residual: Array | None = None,
     relu: bool = False,
     n_threads: int | None = None,
+    counted: Array | None = None,
 ) -> tuple[Moments, SavedStatistics]:
     """Normalize with the statistics of the array itself: `moments`, then `apply` with them.
 
@@ -255,13 +267,15 @@ def forward(
         As for `apply`.
     gamma, beta : ndarray of groups * channels values, float64, or None
     eps : float
+    counted : ndarray, optional
+        As for `moments`.
     """
     if x4.size == 0:
         found = Moments.empty(x4.shape[0] * x4.shape[2])
         return found, saved_statistics(found, eps)
     n = _kernels.threads(n_threads, x4.nbytes)
     sums, invstd, done, channels = _kernels.forward(
-        x4, y4, residual, gamma, beta, eps, relu, _is_apart(y4, x4, residual), n
+        x4, y4, residual, gamma, beta, eps, relu, _is_apart(y4, x4, residual), n, counted
     )
     found = Moments(*np.ascontiguousarray(sums[:, 0]))
     saved = SavedStatistics(found.mean, invstd, found.mean_lo)
@@ -341,16 +355,20 @@ def backward(
     residual: Array | None = None,
     dresidual: Array | None = None,
     n_threads: int | None = None,
+    counted: Array | None = None,
+    counts: NDArray[np.float64] | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Gradient of `forward`: `backward_sums`, then `backward_apply` with the coefficients that follow from them.
 
     Parameters
     ----------
-    dy4, x4, dx4, relu, residual, dresidual, n_threads
+    dy4, x4, dx4, relu, residual, dresidual, n_threads, counted
         As for `backward_apply`.
     saved : SavedStatistics
         Of groups * channels values each.
     gamma : ndarray of groups * channels values, float64, or None
+    counts : ndarray of groups * channels values, float64, or None
+        With `counted`: how many values of each channel count.
 
     Returns
     -------
@@ -358,24 +376,41 @@ def backward(
         Sums of g and of ``g * x_hat``.
     """
     c, fits = (NOTHING, None) if relu is None else rounded(relu, x4.dtype)
-    count = x4.shape[1] * x4.shape[3]
+    n_values = x4.shape[1] * x4.shape[3]
     if x4.size == 0 or fits is not None:
-        total, product = backward_sums(dy4, x4, saved.mean, relu=relu, residual=residual, n_threads=n_threads)
+        how = {"relu": relu, "residual": residual, "n_threads": n_threads, "counted": counted}
+        total, product = backward_sums(dy4, x4, saved.mean, **how)
         along = sums_with_x_hat(total, product, saved)
-        k = fold_saved_backward(saved, gamma, total, along, count)
-        backward_apply(dy4, x4, dx4, k, relu=relu, residual=residual, dresidual=dresidual, n_threads=n_threads)
+        k = fold_saved_backward(saved, gamma, total, along, n_values if counts is None else counts)
+        backward_apply(dy4, x4, dx4, k, dresidual=dresidual, **how)
         return total, along
     lo = np.ascontiguousarray(np.broadcast_to(saved.mean_lo, saved.mean.shape), np.float64)
     apart, n = _is_apart(dx4, dy4, x4, residual), _kernels.threads(n_threads, x4.nbytes)
     statistics, of_relu = (saved.mean, lo, saved.invstd), (c.mean, c.scale, c.shift)
     sums, done, channels = _kernels.backward(
-        dy4, x4, residual, dx4, dresidual, *statistics, gamma, *of_relu, relu is not None, apart, n
+        dy4,
+        x4,
+        residual,
+        dx4,
+        dresidual,
+        *statistics,
+        gamma,
+        *of_relu,
+        relu is not None,
+        apart,
+        n,
+        counted,
+        counts,
     )
     total, along = np.ascontiguousarray(sums[:, 0])
     if not done.all():
-        k = fold_saved_backward(saved, gamma, total, along, count)
-        for (dy, x, z, dz, dx), own in _not_done((dy4, x4, residual, dresidual, dx4), done, channels):
-            backward_apply(dy, x, dx, _of(k, own), relu=_of(relu, own), residual=z, dresidual=dz, n_threads=n_threads)
+        k = fold_saved_backward(saved, gamma, total, along, n_values if counts is None else counts)
+        arrays = (dy4, x4, residual, dresidual, dx4, counted)
+        for (dy, x, z, dz, dx, numbers), own in _not_done(arrays, done, channels):
+            some, of_some = _of(k, own), _of(relu, own)
+            backward_apply(
+                dy, x, dx, some, relu=of_some, residual=z, dresidual=dz, n_threads=n_threads, counted=numbers
+            )
     return total, along
 
 

@@ -39,6 +39,8 @@ class Part:
         The data, and y or dx.
     dy, residual, dresidual : ndarray or None
         The gradient of the result; the array added before the activation; and its gradient.
+    counted : ndarray or None
+        1 where a value counts in the statistics, else 0, of the shape and dtype of `x`. None: all count.
     relu, stream : bool
         Whether ReLU is applied, and whether the result is stored past the cache.
     n_threads : int or None
@@ -51,6 +53,7 @@ class Part:
     dy: Array | None
     residual: Array | None
     dresidual: Array | None
+    counted: Array | None
     relu: bool
     stream: bool
     n_threads: int | None
@@ -71,14 +74,22 @@ class Part:
         view = self.layouts[step].view
         return [None if a is None else view(a) for a in arrays]
 
+    def _counted(self, layout: _layout.Layout) -> Array | None:
+        return None if self.counted is None else layout.view(self.counted, repeated=True)
+
     def share(self, saved: SavedStatistics) -> SavedStatistics:
         """The statistics of the samples of this part, of those of all samples."""
-        return changed(saved, lambda a: a[self.at] if a.ndim else a)
+        return changed(saved, self.own)
+
+    def own(self, values: Any) -> Any:
+        """What belongs to the samples of this part, of an array with a value for each sample; a number stays."""
+        return values[self.at] if np.ndim(values) else values
 
     def moments(self, layout: _layout.Layout | None = None) -> Moments:
         """Moments along the kept axes of the first step, or of `layout`, in which `x` must have a view."""
         layout = layout or self.layouts[0]
-        found, _ = _normalize.moments(layout.form(self.x), None, skip_missing=False, n_threads=self.n_threads)
+        x4, counted = layout.form(self.x), self._counted(layout)
+        found, _ = _normalize.moments(x4, None, skip_missing=False, n_threads=self.n_threads, counted=counted)
         return Moments(*layout.unflat(found, self.x.shape))
 
     def forward(self, gamma: Float64 | None, beta: Float64 | None, eps: float) -> tuple[Moments, SavedStatistics]:
@@ -86,13 +97,21 @@ class Part:
         x, y, z = self._forms(0, self.x, self.result, self.residual)
         gamma, beta = self._flat(gamma, 0), self._flat(beta, 0)
         moments, saved = _normalize.forward(
-            x, y, gamma, beta, eps, residual=z, relu=self.relu, n_threads=self.n_threads
+            x,
+            y,
+            gamma,
+            beta,
+            eps,
+            residual=z,
+            relu=self.relu,
+            n_threads=self.n_threads,
+            counted=self._counted(self.layouts[0]),
         )
         return Moments(*self._unflat(moments, 0)), changed(saved, lambda a: self._unflat((a,), 0)[0])
 
     def is_short(self) -> bool:
-        """Whether there are so few values along the kept axes of the first step that `normalize` takes them."""
-        return _normalize.is_short(self.layouts[0].form(self.x))
+        """Whether `normalize` takes the first step: there are few values along its kept axes, and all count."""
+        return self.counted is None and _normalize.is_short(self.layouts[0].form(self.x))
 
     def has_parameters_along(self) -> bool:
         """Whether gamma and beta have a value for each that shares a statistic: in layer norm, not in groups."""
@@ -134,13 +153,19 @@ class Part:
             step, self.dy if dy is None else dy, self.x if x is None else x, None if relu is None else self.residual
         )
         about, relu = self._flat(center, step), self._flat(relu, step)
-        sums = _normalize.backward_sums(dy4, x4, about, relu=relu, residual=z4, n_threads=self.n_threads)
+        counted = self._counted(self.layouts[step])
+        sums = _normalize.backward_sums(
+            dy4, x4, about, relu=relu, residual=z4, n_threads=self.n_threads, counted=counted
+        )
         return tuple(self._unflat(sums, step))
 
     def both_backward(
-        self, saved: SavedStatistics, gamma: Float64 | None, relu: Coefficients | None
+        self, saved: SavedStatistics, gamma: Float64 | None, relu: Coefficients | None, counts: Float64 | None = None
     ) -> tuple[Float64, Float64]:
-        """Gradient of `forward`; sums of g and of ``g * x_hat`` along the kept axes of the first step are returned."""
+        """Gradient of `forward`; sums of g and of ``g * x_hat`` along the kept axes of the first step are returned.
+
+        `counts` is how many values share each statistic, if not all count.
+        """
         z, dz = (None, None) if relu is None else (self.residual, self.dresidual)
         dy4, x4, dx4, z4, dz4 = self._forms(0, self.dy, self.x, self.result, z, dz)
         sums = _normalize.backward(
@@ -153,6 +178,8 @@ class Part:
             residual=z4,
             dresidual=dz4,
             n_threads=self.n_threads,
+            counted=self._counted(self.layouts[0]),
+            counts=self._flat(counts, 0),
         )
         return tuple(self._unflat(sums, 0))
 
@@ -181,6 +208,7 @@ class Part:
             dresidual=dz4,
             stream=self.stream and dx is None,
             n_threads=self.n_threads,
+            counted=self._counted(self.layouts[step]),
         )
 
 
@@ -198,6 +226,8 @@ class Pass:
     n_threads : int or None
     read_only : bool
         Sums only: there will be no result.
+    where : ndarray of bool, or None
+        Which values count in the statistics; of as many axes as `x`, of its length or 1.
     """
 
     def __init__(
@@ -211,6 +241,7 @@ class Pass:
         relu: bool = False,
         n_threads: int | None = None,
         read_only: bool = False,
+        where: NDArray[np.bool_] | None = None,
     ) -> None:
         # Without ReLU the gradient of the residual is dy itself, copied as `out` may overwrite it. The other gradients
         # do not need the residual.
@@ -221,9 +252,12 @@ class Pass:
         x, *layouts = _layout.ready(x, *kept)
         dy = None if dy is None else _layout.like(layouts, dy, x)
         residual = None if residual is None else _layout.like(layouts, residual, x)
+        counted = None
+        if where is not None:
+            counted, layouts = _layout.counted(where, layouts, x)
         result = x if read_only else _layout.target(layouts, out, x, dy, residual)
         stream = _normalize.streams(result, x, dy, residual)
-        self.whole = Part(slice(None), layouts, x, result, dy, residual, None, relu, stream, n_threads)
+        self.whole = Part(slice(None), layouts, x, result, dy, residual, None, counted, relu, stream, n_threads)
         if dy is not None and residual is not None and not read_only:
             self.whole.dresidual = _layout.empty_in(layouts[0], x.shape, x.dtype)
 
@@ -240,8 +274,9 @@ class Pass:
         for start in range(0, shape[0], step):
             at = slice(start, start + step)
             x, result = whole.x[at], whole.result[at]
-            dy, z, dz = (None if a is None else a[at] for a in (whole.dy, whole.residual, whole.dresidual))
-            yield replace(whole, at=at, x=x, result=result, dy=dy, residual=z, dresidual=dz)
+            others = (whole.dy, whole.residual, whole.dresidual, whole.counted)
+            dy, z, dz, counted = (None if a is None else a[at] for a in others)
+            yield replace(whole, at=at, x=x, result=result, dy=dy, residual=z, dresidual=dz, counted=counted)
 
     def scratch(self, n: int, values: int | None = None) -> Iterator[Sequence[Array]]:
         """For each of `parts`, `n` arrays like its `x`. All parts share the same memory, which stays in the cache."""

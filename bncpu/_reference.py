@@ -1,4 +1,7 @@
-"""The specification of every fast path, in plain float64 NumPy. Slow, short, and only for tests."""
+"""The specification of every fast path, in plain float64 NumPy. Slow, short, and only for tests.
+
+`where` broadcasts against x here, whatever the norm: False for values that do not count.
+"""
 
 from __future__ import annotations
 
@@ -36,34 +39,34 @@ def batch_norm(x, mean, var, gamma=None, beta=None, *, eps=1e-5, channel_axis=1)
     return gamma * (np.asarray(x, np.float64) - mean) * inverse_std(var, eps) + beta
 
 
-def batch_norm_forward(x, gamma=None, beta=None, *, eps=1e-5, channel_axis=1):
+def batch_norm_forward(x, gamma=None, beta=None, *, eps=1e-5, channel_axis=1, where=None):
     """Ioffe & Szegedy (2015), algorithm 1: the result, and the batch's mean and biased variance."""
     channel, others = _split(x, channel_axis)
-    y, mean, var = _normalize(x, others, _along(gamma, x, channel, 1.0), _along(beta, x, channel, 0.0), eps)
+    gamma, beta = _along(gamma, x, channel, 1.0), _along(beta, x, channel, 0.0)
+    y, mean, var = _normalize(x, others, gamma, beta, eps, where=where)
     return y, mean.reshape(-1), var.reshape(-1)
 
 
 def batch_norm_backward(
-    dy, x, saved, gamma=None, *, beta=None, channel_axis=1, activation=None, residual=None, frozen=False
+    dy, x, saved, gamma=None, *, beta=None, channel_axis=1, activation=None, residual=None, frozen=False, where=None
 ):
     """dx, dgamma, dbeta, and the gradient of the residual if there is one. `frozen` statistics do not depend on x."""
     channel, others = _split(x, channel_axis)
     mean, invstd, mean_lo = (_along(p, x, channel) for p in _with_low_part(saved))
     gamma, beta = _along(gamma, x, channel, 1.0), _along(beta, x, channel, 0.0)
-    dx, dgamma, dbeta, *more = _backward(
-        dy, x, mean, mean_lo, invstd, gamma, beta, others, activation=activation, residual=residual, frozen=frozen
-    )
+    how = {"activation": activation, "residual": residual, "frozen": frozen, "where": where}
+    dx, dgamma, dbeta, *more = _backward(dy, x, mean, mean_lo, invstd, gamma, beta, others, **how)
     return dx, dgamma.reshape(-1), dbeta.reshape(-1), *more
 
 
-def layer_norm_forward(x, normalized_shape, gamma=None, beta=None, *, eps=1e-5, channel_axis=None):
+def layer_norm_forward(x, normalized_shape, gamma=None, beta=None, *, eps=1e-5, channel_axis=None, where=None):
     """Ba, Kiros & Hinton (2016), eq. 4: the result, mean and variance, in which normalized axes have length 1."""
     axes = _normalized_axes(x, np.atleast_1d(normalized_shape).size, channel_axis)
-    return _normalize(x, axes, _along(gamma, x, axes, 1.0), _along(beta, x, axes, 0.0), eps)
+    return _normalize(x, axes, _along(gamma, x, axes, 1.0), _along(beta, x, axes, 0.0), eps, where=where)
 
 
 def layer_norm_backward(
-    dy, x, saved, gamma=None, *, beta=None, channel_axis=None, activation=None, residual=None, center=True
+    dy, x, saved, gamma=None, *, beta=None, channel_axis=None, activation=None, residual=None, center=True, where=None
 ):
     """As `batch_norm_backward`. Without gamma, takes the fewest trailing axes that fit the shape of `saved`."""
     mean, invstd, mean_lo = _with_low_part(saved)
@@ -73,52 +76,51 @@ def layer_norm_backward(
     axes = _normalized_axes(x, max(n_axes, 1), channel_axis)
     shape = [np.shape(x)[axis] for axis in axes]
     gamma, beta = _along(gamma, x, axes, 1.0), _along(beta, x, axes, 0.0)
-    dx, dgamma, dbeta, *more = _backward(
-        dy, x, mean, mean_lo, invstd, gamma, beta, axes, activation=activation, residual=residual, center=center
-    )
+    how = {"activation": activation, "residual": residual, "center": center, "where": where}
+    dx, dgamma, dbeta, *more = _backward(dy, x, mean, mean_lo, invstd, gamma, beta, axes, **how)
     return dx, dgamma.reshape(shape), dbeta.reshape(shape), *more
 
 
-def rms_norm_forward(x, normalized_shape, gamma=None, *, eps=1e-5, channel_axis=None):
+def rms_norm_forward(x, normalized_shape, gamma=None, *, eps=1e-5, channel_axis=None, where=None):
     """Zhang & Sennrich (2019), eq. 4: the result, None and the mean square."""
     axes = _normalized_axes(x, np.atleast_1d(normalized_shape).size, channel_axis)
-    y, _, square = _normalize(x, axes, _along(gamma, x, axes, 1.0), 0.0, eps, center=False)
+    y, _, square = _normalize(x, axes, _along(gamma, x, axes, 1.0), 0.0, eps, center=False, where=where)
     return y, None, square
 
 
-def rms_norm_backward(dy, x, saved, gamma=None, *, channel_axis=None, activation=None, residual=None):
+def rms_norm_backward(dy, x, saved, gamma=None, **options):
     """As `layer_norm_backward`, with a mean of 0 that does not depend on x, and without dbeta."""
-    dx, dgamma, _, *more = layer_norm_backward(
-        dy, x, (0.0, saved[1]), gamma,
-        channel_axis=channel_axis, activation=activation, residual=residual, center=False,
-    )  # fmt: skip
+    dx, dgamma, _, *more = layer_norm_backward(dy, x, (0.0, saved[1]), gamma, center=False, **options)
     return dx, dgamma, *more
 
 
-def group_norm_forward(x, n_groups, gamma=None, beta=None, *, eps=1e-5, channel_axis=1):
+def group_norm_forward(x, n_groups, gamma=None, beta=None, *, eps=1e-5, channel_axis=1, where=None):
     """Wu & He (2018), eq. 7: the result, mean and variance. The latter two have shape (N, n_groups)."""
-    x4 = _grouped(x, n_groups, channel_axis)
-    y4, mean, var = _normalize(x4, (2, 3), _along(gamma, x4, (1, 2), 1.0), _along(beta, x4, (1, 2), 0.0), eps)
+    x4, where4 = _grouped(x, n_groups, channel_axis), _counts_grouped(where, x, n_groups, channel_axis)
+    gamma, beta = _along(gamma, x4, (1, 2), 1.0), _along(beta, x4, (1, 2), 0.0)
+    y4, mean, var = _normalize(x4, (2, 3), gamma, beta, eps, where=where4)
     return _ungrouped(y4, x, channel_axis), mean[:, :, 0, 0], var[:, :, 0, 0]
 
 
-def group_norm_backward(dy, x, saved, gamma=None, *, beta=None, channel_axis=1, activation=None, residual=None):
+def group_norm_backward(
+    dy, x, saved, gamma=None, *, beta=None, channel_axis=1, activation=None, residual=None, where=None
+):
     """As `batch_norm_backward`."""
     n_groups = np.shape(saved[1])[1]
     dy4, x4 = (_grouped(a, n_groups, channel_axis) for a in (dy, x))
     residual = None if residual is None else _grouped(residual, n_groups, channel_axis)
     mean, invstd, mean_lo = (_along(p, x4, (0, 1)) for p in _with_low_part(saved))
     gamma, beta = _along(gamma, x4, (1, 2), 1.0), _along(beta, x4, (1, 2), 0.0)
-    dx, dgamma, dbeta, *more = _backward(
-        dy4, x4, mean, mean_lo, invstd, gamma, beta, (2, 3), activation=activation, residual=residual
-    )
+    where = _counts_grouped(where, x, n_groups, channel_axis)
+    how = {"activation": activation, "residual": residual, "where": where}
+    dx, dgamma, dbeta, *more = _backward(dy4, x4, mean, mean_lo, invstd, gamma, beta, (2, 3), **how)
     dx, *more = (_ungrouped(a, x, channel_axis) for a in (dx, *more))
     return dx, dgamma.reshape(-1), dbeta.reshape(-1), *more
 
 
-def instance_norm_forward(x, gamma=None, beta=None, *, eps=1e-5, channel_axis=1):
+def instance_norm_forward(x, gamma=None, beta=None, *, channel_axis=1, **options):
     """Ulyanov, Vedaldi & Lempitsky (2016), eq. 5: group norm with a group for each channel."""
-    return group_norm_forward(x, np.shape(x)[channel_axis], gamma, beta, eps=eps, channel_axis=channel_axis)
+    return group_norm_forward(x, np.shape(x)[channel_axis], gamma, beta, channel_axis=channel_axis, **options)
 
 
 def instance_norm_backward(dy, x, saved, gamma=None, **options):
@@ -132,34 +134,42 @@ def inverse_std(var, eps=1e-5):
     return np.where(std == 0, 0.0, 1 / np.where(std == 0, 1.0, std))
 
 
-def _normalize(x, over, gamma, beta, eps, center=True):
+def _normalize(x, over, gamma, beta, eps, center=True, where=None):
     """``gamma * (x - mean) / sqrt(var + eps) + beta``, mean and biased variance over the axes `over`.
 
-    Parameters broadcast against `x`. Without `center` the mean is 0, and the variance the mean square.
+    Parameters broadcast against `x`. Without `center` the mean is 0, and the variance the mean square. Where nothing
+    counts the result is beta.
     """
+    counts, n = _counts(where, x, over)
     centered, mean = np.asarray(x, np.float64), 0.0
     for _ in range(2 * center):  # twice: the first mean is rounded to the size of x
-        step = _mean(centered, over)
+        step = _sum(np.where(counts, centered, 0.0), over) / n
         centered, mean = centered - step, mean + step
-    var = _mean(centered**2, over)
-    return gamma * centered * inverse_std(var, eps) + beta, mean, var
+    var = _sum(np.where(counts, centered, 0.0) ** 2, over) / n
+    some = np.any(counts, axis=over, keepdims=True)
+    return gamma * centered * inverse_std(var, eps) * some + beta, mean, var
 
 
-def _backward(dy, x, mean, mean_lo, invstd, gamma, beta, over, *, activation, residual, center=True, frozen=False):
+def _backward(
+    dy, x, mean, mean_lo, invstd, gamma, beta, over, *, activation, residual, center=True, frozen=False, where=None
+):
     """Gradients of what `_normalize` with ``relu(. + residual)`` computes, by the chain rule.
 
     Let ``x_hat = (x - mean) * invstd``, and g the gradient of x_hat. x acts on x_hat directly (term 1), through the
     mean (term 2) and through invstd (term 3): ``dx = invstd * (g - mean(g) - x_hat * mean(g * x_hat))``. Parameters
-    broadcast against `x`.
+    broadcast against `x`. Terms 2 and 3 are for the n values that count; the means are sums over all, divided by n.
+    What does not count, and has no gradient, is not looked at.
     """
+    counts, n = _counts(where, x, over)
     dy, x_hat = np.asarray(dy, np.float64), (np.asarray(x, np.float64) - mean - mean_lo) * invstd
     if activation == "relu":
         dy = np.where(gamma * x_hat + beta + (0.0 if residual is None else residual) <= 0, 0.0, dy)
+    x_hat = np.where(counts | (dy != 0), x_hat, 0.0)
     g = dx = dy * gamma  # term 1
     if center and not frozen:
-        dx = dx - _mean(g, over)  # term 2
+        dx = dx - np.where(counts, _sum(g, over) / n, 0.0)  # term 2
     if not frozen:
-        dx = dx - x_hat * _mean(g * x_hat, over)  # term 3
+        dx = dx - np.where(counts, x_hat * _sum(g * x_hat, over) / n, 0.0)  # term 3
     shared = tuple(axis for axis, n in enumerate(gamma.shape) if n == 1)
     dgamma, dbeta = (_sum(a, shared) for a in (dy * x_hat, dy))
     return (dx * invstd, dgamma, dbeta) if residual is None else (dx * invstd, dgamma, dbeta, dy)
@@ -174,9 +184,14 @@ def _sum(a, over):
     return rows.sum(axis=-1).reshape([1 if axis in over else n for axis, n in enumerate(a.shape)])
 
 
-def _mean(a, over):
-    """Means over axes, which stay with length 1."""
-    return _sum(a, over) / _length(a, over)
+def _counts(where, x, over):
+    """Which values of `x` count, as an array of its shape, and how many of each sum over axes, at least 1."""
+    counts = np.broadcast_to(True if where is None else where, np.shape(x))
+    return counts, np.maximum(np.count_nonzero(counts, axis=over, keepdims=True), 1)
+
+
+def _counts_grouped(where, x, n_groups, channel_axis):
+    return None if where is None else _grouped(np.broadcast_to(where, np.shape(x)), n_groups, channel_axis) > 0
 
 
 def _length(a, axes):

@@ -69,11 +69,11 @@ def backward_in_two_steps(
     scale: Float64 | None,
     shift: Float64 | None,
     shape: tuple[int, ...],
-    count: float,
+    count: Float64 | int,
 ) -> Float64:
     """Gradients of x, which go to the result, and of scale and shift, which are returned.
 
-    `shape` is that of scale and shift, `count` the number of values that share a statistic.
+    `shape` is that of scale and shift, `count` the number of values that each statistic is of.
     """
     gradients = np.zeros((2, *shape))
     for part, (x_hat, g) in zip(arrays.parts(), arrays.scratch(2), strict=True):
@@ -89,7 +89,7 @@ def backward_in_two_steps(
         total, product = part.sums(mean, None, dy=g)
         along = sums_with_x_hat(total, product, some)
         sums = (np.zeros_like(total) if some.mean is None else total, along)
-        part.backward(fold_backward(mean, some.invstd, None, sums, count, some.mean_lo), None, dy=g)
+        part.backward(fold_backward(mean, some.invstd, None, sums, part.own(count), some.mean_lo), None, dy=g)
     return gradients
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bncpu import _arguments, _checks, _dispatch, _kernels
+from bncpu import _arguments, _checks, _dispatch, _kernels, _layout
 from bncpu._passes import Activation, Part, Pass
 from bncpu.moments import (
     BackwardSums,
@@ -135,6 +135,7 @@ def batch_norm_forward(
     eps: float = 1e-5,
     channel_axis: int = 1,
     moments: Moments | None = None,
+    where: NDArray[np.bool_] | None = None,
     activation: Activation = None,
     residual: Array | None = None,
     out: Array | None = None,
@@ -166,6 +167,9 @@ def batch_norm_forward(
     moments : Moments, optional
         Those of a whole batch of which `x` is a part: of micro-batches, or of other processes. See `merge`. Give
         running statistics in the call for one part only.
+    where : ndarray of bool, optional
+        Which positions count: False for padding, or for missing pixels. It broadcasts to the shape of `x` without its
+        channels. All positions get a result; statistics are those of the ones that count.
     activation : {None, "relu"}, default=None
         Applied last.
     residual : ndarray of the shape and dtype of `x`, optional
@@ -215,6 +219,7 @@ def batch_norm_forward(
         and running_mean is None
         and running_var is None
         and moments is None
+        and where is None
         and type(momentum) is float
         and 0 <= momentum <= 1
         and type(ddof) is int
@@ -229,6 +234,7 @@ def batch_norm_forward(
             return y, SavedStatistics(center, invstd, center_lo, count, "training", call)
     if (device := _dispatch.device_functions(x)) is not None:
         _arguments.whole_batch("moments", moments)
+        _arguments.whole_batch("where", where)
         more: dict[str, Any] = {"activation": activation, "residual": residual, "out": out}
         more |= {"running_mean": running_mean, "running_var": running_var, "momentum": momentum, "ddof": ddof}
         return device.batch_norm_forward(x, gamma, beta, eps=eps, channel_axis=channel_axis, **more)
@@ -241,9 +247,11 @@ def batch_norm_forward(
     momentum = _arguments.momentum(momentum)
     ddof = _checks.real("ddof", ddof, low=0)
     eps = _checks.real("eps", eps, low=0)
-    moments = _arguments.sums_of_all("moments", Moments, moments, x, n_channels)
-    arrays = Pass(x, ((axis,),), **_arguments.forward(x, activation, residual, out, n_threads))
-    count = x.size // max(1, n_channels) if moments is None else moments.count
+    where = _arguments.where(where, x, axis)
+    n = _n_counted(x, axis, where)
+    moments = _arguments.sums_of_all("moments", Moments, moments, n, n_channels)
+    arrays = Pass(x, ((axis,),), where=where, **_arguments.forward(x, activation, residual, out, n_threads))
+    count = n if moments is None else moments.count
     if n_channels:
         _arguments.values_per_channel("batch_norm_forward", np.min(count), ddof)
 
@@ -258,6 +266,13 @@ def batch_norm_forward(
     if running_mean is not None and running_var is not None:
         _move(running_mean, running_var, moments, momentum, ddof)
     return y, saved
+
+
+def _n_counted(x: Array, axis: int, where: NDArray[np.bool_] | None) -> int:
+    """How many values of a channel count."""
+    if where is None or not x.size:
+        return x.size // max(1, x.shape[axis])
+    return int(_layout.n_counted(where, x.shape, (axis,))[0])
 
 
 def _move(running_mean: Any, running_var: Any, moments: Moments, momentum: float, ddof: float) -> None:
@@ -276,6 +291,7 @@ def batch_norm_backward(
     beta: ArrayLike | None = None,
     channel_axis: int = 1,
     sums: BackwardSums | None = None,
+    where: NDArray[np.bool_] | None = None,
     activation: Activation = None,
     residual: Array | None = None,
     out: Array | None = None,
@@ -303,6 +319,10 @@ def batch_norm_backward(
         The axis of length C; -1 is channels-last.
     sums : BackwardSums, optional
         Those of a whole batch of which `x` is a part. See `merge`.
+    where : ndarray of bool, optional
+        Of the forward pass. A position that does not count acts on its own result only: ``dx = gamma * invstd * dy``.
+        The sums are over all positions, m is the number of those that count. Where dy is 0 at a position that does not
+        count, x may be NaN.
     activation : {None, "relu"}, default=None
         Of the forward pass. Where ReLU gave 0 the gradient is 0; that is computed again from `x`, nothing is kept.
         (In float16: where it gave 0 before the result was rounded.)
@@ -349,6 +369,7 @@ def batch_norm_backward(
         activation is None
         and beta is None
         and sums is None
+        and where is None
         and type(saved) is SavedStatistics
         and _is_short(channel_axis, activation, residual, n_threads)
         and _is_of(saved, x, channel_axis, gamma)
@@ -358,7 +379,7 @@ def batch_norm_backward(
         )
         if short is not None:
             return short
-    return _backward(dy, x, saved, gamma, beta, channel_axis, sums, activation, residual, out, n_threads)
+    return _backward(dy, x, saved, gamma, beta, channel_axis, sums, where, activation, residual, out, n_threads)
 
 
 def _is_short(channel_axis: int, activation: Activation, residual: Array | None, n_threads: int | None) -> bool:
@@ -467,7 +488,7 @@ def batch_norm_backward_frozen(
     >>> dgamma, dbeta
     (array([2.]), array([4.]))
     """
-    return _backward(dy, x, saved, gamma, beta, channel_axis, "frozen", activation, residual, out, n_threads)
+    return _backward(dy, x, saved, gamma, beta, channel_axis, "frozen", None, activation, residual, out, n_threads)
 
 
 def _backward(
@@ -478,6 +499,7 @@ def _backward(
     beta: ArrayLike | None,
     channel_axis: int,
     sums: BackwardSums | Literal["frozen"] | None,
+    where: NDArray[np.bool_] | None,
     activation: Activation,
     residual: Array | None,
     out: Array | None,
@@ -486,24 +508,28 @@ def _backward(
     frozen = isinstance(sums, str)
     if (device := _dispatch.device_functions(x)) is not None:
         _arguments.whole_batch("sums", None if frozen else sums)
+        _arguments.whole_batch("where", where)
         backward = device.batch_norm_backward_frozen if frozen else device.batch_norm_backward
         more = {"activation": activation, "residual": residual, "out": out}
         return backward(dy, x, saved, gamma, beta=beta, channel_axis=channel_axis, **more)
     axis = _arguments.data("x", x, channel_axis)
     n_channels = x.shape[axis]
-    call, count = call_of(axis, activation, gamma, beta, residual), x.size // max(1, n_channels)
+    where = _arguments.where(where, x, axis)
+    call, count = call_of(axis, activation, gamma, beta, residual), _n_counted(x, axis, where)
     as_in_forward(saved, call, None if frozen else count, of_part=sums is not None)
     saved = _arguments.saved(saved, (n_channels,), "one value per channel")
     scale = _checks.per_channel("gamma", gamma, n_channels)
     shift = _checks.per_channel("beta", beta, n_channels)
-    given = None if frozen else _arguments.sums_of_all("sums", BackwardSums, sums, x, n_channels)
-    arrays = Pass(x, ((axis,),), **_arguments.backward(dy, x, activation, residual, out, n_threads))
+    given = None if frozen else _arguments.sums_of_all("sums", BackwardSums, sums, count, n_channels)
+    checked = _arguments.backward(dy, x, activation, residual, out, n_threads)
+    arrays = Pass(x, ((axis,),), where=where, **checked)
     part = arrays.whole
     relu = fold_saved(saved, scale, shift) if part.relu else None
     if sums is None:
-        dbeta, dgamma = part.both_backward(saved, scale, relu)
+        counts = None if where is None else np.full(n_channels, float(count))
+        dbeta, dgamma = part.both_backward(saved, scale, relu, counts)
         return arrays.result(), dgamma, dbeta, *arrays.dresidual()
-    total = _sums(part, saved, relu) if given is None else given
+    total = _sums(part, saved, relu, count) if given is None else given
     if not frozen:
         part.backward(fold_saved_backward(saved, scale, total.dbeta, total.dgamma, total.count), relu)
     else:
@@ -515,13 +541,14 @@ def _backward(
     return arrays.result(), total.dgamma, total.dbeta, *arrays.dresidual()
 
 
-def _sums(part: Part, saved: SavedStatistics, relu: Coefficients | None) -> BackwardSums:
+def _sums(part: Part, saved: SavedStatistics, relu: Coefficients | None, count: int) -> BackwardSums:
     total, product = part.sums(saved.mean, relu)
-    count = np.full(len(total), part.x.size / max(1, len(total)))
-    return BackwardSums(count, sums_with_x_hat(total, product, saved), total)
+    return BackwardSums(np.full(len(total), float(count)), sums_with_x_hat(total, product, saved), total)
 
 
-def batch_norm_moments(x: Array, *, channel_axis: int = 1, n_threads: int | None = None) -> Moments:
+def batch_norm_moments(
+    x: Array, *, channel_axis: int = 1, where: NDArray[np.bool_] | None = None, n_threads: int | None = None
+) -> Moments:
     """Count, mean and sum of squared deviations of each channel: what `batch_norm_forward` needs of part of a batch.
 
     Collected from every part, merged by `merge`, and given to `batch_norm_forward` for every part as `moments`, they
@@ -534,6 +561,8 @@ def batch_norm_moments(x: Array, *, channel_axis: int = 1, n_threads: int | None
         Not modified. NaN and infinity stay within their channel.
     channel_axis : int, default=1
         The axis of length C; -1 is channels-last.
+    where : ndarray of bool, optional
+        Which positions count; see `batch_norm_forward`.
     n_threads : int, optional
         Threads to use at most; by default no more than processors are idle. The result does not depend on it.
 
@@ -566,7 +595,8 @@ def batch_norm_moments(x: Array, *, channel_axis: int = 1, n_threads: int | None
     True
     """
     axis = _arguments.data("x", x, channel_axis)
-    return Pass(x, ((axis,),), n_threads=_checks.threads(n_threads), read_only=True).whole.moments()
+    where = _arguments.where(where, x, axis)
+    return Pass(x, ((axis,),), n_threads=_checks.threads(n_threads), read_only=True, where=where).whole.moments()
 
 
 def batch_norm_backward_sums(
@@ -577,6 +607,7 @@ def batch_norm_backward_sums(
     *,
     beta: ArrayLike | None = None,
     channel_axis: int = 1,
+    where: NDArray[np.bool_] | None = None,
     activation: Activation = None,
     residual: Array | None = None,
     n_threads: int | None = None,
@@ -598,6 +629,8 @@ def batch_norm_backward_sums(
         Of the forward pass; needed with ReLU.
     channel_axis : int, default=1
         The axis of length C; -1 is channels-last.
+    where : ndarray of bool, optional
+        Of the forward pass.
     activation : {None, "relu"}, default=None
         Of the forward pass. Where ReLU gave 0 the gradient is 0; that is computed again from `x`, nothing is kept.
         (In float16: where it gave 0 before the result was rounded.)
@@ -639,14 +672,16 @@ def batch_norm_backward_sums(
     n_channels = x.shape[axis]
     call = call_of(axis, activation, gamma, beta, residual)
     call = call if activation else call._replace(gamma=True)  # which needs none
-    as_in_forward(saved, call, x.size // max(1, n_channels), of_part=True)
+    where = _arguments.where(where, x, axis)
+    count = _n_counted(x, axis, where)
+    as_in_forward(saved, call, count, of_part=True)
     saved = _arguments.saved(saved, (n_channels,), "one value per channel")
     scale = _checks.per_channel("gamma", gamma, n_channels)
     shift = _checks.per_channel("beta", beta, n_channels)
     checked = _arguments.backward(dy, x, activation, residual, None, n_threads)
-    part = Pass(x, ((axis,),), **checked, read_only=True).whole
+    part = Pass(x, ((axis,),), **checked, read_only=True, where=where).whole
     relu = fold_saved(saved, scale, shift) if part.relu else None
-    return _sums(part, saved, relu)
+    return _sums(part, saved, relu, count)
 
 
 def merge(*parts: Sums) -> Sums:

@@ -45,6 +45,7 @@ def instance_norm(
     ddof: float = 0,
     eps: float = 1e-5,
     channel_axis: int = 1,
+    where: NDArray[np.bool_] | None = None,
     activation: Activation = None,
     residual: Array | None = None,
     out: Array | None = None,
@@ -73,6 +74,10 @@ def instance_norm(
         Added to the variance. Not negative; with ``eps=0`` equal values give `beta`.
     channel_axis : int, default=1
         The axis of length C; -1 is channels-last. Samples are on the first other axis.
+    where : ndarray of bool, optional
+        Which positions count: False for padding, or for missing pixels. It broadcasts to the shape of `x` without its
+        channels. All positions get a result; statistics are those of the ones that count. A sample without any gets
+        `beta`.
     activation : {None, "relu"}, default=None
         Applied last.
     residual : ndarray of the shape and dtype of `x`, optional
@@ -119,6 +124,7 @@ def instance_norm(
         ddof=ddof,
         eps=eps,
         channel_axis=channel_axis,
+        where=where,
         activation=activation,
         residual=residual,
         out=out,
@@ -138,6 +144,7 @@ def instance_norm_forward(
     ddof: float = 0,
     eps: float = 1e-5,
     channel_axis: int = 1,
+    where: NDArray[np.bool_] | None = None,
     activation: Activation = None,
     residual: Array | None = None,
     out: Array | None = None,
@@ -166,6 +173,10 @@ def instance_norm_forward(
         Added to the variance. Not negative; with ``eps=0`` equal values give `beta`.
     channel_axis : int, default=1
         The axis of length C; -1 is channels-last. Samples are on the first other axis.
+    where : ndarray of bool, optional
+        Which positions count: False for padding, or for missing pixels. It broadcasts to the shape of `x` without its
+        channels. All positions get a result; statistics are those of the ones that count. A sample without any gets
+        `beta`.
     activation : {None, "relu"}, default=None
         Applied last.
     residual : ndarray of the shape and dtype of `x`, optional
@@ -212,14 +223,19 @@ def instance_norm_forward(
     ddof = _checks.real("ddof", ddof, low=0)
     n_samples = x.shape[0 if axis else 1]
     if n_samples and n_channels:
-        _arguments.values_per_channel("instance_norm", _values(x, n_channels, axis), ddof)
-    y, saved, moments = _group_forward(x, n_channels, gamma, beta, eps, axis, activation, residual, out, n_threads)
+        counts = np.asarray(_values(x, n_channels, axis, _arguments.where(where, x, axis)))
+        if np.any(counts) or where is None:
+            _arguments.values_per_channel("instance_norm", np.min(counts[counts > 0], initial=x.size), ddof)
+    y, saved, moments = _group_forward(
+        x, n_channels, gamma, beta, eps, axis, activation, residual, out, n_threads, where
+    )
     if running_mean is not None and running_var is not None and n_samples:
-        with np.errstate(all="ignore"):
-            running_mean[...] = moved(running_mean, moments.mean.mean(axis=0), momentum)
-            running_var[...] = moved(running_var, variance(moments, ddof).mean(axis=0), momentum)
-    call, count = call_of(axis, activation, gamma, beta, residual), _values(x, n_channels, axis)
-    return y, saved._replace(count=count, kind="training", call=call)
+        seen = np.any(moments.count, axis=1)
+        if seen.any():
+            with np.errstate(all="ignore"):
+                running_mean[...] = moved(running_mean, moments.mean[seen].mean(axis=0), momentum)
+                running_var[...] = moved(running_var, variance(moments, ddof)[seen].mean(axis=0), momentum)
+    return y, saved
 
 
 def instance_norm_backward(
@@ -230,6 +246,7 @@ def instance_norm_backward(
     *,
     beta: ArrayLike | None = None,
     channel_axis: int = 1,
+    where: NDArray[np.bool_] | None = None,
     activation: Activation = None,
     residual: Array | None = None,
     out: Array | None = None,
@@ -255,6 +272,9 @@ def instance_norm_backward(
         Of the forward pass; needed with ReLU.
     channel_axis : int, default=1
         The axis of length C; -1 is channels-last. Samples are on the first other axis.
+    where : ndarray of bool, optional
+        Of the forward pass. A position that does not count acts on its own result only: ``dx = gamma * invstd * dy``.
+        Where dy is 0 there, x may be NaN.
     activation : {None, "relu"}, default=None
         Of the forward pass. Where ReLU gave 0 the gradient is 0; that is computed again from `x`, nothing is kept.
         (In float16: where it gave 0 before the result was rounded.)
@@ -298,7 +318,7 @@ def instance_norm_backward(
     True
     """
     axis = _arguments.data("x", x, channel_axis)
-    return _group_backward(dy, x, saved, x.shape[axis], gamma, beta, axis, activation, residual, out, n_threads)
+    return _group_backward(dy, x, saved, x.shape[axis], gamma, beta, axis, activation, residual, out, n_threads, where)
 
 
 def group_norm(
@@ -309,6 +329,7 @@ def group_norm(
     *,
     eps: float = 1e-5,
     channel_axis: int = 1,
+    where: NDArray[np.bool_] | None = None,
     activation: Activation = None,
     residual: Array | None = None,
     out: Array | None = None,
@@ -332,6 +353,10 @@ def group_norm(
         Added to the variance. Not negative; with ``eps=0`` equal values give `beta`.
     channel_axis : int, default=1
         The axis of length C; -1 is channels-last. Samples are on the first other axis.
+    where : ndarray of bool, optional
+        Which positions count: False for padding, or for missing pixels. It broadcasts to the shape of `x` without its
+        channels. All positions get a result; statistics are those of the ones that count. A sample without any gets
+        `beta`.
     activation : {None, "relu"}, default=None
         Applied last.
     residual : ndarray of the shape and dtype of `x`, optional
@@ -367,7 +392,7 @@ def group_norm(
     """
     axis = _arguments.data("x", x, channel_axis)
     n_groups = _groups(n_groups, x.shape[axis])
-    y, _, _ = _group_forward(x, n_groups, gamma, beta, eps, axis, activation, residual, out, n_threads)
+    y, _, _ = _group_forward(x, n_groups, gamma, beta, eps, axis, activation, residual, out, n_threads, where)
     return y
 
 
@@ -379,6 +404,7 @@ def group_norm_forward(
     *,
     eps: float = 1e-5,
     channel_axis: int = 1,
+    where: NDArray[np.bool_] | None = None,
     activation: Activation = None,
     residual: Array | None = None,
     out: Array | None = None,
@@ -402,6 +428,10 @@ def group_norm_forward(
         Added to the variance. Not negative; with ``eps=0`` equal values give `beta`.
     channel_axis : int, default=1
         The axis of length C; -1 is channels-last. Samples are on the first other axis.
+    where : ndarray of bool, optional
+        Which positions count: False for padding, or for missing pixels. It broadcasts to the shape of `x` without its
+        channels. All positions get a result; statistics are those of the ones that count. A sample without any gets
+        `beta`.
     activation : {None, "relu"}, default=None
         Applied last.
     residual : ndarray of the shape and dtype of `x`, optional
@@ -440,9 +470,8 @@ def group_norm_forward(
     """
     axis = _arguments.data("x", x, channel_axis)
     n_groups = _groups(n_groups, x.shape[axis])
-    y, saved, _ = _group_forward(x, n_groups, gamma, beta, eps, axis, activation, residual, out, n_threads)
-    call, count = call_of(axis, activation, gamma, beta, residual), _values(x, n_groups, axis)
-    return y, saved._replace(count=count, kind="training", call=call)
+    y, saved, _ = _group_forward(x, n_groups, gamma, beta, eps, axis, activation, residual, out, n_threads, where)
+    return y, saved
 
 
 def group_norm_backward(
@@ -453,6 +482,7 @@ def group_norm_backward(
     *,
     beta: ArrayLike | None = None,
     channel_axis: int = 1,
+    where: NDArray[np.bool_] | None = None,
     activation: Activation = None,
     residual: Array | None = None,
     out: Array | None = None,
@@ -478,6 +508,9 @@ def group_norm_backward(
         Of the forward pass; needed with ReLU.
     channel_axis : int, default=1
         The axis of length C; -1 is channels-last. Samples are on the first other axis.
+    where : ndarray of bool, optional
+        Of the forward pass. A position that does not count acts on its own result only: ``dx = gamma * invstd * dy``.
+        Where dy is 0 there, x may be NaN.
     activation : {None, "relu"}, default=None
         Of the forward pass. Where ReLU gave 0 the gradient is 0; that is computed again from `x`, nothing is kept.
         (In float16: where it gave 0 before the result was rounded.)
@@ -521,7 +554,7 @@ def group_norm_backward(
     """
     axis = _arguments.data("x", x, channel_axis)
     n_groups = _groups_of(saved, x.shape[axis])
-    return _group_backward(dy, x, saved, n_groups, gamma, beta, axis, activation, residual, out, n_threads)
+    return _group_backward(dy, x, saved, n_groups, gamma, beta, axis, activation, residual, out, n_threads, where)
 
 
 # ---- what they share ----
@@ -538,18 +571,21 @@ def _group_forward(
     residual: Array | None,
     out: Array | None,
     n_threads: int | None,
+    where: NDArray[np.bool_] | None,
 ) -> tuple[Array, SavedStatistics, Moments]:
     n_channels = x.shape[axis]
     scale, shift = _grouped("gamma", gamma, n_channels, n_groups), _grouped("beta", beta, n_channels, n_groups)
     eps = _checks.real("eps", eps, low=0)
-    arrays = _group_pass(x, n_groups, axis, _arguments.forward(x, activation, residual, out, n_threads))
+    where = _arguments.where(where, x, axis)
+    arrays = _group_pass(x, n_groups, axis, where, _arguments.forward(x, activation, residual, out, n_threads))
     if len(arrays.whole.layouts) > 1:
         moments = forward_in_two_steps(arrays, scale, shift, eps, saved_statistics)
         saved = saved_statistics(moments, eps)
     else:
         moments, saved = _forward_in_one_step(arrays, scale, shift, eps)
     y = _layout.channels_joined(arrays.result(), axis)
-    return y if out is None else out, saved, moments
+    call, count = call_of(axis, activation, gamma, beta, residual), _values(x, n_groups, axis, where)
+    return y if out is None else out, saved._replace(count=count, kind="training", call=call), moments
 
 
 def _group_backward(
@@ -564,29 +600,35 @@ def _group_backward(
     residual: Array | None,
     out: Array | None,
     n_threads: int | None,
+    where: NDArray[np.bool_] | None,
 ) -> tuple[Array, ...]:
     n_channels, n_samples = x.shape[axis], x.shape[0 if axis else 1]
-    count = _values(x, n_groups, axis)
+    where = _arguments.where(where, x, axis)
+    count = _values(x, n_groups, axis, where)
     as_in_forward(saved, call_of(axis, activation, gamma, beta, residual), count)
     saved = _arguments.saved(saved, (n_samples, n_groups), "one value per sample and group of channels")
     scale, shift = _grouped("gamma", gamma, n_channels, n_groups), _grouped("beta", beta, n_channels, n_groups)
-    arrays = _group_pass(x, n_groups, axis, _arguments.backward(dy, x, activation, residual, out, n_threads))
+    arrays = _group_pass(x, n_groups, axis, where, _arguments.backward(dy, x, activation, residual, out, n_threads))
     back = backward_in_two_steps if len(arrays.whole.layouts) > 1 else _backward_in_one_step
     dgamma, dbeta = back(arrays, saved, scale, shift, (n_groups, arrays.whole.x.shape[2]), count)
     dx, *dz = (_layout.channels_joined(a, axis) for a in (arrays.result(), *arrays.dresidual()))
     return dx if out is None else out, dgamma.reshape(-1), dbeta.reshape(-1), *dz
 
 
-def _values(x: Array, n_groups: int, axis: int) -> int:
-    """Number of values of a group in a sample."""
-    return x.size // max(1, x.shape[0 if axis else 1] * n_groups)
+def _values(x: Array, n_groups: int, axis: int, where: NDArray[np.bool_] | None) -> Any:
+    """Number of values of a group in a sample: of each, as an array, with `where`."""
+    if where is None:
+        return x.size // max(1, x.shape[0 if axis else 1] * n_groups)
+    split = _layout.channels_split(where, axis, 1)
+    return _layout.n_counted(split, _layout.channels_split(x, axis, n_groups).shape, (0, 1))
 
 
-def _group_pass(x: Array, n_groups: int, axis: int, checked: dict[str, Any]) -> Pass:
+def _group_pass(x: Array, n_groups: int, axis: int, where: NDArray[np.bool_] | None, checked: dict[str, Any]) -> Pass:
     arrays: dict[str, Any] = {
         k: _layout.channels_split(a, axis, n_groups) if isinstance(a, np.ndarray) else a
         for k, a in {"x": x, **checked}.items()
     }
+    arrays["where"] = None if where is None else _layout.channels_split(where, axis, 1)
     # One step needs some float64 numbers for each channel of each sample: not worth it for single values.
     single = x.size == prod(arrays["x"].shape[:3])
     return Pass(kept=((0, 1), (1, 2)) if single else ((0, 1, 2),), **arrays)
@@ -637,7 +679,7 @@ def _backward_in_one_step(
     scale: Float64 | None,
     shift: Float64 | None,
     shape: tuple[int, ...],
-    count: float,
+    count: Float64 | int,
 ) -> Float64:
     gradients = np.zeros((2, *shape))
     for part in _parts(arrays) if arrays.whole.x.size else ():
@@ -648,7 +690,8 @@ def _backward_in_one_step(
         with np.errstate(all="ignore"):
             gradients += along.sum(axis=0), total.sum(axis=0)
             sums = [(s if scale is None else scale * s).sum(axis=-1, keepdims=True) for s in (total, along)]
-        part.backward(fold_backward(some.mean, some.invstd, scale, tuple(sums), count, some.mean_lo), relu)
+        n = part.own(count)[..., None] if np.ndim(count) else count
+        part.backward(fold_backward(some.mean, some.invstd, scale, tuple(sums), n, some.mean_lo), relu)
     return gradients
 
 
@@ -661,6 +704,6 @@ def _group_moments(part: Part) -> Moments:
     """Moments of each group: at once where its values are adjacent, else merged from those of its channels."""
     layout = _layout.layout_of(part.x, (0, 1))
     form = layout.view(part.x)
-    if form is not None and form.shape[3] >= 16:
+    if form is not None and form.shape[3] >= 16 and part.counted is None:
         return part.moments(layout)
     return merge_blocks(np.stack([np.moveaxis(m, -1, 0) for m in part.moments()]))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bncpu import _arguments, _checks
+from bncpu import _arguments, _checks, _layout
 from bncpu._passes import Activation, Pass
 from bncpu._two_steps import Statistics, backward_in_two_steps, forward_in_two_steps
 from bncpu.moments import changed, rms_statistics, saved_statistics
@@ -29,6 +29,7 @@ def layer_norm(
     *,
     eps: float = 1e-5,
     channel_axis: int | None = None,
+    where: NDArray[np.bool_] | None = None,
     activation: Activation = None,
     residual: Array | None = None,
     out: Array | None = None,
@@ -52,6 +53,10 @@ def layer_norm(
         Added to the variance. Not negative; with ``eps=0`` equal values give `beta`.
     channel_axis : int, optional
         Normalize over this axis instead, at each position of the others: 1 for the channels of (N, C, H, W).
+    where : ndarray of bool, optional
+        Which values count: False for padding, or for missing pixels. It has as many axes as `x`, and broadcasts to its
+        shape; where one axis is normalized, it may lack that axis. All values get a result; statistics are those of the
+        ones that count. Where there are none, the result is `beta`.
     activation : {None, "relu"}, default=None
         Applied last.
     residual : ndarray of the shape and dtype of `x`, optional
@@ -86,7 +91,7 @@ def layer_norm(
     array([[-1.,  1.],
            [-1.,  1.]])
     """
-    given = x, normalized_shape, gamma, beta, eps, channel_axis, activation, residual, out, n_threads
+    given = x, normalized_shape, gamma, beta, eps, channel_axis, where, activation, residual, out, n_threads
     y, _ = _layer_forward(*given, keep=False)
     return y
 
@@ -99,6 +104,7 @@ def layer_norm_forward(
     *,
     eps: float = 1e-5,
     channel_axis: int | None = None,
+    where: NDArray[np.bool_] | None = None,
     activation: Activation = None,
     residual: Array | None = None,
     out: Array | None = None,
@@ -122,6 +128,10 @@ def layer_norm_forward(
         Added to the variance. Not negative; with ``eps=0`` equal values give `beta`.
     channel_axis : int, optional
         Normalize over this axis instead, at each position of the others: 1 for the channels of (N, C, H, W).
+    where : ndarray of bool, optional
+        Which values count: False for padding, or for missing pixels. It has as many axes as `x`, and broadcasts to its
+        shape; where one axis is normalized, it may lack that axis. All values get a result; statistics are those of the
+        ones that count. Where there are none, the result is `beta`.
     activation : {None, "relu"}, default=None
         Applied last.
     residual : ndarray of the shape and dtype of `x`, optional
@@ -159,7 +169,8 @@ def layer_norm_forward(
     array([[ 2.],
            [20.]])
     """
-    return _layer_forward(x, normalized_shape, gamma, beta, eps, channel_axis, activation, residual, out, n_threads)
+    given = x, normalized_shape, gamma, beta, eps, channel_axis, where, activation, residual, out, n_threads
+    return _layer_forward(*given)
 
 
 def layer_norm_backward(
@@ -170,6 +181,7 @@ def layer_norm_backward(
     *,
     beta: ArrayLike | None = None,
     channel_axis: int | None = None,
+    where: NDArray[np.bool_] | None = None,
     activation: Activation = None,
     residual: Array | None = None,
     out: Array | None = None,
@@ -195,6 +207,9 @@ def layer_norm_backward(
         Of the forward pass; needed with ReLU.
     channel_axis : int, optional
         Of the forward pass.
+    where : ndarray of bool, optional
+        Of the forward pass. A value that does not count acts on its own result only: ``dx = gamma * invstd * dy``.
+        Where dy is 0 there, x may be NaN.
     activation : {None, "relu"}, default=None
         Of the forward pass. Where ReLU gave 0 the gradient is 0; that is computed again from `x`, nothing is kept.
         (In float16: where it gave 0 before the result was rounded.)
@@ -236,7 +251,8 @@ def layer_norm_backward(
     >>> bool(abs(dx.sum()) < 1e-15)
     True
     """
-    return _layer_backward(dy, x, saved, gamma, beta, channel_axis, activation, residual, out, n_threads, centred=True)
+    given = dy, x, saved, gamma, beta, channel_axis, where, activation, residual, out, n_threads
+    return _layer_backward(*given, centred=True)
 
 
 def rms_norm(
@@ -246,6 +262,7 @@ def rms_norm(
     *,
     eps: float = 1e-5,
     channel_axis: int | None = None,
+    where: NDArray[np.bool_] | None = None,
     activation: Activation = None,
     residual: Array | None = None,
     out: Array | None = None,
@@ -269,6 +286,10 @@ def rms_norm(
         Added to the mean square. Not negative; with ``eps=0`` zeros give 0.
     channel_axis : int, optional
         Normalize over this axis instead, at each position of the others: 1 for the channels of (N, C, H, W).
+    where : ndarray of bool, optional
+        Which values count: False for padding, or for missing pixels. It has as many axes as `x`, and broadcasts to its
+        shape; where one axis is normalized, it may lack that axis. All values get a result; statistics are those of the
+        ones that count. Where there are none, the result is `beta`.
     activation : {None, "relu"}, default=None
         Applied last.
     residual : ndarray of the shape and dtype of `x`, optional
@@ -303,7 +324,7 @@ def rms_norm(
     >>> rms_norm(np.array([[3.0, 4.0, 0.0, 0.0]]), 4, eps=0)
     array([[1.2, 1.6, 0. , 0. ]])
     """
-    given = x, normalized_shape, gamma, None, eps, channel_axis, activation, residual, out, n_threads
+    given = x, normalized_shape, gamma, None, eps, channel_axis, where, activation, residual, out, n_threads
     y, _ = _layer_forward(*given, statistics=rms_statistics, keep=False)
     return y
 
@@ -315,6 +336,7 @@ def rms_norm_forward(
     *,
     eps: float = 1e-5,
     channel_axis: int | None = None,
+    where: NDArray[np.bool_] | None = None,
     activation: Activation = None,
     residual: Array | None = None,
     out: Array | None = None,
@@ -338,6 +360,10 @@ def rms_norm_forward(
         Added to the mean square. Not negative; with ``eps=0`` zeros give 0.
     channel_axis : int, optional
         Normalize over this axis instead, at each position of the others: 1 for the channels of (N, C, H, W).
+    where : ndarray of bool, optional
+        Which values count: False for padding, or for missing pixels. It has as many axes as `x`, and broadcasts to its
+        shape; where one axis is normalized, it may lack that axis. All values get a result; statistics are those of the
+        ones that count. Where there are none, the result is `beta`.
     activation : {None, "relu"}, default=None
         Applied last.
     residual : ndarray of the shape and dtype of `x`, optional
@@ -382,6 +408,7 @@ def rms_norm_forward(
         None,
         eps,
         channel_axis,
+        where,
         activation,
         residual,
         out,
@@ -397,6 +424,7 @@ def rms_norm_backward(
     gamma: ArrayLike | None = None,
     *,
     channel_axis: int | None = None,
+    where: NDArray[np.bool_] | None = None,
     activation: Activation = None,
     residual: Array | None = None,
     out: Array | None = None,
@@ -419,6 +447,9 @@ def rms_norm_backward(
         Of the forward pass, if that had one.
     channel_axis : int, optional
         Of the forward pass.
+    where : ndarray of bool, optional
+        Of the forward pass. A value that does not count acts on its own result only: ``dx = gamma * invstd * dy``.
+        Where dy is 0 there, x may be NaN.
     activation : {None, "relu"}, default=None
         Of the forward pass. Where ReLU gave 0 the gradient is 0; that is computed again from `x`, nothing is kept.
         (In float16: where it gave 0 before the result was rounded.)
@@ -462,7 +493,7 @@ def rms_norm_backward(
     (1, 4)
     """
     dx, dgamma, _, *dresidual = _layer_backward(
-        dy, x, saved, gamma, None, channel_axis, activation, residual, out, n_threads, centred=False
+        dy, x, saved, gamma, None, channel_axis, where, activation, residual, out, n_threads, centred=False
     )
     return dx, dgamma, *dresidual
 
@@ -477,6 +508,7 @@ def _layer_forward(
     beta: ArrayLike | None,
     eps: float,
     channel_axis: int | None,
+    where: NDArray[np.bool_] | None,
     activation: Activation,
     residual: Array | None,
     out: Array | None,
@@ -488,7 +520,8 @@ def _layer_forward(
     shape = _normalized(x, normalized_shape, channel_axis)
     scale, shift = _checks.parameter("gamma", gamma, shape), _checks.parameter("beta", beta, shape)
     eps = _checks.real("eps", eps, low=0)
-    arrays = _layer_pass(x, shape, channel_axis, _arguments.forward(x, activation, residual, out, n_threads))
+    where = _where(where, x, shape, channel_axis)
+    arrays = _layer_pass(x, shape, channel_axis, where, _arguments.forward(x, activation, residual, out, n_threads))
     moments = forward_in_two_steps(arrays, scale, shift, eps, statistics, keep=keep)
     axis, ones = -1 if channel_axis is None else channel_axis, (1,) * len(shape)
     y = np.moveaxis(arrays.result(), -1, axis)
@@ -497,7 +530,8 @@ def _layer_forward(
     saved = changed(statistics(moments, eps), lambda a: np.moveaxis(a.reshape(a.shape + ones), -1, axis))
     at = None if channel_axis is None else axis % x.ndim
     call = call_of(at, activation, gamma, beta, residual, shape)
-    return y if out is None else out, saved._replace(count=prod(shape), kind="training", call=call)
+    count = _values(x, shape, channel_axis, where)
+    return y if out is None else out, saved._replace(count=count, kind="training", call=call)
 
 
 def _layer_backward(
@@ -507,6 +541,7 @@ def _layer_backward(
     gamma: ArrayLike | None,
     beta: ArrayLike | None,
     channel_axis: int | None,
+    where: NDArray[np.bool_] | None,
     activation: Activation,
     residual: Array | None,
     out: Array | None,
@@ -515,18 +550,42 @@ def _layer_backward(
     centred: bool,
 ) -> tuple[Array, ...]:
     given = (activation, gamma, beta, residual)
-    shape, saved = _normalized_as(x, saved, channel_axis, given, centred=centred)
+    shape, saved, count, where = _as_in_forward(x, saved, channel_axis, where, given, centred=centred)
     scale, shift = _checks.parameter("gamma", gamma, shape), _checks.parameter("beta", beta, shape)
-    arrays = _layer_pass(x, shape, channel_axis, _arguments.backward(dy, x, activation, residual, out, n_threads))
+    arrays = _layer_pass(
+        x, shape, channel_axis, where, _arguments.backward(dy, x, activation, residual, out, n_threads)
+    )
     axis, lead = -1 if channel_axis is None else channel_axis, arrays.whole.x.shape[: -len(shape)]
     saved = changed(saved, lambda a: np.moveaxis(a, axis, -1).reshape(lead))
-    dgamma, dbeta = backward_in_two_steps(arrays, saved, scale, shift, shape, prod(shape))
+    n = np.moveaxis(count, axis, -1).reshape(lead) if np.ndim(count) else count
+    dgamma, dbeta = backward_in_two_steps(arrays, saved, scale, shift, shape, n)
     dx, *dz = (np.moveaxis(a, -1, axis) for a in (arrays.result(), *arrays.dresidual()))
     return dx if out is None else out, dgamma, dbeta, *dz
 
 
-def _layer_pass(x: Array, shape: tuple[int, ...], channel_axis: int | None, checked: dict[str, Any]) -> Pass:
-    arrays = {"x": x, **checked}
+def _where(value: Any, x: Array, shape: tuple[int, ...], channel_axis: int | None) -> NDArray[np.bool_] | None:
+    """Which values count, with as many axes as `x`."""
+    axis = x.ndim - 1 if channel_axis is None else channel_axis % x.ndim
+    return _arguments.where(value, x, axis if len(shape) == 1 else None, along=True)
+
+
+def _values(x: Array, shape: tuple[int, ...], channel_axis: int | None, where: NDArray[np.bool_] | None) -> Any:
+    """Number of values behind a statistic: behind each, as an array like `saved.invstd`, with `where`."""
+    if where is None:
+        return prod(shape)
+    over = range(x.ndim - len(shape), x.ndim) if channel_axis is None else (channel_axis % x.ndim,)
+    kept = tuple(axis for axis in range(x.ndim) if axis not in over)
+    return np.expand_dims(_layout.n_counted(where, x.shape, kept), tuple(over))
+
+
+def _layer_pass(
+    x: Array,
+    shape: tuple[int, ...],
+    channel_axis: int | None,
+    where: NDArray[np.bool_] | None,
+    checked: dict[str, Any],
+) -> Pass:
+    arrays = {"x": x, "where": where, **checked}
     if channel_axis is not None:
         arrays = {k: np.moveaxis(a, channel_axis, -1) if isinstance(a, np.ndarray) else a for k, a in arrays.items()}
     first = x.ndim - len(shape)
@@ -554,10 +613,12 @@ def _normalized(x: Any, normalized_shape: Any, channel_axis: Any) -> tuple[int, 
     return shape
 
 
-def _normalized_as(
-    x: Any, s: Any, channel_axis: Any, given: tuple[Any, Any, Any, Any], *, centred: bool
-) -> tuple[tuple[int, ...], SavedStatistics]:
-    """The shape normalized over in the forward pass that saved `s`, which had what is `given`; and the statistics."""
+def _as_in_forward(
+    x: Any, s: Any, channel_axis: Any, where: Any, given: tuple[Any, Any, Any, Any], *, centred: bool
+) -> tuple[tuple[int, ...], SavedStatistics, Any, NDArray[np.bool_] | None]:
+    """The shape normalized over in the forward pass that saved `s`, which had what is `given`; the statistics, the
+    number of values behind each, and which values count.
+    """
     _checks.floats("x", x)
     axis = None if channel_axis is None else _checks.axis_of("x", x, channel_axis)
     if axis is not None:
@@ -567,9 +628,11 @@ def _normalized_as(
         known = getattr(getattr(s, "call", None), "normalized", None)
         k = len(known) if known else _trailing(s, x, *given[1:3])
         expected, over = x.shape[:-k] + (1,) * k, x.shape[-k:]
-    as_in_forward(s, call_of(axis, *given), prod(over))
+    where = _where(where, x, over, axis)
+    count = _values(x, over, axis, where)
+    as_in_forward(s, call_of(axis, *given), count)
     what = f"that of x, {x.shape}, with 1 for the axes normalized over"
-    return over, _arguments.saved(s, expected, what, centred=centred)
+    return over, _arguments.saved(s, expected, what, centred=centred), count, where
 
 
 def _trailing(s: Any, x: Array, *parameters: Any) -> int:

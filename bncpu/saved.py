@@ -47,10 +47,10 @@ class SavedStatistics:
         ``1 / sqrt(var + eps)`` with the biased variance; 0 where that would divide by 0.
     mean_lo : ndarray of the same shape, float64, or float, default=0.0
         What rounding took from the mean.
-    count : int, ndarray of shape (C,), or None
-        Number of values behind each mean: m per channel for batch normalization, an array where the forward pass was
-        given `moments`. A backward pass over another number is refused. None in statistics not made by a forward
-        pass: nothing is checked then.
+    count : int, ndarray, or None
+        Number of values behind each mean: m per channel for batch normalization; an array, with a number for each mean,
+        where the forward pass was given `moments` or, except in batch normalization, `where`. A backward pass over
+        another number is refused. None in statistics not made by a forward pass: nothing is checked then.
     kind : {"training", "frozen"} or None
         Whether the statistics are those of the values that were normalized, or constants, such as running ones, that
         `from_variance` was given. None if they were made by hand.
@@ -130,7 +130,7 @@ class SavedStatistics:
         return replace(self, **changes)
 
 
-def as_in_forward(saved: Any, now: Call, n_values: int | None, *, of_part: bool = False) -> None:
+def as_in_forward(saved: Any, now: Call, n_values: Any, *, of_part: bool = False) -> None:
     """Refuse a backward pass that is not that of the forward pass which saved this: its gradients would be wrong.
 
     Parameters
@@ -139,8 +139,8 @@ def as_in_forward(saved: Any, now: Call, n_values: int | None, *, of_part: bool 
         Of no other type is anything known. Without `call` or `count` that is not compared.
     now : Call
         How the backward pass is called.
-    n_values : int or None
-        Values of x for each statistic; None if it does not matter, for statistics that are constants.
+    n_values : int, ndarray or None
+        Values of x that count for each statistic; None if it does not matter, for statistics that are constants.
     of_part : bool, default=False
         Whether x may be a part of the batch, which has more values.
     """
@@ -149,17 +149,20 @@ def as_in_forward(saved: Any, now: Call, n_values: int | None, *, of_part: bool 
     if saved.call is not None and saved.call != now:
         _compare(saved.call, now)
     count = saved.count
-    if count is None or n_values is None or (type(count) is int and count == n_values):
+    if count is None or n_values is None or (type(count) is int and type(n_values) is int and count == n_values):
         return
     counts = np.asarray(count)
     if counts.dtype.kind not in "iuf":
         raise TypeError(f"saved.count must be a number of values, or one for each channel; got {count!r}")
-    wrong = counts[counts < n_values if of_part else counts != n_values]
-    if wrong.size:
+    if counts.ndim and np.ndim(n_values) and counts.shape != np.shape(n_values):
+        return  # as mean and invstd, whose shape is looked at later
+    counts, n = np.broadcast_arrays(counts, n_values)
+    wrong = counts < n if of_part else counts != n
+    if wrong.any():
         whole = "the whole batch, of which x has" if of_part else "x, of"
         raise ValueError(
-            f"saved must be of the forward pass over {whole} {n_values} values for each statistic; "
-            f"got one over {wrong.flat[0]:g}"
+            f"saved must be of the forward pass over {whole} {n[wrong][0]} values for each statistic, with the same "
+            f"where; got one over {counts[wrong][0]:g}"
         )
 
 

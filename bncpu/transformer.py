@@ -221,7 +221,8 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         y : None
             Ignored.
         sample_weight : array-like of shape (n_samples,), optional
-            Not negative; weight 2 is the same as the row twice. For an X of Dask that does not know its number of rows,
+            Not negative; weight 2 is the same as the row twice. With `channel_axis` also a weight for each position, of
+            the shape of X without its channels: 0 for padding. For an X of Dask that does not know its number of rows,
             an array or Series of Dask.
 
         Returns
@@ -261,7 +262,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
             Ignored.
         sample_weight : array-like of shape (n_samples,), optional
             Not negative. With `momentum` it weights within the batch only; with `halflife` a row ages the
-            others by one row whatever its weight.
+            others by one row whatever its weight. With `channel_axis` also for each position, as in :meth:`fit`.
 
         Returns
         -------
@@ -459,7 +460,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         n_features = batch.shape[1]
         p = p.for_features(self, n_features)
         _door.stays_sparse(batch, p)
-        _door.rows_in_memory(batch, kind)
+        _door.rows_in_memory(batch, weights, kind)
         names = getattr(self, "feature_names_in_", None)
         known = Running.empty(n_features) if new else self._state.running
         how: dict[str, Any] = {"halflife": kind.recency, "count_values": kind.averages_batches}

@@ -270,6 +270,33 @@ class Call:
             self.spoiled = source.choice([name for name in self.arguments if not name.startswith("running")])
             self.arguments[self.spoiled] = source.choice(bad(self.spoiled, self.arguments[self.spoiled], norm))
         self.errors = {"all": "raise"} if source.byte() == 1 else {}
+        self.where: Any = None
+        # Of what is read last, so that inputs found earlier still mean what they meant.
+        if source.flag() and self.kind not in ("inference", "frozen") and not self.spoiled and norm.has_values:
+            self._leave_out(source)
+
+    def _leave_out(self, source: Source) -> None:
+        """Let some values not count, if enough are left that do. Those are finite, as all enter the tolerance."""
+        import bncpu
+
+        norm, rng = self.norm, np.random.default_rng(source.byte())
+        per_value = norm.kind in ("layer", "rms")
+        shape = [n if per_value or axis not in norm.axes else 1 for axis, n in enumerate(norm.shape)]
+        where = rng.random([n if source.byte() % 4 else 1 for n in shape]) < source.choice((0.7, 0.9, 0.3))
+        counts = np.broadcast_to(where, norm.shape)
+        left = self.arrays["x"][~counts]
+        if "running_mean" in self.written or not np.isfinite(left).all():
+            return
+        if not per_value and norm.together(counts).sum(axis=1).min() < 2:
+            return
+        self.where = self.arguments["where"] = where
+        if self.backward:
+            given = {
+                name: a for name, a in self.arguments.items() if name not in ("x", "dy", "saved", "out", "n_threads")
+            }
+            given |= {"x": self.copies["x"], "eps": self.eps, **norm.arguments}
+            self.y, self.saved = norm.function(bncpu, "_forward")(**given)
+            self.arguments["saved"] = self.saved
 
     def _place(self, source: Source, names: list[str]) -> None:
         """Arrays in memory; the result in memory of its own, or in that of one of the others."""
@@ -343,13 +370,14 @@ class Call:
             more = norm.along(rounded * _reference.inverse_std(given["var"], self.eps) * given.get("gamma", 1.0))
         else:
             rows = norm.together(x)
-            if self.kind != "rms":  # whose mean is not rounded here, so that equal values have no deviation
+            if self.kind != "rms" and self.where is None:
+                # Whose mean is not rounded here, so that equal values have no deviation.
                 constant = np.isfinite(rows) & (rows == rows[:, :1])
                 rows = np.where(constant.all(axis=1, keepdims=True), 0, rows)
             forward, same = norm.function(_reference, "_forward"), norm.apart(rows)
-            plain, *_ = forward(same, **given, **norm.options)
+            plain, *_ = forward(same, **given, **norm.options, **self.counted())
             alone = {name: p for name, p in given.items() if name not in ("gamma", "beta")}
-            x_hat = forward(same, **alone, **norm.options)[0]
+            x_hat = forward(same, **alone, **norm.options, **self.counted())[0]
             # Each x_hat is as far off as the largest, whatever its own gamma makes of it.
             scale = norm.together(np.abs(norm.along(given.get("gamma", np.ones(norm.per)))) + np.zeros(norm.shape))
             more = norm.apart(scale.max(axis=1, keepdims=True) * norm.together(np.abs(x_hat)))
@@ -392,7 +420,7 @@ class Call:
         if "residual" in self.copies:
             np.testing.assert_array_equal(others.pop(), dy.astype(self.dtype))
         gamma = given.get("gamma", np.ones(norm.per))
-        more = {"frozen": True} if self.kind == "frozen" else {}
+        more = {"frozen": True} if self.kind == "frozen" else self.counted()
         expected = norm.function(_reference, "_backward")(dy, x, self.saved, **given, **norm.options, **more)
         mean, invstd = (0.0 if p is None else norm.along_saved(p) for p in self.saved)
         lo = self.saved.mean_lo
@@ -421,6 +449,10 @@ class Call:
             assert got.dtype == np.float64
             largest = n * most * np.maximum(5, farthest)
             close(name, got.reshape(norm.per), wanted.reshape(norm.per), (eps + of_sums(n)) * largest)
+
+    def counted(self) -> dict[str, Any]:
+        """What the reference is told of values that do not count."""
+        return {} if self.where is None else {"where": self.where}
 
     def given(self) -> dict[str, Any]:
         """The arguments of the reference."""

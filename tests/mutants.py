@@ -68,6 +68,7 @@ BATCHES, FUNCTIONAL, TRANSFORMER = "bncpu/_batches.py", "bncpu/functional.py", "
 COMPAT, STATE_FILE, DOOR = "bncpu/_compat.py", "bncpu/_state_file.py", "bncpu/_door.py"
 YARDSTICKS = "bncpu/_yardsticks.py"
 RUNNING, STATE = "bncpu/running.py", "bncpu/state.py"
+LAYOUT = "bncpu/_layout.py"
 SUMS, RESULTS = "bncpu/src/sums_template.h", "bncpu/src/results_template.h"
 FILES, TABLES = "bncpu/_files.py", "bncpu/_tables.py"
 
@@ -395,9 +396,9 @@ MUTANTS = [
     Mutant(
         "stale-shift",
         SUMS,
-        "    NAME(choose_shift)(p, x, weights, weight_stride, 0, shift);\n",
+        "    NAME(choose_shift)(p, x, counted, weights, weight_stride, 0, shift);\n",
         "    static double old[BN_TILE];\n    static ptrdiff_t known;\n"
-        "    NAME(choose_shift)(p, x, weights, weight_stride, 0, shift);\n"
+        "    NAME(choose_shift)(p, x, counted, weights, weight_stride, 0, shift);\n"
         "    for (; known < p.channels; known++)\n        old[known] = shift[known];\n"
         "    memcpy(shift, old, p.channels * sizeof(double));\n",
         "kernels",
@@ -655,7 +656,7 @@ MUTANTS = [
         "total.dbeta, total.dgamma, x.size // n_channels)",
         "functional",
     ),
-    Mutant("other-batch-size-let-through", "bncpu/saved.py", "if wrong.size:", "if False:", "saved"),
+    Mutant("other-batch-size-let-through", "bncpu/saved.py", "if wrong.any():", "if False:", "saved"),
     Mutant("forgotten-argument-taken", "bncpu/saved.py", "        _compare(saved.call, now)", "        pass", "saved"),
     Mutant(
         "other-batch-size-let-through-in-short-calls",
@@ -732,6 +733,43 @@ MUTANTS = [
         "return not j.is_double and 0 < _resident_channels(j) < j.width",
         "return False",
         "normalize small_calls",
+    ),
+    # ---- values that do not count ----
+    Mutant("padding-counts-in-planes", SUMS, "if (how & COUNTED && !(how & BACKWARD))", "if (0)", "where"),
+    Mutant("padding-counts-in-rows", SUMS, "if (!counts && !(how & BACKWARD))", "if (0)", "where"),
+    Mutant(
+        "padding-shifts",
+        SUMS,
+        "shift[c] = found ? NAME(value)(x, best_o, c, best_i) : 0.0;",
+        "shift[c] = 1e9;",
+        "where",
+    ),
+    Mutant("nan-of-padding-in-gradients", SUMS, "d = where((w > 0) | (g != 0), d, vdouble_all(0.0));", ";", "where"),
+    Mutant(
+        "padding-acts-on-statistics",
+        RESULTS,
+        "v = NAME(where_above_0)(each ?",
+        "v = NAME(where_above_0)(1 ? v :",
+        "where",
+    ),
+    Mutant(
+        "padding-counted-in-gradients", STEPS, "all_count if j.counts == NULL else j.counts[c]", "all_count", "where"
+    ),
+    Mutant("empty-samples-divided-by-0", STEPS, "if m.count > 0 else 0.0", "", "where"),
+    Mutant("one-mask-for-all-samples", LAYOUT, "1 if where.shape[axis] == 1 and axis in kept else n", "n", "where"),
+    Mutant(
+        "broadcast-positions-counted-once",
+        LAYOUT,
+        "np.count_nonzero(where, axis=others) * each",
+        "np.count_nonzero(where, axis=others)",
+        "where",
+    ),
+    Mutant(
+        "weights-of-positions-by-sample",
+        LAYOUT,
+        "(weights.shape[1:] or (1,) * (len(shape) - 2))",
+        "(1,) * (len(shape) - 2)",
+        "where",
     ),
     # ---- as many threads as processors are idle ----
     Mutant("what-runs-not-asked", THREADS, "others = running_tasks() - 1;", "others = 0;", "dispatch"),

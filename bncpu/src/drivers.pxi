@@ -27,7 +27,7 @@ cdef cnp.ndarray _recency(job *j, double halflife):
     return weights
 
 
-def moments(cnp.ndarray x, cnp.ndarray weights, bint skip_missing, n_threads, halflife=None):
+def moments(cnp.ndarray x, cnp.ndarray weights, bint skip_missing, n_threads, halflife=None, cnp.ndarray counted=None):
     """Count, mean (hi and lo) and m2 of each channel.
 
     Parameters
@@ -42,6 +42,9 @@ def moments(cnp.ndarray x, cnp.ndarray weights, bint skip_missing, n_threads, ha
     halflife : float, optional
         Let the weight halve every so many positions from the last one back. Without `weights`, and where `outer` or
         `inner` is 1.
+    counted : ndarray of the shape of `x` and of the dtype that `x` is computed in, or None
+        1 for values that count, 0 for the others; contiguous along ``inner``, and with a stride of 0 or 1 along
+        channels if ``inner == 1``. Not beside `weights`, `halflife` or `skip_missing`.
 
     Returns
     -------
@@ -56,6 +59,7 @@ def moments(cnp.ndarray x, cnp.ndarray weights, bint skip_missing, n_threads, ha
     _cut_for_sums(&j.g)
     sums = _new_sums(&j, 4)
     j.sum_part, j.weights, j.skip_missing = _moments_of, <const double *> _values(weights), skip_missing
+    j.counted = _array(counted, j.is_double)
     _weights = None if halflife is None else _recency(&j, halflife)
     _run(&j, _sum_task)
     return sums, j.seen != 0
@@ -94,7 +98,7 @@ def apply(cnp.ndarray x, cnp.ndarray y, cnp.ndarray residual, cnp.ndarray mean, 
 
 
 def backward_sums(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray center, cnp.ndarray mean,
-                  cnp.ndarray scale, cnp.ndarray shift, bint relu, n_threads):
+                  cnp.ndarray scale, cnp.ndarray shift, bint relu, n_threads, cnp.ndarray counted=None):
     """Sums of `dy` and of ``dy * (x - center)`` of each channel in each block.
 
     With `relu`, `dy` counts as 0 where ``apply`` gives 0, with the same arguments.
@@ -109,6 +113,8 @@ def backward_sums(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray residual, cnp.ndarr
     relu : bool
     n_threads : int or None
         None: as many as are allowed, pay, and find a processor idle.
+    counted
+        As for ``moments``. What does not count is summed, too; but where its `dy` is 0, it is not looked at.
 
     Returns
     -------
@@ -122,14 +128,14 @@ def backward_sums(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray residual, cnp.ndarr
     sums = _new_sums(&j, 2)
     j.z, j.dy, j.center = _array(residual, j.is_double), _array(dy, j.is_double), <const double *> _values(center)
     j.c.mean, j.c.scale, j.c.shift = _values(mean), _values(scale), _values(shift)
-    j.sum_part, j.relu = _sums_of, relu
+    j.sum_part, j.relu, j.counted = _sums_of, relu, _array(counted, j.is_double)
     _run(&j, _sum_task)
     return sums
 
 
 def backward_apply(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray dx, cnp.ndarray dresidual,
                    cnp.ndarray mean, cnp.ndarray scale, cnp.ndarray shift, cnp.ndarray dy_scale, cnp.ndarray x_scale,
-                   cnp.ndarray offset, bint relu, bint stream, n_threads):
+                   cnp.ndarray offset, bint relu, bint stream, n_threads, cnp.ndarray counted=None):
     """``dx = dy_scale * g + x_scale * (x - mean) + offset`` and ``dresidual = g``, where g is `dy`.
 
     With `relu`, g is 0 where ``apply`` gives 0, with the same arguments.
@@ -145,12 +151,12 @@ def backward_apply(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray residual, cnp.ndar
     relu : bool
     stream : bool
         Store past the cache: for outputs larger than it. Not when `dx` is another array, too.
-    n_threads : int or None
-        As for ``moments``.
+    n_threads, counted
+        As for ``moments``. ``dx = dy_scale * g`` where `x` does not count.
     """
     cdef job j
     _begin(&j, x, n_threads)
-    j.z, j.dy = _array(residual, j.is_double), _array(dy, j.is_double)
+    j.z, j.dy, j.counted = _array(residual, j.is_double), _array(dy, j.is_double), _array(counted, j.is_double)
     j.y, j.dz = _array(dx, j.is_double), _array(dresidual, j.is_double)
     j.c.mean, j.c.scale, j.c.shift = _values(mean), _values(scale), _values(shift)
     j.c.dy_scale, j.c.x_scale, j.c.offset = _values(dy_scale), _values(x_scale), _values(offset)
@@ -159,7 +165,7 @@ def backward_apply(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray residual, cnp.ndar
 
 
 def forward(cnp.ndarray x, cnp.ndarray y, cnp.ndarray residual, cnp.ndarray gamma, cnp.ndarray beta, double eps,
-            bint relu, bint apart, n_threads):
+            bint relu, bint apart, n_threads, cnp.ndarray counted=None):
     """``moments``, their merge and fold, and ``apply``.
 
     Parameters
@@ -170,6 +176,8 @@ def forward(cnp.ndarray x, cnp.ndarray y, cnp.ndarray residual, cnp.ndarray gamm
     eps : float
     apart : bool
         Whether `y` shares no memory with what is read.
+    counted
+        As for ``moments``.
 
     Returns
     -------
@@ -184,6 +192,7 @@ def forward(cnp.ndarray x, cnp.ndarray y, cnp.ndarray residual, cnp.ndarray gamm
     cdef job j
     _begin(&j, x, n_threads)
     j.y, j.z, j.relu = _array(y, j.is_double), _array(residual, j.is_double), relu
+    j.counted = _array(counted, j.is_double)
     j.gamma, j.beta, j.eps = <const double *> _values(gamma), <const double *> _values(beta), eps
     invstd = _new_invstd(&j)
     sums, done, channels = _run_forward(&j, apart)
@@ -242,7 +251,8 @@ def normalize(cnp.ndarray x, cnp.ndarray y, cnp.ndarray gamma, cnp.ndarray beta,
 
 def backward(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray dx, cnp.ndarray dresidual,
              cnp.ndarray center, cnp.ndarray center_lo, cnp.ndarray invstd, cnp.ndarray gamma, cnp.ndarray mean,
-             cnp.ndarray scale, cnp.ndarray shift, bint relu, bint apart, n_threads):
+             cnp.ndarray scale, cnp.ndarray shift, bint relu, bint apart, n_threads, cnp.ndarray counted=None,
+             cnp.ndarray counts=None):
     """``backward_sums``, their fold, and ``backward_apply``.
 
     Parameters
@@ -254,6 +264,10 @@ def backward(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray dx
     gamma : C-contiguous ndarray of groups * channels values, float64, or None
     apart : bool
         As for ``forward``.
+    counted : ndarray or None
+        As for ``backward_apply``.
+    counts : C-contiguous ndarray of groups * channels values, float64, or None
+        With `counted`: how many values of each channel count.
 
     Returns
     -------
@@ -268,6 +282,7 @@ def backward(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray dx
     j.y, j.dz, j.relu = _array(dx, j.is_double), _array(dresidual, j.is_double), relu
     j.center, j.center_lo = <const double *> _values(center), <const double *> _values(center_lo)
     j.invstd, j.gamma = <double *> _values(invstd), <const double *> _values(gamma)
+    j.counted, j.counts = _array(counted, j.is_double), <const double *> _values(counts)
     j.c.mean, j.c.scale, j.c.shift = _values(mean), _values(scale), _values(shift)
     return _run_backward(&j, apart)
 

@@ -8,8 +8,8 @@ ctypedef bint (*of_channel)(job *, Py_ssize_t) noexcept nogil
 
 cdef struct job:
     grid g
-    # Result and dx are `y`; dz is the gradient of what is added, z.
-    array4 x, z, dy, y, dz
+    # Result and dx are `y`; dz is the gradient of what is added, z. `counted` is 1 for values that count, else 0.
+    array4 x, z, dy, y, dz, counted
     Py_ssize_t itemsize
     # Threads of the next loop; of the ones after it, if they vary, fewer where fewer would run at once then.
     int n_threads
@@ -26,10 +26,11 @@ cdef struct job:
     double *sums
     Py_ssize_t n_blocks, width, field
     char *coefficients
-    # What the fold of a channel reads; forward it writes invstd.
+    # What the fold of a channel reads; forward it writes invstd. `counts`: values that count, if not all do.
     const double *gamma
     const double *beta
     const double *center_lo
+    const double *counts
     double *invstd
     double eps
     # Recency: the weights of the last rows of a block end here.

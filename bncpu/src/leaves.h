@@ -41,7 +41,10 @@ typedef enum {
 } bn_type;
 
 /* Where the part begins in an array, and strides in elements; data is NULL if there is no such array. Only x and y of
- * moments and apply may be of another type than the leaf computes in, and x only without residual and relu. */
+ * moments and apply may be of another type than the leaf computes in, and x only without residual and relu.
+ *
+ * `counted` is 1 for each value that enters the statistics, and 0 for the others. All count if there is no such array. Its
+ * channel stride may be 0. */
 typedef struct {
     char *data;
     ptrdiff_t outer, channel;
@@ -56,10 +59,10 @@ typedef struct {
 } bn_coefficients;
 
 /* Count, mean (mean + mean_lo) and sum of squared deviations of each channel of the part.
- * weights: NULL, or one per (outer, inner) position, weight_stride apart in outer.
+ * weights: NULL, or one per (outer, inner) position, weight_stride apart in outer. Not beside `counted`.
  * skip_missing: leave NaN out, per channel; otherwise it propagates.
  * Returns 1 if values were left out, or if the first sums were not finite. With an infinity in x, m2 is never finite. */
-typedef int (*bn_moments_fn)(bn_part part, bn_array x, const double *weights,
+typedef int (*bn_moments_fn)(bn_part part, bn_array x, bn_array counted, const double *weights,
                              ptrdiff_t weight_stride, int skip_missing, double *count,
                              double *mean, double *mean_lo, double *m2);
 
@@ -71,15 +74,17 @@ typedef int (*bn_apply_fn)(bn_part part, bn_array x, bn_array residual, bn_array
                            bn_coefficients c, int relu, int stream);
 
 /* Sums of g and of g * (x - center) per channel. g is dy, but with relu it is 0 where apply gives 0 for the same x,
- * residual and coefficients. Where apply gives NaN, g is dy. */
+ * residual and coefficients. Where apply gives NaN, g is dy. A value that does not count, and has no gradient, adds 0 even if
+ * it is NaN. */
 typedef void (*bn_backward_sums_fn)(bn_part part, bn_array x, bn_array residual, bn_array dy,
-                                    const double *center, bn_coefficients c, int relu,
+                                    bn_array counted, const double *center, bn_coefficients c, int relu,
                                     double *sum, double *product);
 
-/* dx = dy_scale * g + x_scale * (x - mean) + offset, and dresidual = g if there is a residual, which is only with relu. */
+/* dx = dy_scale * g + x_scale * (x - mean) + offset, and dresidual = g if there is a residual, which is only with relu.
+ * dx = dy_scale * g where x does not count. */
 typedef void (*bn_backward_apply_fn)(bn_part part, bn_array x, bn_array residual, bn_array dy,
-                                     bn_array dx, bn_array dresidual, bn_coefficients c, int relu,
-                                     int stream);
+                                     bn_array dx, bn_array dresidual, bn_array counted,
+                                     bn_coefficients c, int relu, int stream);
 
 /* y = (x - mean) / sqrt(var + eps) * gamma + beta, each channel with its own statistics. gamma and beta have one value for
  * each inner position, or are both NULL. Not centred: x / sqrt(mean of x**2 + eps), likewise. outer is 1, inner at most

@@ -17,12 +17,12 @@ cdef extern from "leaves.h":
         const char *dy_scale
         const char *x_scale
         const char *offset
-    ctypedef int (*bn_moments_fn)(bn_part, bn_array, const double *, Py_ssize_t, int, double *, double *,
+    ctypedef int (*bn_moments_fn)(bn_part, bn_array, bn_array, const double *, Py_ssize_t, int, double *, double *,
                                   double *, double *) noexcept nogil
     ctypedef int (*bn_apply_fn)(bn_part, bn_array, bn_array, bn_array, bn_coefficients, int, int) noexcept nogil
-    ctypedef void (*bn_backward_sums_fn)(bn_part, bn_array, bn_array, bn_array, const double *, bn_coefficients,
-                                         int, double *, double *) noexcept nogil
-    ctypedef void (*bn_backward_apply_fn)(bn_part, bn_array, bn_array, bn_array, bn_array, bn_array,
+    ctypedef void (*bn_backward_sums_fn)(bn_part, bn_array, bn_array, bn_array, bn_array, const double *,
+                                         bn_coefficients, int, double *, double *) noexcept nogil
+    ctypedef void (*bn_backward_apply_fn)(bn_part, bn_array, bn_array, bn_array, bn_array, bn_array, bn_array,
                                           bn_coefficients, int, int) noexcept nogil
     ctypedef void (*bn_normalize_fn)(bn_part, bn_array, bn_array, const char *, const char *, double, int, int,
                                      double *, double *, double *, unsigned char *) noexcept nogil

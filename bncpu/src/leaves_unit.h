@@ -124,7 +124,9 @@ enum {
     BACKWARD = 4, /* dy comes with x */
     RELU = 8,
     RESIDUAL = 16,
-    STREAM = 32 /* stores past the cache */
+    STREAM = 32,  /* stores past the cache */
+    COUNTED = 64, /* some values do not count */
+    BY_ROW = 128  /* all values of a row count, or none: without COUNTED */
 };
 
 static void copy_unfenced(const char *from, char *to, ptrdiff_t n_bytes);

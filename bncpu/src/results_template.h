@@ -10,8 +10,9 @@ typedef struct {
     VT mean, scale, shift, dy_scale, x_scale, offset;
 } NAME(registers);
 
-/* n values, from i on, of the forward result or of dx. Returns where x is infinite. */
-INLINE VBITS NAME(result)(NAME(runs) r, ptrdiff_t i, const ptrdiff_t n, NAME(registers) k, VT *y,
+/* n values, from i on, of the forward result or of dx. Returns where x is infinite. `each`: whether each value of the run
+ * counts or not, or all of them. */
+INLINE VBITS NAME(result)(NAME(runs) r, int each, ptrdiff_t i, const ptrdiff_t n, NAME(registers) k, VT *y,
                           const int how) {
     VT x = NAME(load)(r.x + i, n), centred = x - k.mean, v;
     if (!(how & BACKWARD) || how & RELU) {
@@ -28,7 +29,10 @@ INLINE VBITS NAME(result)(NAME(runs) r, ptrdiff_t i, const ptrdiff_t n, NAME(reg
         dy = NAME(where_above_0)(v, dy);
     if (how & RESIDUAL)
         NAME(store)(r.dz + i, dy, n, 0);
-    *y = (centred * k.x_scale + k.offset) + dy * k.dy_scale;
+    v = centred * k.x_scale + k.offset;
+    if (how & COUNTED)
+        v = NAME(where_above_0)(each ? NAME(load)(r.counted + i, n) : NAME(all)(*r.counted), v);
+    *y = v + dy * k.dy_scale;
     return (VBITS){0};
 }
 
@@ -105,8 +109,8 @@ INLINE VBITS NAME(apply_line)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t c, ptrdiff_
         UNROLL
         for (h = 0; h < LINE_REGISTERS; h++)
             if (n > h * T_LANES)
-                infinite |= NAME(result)(NAME(run)(a, o + u, c, how), i + h * T_LANES, NAME(in_register)(n, h), k[h],
-                                         &v[u][h], how);
+                infinite |= NAME(result)(NAME(run)(a, o + u, c, how), a.each, i + h * T_LANES,
+                                         NAME(in_register)(n, h), k[h], &v[u][h], how);
     UNROLL
     for (u = 0; u < step; u++)
         UNROLL
@@ -210,8 +214,10 @@ INLINE int NAME(part_apply)(bn_part p, NAME(arrays) a, NAME(coefficients) k, int
     ptrdiff_t o = 0, planes = NAME(is_rows)(p, a.x) ? 0 : 1;
     size_t byte;
     int any = 0;
+    a.each = planes || a.counted.channel;
     if (planes && p.inner >= LINE && NAME(are_adjacent)(p, a.x) && NAME(are_adjacent)(p, a.z) &&
-        NAME(are_adjacent)(p, a.dy) && NAME(are_adjacent)(p, a.y) && NAME(are_adjacent)(p, a.dz))
+        NAME(are_adjacent)(p, a.dy) && NAME(are_adjacent)(p, a.y) && NAME(are_adjacent)(p, a.dz) &&
+        NAME(are_adjacent)(p, a.counted))
         planes = p.channels;
     while (o < p.outer)
         if (NAME(together)(a, o, p.outer, streams, how)) {
@@ -241,6 +247,9 @@ static int NAME(any_apply)(bn_part p, NAME(arrays) a, bn_coefficients c, int str
         CASE(BACKWARD | RELU | RESIDUAL)
         CASE(BACKWARD | RELU)
         CASE(BACKWARD)
+        CASE(BACKWARD | COUNTED | RELU | RESIDUAL)
+        CASE(BACKWARD | COUNTED | RELU)
+        CASE(BACKWARD | COUNTED)
     case STREAM:
         return NAME(part_apply)(p, a, k, streams, STREAM);
     default:
@@ -271,7 +280,7 @@ static int NAME(apply_converted)(bn_part p, bn_array x, bn_array y, bn_coefficie
                 as_to = y.type ? NAME(packed)(part, to) : y_part;
                 if (x.type)
                     NAME(convert)(part, x_part, from, 0, 0);
-                infinite |= NAME(any_apply)(part, (NAME(arrays)){as_from, {0}, {0}, as_to, {0}, NULL, 1, 0, 0}, k, streams, how);
+                infinite |= NAME(any_apply)(part, (NAME(arrays)){as_from, {0}, {0}, as_to, {0}, {0}, NULL, 1, 0, 0, 0}, k, streams, how);
                 if (y.type)
                     NAME(convert)(part, y_part, to, 1, streams);
             }
@@ -280,7 +289,7 @@ static int NAME(apply_converted)(bn_part p, bn_array x, bn_array y, bn_coefficie
 
 static int NAME(apply)(bn_part p, bn_array x, bn_array z, bn_array y, bn_coefficients c, int relu,
                        int stream) {
-    NAME(arrays) a = {x, z, {0}, y, {0}, NULL, 1, 0, 0};
+    NAME(arrays) a = {x, z, {0}, y, {0}, {0}, NULL, 1, 0, 0, 0};
     int how = (z.data ? RESIDUAL : 0) | (relu ? RELU : 0);
     /* If y is converted, only the converted values are stored past the cache. */
     if (x.type || y.type)
@@ -289,8 +298,8 @@ static int NAME(apply)(bn_part p, bn_array x, bn_array z, bn_array y, bn_coeffic
 }
 
 static void NAME(backward_apply)(bn_part p, bn_array x, bn_array z, bn_array dy, bn_array dx,
-                                 bn_array dz, bn_coefficients c, int relu, int stream) {
-    NAME(arrays) a = {x, z, dy, dx, dz, NULL, 1, 0, 0};
+                                 bn_array dz, bn_array counted, bn_coefficients c, int relu, int stream) {
+    NAME(arrays) a = {x, z, dy, dx, dz, counted, NULL, 1, 0, 0, 0};
     NAME(any_apply)(p, a, c, stream,
-                    BACKWARD | (z.data ? RESIDUAL : 0) | (relu ? RELU : 0) | (stream ? STREAM : 0));
+                    BACKWARD | (z.data ? RESIDUAL : 0) | (counted.data ? COUNTED : 0) | (relu ? RELU : 0) | (stream ? STREAM : 0));
 }

@@ -10,8 +10,8 @@ cdef void _moments_of(job *j, place at) noexcept nogil:
         weights = j.recency_end - n
     elif j.weights != NULL:
         weights = j.weights + start
-    if j.leaves.moments[j.is_double](at.part, _part(j.x, at), weights, j.g.whole.inner, j.skip_missing, to,
-                                     to + j.field, to + 2 * j.field, to + 3 * j.field):
+    if j.leaves.moments[j.is_double](at.part, _part(j.x, at), _part(j.counted, at), weights, j.g.whole.inner,
+                                     j.skip_missing, to, to + j.field, to + 2 * j.field, to + 3 * j.field):
         bn_raise_flag(&j.seen)
     if j.recency_end != NULL:
         _decay_block(j, to, at.part.channels, j.g.whole.outer * j.g.whole.inner - start - n)
@@ -31,8 +31,9 @@ cdef void _decay_block(job *j, double *to, Py_ssize_t n_channels, Py_ssize_t row
 cdef void _sums_of(job *j, place at) noexcept nogil:
     cdef Py_ssize_t channel = _channel(j.g, at)
     cdef double *to = j.sums + at.block * j.width + channel
-    j.leaves.backward_sums[j.is_double](at.part, _part(j.x, at), _part(j.z, at), _part(j.dy, at), j.center + channel,
-                                        _of_channels(j.c, j.itemsize * channel), j.relu, to, to + j.field)
+    j.leaves.backward_sums[j.is_double](at.part, _part(j.x, at), _part(j.z, at), _part(j.dy, at), _part(j.counted, at),
+                                        j.center + channel, _of_channels(j.c, j.itemsize * channel), j.relu, to,
+                                        to + j.field)
 
 
 # ---- in between: the sums of a channel in all blocks are folded into its coefficients ----
@@ -46,7 +47,7 @@ cdef inline bn_moments _merged(job *j, Py_ssize_t c) noexcept nogil:
 cdef bint _forward_fold(job *j, Py_ssize_t c) noexcept nogil:
     """Coefficients from a channel's moments in all blocks, and whether they fit the type of the data."""
     cdef bn_moments m = _merged(j, c)
-    j.invstd[c] = bn_inverse_std(m.m2 / m.count, j.eps)
+    j.invstd[c] = bn_inverse_std(m.m2 / m.count, j.eps) if m.count > 0 else 0.0
     return _put_affine(j, c, bn_fold(m.mean, j.invstd[c], 1.0 if j.gamma == NULL else j.gamma[c],
                                      0.0 if j.beta == NULL else j.beta[c], m.mean_lo))
 
@@ -55,7 +56,8 @@ cdef bint _backward_fold(job *j, Py_ssize_t c) noexcept nogil:
     """The same from a channel's sums of g and of ``g * (x - center)``, which becomes that of ``g * x_hat``."""
     cdef double gamma = 1.0 if j.gamma == NULL else j.gamma[c], total = bn_sum_blocks(j.sums + c, j.n_blocks, j.width)
     cdef double g_x_hat = bn_sum_blocks(j.sums + j.field + c, j.n_blocks, j.width) - j.center_lo[c] * total
-    cdef double count = <double> j.g.whole.outer * <double> j.g.whole.inner
+    cdef double all_count = <double> j.g.whole.outer * <double> j.g.whole.inner
+    cdef double count = all_count if j.counts == NULL else j.counts[c]
     cdef bn_gradient k
     cdef bint fits
     g_x_hat *= j.invstd[c]
@@ -79,8 +81,8 @@ cdef void _result_of(job *j, place at) noexcept nogil:
 
 cdef void _gradient_of(job *j, place at) noexcept nogil:
     j.leaves.backward_apply[j.is_double](at.part, _part(j.x, at), _part(j.z, at), _part(j.dy, at), _part(j.y, at),
-                                         _part(j.dz, at), _of_channels(j.c, j.itemsize * _channel(j.g, at)), j.relu,
-                                         j.stream)
+                                         _part(j.dz, at), _part(j.counted, at),
+                                         _of_channels(j.c, j.itemsize * _channel(j.g, at)), j.relu, j.stream)
 
 
 cdef void _normalized_of(job *j, place at) noexcept nogil:

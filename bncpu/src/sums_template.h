@@ -3,7 +3,8 @@
  * The loops are rows_sums and plane_sums, each forward and backward. */
 
 /* ---- sums: s += w*g, q += w*g*d, n += w with d = x - shift, everything in float64 ----
- * g is d itself in moments, and dy in a backward pass. n is summed only with MASKED; else it is the same for all channels. */
+ * g is d itself in moments, and dy in a backward pass. n is summed only with MASKED. With COUNTED w is 1 where a value counts,
+ * and 0 elsewhere: there d is 0, but in a backward pass only if g is. */
 
 typedef struct {
     HT mean, scale, shift;
@@ -22,6 +23,8 @@ INLINE void NAME(accumulate)(NAME(runs) r, ptrdiff_t i, const ptrdiff_t lanes, v
         w = observed(d, w);
         d = observed(d, d);
     }
+    if (how & COUNTED && !(how & BACKWARD))
+        d = where(w > 0, d, vdouble_all(0.0));
     g = d;
     if (how & BACKWARD) {
         HT dy = NAME(load_ht)(r.dy + i, lanes);
@@ -32,6 +35,8 @@ INLINE void NAME(accumulate)(NAME(runs) r, ptrdiff_t i, const ptrdiff_t lanes, v
             dy = NAME(where_above_0_ht)(y, dy);
         }
         g = NAME(widen)(dy);
+        if (how & COUNTED)
+            d = where((w > 0) | (g != 0), d, vdouble_all(0.0));
     }
     if (how & WEIGHTED)
         g = w * g;
@@ -92,10 +97,16 @@ INLINE void NAME(rows_sums_at)(const NAME(start) *from, const int streams, ptrdi
             NAME(arrays) a = from[h].a;
             NAME(runs) r = NAME(run)(a, u, 0, how);
             const double *weights = how & WEIGHTED ? from[h].weights + u * a.joined : NULL;
+            const int counts = !(how & BY_ROW) || *r.counted > 0;
+            if (!counts && !(how & BACKWARD))
+                continue;
             UNROLL
             for (g = 0; g < registers; g++) {
                 ptrdiff_t i = j + g * LANES;
+                const ptrdiff_t n_values = g + 1 < registers ? LANES : lanes;
                 vdouble w = vdouble_all(how & WEIGHTED ? weights[row[g]] : 1.0);
+                if (how & COUNTED)
+                    w = NAME(widen)(NAME(load_ht)(r.counted + i, n_values));
                 if (wide && i % (64 / sizeof(T)) == 0) {
                     PREFETCH(r.x + i + ahead + (ends ? a.x.outer - width : 0));
                     if (how & BACKWARD)
@@ -103,7 +114,10 @@ INLINE void NAME(rows_sums_at)(const NAME(start) *from, const int streams, ptrdi
                     if (how & RESIDUAL)
                         PREFETCH(r.z + i + ahead + (ends ? a.z.outer - width : 0));
                 }
-                NAME(accumulate)(r, i, g + 1 < registers ? LANES : lanes, center[g], w, f[g], &n[g], &s[g], &q[g], how);
+                if (counts)
+                    NAME(accumulate)(r, i, n_values, center[g], w, f[g], &n[g], &s[g], &q[g], how);
+                else
+                    NAME(accumulate)(r, i, n_values, center[g], vdouble_all(0.0), f[g], &n[g], &s[g], &q[g], how | COUNTED);
             }
         }
     }
@@ -139,6 +153,8 @@ INLINE void NAME(rows_sums_of)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t apart, con
             at.dy.data = (char *)NAME(run)(a, o + h * apart, 0, how).dy;
         if (how & RESIDUAL)
             at.z.data = (char *)NAME(run)(a, o + h * apart, 0, how).z;
+        if (how & (COUNTED | BY_ROW))
+            at.counted.data = (char *)NAME(run)(a, o + h * apart, 0, how).counted;
         from[h].a = at;
         from[h].channels = channels;
         from[h].weights = how & WEIGHTED ? weights + (o + h * apart) * a.joined : NULL;
@@ -173,6 +189,13 @@ INLINE void NAME(rows_sums)(NAME(arrays) a, ptrdiff_t rows, ptrdiff_t width, NAM
         NAME(rows_sums_of)(a, o, 0, 1, 1, 0, width, k, weights, to, how);
 }
 
+/* The weights of n values of a plane, from i on. */
+INLINE vdouble NAME(weights_at)(NAME(runs) r, const double *weights, ptrdiff_t i, const ptrdiff_t n, const int how) {
+    if (how & COUNTED)
+        return NAME(widen)(NAME(load_ht)(r.counted + i, n));
+    return how & WEIGHTED ? vdouble_load_first(weights + i, n) : vdouble_all(1.0);
+}
+
 /* Element i of the run at (o, c) is added to lane i % SUM_LANES. At the end the lanes are added pairwise. */
 INLINE void NAME(plane_sums)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t c, ptrdiff_t inner, NAME(about) k,
                              const double *weights, NAME(sums) to, const int how) {
@@ -201,18 +224,16 @@ INLINE void NAME(plane_sums)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t c, ptrdiff_t
                 PREFETCH(r.dy + i + 2048 / sizeof(T));
             UNROLL
             for (u = 0; u < SUM_REGISTERS; u++)
-                NAME(accumulate)(r, i + u * LANES, LANES, center,
-                                 how & WEIGHTED ? vdouble_load(weights + i + u * LANES) : vdouble_all(1.0),
-                                 f, &n[u], &s[u], &q[u], how);
+                NAME(accumulate)(r, i + u * LANES, LANES, center, NAME(weights_at)(r, weights, i + u * LANES, LANES, how), f,
+                                 &n[u], &s[u], &q[u], how);
         }
         UNROLL
         for (u = 0; u < SUM_REGISTERS; u++) {
             ptrdiff_t left = end - i - u * LANES;
+            left = left < LANES ? left : LANES;
             if (left > 0)
-                NAME(accumulate)(r, i + u * LANES, left < LANES ? left : LANES, center,
-                                 how & WEIGHTED ? vdouble_load_first(weights + i + u * LANES, left)
-                                                : vdouble_all(1.0),
-                                 f, &n[u], &s[u], &q[u], how);
+                NAME(accumulate)(r, i + u * LANES, left, center, NAME(weights_at)(r, weights, i + u * LANES, left, how), f, &n[u],
+                                 &s[u], &q[u], how);
         }
     }
     if (how & MASKED)
@@ -222,13 +243,13 @@ INLINE void NAME(plane_sums)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t c, ptrdiff_t
 }
 
 /* The sums of every channel. Narrow rows are joined: several rows are summed as one wide row. Its pieces have the same
- * centers, and their sums are added at the end. With weights, this is done only if no register of any variant holds values
- * of two of the rows. */
+ * centers, and their sums are added at the end. With weights of rows, this is done only if no register of any variant holds
+ * values of two of the rows. */
 INLINE void NAME(part_sums)(bn_part p, NAME(arrays) a, const double *weights,
                             ptrdiff_t weight_stride, NAME(about) k, NAME(sums) to, const int how) {
     ptrdiff_t o, c, joined = 1, rows, columns;
     int is_rows = NAME(is_rows)(p, a.x);
-    if (is_rows && !(how & WEIGHTED && p.channels % 8) && p.outer > 1 && a.x.outer == p.channels &&
+    if (is_rows && !(how & WEIGHTED && p.channels % 8) && !(how & (COUNTED | BY_ROW)) && p.outer > 1 && a.x.outer == p.channels &&
         (!(how & BACKWARD) || a.dy.outer == p.channels) &&
         (!(how & RESIDUAL) || a.z.outer == p.channels))
         joined = rows_joined(p.channels) < p.outer ? rows_joined(p.channels) : p.outer;
@@ -295,11 +316,52 @@ INLINE double NAME(value)(bn_array x, ptrdiff_t o, ptrdiff_t c, ptrdiff_t i) {
     return (double)value;
 }
 
-/* The shift of each channel: its value of largest weight, or its first value without weights. So
+/* Finds the first value of a channel that counts; if there is none, the first value. Returns whether there is one. */
+static int NAME(first_counted)(bn_part p, bn_array counted, ptrdiff_t c, ptrdiff_t *outer, ptrdiff_t *inner) {
+    ptrdiff_t o, i;
+    *outer = *inner = 0;
+    for (o = 0; o < p.outer; o++)
+        for (i = 0; i < p.inner; i++)
+            if (NAME(value)(counted, o, c, i) > 0) {
+                *outer = o;
+                *inner = i;
+                return 1;
+            }
+    return 0;
+}
+
+/* How many values of each channel count. */
+static void NAME(n_counted)(bn_part p, bn_array counted, double *n) {
+    ptrdiff_t o, i, c;
+    for (c = 0; c < p.channels; c++) {
+        if (c && !counted.channel) {
+            n[c] = n[0];
+            continue;
+        }
+        n[c] = 0;
+        for (o = 0; o < p.outer; o++) {
+            const T *run = (const T *)NAME(at)(counted, o, c, 0);
+            ptrdiff_t all = 0;
+            for (i = 0; i < p.inner; i++)
+                all += run[i] > 0;
+            n[c] += (double)all;
+        }
+    }
+}
+
+/* The shift of each channel: its value of largest weight, or its first value, that counts, without weights. So
  * |mean - shift| <= sqrt(count) * std, and one correction is always enough. Masked: NaN is not chosen. */
-static void NAME(choose_shift)(bn_part p, bn_array x, const double *weights, ptrdiff_t weight_stride, int masked,
-                               double *shift) {
+static void NAME(choose_shift)(bn_part p, bn_array x, bn_array counted, const double *weights, ptrdiff_t weight_stride,
+                               int masked, double *shift) {
     ptrdiff_t o, i, c, best_o = 0, best_i = 0;
+    if (counted.data) {
+        for (c = 0; c < p.channels; c++) {
+            int found = c && !counted.channel ? NAME(value)(counted, best_o, c, best_i) > 0
+                                              : NAME(first_counted)(p, counted, c, &best_o, &best_i);
+            shift[c] = found ? NAME(value)(x, best_o, c, best_i) : 0.0;
+        }
+        return;
+    }
     if (!masked) {
         if (weights)
             largest_weight(p, weights, weight_stride, &best_o, &best_i);
@@ -339,12 +401,21 @@ static int NAME(recentre)(ptrdiff_t channels, bn_type type, const double *n, con
     return moved;
 }
 
-static void NAME(sums_about)(bn_part p, bn_array x, T *converted, const double *weights, ptrdiff_t weight_stride,
-                             int masked, double *shift, double *n, double *s, double *q) {
-    NAME(arrays) a = {x, {0}, {0}, {0}, {0}, converted, 1, 0, 0};
+/* Whether a row counts as a whole. */
+INLINE int NAME(by_row)(bn_part p, bn_array x, bn_array counted) {
+    return NAME(is_rows)(p, x) && counted.channel == 0;
+}
+
+static void NAME(sums_about)(bn_part p, bn_array x, bn_array counted, T *converted, const double *weights,
+                             ptrdiff_t weight_stride, int masked, double *shift, double *n, double *s, double *q) {
+    NAME(arrays) a = {x, {0}, {0}, {0}, {0}, counted, converted, 1, 0, 0, 0};
     NAME(about) k = {shift, NULL, NULL, NULL};
     NAME(sums) to = {n, s, q};
-    if (weights && masked)
+    if (counted.data && NAME(by_row)(p, x, counted))
+        NAME(part_sums)(p, a, NULL, 0, k, to, BY_ROW);
+    else if (counted.data)
+        NAME(part_sums)(p, a, NULL, 0, k, to, COUNTED);
+    else if (weights && masked)
         NAME(part_sums)(p, a, weights, weight_stride, k, to, WEIGHTED | MASKED);
     else if (weights)
         NAME(part_sums)(p, a, weights, weight_stride, k, to, WEIGHTED);
@@ -354,8 +425,8 @@ static void NAME(sums_about)(bn_part p, bn_array x, T *converted, const double *
         NAME(part_sums)(p, a, NULL, 0, k, to, 0);
 }
 
-static int NAME(moments)(bn_part p, bn_array x, const double *weights, ptrdiff_t weight_stride,
-                         int skip_missing, double *count, double *mean, double *mean_lo,
+static int NAME(moments)(bn_part p, bn_array x, bn_array counted, const double *weights,
+                         ptrdiff_t weight_stride, int skip_missing, double *count, double *mean, double *mean_lo,
                          double *m2) {
     double shift[BN_TILE], n[BN_TILE], s[BN_TILE], q[BN_TILE];
     T converted[CONVERTED];
@@ -364,22 +435,24 @@ static int NAME(moments)(bn_part p, bn_array x, const double *weights, ptrdiff_t
     ptrdiff_t c;
     int masked = 0;
 
-    NAME(choose_shift)(p, x, weights, weight_stride, 0, shift);
-    NAME(sums_about)(p, x, converted, weights, weight_stride, 0, shift, n, s, q);
+    NAME(choose_shift)(p, x, counted, weights, weight_stride, 0, shift);
+    NAME(sums_about)(p, x, counted, converted, weights, weight_stride, 0, shift, n, s, q);
     for (c = 0; c < p.channels; c++) {
         finite[c] = isfinite(q[c]) != 0;
         masked |= skip_missing && !finite[c];
     }
     if (masked) {
-        NAME(choose_shift)(p, x, weights, weight_stride, 1, shift);
-        NAME(sums_about)(p, x, converted, weights, weight_stride, 1, shift, n, s, q);
+        NAME(choose_shift)(p, x, counted, weights, weight_stride, 1, shift);
+        NAME(sums_about)(p, x, counted, converted, weights, weight_stride, 1, shift, n, s, q);
     }
-    for (c = 0; c < p.channels; c++)
+    if (counted.data)
+        NAME(n_counted)(p, counted, n);
+    for (c = 0; c < p.channels && !counted.data; c++)
         if (!masked || finite[c]) /* nothing is missing in this channel: the same bits whatever other channels hold */
             n[c] = all;
     memcpy(count, n, p.channels * sizeof(double));
     if (NAME(recentre)(p.channels, x.type, count, s, q, shift))
-        NAME(sums_about)(p, x, converted, weights, weight_stride, masked, shift, n, s, q);
+        NAME(sums_about)(p, x, counted, converted, weights, weight_stride, masked, shift, n, s, q);
 
     for (c = 0; c < p.channels; c++) {
         double offset = count[c] > 0 ? s[c] / count[c] : 0.0, spread = q[c] - s[c] * offset;
@@ -392,11 +465,11 @@ static int NAME(moments)(bn_part p, bn_array x, const double *weights, ptrdiff_t
 }
 
 static void NAME(backward_sums)(bn_part p, bn_array x, bn_array z, bn_array dy,
-                                const double *center_, bn_coefficients c, int relu, double *sum,
+                                bn_array counted, const double *center_, bn_coefficients c, int relu, double *sum,
                                 double *product) {
     double center[BN_TILE], n[BN_TILE], s[BN_TILE], q[BN_TILE];
     T mean[BN_TILE], scale[BN_TILE], shift[BN_TILE];
-    NAME(arrays) a = {x, z, dy, {0}, {0}, NULL, 1, 0, 0};
+    NAME(arrays) a = {x, z, dy, {0}, {0}, counted, NULL, 1, 0, 0, 0};
     NAME(about) k = {center, mean, scale, shift};
     NAME(sums) to = {n, s, q};
     memcpy(center, center_, p.channels * sizeof(double));
@@ -405,12 +478,23 @@ static void NAME(backward_sums)(bn_part p, bn_array x, bn_array z, bn_array dy,
         memcpy(scale, c.scale, p.channels * sizeof(T));
         memcpy(shift, c.shift, p.channels * sizeof(T));
     }
-    if (relu && z.data)
-        NAME(part_sums)(p, a, NULL, 0, k, to, BACKWARD | RELU | RESIDUAL);
-    else if (relu)
-        NAME(part_sums)(p, a, NULL, 0, k, to, BACKWARD | RELU);
-    else
-        NAME(part_sums)(p, a, NULL, 0, k, to, BACKWARD);
+    switch ((relu ? z.data ? RELU | RESIDUAL : RELU : 0) |
+            (!counted.data ? 0 : NAME(by_row)(p, x, counted) ? BY_ROW : COUNTED)) {
+#define CASE(flags)                                                            \
+    case flags:                                                                \
+        NAME(part_sums)(p, a, NULL, 0, k, to, BACKWARD | (flags));             \
+        break;                                                                 \
+    case (flags) | COUNTED:                                                    \
+        NAME(part_sums)(p, a, NULL, 0, k, to, BACKWARD | COUNTED | (flags));   \
+        break;                                                                 \
+    case (flags) | BY_ROW:                                                     \
+        NAME(part_sums)(p, a, NULL, 0, k, to, BACKWARD | BY_ROW | (flags));    \
+        break;
+        CASE(RELU | RESIDUAL)
+        CASE(RELU)
+        CASE(0)
+#undef CASE
+    }
     memcpy(sum, s, p.channels * sizeof(double));
     memcpy(product, q, p.channels * sizeof(double));
 }
