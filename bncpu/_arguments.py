@@ -155,8 +155,11 @@ def whole_batch(name: str, s: Any) -> None:
         raise TypeError(f"{name} must be None for device arrays, which are normalized whole; got {type(s).__name__}")
 
 
-def sums_of_all(name: str, kind: Any, s: Any, n: int, n_channels: int) -> Any:
-    """Merged moments or gradient sums of a batch, of which x has `n` values per channel; None stays None."""
+def sums_of_all(name: str, kind: Any, s: Any, n: int, n_channels: int, count: Any = None) -> Any:
+    """Merged moments or gradient sums of a batch, of which x has `n` values per channel; None stays None.
+
+    `count` is that of the statistics of the whole batch, if it is known.
+    """
     if s is None:
         return None
     if not isinstance(s, kind):
@@ -165,6 +168,11 @@ def sums_of_all(name: str, kind: Any, s: Any, n: int, n_channels: int) -> Any:
     if np.any(whole.count < n):
         raise ValueError(
             f"{name} must be merged from all parts of the batch: x has {n} values per channel, "
+            f"{name}.count is {np.min(whole.count):g}"
+        )
+    if count is not None and np.any(whole.count != count):
+        raise ValueError(
+            f"{name} must be merged from all parts of the batch: saved is of {np.max(count):g} values per channel, "
             f"{name}.count is {np.min(whole.count):g}"
         )
     return whole

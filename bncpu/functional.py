@@ -348,7 +348,7 @@ def batch_norm_backward(
     TypeError
         If an array has the wrong type or dtype.
     ValueError
-        If a shape does not fit, or `out` is read-only.
+        If a shape does not fit, `out` is read-only, or `saved` is not of such a forward pass.
 
     References
     ----------
@@ -403,7 +403,7 @@ def _is_of(saved: SavedStatistics, x: Any, channel_axis: int, gamma: Any) -> boo
     if type(x) is not np.ndarray or x.ndim < 2:
         return False
     axis, then, count = _short_axis(x, channel_axis), saved.call, saved.count
-    called_so = then is None or then[:3] == (axis, None, gamma is not None)
+    called_so = saved.kind is None if then is None else then[:3] == (axis, None, gamma is not None)
     return called_so and (count is None or (type(count) is int and count * x.shape[axis] == x.size))
 
 
@@ -437,7 +437,8 @@ def batch_norm_backward_frozen(
     x : ndarray of shape (N, C) or (N, C, ...), float16, float32 or float64
         What the forward pass was given.
     saved : SavedStatistics
-        ``SavedStatistics.from_variance(mean, var, eps=eps)`` of the forward pass.
+        ``SavedStatistics.from_variance(mean, var, eps=eps)`` of the forward pass. That of `batch_norm_forward` is
+        refused: its statistics are not constants.
     gamma : array-like of shape (C,), optional
         Of the forward pass, if that had one.
     beta : array-like of shape (C,), optional
@@ -469,7 +470,7 @@ def batch_norm_backward_frozen(
     TypeError
         If an array has the wrong type or dtype.
     ValueError
-        If a shape does not fit, or `out` is read-only.
+        If a shape does not fit, `out` is read-only, or `saved` is not of such a forward pass.
 
     References
     ----------
@@ -517,10 +518,11 @@ def _backward(
     where = _arguments.where(where, x, axis)
     call, count = call_of(axis, activation, gamma, beta, residual), _n_counted(x, axis, where)
     as_in_forward(saved, call, None if frozen else count, of_part=sums is not None)
+    whole = getattr(saved, "count", None)
     saved = _arguments.saved(saved, (n_channels,), "one value per channel")
     scale = _checks.per_channel("gamma", gamma, n_channels)
     shift = _checks.per_channel("beta", beta, n_channels)
-    given = None if frozen else _arguments.sums_of_all("sums", BackwardSums, sums, count, n_channels)
+    given = None if frozen else _arguments.sums_of_all("sums", BackwardSums, sums, count, n_channels, whole)
     checked = _arguments.backward(dy, x, activation, residual, out, n_threads)
     arrays = Pass(x, ((axis,),), where=where, **checked)
     part = arrays.whole
@@ -671,7 +673,7 @@ def batch_norm_backward_sums(
     axis = _arguments.data("x", x, channel_axis)
     n_channels = x.shape[axis]
     call = call_of(axis, activation, gamma, beta, residual)
-    call = call if activation else call._replace(gamma=True)  # which needs none
+    call = call if activation else call._replace(gamma=None, beta=None, residual=None)
     where = _arguments.where(where, x, axis)
     count = _n_counted(x, axis, where)
     as_in_forward(saved, call, count, of_part=True)

@@ -300,7 +300,7 @@ def instance_norm_backward(
     TypeError
         If an array has the wrong type or dtype.
     ValueError
-        If a shape does not fit, or `out` is read-only.
+        If a shape does not fit, `out` is read-only, or `saved` is not of such a forward pass.
 
     References
     ----------
@@ -536,7 +536,7 @@ def group_norm_backward(
     TypeError
         If an array has the wrong type or dtype.
     ValueError
-        If a shape does not fit, or `out` is read-only.
+        If a shape does not fit, `out` is read-only, or `saved` is not of such a forward pass.
 
     References
     ----------

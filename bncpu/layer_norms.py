@@ -235,7 +235,7 @@ def layer_norm_backward(
     TypeError
         If an array has the wrong type or dtype.
     ValueError
-        If a shape does not fit, or `out` is read-only.
+        If a shape does not fit, `out` is read-only, or `saved` is not of such a forward pass.
 
     References
     ----------
@@ -475,7 +475,7 @@ def rms_norm_backward(
     TypeError
         If an array has the wrong type or dtype.
     ValueError
-        If a shape does not fit, or `out` is read-only.
+        If a shape does not fit, `out` is read-only, or `saved` is not of such a forward pass.
 
     References
     ----------

@@ -15,9 +15,9 @@ class Call(NamedTuple):
 
     channel_axis: int | None
     activation: str | None
-    gamma: bool
-    beta: bool
-    residual: bool
+    gamma: bool | None  # None where it has no effect on a backward pass
+    beta: bool | None
+    residual: bool | None
     normalized: tuple[int, ...] | None = None  # of layer and RMS normalization
 
 
@@ -53,10 +53,11 @@ class SavedStatistics:
         another number is refused. None in statistics not made by a forward pass: nothing is checked then.
     kind : {"training", "frozen"} or None
         Whether the statistics are those of the values that were normalized, or constants, such as running ones, that
-        `from_variance` was given. None if they were made by hand.
+        `from_variance` was given: `batch_norm_backward_frozen` takes these, every other backward pass those. None if
+        they were made by hand, which all take.
     call : Call or None
-        Which arguments the forward pass had, so that a backward pass that forgets one is refused. None in
-        statistics not made by a forward pass: nothing is checked then.
+        Which arguments the forward pass had, so that a backward pass that forgets one, or has one more, is refused.
+        None in statistics not made by a forward pass: nothing is checked then.
 
     Notes
     -----
@@ -136,7 +137,7 @@ def as_in_forward(saved: Any, now: Call, n_values: Any, *, of_part: bool = False
     Parameters
     ----------
     saved : object
-        Of no other type is anything known. Without `call` or `count` that is not compared.
+        Of no other type is anything known. Without `kind`, `call` or `count` that is not compared.
     now : Call
         How the backward pass is called.
     n_values : int, ndarray or None
@@ -146,13 +147,16 @@ def as_in_forward(saved: Any, now: Call, n_values: Any, *, of_part: bool = False
     """
     if not isinstance(saved, SavedStatistics):
         return
+    kind = "frozen" if n_values is None else "training"
+    if saved.kind not in (None, kind):
+        raise ValueError(f"saved must be of kind {kind!r}, {_KINDS[kind]}; got one of kind {saved.kind!r}")
     if saved.call is not None and saved.call != now:
         _compare(saved.call, now)
     count = saved.count
     if count is None or n_values is None or (type(count) is int and type(n_values) is int and count == n_values):
         return
     counts = np.asarray(count)
-    if counts.dtype.kind not in "iuf":
+    if counts.dtype.kind not in "iuf" or counts.shape not in ((), np.shape(saved.invstd)):
         raise TypeError(f"saved.count must be a number of values, or one for each channel; got {count!r}")
     if counts.ndim and np.ndim(n_values) and counts.shape != np.shape(n_values):
         return  # as mean and invstd, whose shape is looked at later
@@ -166,12 +170,20 @@ def as_in_forward(saved: Any, now: Call, n_values: Any, *, of_part: bool = False
         )
 
 
+_KINDS = {
+    "training": "as a forward pass leaves it (for constants there is batch_norm_backward_frozen)",
+    "frozen": "as SavedStatistics.from_variance makes it (for the statistics of a batch there is batch_norm_backward)",
+}
+
+
 def _compare(then: Call, now: Call) -> None:
     for name in ("channel_axis", "activation"):
         if getattr(then, name) != getattr(now, name):
             expected, got = getattr(then, name), getattr(now, name)
             raise ValueError(f"{name} must be that of the forward pass that made saved, {expected!r}; got {got!r}")
-    needed = ["gamma", "beta", "residual"] if then.activation else ["gamma"]
-    for name in needed:
-        if getattr(then, name) and not getattr(now, name):
+    for name in ("gamma", "beta", "residual"):
+        had, has = getattr(then, name), getattr(now, name)
+        if has and not had:
+            raise ValueError(f"{name} must be None, as in the forward pass that made saved; got one")
+        if had and has is False and (name == "gamma" or then.activation):
             raise ValueError(f"{name} must be given, as in the forward pass that made saved; got None")

@@ -249,6 +249,8 @@ class Call:
             residual = self.copies.get("residual")
             given = {**common, **norm.arguments, "x": self.copies["x"], "residual": residual, "eps": self.eps}
             self.y, self.saved = norm.function(bncpu, "_forward")(**without_none(given))
+            if kind == "frozen":
+                self.saved = self.saved._replace(kind="frozen")
             by_hand = bncpu.SavedStatistics(*self.saved, self.saved.mean_lo)
             self.arguments["saved"] = self.saved if source.flag() else by_hand
         else:

@@ -292,7 +292,7 @@ def test_gradients_equal_the_reference(shape, dtype, layout, fused):
     check_gradients(got, expected, dtype, 8)
     np.testing.assert_array_equal(mine, before[0])
     np.testing.assert_array_equal(theirs, before[1])
-    frozen = batch_norm_backward_frozen(theirs, mine, saved, gamma, beta=beta, **options)
+    frozen = batch_norm_backward_frozen(theirs, mine, saved._replace(kind="frozen"), gamma, beta=beta, **options)
     check_gradients(
         frozen, _reference.batch_norm_backward(dy, x, saved, gamma, beta=beta, frozen=True, **options), dtype, 8
     )
@@ -371,7 +371,8 @@ def test_relu_stops_exactly_where_the_result_is_not_positive():
     # The middle value is the mean as float64 rounds it: its result is what that rounding took.
     for x in (np.array([[0.1], [0.2], [0.3]]), np.arange(12.0).reshape(6, 2) * 0.1, normal(39, (4000, 3), mean=1e9)):
         y, saved = batch_norm_forward(x, activation="relu")
-        dx = batch_norm_backward_frozen(np.ones_like(x), x, saved, activation="relu")[0]
+        frozen = saved._replace(kind="frozen")
+        dx = batch_norm_backward_frozen(np.ones_like(x), x, frozen, activation="relu")[0]
         np.testing.assert_array_equal(dx > 0, y > 0)
 
 
@@ -416,7 +417,7 @@ def test_a_sample_changes_the_gradient_of_another_but_not_with_frozen_statistics
     dy[0] = 1
     _, saved = batch_norm_forward(x)
     assert np.all(batch_norm_backward(dy, x, saved)[0][1:] != 0)
-    assert not np.any(batch_norm_backward_frozen(dy, x, saved)[0][1:])
+    assert not np.any(batch_norm_backward_frozen(dy, x, SavedStatistics(*saved))[0][1:])
 
 
 @given(st.integers(0, 10**6), st.integers(2, 40), st.booleans())

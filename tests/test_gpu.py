@@ -193,7 +193,8 @@ def test_forward_and_backward_equal_the_reference(case, fused):
     np.testing.assert_allclose(kept.mean, mean, rtol=1e-14, atol=1e-14)
     np.testing.assert_allclose(kept.invstd, _reference.inverse_std(var), rtol=1e-13)
     for name, frozen in (("batch_norm_backward", False), ("batch_norm_backward_frozen", True)):
-        found = getattr(gpu, name)(device(c.dy), x, saved, gamma, beta=beta, channel_axis=c.axis, **there)
+        some = saved._replace(kind="frozen") if frozen else saved
+        found = getattr(gpu, name)(device(c.dy), x, some, gamma, beta=beta, channel_axis=c.axis, **there)
         wanted = _reference.batch_norm_backward(
             c.dy.astype(float), wide, kept, c.gamma, beta=c.beta, channel_axis=c.axis, frozen=frozen, **more
         )
@@ -332,6 +333,7 @@ def test_the_packages_functions_take_device_arrays():
     assert type(saved) is bncpu.SavedStatistics is gpu.SavedStatistics
     for name in ("batch_norm_backward", "batch_norm_backward_frozen"):
         how = {"beta": beta, "residual": dy, "activation": "relu"}
+        saved = saved._replace(kind="frozen" if name.endswith("frozen") else "training")
         both = [getattr(module, name)(dy, x, saved, gamma, **how) for module in (bncpu, gpu)]
         for got, expected in zip(*both, strict=True):
             assert on_host(got).tobytes() == on_host(expected).tobytes()
@@ -502,7 +504,9 @@ def test_a_backward_pass_of_another_forward_pass_is_refused():
     fewer = device(c.x[:-1].copy())
     with pytest.raises(ValueError, match=r"^saved must be of the forward pass over x, of "):
         gpu.batch_norm_backward(fewer, fewer, saved, gamma)
-    gpu.batch_norm_backward_frozen(fewer, fewer, saved, gamma)
+    gpu.batch_norm_backward_frozen(fewer, fewer, saved._replace(kind="frozen"), gamma)
+    with pytest.raises(ValueError, match=r"^saved must be of kind 'frozen'"):
+        gpu.batch_norm_backward_frozen(x, x, saved, gamma)
     with pytest.raises(TypeError, match=r"^saved must be the SavedStatistics of a forward pass, got tuple$"):
         gpu.batch_norm_backward(dy, x, tuple(saved), gamma)
 

@@ -1,6 +1,7 @@
 """What a forward pass leaves for its backward pass: kept by copies, a pair to who unpacks it, and a guard."""
 
 import copy
+import itertools
 import pickle
 
 import numpy as np
@@ -108,11 +109,63 @@ def test_a_backward_pass_that_forgets_an_argument_of_the_forward_pass_is_refused
         _, saved = forward(x, *arguments, **backward)
         rest = {name: value for name, value in backward.items() if name != forgotten}
         for function in functions:
-            function(x, x, saved, **backward)
-            function(x, x, pickle.loads(pickle.dumps(saved)), **backward)
+            some = saved._replace(kind="frozen") if function is batch_norm_backward_frozen else saved
+            function(x, x, some, **backward)
+            function(x, x, pickle.loads(pickle.dumps(some)), **backward)
             with pytest.raises(ValueError, match=f"^{forgotten} must be .*forward pass that made saved"):
-                function(x, x, saved, **rest)
+                function(x, x, some, **rest)
             function(x, x, SavedStatistics(*saved), **backward)
+
+
+# norm -> its geometry, and the numbers of values in gamma and beta, for x of shape (6, 4, 3)
+NORMS = {"batch": ((), 4), "instance": ((), 4), "group": ((2,), 4), "layer": ((3,), 3), "rms": ((3,), 3)}
+FUNCTIONS = [(norm, f"{norm}_norm_backward") for norm in NORMS]
+FUNCTIONS += [("batch", "batch_norm_backward_sums"), ("batch", "batch_norm_backward_frozen")]
+
+
+@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize(("norm", "name"), FUNCTIONS, ids=lambda v: v)
+def test_a_backward_pass_has_the_arguments_of_its_forward_pass_or_is_refused(norm, name, activation):
+    """Every subset of gamma, beta and residual against every other."""
+    geometry, n = NORMS[norm]
+    x, dy, backward = normal(68, (6, 4, 3)), normal(69, (6, 4, 3)), getattr(bncpu, name)
+    values = {"gamma": np.full(n, 2.0), "beta": np.ones(n), "residual": normal(70, x.shape)}
+    if norm == "rms":
+        del values["beta"]
+    subsets = [set(some) for k in range(len(values) + 1) for some in itertools.combinations(values, k)]
+    needed = set(values) if activation else {"gamma"}
+    if not activation and name.endswith("sums"):
+        subsets, needed = subsets[:1], set()  # of dy and x_hat: nothing else has an effect
+    for had, has in itertools.product(subsets, subsets):
+        given, now = ({name: values[name] for name in some} for some in (had, has))
+        _, saved = getattr(bncpu, f"{norm}_norm_forward")(x, *geometry, activation=activation, **given)
+        saved = saved._replace(kind="frozen") if name.endswith("frozen") else saved
+        more, forgotten = has - had, (had - has) & needed
+        if not more and not forgotten:
+            backward(dy, x, saved, activation=activation, **now)
+            continue
+        with pytest.raises(ValueError, match=r"^\w+ must be (None|given), as in the forward pass") as caught:
+            backward(dy, x, saved, activation=activation, **now)
+        assert str(caught.value).split()[0] in (more if "None, as" in str(caught.value) else forgotten)
+        backward(dy, x, SavedStatistics(*saved), activation=activation, **now)
+
+
+@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize(("norm", "name"), FUNCTIONS, ids=lambda v: v)
+def test_constants_and_statistics_of_a_batch_have_backward_passes_of_their_own(norm, name, activation):
+    x, frozen = normal(71, (6, 4, 3)), name.endswith("frozen")
+    _, saved = getattr(bncpu, f"{norm}_norm_forward")(x, *NORMS[norm][0])
+    with np.errstate(divide="ignore"):
+        constants = SavedStatistics.from_variance(0 if norm == "rms" else saved.mean, saved.invstd**-2, eps=0)
+    constants = constants._replace(mean=saved.mean)
+    right, wrong = (constants, saved) if frozen else (saved, constants)
+    getattr(bncpu, name)(x, x, right._replace(call=None), activation=activation)
+    got, other = (("training", "batch_norm_backward"), ("frozen", "batch_norm_backward_frozen"))[not frozen]
+    message = rf"^saved must be of kind .* there is {other}\); got one of kind '{got}'$"
+    for some in (wrong, copy.deepcopy(wrong)):
+        with pytest.raises(ValueError, match=message):
+            getattr(bncpu, name)(x, x, some, activation=activation)
+    getattr(bncpu, name)(x, x, SavedStatistics(*saved), activation=activation)
 
 
 def test_without_relu_a_backward_pass_needs_only_gamma():
@@ -146,7 +199,7 @@ def test_a_part_of_a_batch_needs_the_sums_of_all():
     np.testing.assert_array_equal(saved.count, [6, 6, 6])
     sums = merge(batch_norm_backward_sums(x[:2], x[:2], saved), batch_norm_backward_sums(x[2:], x[2:], saved))
     batch_norm_backward(x[:2], x[:2], saved, sums=sums)
-    batch_norm_backward_frozen(x[:2], x[:2], saved)
+    batch_norm_backward(x[:2], x[:2], SavedStatistics(*saved), sums=sums)
     with pytest.raises(ValueError, match=r"^saved must be of the forward pass over x, of 2 values .* got one over 6$"):
         batch_norm_backward(x[:2], x[:2], saved)
     _, alone = batch_norm_forward(x[:2])
@@ -155,7 +208,21 @@ def test_a_part_of_a_batch_needs_the_sums_of_all():
             function(x, x, alone, **more)
 
 
-@pytest.mark.parametrize("count", ["abc", [1j], {}], ids=str)
+def test_sums_of_some_parts_of_a_batch_are_refused():
+    """Those of x alone have its own number of values, so only what saved knows of the whole batch tells."""
+    x = normal(72, (9, 3))
+    parts = np.split(x, 3)
+    whole = merge(*map(batch_norm_moments, parts))
+    _, saved = batch_norm_forward(parts[0], moments=whole)
+    sums = [batch_norm_backward_sums(part, part, saved) for part in parts]
+    batch_norm_backward(parts[0], parts[0], saved, sums=merge(*sums))
+    for some, n in ((sums[0], 3), (merge(*sums[:2]), 6), (merge(*sums, sums[0]), 12)):
+        expected = rf"^sums must be merged from all parts of the batch: saved is of 9 values .* sums\.count is {n}$"
+        with pytest.raises(ValueError, match=expected):
+            batch_norm_backward(parts[0], parts[0], saved, sums=some)
+
+
+@pytest.mark.parametrize("count", ["abc", [1j], {}, np.ones(4)], ids=str)
 def test_a_count_that_is_no_number_is_refused_by_name(count):
     x = normal(67, (6, 3))
     with pytest.raises(TypeError, match=r"saved\.count must be a number"):
