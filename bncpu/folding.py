@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bncpu._checks import floats, per_channel, real, required, variances
+from bncpu._checks import floats, per_channel, real, required, variances, whole
 from bncpu.moments import fold, inverse_std
 
 Array = NDArray[np.floating[Any]]
 
-# The axes that channel_axis=None tries, and the libraries that lay out weights so.
+# The axes on which channel_axis=None looks, and the libraries that lay out weights so.
 LINEAR: dict[tuple[int, ...], str] = {(0,): "0 (PyTorch, scikit-learn)", (-1,): "-1 (Keras)"}
 CONV: dict[tuple[int, ...], str] = {(0,): "0 (PyTorch)", (-1,): "-1 (Keras)", (-2, -1): "(-2, -1) (Keras, depthwise)"}
+TRANSPOSED: dict[tuple[int, ...], str] = {(1,): "1 (PyTorch, transposed)", (-2,): "-2 (Keras, transposed)"}
 
 
 def fold_linear(
@@ -91,8 +92,8 @@ def fold_linear(
     array([[1.5, 4. ]])
     """
     _check_weight(weight, "linear layer", 2)
-    axes = _output_channels(weight, mean, channel_axis, LINEAR)
-    return _folded(weight, bias, axes, mean, var, gamma, beta, eps)
+    channel = _output_channels(weight, mean, channel_axis, LINEAR)
+    return _folded(weight, bias, channel, mean, var, gamma, beta, eps)
 
 
 def fold_conv(
@@ -105,12 +106,13 @@ def fold_conv(
     *,
     eps: float = 1e-5,
     channel_axis: int | tuple[int, int] | None = None,
+    groups: int = 1,
 ) -> tuple[Array, NDArray[Any]]:
     """Weight and bias of one convolution that does what a convolution and the batch norm behind it do.
 
     With ``s = gamma / sqrt(var + eps)`` for each output channel, they are ``weight * s`` and ``(bias - mean) * s +
-    beta``: the batch norm of ``conv(x, weight) + bias`` [1]_, multiplied out. Stride, padding with zeros, dilation
-    and groups do not matter.
+    beta``: the batch norm of ``conv(x, weight) + bias`` [1]_, multiplied out. Stride, padding with zeros and dilation
+    do not matter, and groups only in transposed convolutions.
 
     Parameters
     ----------
@@ -126,8 +128,11 @@ def fold_conv(
         That of the batch norm, added to `var`. Not negative; with ``eps=0`` a channel of variance 0 becomes `beta`.
     channel_axis : int or tuple of two ints, optional
         The axis of `weight` that holds the output channels, or the two adjacent axes that hold them together; see
-        Notes. By default 0, -1 or (-2, -1), if exactly one of them has the length of `mean`. It must be given for
-        transposed convolutions: with as many input as output channels their weights look like others.
+        Notes. By default 0, -1 or (-2, -1), if that has the length of `mean` and no other axis that may hold output
+        channels has. So it must be given for transposed convolutions, and for as many input as output channels.
+    groups : int, default=1
+        Of a transposed convolution of PyTorch or ONNX, with ``channel_axis=1``: the output channels are in so many
+        groups. No other weight depends on it.
 
     Returns
     -------
@@ -141,8 +146,8 @@ def fold_conv(
     TypeError
         If an array or `channel_axis` has the wrong type or dtype.
     ValueError
-        If a shape does not fit, or fits more than one reading and `channel_axis` does not say which; if `var` or
-        `eps` is negative.
+        If a shape does not fit, or fits more than one reading and `channel_axis` does not say which; if `groups` does
+        not divide the channels; if `var` or `eps` is negative.
 
     See Also
     --------
@@ -158,12 +163,9 @@ def fold_conv(
     PyTorch, grouped and depthwise too     (C, in / groups, height, width)     0
     Keras, grouped too                     (height, width, in / groups, C)     -1
     Keras, depthwise; C = in * multiplier  (height, width, in, multiplier)     (-2, -1)
-    PyTorch, transposed, one group         (in, C, height, width)              1
+    PyTorch and ONNX, transposed           (in, C / groups, height, width)     1
     Keras, transposed                      (height, width, C, in)              -2
     =====================================  ==================================  ============
-
-    PyTorch's transposed convolution with several groups has a weight of shape (in, C / groups, ...), in which no axis
-    holds all output channels. Split it into its groups first.
 
     References
     ----------
@@ -183,22 +185,24 @@ def fold_conv(
     array([-1.5, -5. ], dtype=float32)
     """
     _check_weight(weight, "convolution", 3, 4, 5)
-    axes = _output_channels(weight, mean, channel_axis, CONV)
-    return _folded(weight, bias, axes, mean, var, gamma, beta, eps)
+    if whole("groups", groups, low=1) is None:
+        raise TypeError("groups must be an integer, got None")
+    channel = _output_channels(weight, mean, channel_axis, CONV, TRANSPOSED, groups)
+    return _folded(weight, bias, channel, mean, var, gamma, beta, eps)
 
 
 def _folded(
     weight: Array,
     bias: ArrayLike | None,
-    axes: tuple[int, ...],
+    channel: NDArray[np.intp],
     mean: ArrayLike,
     var: ArrayLike,
     gamma: ArrayLike | None,
     beta: ArrayLike | None,
     eps: float,
 ) -> tuple[Array, NDArray[Any]]:
-    """The new weight and bias, where `axes` of `weight`, counted from 0, hold the output channels."""
-    n_channels = int(np.prod([weight.shape[axis] for axis in axes]))
+    """The new weight and bias; `channel` is as `_channel_of_each` returns it."""
+    n_channels = int(channel.max(initial=-1)) + 1
     center = required("mean", mean, n_channels)
     spread = variances("var", var, n_channels)
     scale, shift, old = (
@@ -208,8 +212,7 @@ def _folded(
 
     with np.errstate(over="ignore", invalid="ignore"):
         c = fold(center, inverse_std(spread, eps), scale, shift)
-        factor = c.scale.reshape([n if axis in axes else 1 for axis, n in enumerate(weight.shape)])
-        new_weight = (weight * factor).astype(weight.dtype)
+        new_weight = (weight * c.scale[channel]).astype(weight.dtype)
         new_bias = ((0.0 if old is None else old) - c.mean) * c.scale + c.shift
         return new_weight, new_bias.astype(weight.dtype)
 
@@ -226,39 +229,78 @@ def _check_weight(a: Any, layer: str, *n_dimensions: int) -> None:
 
 
 def _output_channels(
-    weight: Array, mean: ArrayLike, channel_axis: Any, readings: dict[tuple[int, ...], str]
-) -> tuple[int, ...]:
-    """Axes of `weight`, counted from 0, whose product are the output channels, one per value of `mean`.
+    weight: Array,
+    mean: ArrayLike,
+    channel_axis: Any,
+    readings: dict[tuple[int, ...], str],
+    transposed: dict[tuple[int, ...], str] | None = None,
+    groups: int = 1,
+) -> NDArray[np.intp]:
+    """The output channel of each value of `weight`, as many as `mean` has values.
 
-    With a channel_axis of None, those of `readings`, axes and their description, that fit alone.
+    With a channel_axis of None they are on those of `readings`, axes and their description, that fit alone: neither
+    another reading nor one as the weight of a transposed convolution fits.
     """
     if channel_axis is not None:
         axes = _axes_of_weight(weight, channel_axis, pairs=any(len(axes) > 1 for axes in readings))
-        required("mean", mean, math.prod(weight.shape[axis] for axis in axes))
-        return axes
+        n_channels, divided = _n_channels(weight, axes, groups)
+        if divided % groups:
+            raise ValueError(f"groups must divide the number of channels, {divided}; got {groups}")
+        required("mean", mean, n_channels)
+        return _channel_of_each(weight, axes, groups)
     if mean is None:
         raise TypeError("mean must be an array of shape (C,), got None")
     try:
-        n_channels = np.size(mean)
+        n = np.size(mean)
     except ValueError as error:
         raise ValueError(f"mean must have shape (C,): {error}") from None
-    fits: dict[tuple[int, ...], tuple[tuple[int, ...], str]] = {}
-    for axes, description in readings.items():
-        counted = tuple(axis % weight.ndim for axis in axes)
-        if math.prod(weight.shape[axis] for axis in counted) == n_channels:
-            # Beside an axis of length 1, one axis and two are the same: (height, width, 1, C).
-            fits.setdefault(tuple(axis for axis in counted if weight.shape[axis] > 1), (counted, description))
+    fits = _fitting(weight, n, readings, groups)
+    ordinary = len(fits)
+    if ordinary < 2:
+        fits = _fitting(weight, n, readings | (transposed or {}), groups)
     if not fits:
         raise ValueError(
-            f"weight must have as many output channels as mean has values, {n_channels}, on channel_axis "
-            f"{' or '.join(readings.values())}; got shape {weight.shape}"
+            f"weight must have as many output channels as mean has values, {n}, on channel_axis "
+            f"{' or '.join((readings | (transposed or {})).values())}; got shape {weight.shape}"
         )
-    if len(fits) > 1:
+    if len(fits) > 1 or not ordinary:
         raise ValueError(
-            f"channel_axis must be given, as {n_channels} output channels in a weight of shape {weight.shape} may be "
-            f"on axis {' or '.join(description for _, description in fits.values())}"
+            f"channel_axis must be given, as {n} output channels in a weight of shape {weight.shape} may be "
+            f"on axis {' or '.join(description for _, description in fits)}"
         )
-    return next(iter(fits.values()))[0]
+    return fits[0][0]
+
+
+def _fitting(
+    weight: Array, n: int, readings: dict[tuple[int, ...], str], groups: int
+) -> list[tuple[NDArray[np.intp], str]]:
+    """The readings with `n` output channels, with their description; one of each that mean the same."""
+    fits: list[tuple[NDArray[np.intp], str]] = []
+    for axes, description in readings.items():
+        counted = tuple(axis % weight.ndim for axis in axes)
+        n_channels, divided = _n_channels(weight, counted, groups)
+        if n_channels == n and divided % groups == 0:
+            channel = _channel_of_each(weight, counted, groups)
+            # Beside an axis of length 1, one axis and two are the same: (height, width, 1, C).
+            if not any(np.array_equal(*np.broadcast_arrays(channel, other)) for other, _ in fits):
+                fits.append((channel, description))
+    return fits
+
+
+def _n_channels(weight: Array, axes: tuple[int, ...], groups: int) -> tuple[int, int]:
+    """Number of output channels on `axes`, counted from 0; and the number that `groups` must divide."""
+    n = math.prod(weight.shape[axis] for axis in axes)
+    return (n * groups, len(weight)) if axes == (1,) else (n, n)
+
+
+def _channel_of_each(weight: Array, axes: tuple[int, ...], groups: int) -> NDArray[np.intp]:
+    """The output channel of each value of `weight`, in an array that broadcasts to its shape."""
+    sizes = [n if axis in axes else 1 for axis, n in enumerate(weight.shape)]
+    channel = np.arange(math.prod(sizes)).reshape(sizes)
+    if axes == (1,) and groups > 1:  # the first inputs make the outputs of the first group
+        inputs = np.arange(len(weight)).reshape(-1, *[1] * (weight.ndim - 1))
+        channel = channel + inputs // (len(weight) // groups) * weight.shape[1]
+    return channel
 
 
 def _axes_of_weight(weight: Array, channel_axis: Any, *, pairs: bool) -> tuple[int, ...]:

@@ -1,6 +1,7 @@
 """Folded layers: one layer gives what the layer and the batch norm behind it give."""
 
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -40,6 +41,17 @@ def convolve(x, weight, bias, groups=1):
         )
     out = np.array(out).reshape(len(x), n_out, *out[0].shape)
     return out + np.reshape(bias, (-1,) + (1,) * (x.ndim - 2))
+
+
+def transposed(x, weight, bias, groups=1):
+    """PyTorch's transposed convolution of (N, in, ...) with (in, out / groups, ...), stride 1, by its definition."""
+    first, (n_in, n_out), size = x.shape[2:], weight.shape[:2], weight.shape[2:]
+    y = np.zeros((len(x), groups * n_out, *np.add(first, size) - 1))
+    for i, at in itertools.product(range(n_in), np.ndindex(*size)):
+        outputs = slice(n_out * (i // (n_in // groups)), n_out * (i // (n_in // groups) + 1))
+        where = (slice(None), outputs, *(slice(k, k + n) for k, n in zip(at, first, strict=True)))
+        y[where] += x[:, i : i + 1] * weight[i][:, *at].reshape(1, -1, *[1] * len(size))
+    return y + np.reshape(bias, (-1,) + (1,) * len(size))
 
 
 def linear(x, weight, bias):
@@ -100,18 +112,60 @@ def test_a_transposed_convolution_is_folded_along_the_axis_that_is_named():
     weight, per = normal(9, (3, 5, 4)), statistics(5)  # PyTorch: (in, out, length)
     folded, new_bias = fold_conv(weight, None, *per, channel_axis=1)
     x = normal(10, (2, 3, 6))
-
-    def transposed(x, weight, bias):
-        y = np.zeros((len(x), 5, 9))
-        for k in range(4):
-            y[:, :, k : k + 6] += np.einsum("nil,io->nol", x, weight[:, :, k])
-        return y + np.reshape(bias, (-1, 1))
-
     assert_close(transposed, weight, None, folded, new_bias, x, 1, per)
     swapped, _ = fold_conv(weight.transpose(2, 1, 0), None, *per, channel_axis=-2)  # Keras: (length, out, in)
     np.testing.assert_array_equal(swapped.transpose(2, 1, 0), folded)
     with pytest.raises(ValueError, match=r"mean must have shape \(5,\), one value per channel; got \(10,\)"):
         fold_conv(weight, None, *statistics(10), channel_axis=1)  # two groups
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize(
+    ("shape", "groups"),
+    [((4, 3, 2), 2), ((6, 2, 3, 2), 3), ((4, 1, 2, 2), 4), ((3, 5, 2, 2), 1), ((2, 3, 2, 1, 2), 2)],
+    ids=str,
+)
+def test_a_grouped_transposed_convolution_is_the_convolution_and_the_batch_norm(shape, groups, bias):
+    n_out = shape[1] * groups
+    weight, per, x = normal(23, shape), statistics(n_out), normal(24, (2, shape[0], *[3] * (len(shape) - 2)))
+    old = normal(25, n_out) if bias else None
+    folded, new_bias = fold_conv(weight, old, *per, channel_axis=1, groups=groups)
+    assert folded.shape == shape
+    assert_close(lambda *a: transposed(*a, groups=groups), weight, old, folded, new_bias, x, 1, per)
+
+
+def test_groups_of_other_convolutions_do_not_matter():
+    weight, per = normal(26, (6, 2, 3, 3)), statistics(6)
+    expected = fold_conv(weight, None, *per, channel_axis=0)
+    for axis in (0, None):
+        assert all(map(same_bits, fold_conv(weight, None, *per, channel_axis=axis, groups=2), expected))
+    depthwise = normal(27, (6, 1, 3, 3))  # transposed or not, each channel is scaled by its own number
+    expected = fold_conv(depthwise, None, *per, channel_axis=0)
+    for axis in (0, 1, None):
+        assert all(map(same_bits, fold_conv(depthwise, None, *per, channel_axis=axis, groups=6), expected))
+
+
+@pytest.mark.parametrize(
+    ("shape", "n", "groups", "readings"),
+    [
+        ((3, 2, 2, 2), 2, 1, "-1 (Keras) or 1 (PyTorch, transposed) or -2 (Keras, transposed)"),
+        ((5, 2, 4, 3), 2, 1, "1 (PyTorch, transposed)"),
+        ((4, 4, 3, 3), 4, 1, "0 (PyTorch) or 1 (PyTorch, transposed)"),
+        ((3, 3, 6, 6), 6, 1, "-1 (Keras) or -2 (Keras, transposed)"),
+        ((3, 3, 6, 2), 6, 1, "-2 (Keras, transposed)"),
+        ((8, 2, 3, 3), 8, 4, "0 (PyTorch) or 1 (PyTorch, transposed)"),
+        ((4, 3, 2), 6, 2, "(-2, -1) (Keras, depthwise) or 1 (PyTorch, transposed)"),
+        ((3, 5, 4), 5, 1, "1 (PyTorch, transposed)"),
+    ],
+    ids=str,
+)
+def test_a_weight_that_may_be_of_a_transposed_convolution_needs_its_axis(shape, n, groups, readings):
+    """Kernel positions or input channels would be scaled, in silence."""
+    message = (
+        f"channel_axis must be given, as {n} output channels in a weight of shape {shape} may be on axis {readings}"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        fold_conv(normal(28, shape), None, *statistics(n), groups=groups)
 
 
 @given(st.lists(st.integers(1, 4), min_size=2, max_size=5), st.data())
@@ -208,6 +262,16 @@ REFUSED = [
     (lambda: fold_linear(LINEAR, None, PER[0], None), TypeError, "var must be an array"),
     (lambda: fold_linear(LINEAR, None, *PER[:2], [1, 2]), ValueError, r"gamma must have shape \(3,\)"),
     (lambda: fold_conv(CONV, None, *PER[:2], beta=[1j] * 3), TypeError, "beta must hold real numbers"),
+    (lambda: fold_conv(CONV, None, *PER, groups=0), ValueError, "groups == 0, must be >= 1"),
+    (lambda: fold_conv(CONV, None, *PER, groups=1.5), TypeError, "groups must be an instance of"),
+    (lambda: fold_conv(CONV, None, *PER, groups=None), TypeError, "groups must be an integer, got None"),
+    (
+        lambda: fold_conv(CONV, None, *statistics(10), channel_axis=1, groups=2),
+        ValueError,
+        "groups must divide the number of channels, 3; got 2",
+    ),
+    (lambda: fold_conv(CONV, None, *PER, channel_axis=0, groups=2), ValueError, "groups must divide"),
+    (lambda: fold_conv(CONV, None, *PER, channel_axis=1, groups=3), ValueError, r"mean must have shape \(15,\)"),
     (lambda: fold_conv(CONV, None, *PER, eps=-1), ValueError, "eps == -1, must be >= 0"),
 ]
 

@@ -105,7 +105,7 @@ def networks(rng):
             [conv, *textbook(norm), relu],
             [conv, fused(norm, None), relu],
             [conv, fused(norm, "relu")],
-            [convolution(*fold_conv(weight, None, *norm, eps=EPS)), relu],
+            [convolution(*fold_conv(weight, None, *norm, eps=EPS, channel_axis=-1)), relu],
             [conv, relu],
         ]
         for way, more in zip(ways.values(), passes, strict=True):
