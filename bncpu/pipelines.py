@@ -9,27 +9,28 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
+from bncpu._infinities import some
 from bncpu.transformer import BatchNormTransformer
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
 
-# Models whose predictions depend on X only by X @ coef_.T, plus intercept_ or minus offset_. Listed by module and name,
-# as importing them takes time.
+# Models whose predictions depend on X only by X @ coef_.T + intercept_. Listed by module and name, as importing them
+# takes time. Not SGDOneClassSVM: its score_samples is X @ coef_.T alone, which has no place for the mean.
 LINEAR = {
     "linear_model": {
         "ElasticNet", "ElasticNetCV", "GammaRegressor", "HuberRegressor", "Lars", "LarsCV", "Lasso", "LassoCV",
         "LassoLars", "LassoLarsCV", "LassoLarsIC", "LinearRegression", "LogisticRegression", "LogisticRegressionCV",
         "MultiTaskElasticNet", "MultiTaskElasticNetCV", "MultiTaskLasso", "MultiTaskLassoCV",
         "OrthogonalMatchingPursuit", "Perceptron", "PoissonRegressor", "QuantileRegressor", "Ridge", "RidgeCV",
-        "RidgeClassifier", "RidgeClassifierCV", "SGDClassifier", "SGDOneClassSVM", "SGDRegressor", "TheilSenRegressor",
+        "RidgeClassifier", "RidgeClassifierCV", "SGDClassifier", "SGDRegressor", "TheilSenRegressor",
         "TweedieRegressor",
     },
     "svm": {"LinearSVC", "LinearSVR"},
 }  # fmt: skip
 
 
-def simplify(pipeline: Pipeline) -> Pipeline:
+def simplify(pipeline: Pipeline, *, strict: bool = False) -> Pipeline:
     """Fold the fitted BatchNormTransformer before the last step of a pipeline into that step, if it is linear.
 
     The transformer computes ``(x - mean) * scale + shift``, so ``coef_ * scale`` and
@@ -40,6 +41,8 @@ def simplify(pipeline: Pipeline) -> Pipeline:
     ----------
     pipeline : Pipeline
         Fitted. Not modified.
+    strict : bool, default=False
+        Raise an error that says why, if the pipeline cannot be folded.
 
     Returns
     -------
@@ -53,6 +56,8 @@ def simplify(pipeline: Pipeline) -> Pipeline:
     ------
     TypeError
         If `pipeline` is not a Pipeline.
+    ValueError
+        With ``strict=True``, if it cannot be folded.
     NotFittedError
         If it is not fitted.
 
@@ -86,21 +91,44 @@ def simplify(pipeline: Pipeline) -> Pipeline:
     if not isinstance(pipeline, Pipeline):
         raise TypeError(f"pipeline must be a scikit-learn Pipeline, got {type(pipeline).__name__}")
     check_is_fitted(pipeline)
-    if len(pipeline.steps) < 2:
-        return pipeline
-    (_, normalizer), (name, model) = pipeline.steps[-2:]
-    normalizer = getattr(normalizer, "estimator", normalizer) if _is_frozen(normalizer) else normalizer
-    if type(normalizer) is not BatchNormTransformer or not _is_linear(type(model)):
-        return pipeline
-    check_is_fitted(normalizer)
-    check_is_fitted(model)
-    forward = normalizer._state.forward
-    known = all(np.all(np.isfinite(a)) for a in forward)
-    if normalizer.channel_axis is not None or not isinstance(model.coef_, np.ndarray) or not known:
+    normalizer, model = _last_two(pipeline)
+    obstacle = _obstacle(normalizer, model)
+    if obstacle and strict:
+        raise ValueError(f"pipeline cannot be simplified: {obstacle}")
+    if obstacle:
         return pipeline
     simple = copy.copy(pipeline)
-    simple.steps = [*copy.deepcopy(pipeline.steps[:-2]), (name, _folded(model, forward, normalizer))]
+    folded = _folded(model, normalizer._state.forward, normalizer)
+    simple.steps = [*copy.deepcopy(pipeline.steps[:-2]), (pipeline.steps[-1][0], folded)]
     return simple
+
+
+def _last_two(pipeline: Pipeline) -> tuple[Any, Any]:
+    """The last step, and the one before, taken out of a FrozenEstimator; None if there is none."""
+    before = pipeline.steps[-2][1] if len(pipeline.steps) > 1 else None
+    return getattr(before, "estimator", before) if _is_frozen(before) else before, pipeline.steps[-1][1]
+
+
+def _obstacle(normalizer: Any, model: Any) -> str | None:
+    """Why a transformer cannot be folded into the model behind it; None if it can."""
+    if type(normalizer) is not BatchNormTransformer:
+        return f"the step before the last must be a BatchNormTransformer, got {_name(normalizer)}"
+    if not _is_linear(type(model)):
+        return f"the last step must be one of scikit-learn's linear models that simplify knows, got {_name(model)}"
+    check_is_fitted(normalizer)
+    check_is_fitted(model)
+    if normalizer.channel_axis is not None:
+        return f"its BatchNormTransformer has channel_axis={normalizer.channel_axis}, for arrays of images"
+    if not isinstance(model.coef_, np.ndarray):
+        return f"coef_ of {_name(model)} is sparse; densify() makes it an array"
+    bad = np.flatnonzero(~np.isfinite(normalizer._state.forward).all(axis=0))
+    if len(bad):
+        return f"its BatchNormTransformer has nothing finite to apply to column(s) {some(bad)}, as if never observed"
+    return None
+
+
+def _name(step: Any) -> str:
+    return repr(step) if step is None or isinstance(step, str) else type(step).__name__
 
 
 def _is_frozen(step: Any) -> bool:
@@ -116,11 +144,7 @@ def _folded(model: Any, forward: Any, normalizer: BatchNormTransformer) -> Any:
     folded = copy.deepcopy(model)
     coef: NDArray[Any] = model.coef_.astype(np.float64)
     folded.coef_ = coef * forward.scale
-    constant = coef @ (forward.shift - forward.mean * forward.scale)
-    if hasattr(model, "offset_"):
-        folded.offset_ = model.offset_ - constant
-    else:
-        folded.intercept_ = model.intercept_ + constant
+    folded.intercept_ = model.intercept_ + coef @ (forward.shift - forward.mean * forward.scale)
     if hasattr(normalizer, "feature_names_in_"):
         folded.feature_names_in_ = normalizer.feature_names_in_
     elif hasattr(folded, "feature_names_in_"):
