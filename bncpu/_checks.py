@@ -107,9 +107,9 @@ def plain_array(name: str, a: Any) -> None:
 
 
 def like(name: str, a: Any, x: Array, dtype: np.dtype[Any] | None = None, *, writeable: bool = False) -> None:
-    """Check an array that must match `x` in shape, and in dtype unless that is given."""
+    """Check an array that must match `x` in shape, and in dtype, of any byte order, unless that is given."""
     plain_array(name, a)
-    if a.dtype != (dtype or x.dtype):
+    if a.dtype != dtype if dtype else a.dtype.newbyteorder("=") != x.dtype.newbyteorder("="):
         expected = f"{dtype or x.dtype} like the {'result' if dtype else 'input'}"
         raise TypeError(f"{name} must be {expected}, got {a.dtype}; convert it first")
     if a.shape != x.shape:

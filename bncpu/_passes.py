@@ -245,10 +245,10 @@ class Pass:
     ) -> None:
         # Without ReLU the gradient of the residual is dy itself, copied as `out` may overwrite it. The other gradients
         # do not need the residual.
-        self._copy_of_dy = None
+        self._copy_of_dy, self._dtype = None, _layout.result_dtype(x.dtype)
         if dy is not None and residual is not None and not relu:
-            self._copy_of_dy, residual = None if read_only else np.array(dy, order="K"), None
-        self._out, self._dtype = out, x.dtype
+            self._copy_of_dy, residual = None if read_only else np.array(dy, dtype=self._dtype, order="K"), None
+        self._out = out
         x, *layouts = _layout.ready(x, *kept)
         dy = None if dy is None else _layout.like(layouts, dy, x)
         residual = None if residual is None else _layout.like(layouts, residual, x)
@@ -287,7 +287,7 @@ class Pass:
             yield arrays if len(x) == len(arrays[0]) else [a[: len(x)] for a in arrays]
 
     def result(self) -> Array:
-        """The result, in `out` if given and in the dtype of the call's `x`."""
+        """The result, in `out` if given, else in the dtype of the call's `x` and native byte order."""
         return _layout.delivered(self.whole.result, self._out, self._dtype)
 
     def dresidual(self) -> tuple[Array, ...]:

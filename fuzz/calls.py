@@ -187,6 +187,11 @@ def parameter(source: Source, memory: Memory, shape: Sequence[int]) -> Any:
     return p.tolist() if kind == "list" else memory.array(source, p, kind)
 
 
+def native(dtype: Any) -> np.dtype[Any]:
+    """The dtype in the byte order of this machine."""
+    return np.dtype(dtype).newbyteorder("=")
+
+
 class Subclass(np.ndarray):
     """As np.memmap is one."""
 
@@ -197,7 +202,7 @@ def bad(name: str, value: Any, norm: Norm) -> list[Any]:
     if name in ("x", "dy", "residual", "out"):
         a = np.zeros(norm.shape, "f8") if value is None else value
         other = ["i4", "?", "c8", "O", "g", "S4", "M8[s]"] + ([] if name == "x" else ["f4", "f8", "f2", ">f4"])
-        changed = [np.zeros(a.shape, dtype) for dtype in other if np.dtype(dtype) != a.dtype]
+        changed = [np.zeros(a.shape, dtype) for dtype in other if native(dtype) != native(a.dtype)]
         if name != "x":
             changed += [a[None], np.zeros((*a.shape[:-1], a.shape[-1] + 1), a.dtype), a.reshape(-1)[:, None, None]]
         if name == "out":
@@ -351,7 +356,7 @@ class Call:
         assert self.spoiled is None, f"{self.spoiled} was accepted"
         self.memory.check(*self.written.values())
         first = results if isinstance(results, np.ndarray) else results[0]
-        assert first.dtype == self.dtype
+        assert first.dtype == (native(self.dtype) if self.out is None else self.dtype)
         assert first.shape == self.norm.shape
         assert self.out is None or first is self.out
         if first.size:

@@ -574,6 +574,48 @@ def test_batch_norm_of_one_sample_is_instance_norm(dtype):
     assert_gradients(Case("instance", x.shape), got, expected, dy, saved, gamma)
 
 
+# ---- byte order ----
+
+
+@pytest.mark.parametrize("more", [{}, {"activation": "relu"}], ids=["plain", "relu"])
+@pytest.mark.parametrize("fused", [False, True], ids=["", "residual"])
+@pytest.mark.parametrize("dtype", [">f2", ">f4", ">f8"])
+@pytest.mark.parametrize("case", [Case("batch", (3, 4, 5)), *ONE_OF_EACH], ids=name)
+def test_results_are_in_native_byte_order_and_have_the_same_bits(case, dtype, fused, more):
+    """As those of NumPy; each array may have a byte order of its own."""
+    swapped = [normal(k, case.shape).astype(dtype) for k in (47, 48, 49)]
+    straight = [a.astype(a.dtype.newbyteorder("=")) for a in swapped]
+    parameters = [p.astype(">f8") for p in case.parameters()]
+
+    def both(x, dy, z, **out):
+        options = more | ({"residual": z} if fused else {})
+        y, saved = case.forward(x, *parameters, **options, **out)
+        return [y, *case.backward(dy, x, saved, *parameters, **options)]
+
+    expected = both(*straight)
+    for arrays in (swapped, [swapped[0], *straight[1:]], [straight[0], *swapped[1:]]):
+        got = both(*arrays)
+        assert all(a.dtype.isnative for a in got)
+        assert all(map(same_bits, got, expected))
+    for kind in (swapped[0].dtype, straight[0].dtype):
+        for x in (swapped[0], straight[0]):
+            out = np.zeros(case.shape, kind)
+            y, _ = case.forward(x, *parameters, **more, out=out)
+            assert y is out
+            assert out.dtype == kind
+            np.testing.assert_array_equal(out, case.forward(straight[0], *parameters, **more)[0])
+
+
+@pytest.mark.parametrize("dtype", [">f2", ">f4", ">f8"])
+def test_results_of_inference_are_in_native_byte_order(dtype):
+    x = normal(50, (6, 3)).astype(dtype)
+    y = bncpu.batch_norm(x, np.zeros(3), np.ones(3))
+    assert y.dtype == x.dtype.newbyteorder("=") and y.dtype.isnative
+    out = np.zeros((6, 3), dtype)
+    assert bncpu.batch_norm(x, np.zeros(3), np.ones(3), out=out) is out
+    np.testing.assert_array_equal(out, y)
+
+
 # ---- refusals ----
 
 X = normal(46, (4, 6, 5))
