@@ -113,7 +113,7 @@ def running_pair(mean: Any, var: Any, n_channels: int, others: dict[str, Any]) -
 
 
 def values_per_channel(name: str, n: float, ddof: float) -> None:
-    """A batch, or a sample, must hold at least two values per channel, and more than `ddof`."""
+    """A batch, or a sample, that has values must hold at least two per channel, and more than `ddof`."""
     if not n >= 2 or n <= ddof:
         needed = max(2, math.floor(ddof) + 1)
         each, hint = "channel", "for single values use batch_norm with running statistics"

@@ -150,7 +150,8 @@ def batch_norm_forward(
     Parameters
     ----------
     x : ndarray of shape (N, C) or (N, C, ...), float16, float32 or float64
-        Not modified, unless it is `out`. NaN and infinity stay within their channel.
+        Not modified, unless it is `out`. NaN and infinity stay within their channel. Without values the result is
+        empty, and running statistics stay as they are.
     gamma, beta : array-like of shape (C,), optional
         Scale and shift; 1 and 0 if not given.
     running_mean, running_var : ndarray of shape (C,), floating point, optional
@@ -192,8 +193,8 @@ def batch_norm_forward(
     TypeError
         If an array has the wrong type or dtype.
     ValueError
-        If a shape does not fit, a channel holds fewer than two values, a number is out of range, or an array
-        to be written is read-only. Nothing has been changed then.
+        If a shape does not fit, a channel holds a single value, a number is out of range, or an array to be written
+        is read-only. Nothing has been changed then.
 
     References
     ----------
@@ -252,7 +253,8 @@ def batch_norm_forward(
     moments = _arguments.sums_of_all("moments", Moments, moments, n, n_channels)
     arrays = Pass(x, ((axis,),), where=where, **_arguments.forward(x, activation, residual, out, n_threads))
     count = n if moments is None else moments.count
-    if n_channels:
+    is_empty = not x.size and not np.any(count)
+    if not is_empty:
         _arguments.values_per_channel("batch_norm_forward", np.min(count), ddof)
 
     if moments is None:
@@ -263,7 +265,7 @@ def batch_norm_forward(
     call = call_of(axis, activation, gamma, beta, residual)
     saved = saved._replace(count=count, kind="training", call=call)
     y = arrays.result()
-    if running_mean is not None and running_var is not None:
+    if running_mean is not None and running_var is not None and not is_empty:
         _move(running_mean, running_var, moments, momentum, ddof)
     return y, saved
 

@@ -59,7 +59,7 @@ def instance_norm(
     Parameters
     ----------
     x : ndarray of shape (N, C, ...), float16, float32 or float64
-        Not modified, unless it is `out`.
+        Not modified, unless it is `out`. Without values the result is empty, and running statistics stay as they are.
     gamma, beta : array-like of shape (C,), optional
         Scale and shift; 1 and 0 if not given.
     running_mean, running_var : ndarray of shape (C,), floating point, optional
@@ -98,8 +98,8 @@ def instance_norm(
     TypeError
         If an array has the wrong type or dtype.
     ValueError
-        If a shape does not fit, a channel of a sample holds fewer than two values, a number is out of range, or an
-        array to be written is read-only. Nothing has been changed then.
+        If a shape does not fit, a channel of a sample holds a single value, a number is out of range, or an array to
+        be written is read-only. Nothing has been changed then.
 
     References
     ----------
@@ -158,7 +158,7 @@ def instance_norm_forward(
     Parameters
     ----------
     x : ndarray of shape (N, C, ...), float16, float32 or float64
-        Not modified, unless it is `out`.
+        Not modified, unless it is `out`. Without values the result is empty, and running statistics stay as they are.
     gamma, beta : array-like of shape (C,), optional
         Scale and shift; 1 and 0 if not given.
     running_mean, running_var : ndarray of shape (C,), floating point, optional
@@ -199,8 +199,8 @@ def instance_norm_forward(
     TypeError
         If an array has the wrong type or dtype.
     ValueError
-        If a shape does not fit, a channel of a sample holds fewer than two values, a number is out of range, or an
-        array to be written is read-only. Nothing has been changed then.
+        If a shape does not fit, a channel of a sample holds a single value, a number is out of range, or an array to
+        be written is read-only. Nothing has been changed then.
 
     References
     ----------
@@ -221,20 +221,17 @@ def instance_norm_forward(
     _arguments.running_pair(running_mean, running_var, n_channels, others)
     momentum = _arguments.momentum(momentum)
     ddof = _checks.real("ddof", ddof, low=0)
-    n_samples = x.shape[0 if axis else 1]
-    if n_samples and n_channels:
-        counts = np.asarray(_values(x, n_channels, axis, _arguments.where(where, x, axis)))
-        if np.any(counts) or where is None:
-            _arguments.values_per_channel("instance_norm", np.min(counts[counts > 0], initial=x.size), ddof)
+    counts = np.asarray(_values(x, n_channels, axis, _arguments.where(where, x, axis)))
+    if np.any(counts):
+        _arguments.values_per_channel("instance_norm", np.min(counts[counts > 0]), ddof)
     y, saved, moments = _group_forward(
         x, n_channels, gamma, beta, eps, axis, activation, residual, out, n_threads, where
     )
-    if running_mean is not None and running_var is not None and n_samples:
-        seen = np.any(moments.count, axis=1)
-        if seen.any():
-            with np.errstate(all="ignore"):
-                running_mean[...] = moved(running_mean, moments.mean[seen].mean(axis=0), momentum)
-                running_var[...] = moved(running_var, variance(moments, ddof)[seen].mean(axis=0), momentum)
+    if running_mean is not None and running_var is not None and np.any(counts):
+        seen = moments.count[:, 0] > 0
+        with np.errstate(all="ignore"):
+            running_mean[...] = moved(running_mean, moments.mean[seen].mean(axis=0), momentum)
+            running_var[...] = moved(running_var, variance(moments, ddof)[seen].mean(axis=0), momentum)
     return y, saved
 
 

@@ -244,12 +244,54 @@ def test_negative_zero_is_the_same_everywhere():
 
 
 def test_empty_input_to_inference_is_empty():
-    for shape in ((0, 0), (5, 0), (5, 0, 0)):
-        assert batch_norm_forward(np.zeros(shape))[0].shape == shape
-    with pytest.raises(ValueError, match="got 0"):
-        batch_norm_forward(np.zeros((0, 2, 3)))
     assert batch_norm(np.zeros((0, 3)), [0] * 3, [1] * 3).shape == (0, 3)
     assert batch_norm(np.zeros((2, 3, 0), np.float32), [0] * 3, [1] * 3).dtype == np.float32
+
+
+@pytest.mark.parametrize("layout", [{}, {"channel_axis": -1}], ids=["axis 1", "last axis"])
+@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize("shape", [(0, 3), (0, 3, 3), (5, 0, 3), (0, 0), (5, 0), (5, 0, 0)], ids=str)
+@pytest.mark.parametrize("norm", ["batch", "instance"])
+def test_a_batch_without_values_teaches_nothing(norm, shape, activation, layout):
+    """As in PyTorch: the last batch of a loader, or the share of a process, may be empty."""
+    forward, backward = (getattr(bncpu, f"{norm}_norm_{name}") for name in ("forward", "backward"))
+    x = np.zeros(shape, np.float32)
+    n = x.shape[layout.get("channel_axis", 1)]
+    gamma, beta = parameters(n)
+    running, out = normal(73, (2, n)), np.zeros(shape, np.float32)
+    before = running.copy()
+    options = dict(residual=x, activation=activation, **layout)
+    y, saved = forward(x, gamma, beta, running_mean=running[0], running_var=running[1], ddof=1, out=out, **options)
+    assert y is out
+    assert saved.count == 0
+    np.testing.assert_array_equal(running, before)
+    dx, dgamma, dbeta, dz = backward(x, x, saved, gamma, beta=beta, **options)
+    assert dx.shape == dz.shape == shape
+    assert dgamma.shape == dbeta.shape == (n,)
+    assert not dgamma.any() and not dbeta.any()
+
+
+def test_a_part_without_values_has_the_statistics_of_the_whole_batch():
+    x, dy, running = normal(74, (6, 3)), normal(75, (6, 3)), [normal(76, (2, 3)), normal(76, (2, 3))]
+    moments = merge(batch_norm_moments(x[:0]), batch_norm_moments(x))
+    y, of_none = batch_norm_forward(x[:0], moments=moments, running_mean=running[0][0], running_var=running[0][1])
+    _, saved = batch_norm_forward(x, running_mean=running[1][0], running_var=running[1][1])
+    assert y.shape == (0, 3)
+    assert of_none == saved
+    np.testing.assert_array_equal(*running)
+    sums = merge(batch_norm_backward_sums(dy[:0], x[:0], of_none), batch_norm_backward_sums(dy, x, saved))
+    dx, *gradients = batch_norm_backward(dy[:0], x[:0], of_none, sums=sums)
+    assert dx.shape == (0, 3)
+    np.testing.assert_allclose(gradients, batch_norm_backward(dy, x, saved)[1:], rtol=1e-14)
+
+
+def test_moments_of_parts_that_are_all_empty_teach_nothing():
+    running = normal(77, (2, 3))
+    before, moments = running.copy(), merge(batch_norm_moments(x := np.zeros((0, 3))), batch_norm_moments(x))
+    y, saved = batch_norm_forward(x, moments=moments, running_mean=running[0], running_var=running[1])
+    assert y.shape == (0, 3)
+    np.testing.assert_array_equal(running, before)
+    assert not batch_norm_backward(x, x, saved)[1].any()
 
 
 # ---- backward ----

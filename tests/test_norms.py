@@ -767,7 +767,7 @@ def test_arrays_without_values_have_results_and_gradients_of_their_shape(shape):
     groups = ("group", (1,), (shape[0], 1))
     layer = ("layer", (4,), (shape[0], shape[1], 1))
     for norm, arguments, saved_shape in (("instance", (), shape[:2]), groups, layer):
-        if (norm == "layer" and shape[2] != 4) or (norm == "instance" and 0 not in shape[:2]):
+        if norm == "layer" and shape[2] != 4:
             continue
         forward, backward = (getattr(bncpu, f"{norm}_norm_{name}") for name in ("forward", "backward"))
         y, saved = forward(x, *arguments)
