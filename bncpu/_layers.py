@@ -20,6 +20,7 @@ class Layer(NamedTuple):
     var: Float64
     gamma: Float64 | None
     beta: Float64 | None
+    n_batches: int | None = None  # None if the layer does not tell
 
 
 def from_torch(state_dict: Any, prefix: Any) -> Layer:
@@ -36,7 +37,16 @@ def from_torch(state_dict: Any, prefix: Any) -> Layer:
         found = [key.removesuffix("running_mean") for key in state_dict if key.endswith("running_mean")]
         raise ValueError(f"state_dict has no {prefix + missing[0]!r}; prefix may be one of {found}")
     values = {name: _array(name, state_dict.get(prefix + name)) for name in ("weight", "bias", *STATISTICS)}
-    return _checked(Layer(values["running_mean"], values["running_var"], values["weight"], values["bias"]))
+    tracked = _n_batches(_array("num_batches_tracked", state_dict.get(prefix + "num_batches_tracked")))
+    return _checked(Layer(values["running_mean"], values["running_var"], values["weight"], values["bias"], tracked))
+
+
+def _n_batches(n: Any) -> int | None:
+    if n is None:
+        return None
+    if n.shape not in ((), (1,)) or not 0 <= n.item() < 2**53 or n.item() % 1:
+        raise ValueError(f"num_batches_tracked must be a number of batches, got {n.tolist()}")
+    return int(n.item())
 
 
 def of(state: State) -> Layer:
@@ -51,17 +61,17 @@ def of(state: State) -> Layer:
         gamma = np.ones_like(var) if gamma is None else gamma.copy()
         gamma[other] *= np.sqrt(var[other] + p.eps) / divisor[other]
     mean = mean if p.with_mean else np.where(np.isnan(mean), np.nan, 0.0)
-    return Layer(mean, var, gamma, p.beta)
+    return Layer(mean, var, gamma, p.beta, state.n_batches + state.n_tracked)
 
 
-def to_torch(layer: Layer, n_batches: int) -> dict[str, NDArray[Any]]:
+def to_torch(layer: Layer) -> dict[str, NDArray[Any]]:
     """The `state_dict` of a layer."""
     return {
         "weight": np.ones_like(layer.mean) if layer.gamma is None else layer.gamma.copy(),
         "bias": np.zeros_like(layer.mean) if layer.beta is None else layer.beta.copy(),
         "running_mean": layer.mean,
         "running_var": layer.var,
-        "num_batches_tracked": np.array(n_batches),
+        "num_batches_tracked": np.array(layer.n_batches, np.int64),
     }
 
 
@@ -84,7 +94,7 @@ def from_keras(weights: Any, *, center: bool, scale: bool) -> Layer:
 
 def to_keras(layer: Layer) -> list[NDArray[Any]]:
     """The weights that `set_weights` of Keras takes."""
-    state = to_torch(layer, 0)
+    state = to_torch(layer)
     return [state[name] for name in ("weight", "bias", *STATISTICS)]
 
 
@@ -103,7 +113,7 @@ def _array(name: str, a: Any) -> Any:
 
 def _checked(layer: Layer) -> Layer:
     shape = np.shape(layer.mean)
-    for name, a in layer._asdict().items():
+    for name, a in zip(("mean", "var", "gamma", "beta"), layer, strict=False):
         if a is not None and (a.shape != shape or a.ndim != 1 or not a.size):
             raise ValueError(f"{name} must have shape (n_features,), as the mean has; got {a.shape} and {shape}")
     return layer

@@ -150,12 +150,12 @@ def batch_norm_forward(
     Parameters
     ----------
     x : ndarray of shape (N, C) or (N, C, ...), float16, float32 or float64
-        Not modified, unless it is `out`. NaN and infinity stay within their channel. Without values the result is
-        empty, and running statistics stay as they are.
+        Not modified, unless it is `out`. NaN and infinity stay within their channel.
     gamma, beta : array-like of shape (C,), optional
         Scale and shift; 1 and 0 if not given.
     running_mean, running_var : ndarray of shape (C,), floating point, optional
-        Updated in place: ``momentum * running + (1 - momentum) * batch``. Both or neither.
+        Updated in place: ``momentum * running + (1 - momentum) * batch``. Both or neither. A batch without values
+        changes nothing.
     momentum : float in [0, 1], default=0.9
         Weight of the OLD value. PyTorch's momentum is 1 minus this one.
     ddof : float, default=0

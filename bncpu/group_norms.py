@@ -59,12 +59,12 @@ def instance_norm(
     Parameters
     ----------
     x : ndarray of shape (N, C, ...), float16, float32 or float64
-        Not modified, unless it is `out`. Without values the result is empty, and running statistics stay as they are.
+        Not modified, unless it is `out`.
     gamma, beta : array-like of shape (C,), optional
         Scale and shift; 1 and 0 if not given.
     running_mean, running_var : ndarray of shape (C,), floating point, optional
         Updated in place: ``momentum * running + (1 - momentum) * batch``, where batch is the mean over the samples of
-        their statistics. Both or neither.
+        their statistics. Both or neither. An `x` without values changes nothing.
     momentum : float in [0, 1], default=0.9
         Weight of the OLD value. PyTorch's momentum is 1 minus this one.
     ddof : float, default=0
@@ -158,12 +158,12 @@ def instance_norm_forward(
     Parameters
     ----------
     x : ndarray of shape (N, C, ...), float16, float32 or float64
-        Not modified, unless it is `out`. Without values the result is empty, and running statistics stay as they are.
+        Not modified, unless it is `out`.
     gamma, beta : array-like of shape (C,), optional
         Scale and shift; 1 and 0 if not given.
     running_mean, running_var : ndarray of shape (C,), floating point, optional
         Updated in place: ``momentum * running + (1 - momentum) * batch``, where batch is the mean over the samples of
-        their statistics. Both or neither.
+        their statistics. Both or neither. An `x` without values changes nothing.
     momentum : float in [0, 1], default=0.9
         Weight of the OLD value. PyTorch's momentum is 1 minus this one.
     ddof : float, default=0

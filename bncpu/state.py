@@ -127,6 +127,8 @@ class State(NamedTuple):
         As `moments.fold_running` returns it: mean, variance, divisor, and the three `Coefficients`.
     single : ndarray of shape (3, n_features), float32, or None
         The coefficients, if float32 suffices for all features.
+    n_tracked : int, default=0
+        Batches that a layer of PyTorch says to have seen, of unknown sizes, beyond the one it counts as in `n_batches`.
     """
 
     kind: Kind
@@ -136,15 +138,18 @@ class State(NamedTuple):
     parameters: Parameters
     derived: Float64
     single: NDArray[np.float32] | None
+    n_tracked: int = 0
 
     @classmethod
-    def of(cls, kind: Kind, running: Running, n_samples: Any, n_batches: int, p: Parameters) -> State:
+    def of(
+        cls, kind: Kind, running: Running, n_samples: Any, n_batches: int, p: Parameters, n_tracked: int = 0
+    ) -> State:
         """With all that is derived from the rest by the parameters `p`, which have gamma and beta."""
         # Where batches are averaged ddof has been applied to each, and the count is the weight seen so far.
         n_values, ddof = (n_samples / n_batches, 0.0) if kind.averages_batches else (None, p.ddof)
         how = p.eps, p.with_mean, p.with_std, p.gamma, p.beta
         derived, single = moments.fold_running(running.values, n_values, ddof, *how)
-        return cls(kind, running, n_samples, n_batches, p, derived, single)
+        return cls(kind, running, n_samples, n_batches, p, derived, single, n_tracked)
 
     @property
     def n_features(self) -> int:
@@ -261,6 +266,8 @@ def content(t: Any) -> dict[str, Any]:
         **{name: _as_json(values) for name, values in state.running.moments._asdict().items()},
         "age": _as_json(state.running.age),
     }
+    if state.n_tracked:
+        kept["n_batches_tracked"] = state.n_tracked
     observed = state.running.moments.count > 0
     kept["mean"] = [value if seen else None for value, seen in zip(kept["mean"], observed, strict=True)]
     if state.running.recent is not None:
@@ -319,7 +326,8 @@ def restored(cls: Any, kept: dict[str, Any]) -> Any:
             running = Running.of(recent.moments(), None, recent)
         if not np.all(np.isfinite(running.values)):
             raise ValueError("the variance of the rows of recent overflows float64")
-    made._state = State.of(kind, running, seen, kept["n_batches_seen"], p.for_features(made, n_features))
+    batches, tracked = kept["n_batches_seen"], kept.get("n_batches_tracked", 0)
+    made._state = State.of(kind, running, seen, batches, p.for_features(made, n_features), tracked)
     made.set_params(**kept["parameters"])
     parameters(made).for_features(made, n_features)
     for name in ("gamma", "beta"):
@@ -334,11 +342,13 @@ ENTRIES = {"parameters", "in_effect", "mode", "n_features_in", "feature_names_in
 def _arrays(kept: dict[str, Any]) -> dict[str, Float64]:
     """Check what a state file holds, apart from the parameters; its arrays per feature."""
     per_feature = (*Moments._fields, "age")
-    if set(kept) - {"recent"} != ENTRIES | set(per_feature):
+    if set(kept) - {"recent", "n_batches_tracked"} != ENTRIES | set(per_feature):
         raise ValueError(f"it has the entries {sorted(kept)}")
     n_features, names, n_batches = (kept[key] for key in ("n_features_in", "feature_names_in", "n_batches_seen"))
     if not (_is_whole(n_features, 1) and _is_whole(n_batches, 1)):
         raise ValueError(f"n_features_in and n_batches_seen must be whole numbers, got {n_features} and {n_batches}")
+    if not _is_whole(kept.get("n_batches_tracked", 0), -1):
+        raise ValueError(f"n_batches_tracked must be a whole number, got {kept['n_batches_tracked']}")
     if names is not None and not (_is_list(names, n_features) and all(isinstance(name, str) for name in names)):
         raise ValueError(f"feature_names_in must be null or {n_features} strings")
     arrays = {}

@@ -474,9 +474,9 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
             kind.check(self, summary, batch.ndim == 2 and summary.n_positive == 1)
             running = kind.update(known, summary, p.ddof, batch, weights)
         _infinities.finite_moments(self, None, running.moments, names)
-        before = (0, 0) if new else (self._state.n_samples, self._state.n_batches)
+        before = (0, 0, 0) if new else (self._state.n_samples, self._state.n_batches, self._state.n_tracked)
         seen = added(before[0], kind.seen(summary), weights is not None, n_features)
-        self._state = State.of(p.kind, running, seen, before[1] + 1, p)
+        self._state = State.of(p.kind, running, seen, before[1] + 1, p, before[2])
 
     def _take(self, other: BatchNormTransformer | None) -> None:
         """Put what another one was fitted to in the place of all that this one was, in one step; None: nothing."""
@@ -803,7 +803,8 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         Returns
         -------
         BatchNormTransformer
-            Fitted; `n_samples_seen_` counts from 0, `n_batches_seen_` from 1. In a pipeline that is fitted, wrap it in
+            Fitted; `n_samples_seen_` counts from 0, `n_batches_seen_` from 1; :meth:`to_torch` counts from the layer's
+            ``num_batches_tracked``, 1 if there is none. In a pipeline that is fitted, wrap it in
             :class:`~sklearn.frozen.FrozenEstimator`, or it learns anew.
 
         Raises
@@ -891,7 +892,8 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         state = made._state
         states.warn_of_pytorchs_momentum(state.parameters)
         known: Kind = Layer() if state.kind.merges else state.kind
-        made._state = State.of(known, state.running, 0, state.n_batches, state.parameters)
+        n_tracked = 0 if layer.n_batches is None else layer.n_batches - state.n_batches
+        made._state = State.of(known, state.running, 0, state.n_batches, state.parameters, n_tracked)
         return made
 
     def to_torch(self) -> dict[str, NDArray[Any]]:
@@ -906,7 +908,8 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         -------
         dict of str to ndarray
             ``weight``, ``bias``, ``running_mean`` and ``running_var`` of shape (n_features,), float64, and
-            ``num_batches_tracked``. ``{name: torch.from_numpy(a) for name, a in state.items()}`` is what
+            ``num_batches_tracked``, int64: `n_batches_seen_`, after :meth:`from_torch` added to what the layer had
+            tracked. ``{name: torch.from_numpy(a) for name, a in state.items()}`` is what
             ``load_state_dict`` takes, which rounds to the type of the layer.
 
         Raises
@@ -922,7 +925,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         """
         check_is_fitted(self)
         now = self._as_it_is()
-        return _layers.to_torch(_layers.of(now._state), now.n_batches_seen_)
+        return _layers.to_torch(_layers.of(now._state))
 
     def to_keras(self) -> list[NDArray[Any]]:
         """The weights of a layer of Keras that does with ``training=False`` what :meth:`transform` does.
@@ -1109,7 +1112,7 @@ def _learned(
     if update is None:
         return None
     values, batch, missing = update
-    before, n_batches = (0, 0) if now is None else (now.n_samples, now.n_batches)
+    before, n_batches, n_tracked = (0, 0, 0) if now is None else (now.n_samples, now.n_batches, now.n_tracked)
     weighted = sample_weight is not None
     # How many values of each feature X holds, or their weight, where none is missing.
     seen: Any = batch[0, 0].item() if weighted else X.size // batch.shape[1]
@@ -1117,4 +1120,4 @@ def _learned(
         seen = added(before, batch[0] if missing else np.full(batch.shape[1], float(seen)), weighted, batch.shape[1])
     else:
         seen = before + seen
-    return State.of(kind, Running(values), seen, n_batches + 1, p)
+    return State.of(kind, Running(values), seen, n_batches + 1, p, n_tracked)

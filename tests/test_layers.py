@@ -1,5 +1,6 @@
 """Layers of PyTorch and Keras become transformers that do the same, and back; the frameworks are not needed."""
 
+import copy
 import pickle
 
 import numpy as np
@@ -119,13 +120,39 @@ def test_a_transformer_becomes_a_layer_that_does_the_same(parameters):
 def test_a_layer_comes_back_exactly():
     t = BatchNormTransformer.from_torch(STATE, "first.")
     state = t.to_torch()
-    assert state.pop("num_batches_tracked") == 1
+    assert state.pop("num_batches_tracked") == 12
     for name, a in state.items():
         np.testing.assert_array_equal(a, STATE["first." + name])
     for got, expected in zip(t.to_keras(), (GAMMA, BETA, MEAN, VAR), strict=True):
         np.testing.assert_array_equal(got, expected)
     state["running_mean"][:] = 0
     np.testing.assert_array_equal(t.running_mean_, MEAN)
+
+
+@pytest.mark.parametrize("momentum", [None, 0.9])
+@pytest.mark.parametrize("n", [0, 1, 7, 2**40])
+def test_a_layer_keeps_its_number_of_batches(n, momentum, tmp_path):
+    """Through copies and files, and counted on."""
+    state = {name: STATE["first." + name] for name in ("running_mean", "running_var")}
+    for tracked in (np.array(n), Tensor(np.array(n)), n, float(n)):
+        t = BatchNormTransformer.from_torch(state | {"num_batches_tracked": tracked}, momentum=momentum)
+        assert t.to_torch()["num_batches_tracked"] == n
+    t.save(tmp_path / "layer.json")
+    for layer in (
+        t,
+        copy.deepcopy(t),
+        pickle.loads(pickle.dumps(t)),
+        BatchNormTransformer.load(tmp_path / "layer.json"),
+    ):
+        back = layer.to_torch()["num_batches_tracked"]
+        assert back == n
+        assert (back.shape, back.dtype) == ((), np.int64)
+        if momentum:
+            for k, batch in enumerate((X, X[::2].tolist(), X.astype(np.float32)), start=1):
+                assert layer.partial_fit(batch).to_torch()["num_batches_tracked"] == n + k
+            assert layer.n_batches_seen_ == 4
+        assert layer.fit(X).to_torch()["num_batches_tracked"] == 1
+    assert BatchNormTransformer.from_torch(state).to_torch()["num_batches_tracked"] == 1
 
 
 def test_images_keep_their_channel_axis():
@@ -150,6 +177,17 @@ def test_images_keep_their_channel_axis():
             "^var must not be negative",
         ),
         (lambda t: t.from_torch(STATE, "first.", eps=-1), ValueError, "^eps"),
+        *(
+            (lambda t, n=n: t.from_torch(STATE | {"first.num_batches_tracked": n}, "first."), error, "^num_batches_tr")
+            for n, error in (
+                (-1, ValueError),
+                ([1, 2], ValueError),
+                (0.5, ValueError),
+                (np.nan, ValueError),
+                ("x", TypeError),
+                (2**60, ValueError),
+            )
+        ),
         (lambda t: t.from_keras([MEAN, VAR]), ValueError, "^weights must be those of a layer, gamma, beta, .* 2 of"),
         (lambda t: t.from_keras("ab"), ValueError, "^weights must be those of a layer"),
         (lambda t: t.from_keras([GAMMA, BETA, MEAN[None], VAR]), ValueError, "must have shape"),

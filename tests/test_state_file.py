@@ -665,6 +665,8 @@ CHANGES = {
     "a parameter in effect beyond float64": lambda c: c["in_effect"].update(ddof=10**400),
     "a negative age": lambda c: c["age"].__setitem__(0, -1.0),
     "more features than there are": lambda c: c.update(n_features_in=2**60),
+    "half a batch of a layer": lambda c: c.update(n_batches_tracked=0.5),
+    "fewer batches of a layer than none": lambda c: c.update(n_batches_tracked=-2),
     "more batches than can be counted": lambda c: c.update(n_batches_seen=2**53),
     "a negative count": lambda c: c["count"].__setitem__(0, -1.0),
     "a negative m2": lambda c: c["m2"].__setitem__(0, -1.0),
