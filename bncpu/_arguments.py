@@ -8,7 +8,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bncpu._checks import axis_of, floats, like, parameter, plain_array, real, required, threads, written
+from bncpu._checks import (
+    axis_of,
+    floats,
+    like,
+    parameter,
+    plain_array,
+    real,
+    required,
+    threads,
+    warn_of_pytorchs,
+    written,
+)
 from bncpu.gpu._library import library_of
 from bncpu.moments import BackwardSums, Moments
 from bncpu.saved import SavedStatistics
@@ -80,9 +91,17 @@ def activation(value: Any) -> bool:
 # ---- training: momentum, running statistics, enough values ----
 
 
-def momentum(value: Any) -> float:
-    """A momentum of the functions: the weight of the old value, both ends allowed."""
-    return real("momentum", value, low=0, high=1)
+def momentum(value: Any, running_mean: Any) -> float:
+    """A momentum of the functions: the weight of the old value, both ends allowed; used with running statistics."""
+    if value is None:
+        raise TypeError(
+            "momentum must be a number from 0 to 1, got None; PyTorch's None, statistics of all batches, is a "
+            "BatchNormTransformer() here, or batch_norm_moments and merge"
+        )
+    weight = real("momentum", value, low=0, high=1)
+    if running_mean is not None:
+        warn_of_pytorchs(weight, "the", stacklevel=3)
+    return weight
 
 
 def running(name: str, a: Any, n_channels: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -78,6 +79,16 @@ def parameters(t: Any, rules: Mapping[str, Real | Whole]) -> dict[str, Any]:
 def threads(n_threads: Any) -> int | None:
     """`n_threads`, None or a positive integer."""
     return whole("n_threads", n_threads, low=1)
+
+
+def warn_of_pytorchs(momentum: float, whose: str, stacklevel: int) -> None:
+    """Warn of a momentum that looks like PyTorch's, which is 1 minus ours."""
+    if 0 < momentum < 0.5:
+        warnings.warn(
+            f"{whose} momentum={momentum} is the weight of the old value; "
+            f"PyTorch's {momentum} is {1 - momentum:g} here",
+            stacklevel=stacklevel + 1,
+        )
 
 
 # ---- arrays ----

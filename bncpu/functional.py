@@ -157,7 +157,7 @@ def batch_norm_forward(
         Updated in place: ``momentum * running + (1 - momentum) * batch``. Both or neither. A batch without values
         changes nothing.
     momentum : float in [0, 1], default=0.9
-        Weight of the OLD value. PyTorch's momentum is 1 minus this one.
+        Weight of the OLD value. PyTorch's momentum is 1 minus this one; a value between 0 and 0.5 warns.
     ddof : float, default=0
         ``running_var`` receives ``m / (m - ddof)`` times the biased variance; PyTorch's is 1.
         Normalization always divides by m.
@@ -245,7 +245,7 @@ def batch_norm_forward(
     shift = _checks.per_channel("beta", beta, n_channels)
     others = {"x": x, "gamma": gamma, "beta": beta, "residual": residual, "out": out}
     _arguments.running_pair(running_mean, running_var, n_channels, others)
-    momentum = _arguments.momentum(momentum)
+    momentum = _arguments.momentum(momentum, running_mean)
     ddof = _checks.real("ddof", ddof, low=0)
     eps = _checks.real("eps", eps, low=0)
     where = _arguments.where(where, x, axis)

@@ -66,7 +66,7 @@ def instance_norm(
         Updated in place: ``momentum * running + (1 - momentum) * batch``, where batch is the mean over the samples of
         their statistics. Both or neither. An `x` without values changes nothing.
     momentum : float in [0, 1], default=0.9
-        Weight of the OLD value. PyTorch's momentum is 1 minus this one.
+        Weight of the OLD value. PyTorch's momentum is 1 minus this one; a value between 0 and 0.5 warns.
     ddof : float, default=0
         ``running_var`` receives ``m / (m - ddof)`` times the biased variances of m values; PyTorch's is 1.
         Normalization always divides by m.
@@ -165,7 +165,7 @@ def instance_norm_forward(
         Updated in place: ``momentum * running + (1 - momentum) * batch``, where batch is the mean over the samples of
         their statistics. Both or neither. An `x` without values changes nothing.
     momentum : float in [0, 1], default=0.9
-        Weight of the OLD value. PyTorch's momentum is 1 minus this one.
+        Weight of the OLD value. PyTorch's momentum is 1 minus this one; a value between 0 and 0.5 warns.
     ddof : float, default=0
         ``running_var`` receives ``m / (m - ddof)`` times the biased variances of m values; PyTorch's is 1.
         Normalization always divides by m.
@@ -219,7 +219,7 @@ def instance_norm_forward(
     n_channels = x.shape[axis]
     others = {"x": x, "gamma": gamma, "beta": beta, "residual": residual, "out": out}
     _arguments.running_pair(running_mean, running_var, n_channels, others)
-    momentum = _arguments.momentum(momentum)
+    momentum = _arguments.momentum(momentum, running_mean)
     ddof = _checks.real("ddof", ddof, low=0)
     counts = np.asarray(_values(x, n_channels, axis, _arguments.where(where, x, axis)))
     if np.any(counts):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -93,13 +92,9 @@ def dtype(value: Any) -> np.dtype[Any] | None:
 
 
 def warn_of_pytorchs_momentum(p: Parameters) -> None:
-    """Warn of a momentum that looks like PyTorch's, which is 1 minus ours."""
-    if p.momentum is not None and 0 < p.momentum < 0.5:
-        warnings.warn(
-            f"BatchNormTransformer's momentum={p.momentum} is the weight of the old value; "
-            f"PyTorch's {p.momentum} is {1 - p.momentum:g} here",
-            stacklevel=3,
-        )
+    """Warn of a momentum that looks like PyTorch's."""
+    if p.momentum is not None:
+        _checks.warn_of_pytorchs(p.momentum, "BatchNormTransformer's", stacklevel=3)
 
 
 def finite_per_channel(name: str, a: ArrayLike | None, n_channels: int) -> Float64 | None:

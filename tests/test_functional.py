@@ -97,6 +97,7 @@ def test_float32_keeps_its_digits_a_million_standard_deviations_from_zero(shape)
 @pytest.mark.parametrize("ddof", [0, 1])
 @pytest.mark.parametrize("momentum", [0.0, 0.1, 0.9, 1.0])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.filterwarnings("ignore:the momentum=0.1 is the weight of the old value")
 def test_running_statistics_follow_the_textbook_formula(dtype, momentum, ddof):
     running_mean, running_var = np.zeros(4, dtype), np.ones(4, dtype)
     mean, var = np.zeros(4), np.ones(4)
@@ -109,6 +110,28 @@ def test_running_statistics_follow_the_textbook_formula(dtype, momentum, ddof):
     # 50 updates, each rounded once to the dtype of the running arrays.
     np.testing.assert_allclose(running_mean, mean, rtol=50 * np.finfo(dtype).eps)
     np.testing.assert_allclose(running_var, var, rtol=50 * np.finfo(dtype).eps)
+
+
+RUNNING = [batch_norm_forward, bncpu.instance_norm, bncpu.instance_norm_forward]
+
+
+@pytest.mark.parametrize("function", RUNNING)
+def test_a_momentum_that_looks_like_pytorchs_warns_where_it_is_used(function):
+    x = normal(78, (4, 3, 5))
+    message = r"^the momentum=0\.1 is the weight of the old value; PyTorch's 0\.1 is 0\.9 here$"
+    with pytest.warns(UserWarning, match=message) as caught:
+        function(x, running_mean=np.zeros(3), running_var=np.ones(3), momentum=0.1)
+    assert len(caught) == 1
+    assert function is bncpu.instance_norm or caught[0].filename == __file__
+    for momentum in (0, 0.5, 0.9, 1):  # warnings are errors here
+        function(x, running_mean=np.zeros(3), running_var=np.ones(3), momentum=momentum)
+    function(x, momentum=0.1)
+
+
+@pytest.mark.parametrize("function", RUNNING)
+def test_pytorchs_momentum_of_none_is_explained(function):
+    with pytest.raises(TypeError, match=r"^momentum must be .*, got None; PyTorch's None, .* BatchNormTransformer\(\)"):
+        function(normal(79, (4, 3, 5)), momentum=None)
 
 
 def test_running_arrays_may_be_strided_and_byte_swapped():
