@@ -55,6 +55,8 @@ def batch_norm(
 
     ``y = gamma * (x - mean) / sqrt(var + eps) + beta`` [1]_, then ``+ residual``, then the activation.
 
+    After x come mean and variance, as in PyTorch; in `batch_norm_forward` gamma and beta do: better give them by name.
+
     Parameters
     ----------
     x : ndarray of shape (N, C) or (N, C, ...), float16, float32 or float64
@@ -146,6 +148,8 @@ def batch_norm_forward(
     The four steps of [1]_, per channel over its m values: ``mean = sum(x) / m``,
     ``var = sum((x - mean)**2) / m``, ``x_hat = (x - mean) / sqrt(var + eps)``, ``y = gamma * x_hat + beta``;
     then ``+ residual``, then the activation. Running statistics, if given, move towards the batch's.
+
+    After x come gamma and beta, where `batch_norm` and PyTorch have mean and variance: better give them by name.
 
     Parameters
     ----------
