@@ -204,7 +204,7 @@ def mergeable_sums(parts: Any) -> list[Any]:
         got = ", ".join(sorted(kind.__name__ for kind in kinds)) or "nothing"
         raise TypeError(f"merge takes Moments, or BackwardSums, of parts of a batch; got {got}")
     kind = kinds.pop()
-    n_channels = np.size(parts[0].count)
+    n_channels = math.prod(np.shape(parts[0].count))
     return [
         kind(*(required(f"part {i}'s {field}", a, n_channels) for field, a in zip(kind._fields, part, strict=True)))
         for i, part in enumerate(parts)

@@ -151,15 +151,26 @@ def parameter(name: str, a: ArrayLike | None, shape: tuple[int, ...], what: str 
     if isinstance(a, np.ma.MaskedArray):  # its mask would be ignored
         raise TypeError(f"{name} must not be masked, got a MaskedArray")
     try:
-        values = np.asarray(a)
+        values = np.asarray(_detached(a))
     except ValueError as error:
         raise ValueError(f"{name} must have shape {shape}: {error}") from None
-    if values.dtype.kind not in "fiub":
+    except (TypeError, RuntimeError) as error:  # of arrays on a device, for example
+        raise TypeError(f"{name} must hold real numbers in CPU memory, got {type(a).__name__}: {error}") from None
+    if values.dtype.kind not in "fiub" and not _layout.is_bfloat16(values.dtype):
         raise TypeError(f"{name} must hold real numbers, got {values.dtype}")
     if values.shape != shape:
-        raise ValueError(f"{name} must have shape {shape}{what}; got {values.shape}")
+        hint = f"; reshape it to {shape}" if values.ndim > len(shape) and values.size == math.prod(shape) else ""
+        raise ValueError(f"{name} must have shape {shape}{what}; got {values.shape}{hint}")
     with np.errstate(over="ignore"):
         return np.array(values, dtype=np.float64)
+
+
+def _detached(a: Any) -> Any:
+    """A tensor of PyTorch as an array that NumPy takes: its gradient is not followed here. Anything else as it is."""
+    if not hasattr(a, "detach"):
+        return a
+    a = a.detach()
+    return a.float() if str(getattr(a, "dtype", "")) == "torch.bfloat16" else a
 
 
 def required(name: str, a: ArrayLike, n_channels: int) -> NDArray[np.float64]:

@@ -113,7 +113,7 @@ def _array(name: str, a: Any) -> Any:
 
 def _checked(layer: Layer) -> Layer:
     shape = np.shape(layer.mean)
-    for name, a in zip(("mean", "var", "gamma", "beta"), layer, strict=False):
+    for name, a in zip(Layer._fields, layer[:4], strict=False):
         if a is not None and (a.shape != shape or a.ndim != 1 or not a.size):
             raise ValueError(f"{name} must have shape (n_features,), as the mean has; got {a.shape} and {shape}")
     return layer

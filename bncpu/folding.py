@@ -251,7 +251,7 @@ def _output_channels(
     if mean is None:
         raise TypeError("mean must be an array of shape (C,), got None")
     try:
-        n = np.size(mean)
+        n = math.prod(np.shape(mean))
     except ValueError as error:
         raise ValueError(f"mean must have shape (C,): {error}") from None
     fits = _fitting(weight, n, readings, groups)
@@ -282,7 +282,7 @@ def _fitting(
         if n_channels == n and divided % groups == 0:
             channel = _channel_of_each(weight, counted, groups)
             # Beside an axis of length 1, one axis and two are the same: (height, width, 1, C).
-            if not any(np.array_equal(*np.broadcast_arrays(channel, other)) for other, _ in fits):
+            if not any(np.all(channel == other) for other, _ in fits):
                 fits.append((channel, description))
     return fits
 

@@ -343,7 +343,8 @@ def group_norm(
     x : ndarray of shape (N, C, ...), float16, float32 or float64
         Not modified, unless it is `out`.
     n_groups : int
-        A divisor of C: channels ``g * C/n_groups`` to ``(g + 1) * C/n_groups - 1`` are normalized together.
+        A divisor of C: channels ``g * C/n_groups`` to ``(g + 1) * C/n_groups - 1`` are normalized together. A group of
+        a single value gives `beta`.
     gamma, beta : array-like of shape (C,), optional
         Scale and shift; 1 and 0 if not given.
     eps : float, default=1e-5
@@ -418,7 +419,8 @@ def group_norm_forward(
     x : ndarray of shape (N, C, ...), float16, float32 or float64
         Not modified, unless it is `out`.
     n_groups : int
-        A divisor of C: channels ``g * C/n_groups`` to ``(g + 1) * C/n_groups - 1`` are normalized together.
+        A divisor of C: channels ``g * C/n_groups`` to ``(g + 1) * C/n_groups - 1`` are normalized together. A group of
+        a single value gives `beta`.
     gamma, beta : array-like of shape (C,), optional
         Scale and shift; 1 and 0 if not given.
     eps : float, default=1e-5

@@ -50,7 +50,7 @@ def layer_norm(
     gamma, beta : array-like of shape `normalized_shape`, optional
         Scale and shift; 1 and 0 if not given.
     eps : float, default=1e-5
-        Added to the variance. Not negative; with ``eps=0`` equal values give `beta`.
+        Added to the variance. Not negative; with ``eps=0`` equal values give `beta`. A single value always does.
     channel_axis : int, optional
         Normalize over this axis instead, at each position of the others: 1 for the channels of (N, C, H, W).
     where : ndarray of bool, optional
@@ -125,7 +125,7 @@ def layer_norm_forward(
     gamma, beta : array-like of shape `normalized_shape`, optional
         Scale and shift; 1 and 0 if not given.
     eps : float, default=1e-5
-        Added to the variance. Not negative; with ``eps=0`` equal values give `beta`.
+        Added to the variance. Not negative; with ``eps=0`` equal values give `beta`. A single value always does.
     channel_axis : int, optional
         Normalize over this axis instead, at each position of the others: 1 for the channels of (N, C, H, W).
     where : ndarray of bool, optional

@@ -28,6 +28,11 @@ Float64 = NDArray[np.float64]
 Floats = NDArray[Any]  # float64, or float32 where the data is
 
 
+def _have_equal_arrays(a: tuple[Any, ...], b: object) -> bool:
+    """Whether two named tuples of arrays are of one kind and hold the same; as tuples they could not be compared."""
+    return isinstance(b, type(a)) and all(map(np.array_equal, list(a), list(b)))
+
+
 class Moments(NamedTuple):
     """Count, mean and sum of squared deviations of each channel.
 
@@ -53,6 +58,12 @@ class Moments(NamedTuple):
     mean: Float64
     mean_lo: Float64
     m2: Float64
+
+    def __eq__(self, other: object) -> bool:
+        return _have_equal_arrays(self, other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
 
     @classmethod
     def empty(cls, n_channels: int) -> Moments:
@@ -83,6 +94,12 @@ class BackwardSums(NamedTuple):
     count: Float64  # type: ignore[assignment]  # as above
     dgamma: Float64
     dbeta: Float64
+
+    def __eq__(self, other: object) -> bool:
+        return _have_equal_arrays(self, other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
 
 
 def changed(saved: SavedStatistics, change: Callable[[Float64], Float64]) -> SavedStatistics:

@@ -1,5 +1,7 @@
 """The algebra on O(channels) arrays, against exact fractions and the definitions in the reference."""
 
+import copy
+import pickle
 from fractions import Fraction
 
 import numpy as np
@@ -9,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bncpu import _reference, moments
-from bncpu.moments import Moments
+from bncpu.moments import BackwardSums, Moments
 
 finite = st.floats(-1e6, 1e6, allow_subnormal=False)
 data_sets = st.lists(finite, min_size=1, max_size=30)
@@ -201,3 +203,22 @@ def test_rounding_the_mean_to_float32_moves_its_remainder_into_shift():
     remainder = mean - c.mean.astype(np.float64)
     assert remainder[0] != 0
     np.testing.assert_allclose(c.shift, 0.5 - 2 * remainder, rtol=1e-7)
+
+
+@pytest.mark.parametrize("kind", [Moments, BackwardSums])
+def test_moments_and_sums_are_equal_if_their_arrays_are(kind):
+    def made(change=0.0):
+        arrays = np.arange(3.0 * len(kind._fields)).reshape(-1, 3)
+        arrays[-1, -1] += change
+        return kind(*arrays)
+
+    a = made()
+    for same in (made(), pickle.loads(pickle.dumps(a)), copy.copy(a), kind(*(field.tolist() for field in a))):
+        assert a == same
+        assert (a != same) is False
+        assert a in [same]
+    for other in (made(1e-9), made(np.nan), kind(*(field[:2] for field in a)), tuple(a), None, 1.0):
+        assert a != other
+        assert (a == other) is False
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(a)

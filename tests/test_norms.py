@@ -574,6 +574,21 @@ def test_batch_norm_of_one_sample_is_instance_norm(dtype):
     assert_gradients(Case("instance", x.shape), got, expected, dy, saved, gamma)
 
 
+# ---- a statistic of one value ----
+
+
+@pytest.mark.parametrize("eps", [0, 1e-5])
+def test_one_value_gives_beta_where_the_layer_asks_for_it_and_else_is_refused(eps):
+    x, gamma, beta = normal(51, (4, 3, 1, 1), mean=5.0), normal(52, 3), normal(53, 3)
+    whole = np.broadcast_to(beta[:, None, None], x.shape)
+    np.testing.assert_array_equal(bncpu.group_norm(x, 3, gamma, beta, eps=eps), whole)
+    np.testing.assert_array_equal(bncpu.layer_norm(x, 1, gamma[:1], beta[:1], eps=eps), np.full(x.shape, beta[0]))
+    np.testing.assert_allclose(bncpu.rms_norm(x, 1, eps=eps), np.sign(x), rtol=1e-3)
+    for function, alone in ((bncpu.instance_norm, x), (bncpu.batch_norm_forward, x[:1])):
+        with pytest.raises(ValueError, match=r"needs at least 2 values per channel.*, got 1;"):
+            function(alone, gamma, beta, eps=eps)
+
+
 # ---- byte order ----
 
 
