@@ -1,4 +1,4 @@
-"""Batch norm layers of PyTorch and Keras as arrays, and back; neither is imported."""
+"""Batch norm layers of PyTorch, Keras, Flax and ONNX as arrays, and some of them back; none is imported."""
 
 from __future__ import annotations
 
@@ -96,6 +96,54 @@ def to_keras(layer: Layer) -> list[NDArray[Any]]:
     """The weights that `set_weights` of Keras takes."""
     state = to_torch(layer)
     return [state[name] for name in ("weight", "bias", *STATISTICS)]
+
+
+def from_flax(params: Any, batch_stats: Any, prefix: Any) -> Layer:
+    """The layer under `prefix`, names joined by "/", of the variables of Flax."""
+    if not isinstance(prefix, str):
+        raise TypeError(f"prefix must be a str, got {type(prefix).__name__}")
+    without = params is None or (isinstance(params, Mapping) and not params)
+    affine = {} if without else _module("params", params, prefix)
+    statistics = _module("batch_stats", batch_stats, prefix)
+    values = {name: _array(name, getattr(a, "value", a)) for name, a in {**affine, **statistics}.items()}
+    if not {"mean", "var"} <= values.keys():
+        raise ValueError(f"batch_stats must hold mean and var of the layer, got {sorted(statistics)}")
+    return _checked(Layer(values["mean"], values["var"], values.get("scale"), values.get("bias")))
+
+
+def _module(name: str, tree: Any, prefix: str) -> Any:
+    """What is under `prefix` in a tree of mappings, which must be the arrays of one layer."""
+    if not isinstance(tree, Mapping):
+        raise TypeError(f"{name} must be a mapping of names to arrays, got {type(tree).__name__}")
+    module: Any = tree
+    for key in prefix.split("/") if prefix else ():
+        module = module.get(key) if isinstance(module, Mapping) else None
+    if not isinstance(module, Mapping) or not module or not FLAX.issuperset(module):
+        layers = sorted(_layers_of(tree, ""))
+        raise ValueError(f"{name} must hold the arrays of a layer under {prefix!r}; prefix may be one of {layers}")
+    return module
+
+
+FLAX = {"scale", "bias", "mean", "var"}
+
+
+def _layers_of(tree: Mapping[Any, Any], path: str) -> set[str]:
+    """Where in a tree of mappings arrays of batch norm layers are."""
+    found = {path} if tree and FLAX.issuperset(tree) else set()
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            found |= _layers_of(value, f"{path}/{key}" if path else str(key))
+    return found
+
+
+def from_onnx(scale: Any, B: Any, mean: Any, var: Any) -> Layer:
+    """The layer with the inputs of ONNX's operator."""
+    given = {"scale": scale, "B": B, "mean": mean, "var": var}
+    missing = [name for name, a in given.items() if a is None]
+    if missing:
+        raise TypeError(f"{missing[0]} must be an array of shape (n_features,), got None")
+    scale, B, mean, var = (_array(name, a) for name, a in given.items())
+    return _checked(Layer(mean, var, scale, B))
 
 
 def _array(name: str, a: Any) -> Any:

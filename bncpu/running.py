@@ -417,7 +417,7 @@ def continues(known: Kind, wanted: Kind) -> None:
     if isinstance(known, Layer):
         raise ValueError(
             "partial_fit cannot continue the statistics of a layer, which does not tell how many samples they are of; "
-            "give from_torch or from_keras a momentum, or call fit"
+            "give from_torch, or what else made it, a momentum, or call fit"
         )
     if known.name != wanted.name:
         raise ValueError(

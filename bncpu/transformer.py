@@ -883,6 +883,111 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         return cls._from_layer(layer, momentum, 0, eps, channel_axis)
 
     @classmethod
+    def from_flax(
+        cls,
+        params: Mapping[str, Any] | None,
+        batch_stats: Mapping[str, Any],
+        prefix: str = "",
+        momentum: float | None = None,
+        eps: float = 1e-5,
+        *,
+        channel_axis: int | None = None,
+    ) -> BatchNormTransformer:
+        """The transformer that does what a BatchNorm layer of Flax does with ``use_running_average=True``.
+
+        Flax need not be installed.
+
+        Parameters
+        ----------
+        params : mapping or None
+            ``variables["params"]`` of the layer, or of a module around it. ``scale`` becomes `gamma`, ``bias`` `beta`.
+            None for a layer that has neither.
+        batch_stats : mapping
+            ``variables["batch_stats"]``, with ``mean`` and ``var``.
+        prefix : str, default=""
+            Where in both the layer is, such as ``"Block_0/BatchNorm_0"``.
+        momentum : float in [0, 1), optional
+            To go on with :meth:`partial_fit` as the layer would in training, with ``ddof=0``: that of the layer, as it
+            is. By default the result is for inference: the layer does not tell how many samples it has seen.
+        eps : float, default=1e-5
+            ``epsilon`` of the layer, which is not among its variables.
+        channel_axis : int, optional
+            -1 for images.
+
+        Returns
+        -------
+        BatchNormTransformer
+            Fitted; `n_samples_seen_` counts from 0, `n_batches_seen_` from 1. In a pipeline that is fitted, wrap it in
+            :class:`~sklearn.frozen.FrozenEstimator`, or it learns anew.
+
+        Raises
+        ------
+        TypeError
+            If an argument is no mapping of names to numbers.
+        ValueError
+            If there is no layer under `prefix`, its arrays do not fit each other, or a number is out of range.
+
+        Examples
+        --------
+        >>> from bncpu import BatchNormTransformer
+        >>> params = {"BatchNorm_0": {"scale": [2.0], "bias": [1.0]}}
+        >>> batch_stats = {"BatchNorm_0": {"mean": [5.0], "var": [4.0]}}
+        >>> BatchNormTransformer.from_flax(params, batch_stats, "BatchNorm_0", eps=0).transform([[7.0]])
+        array([[3.]])
+        """
+        layer = _layers.from_flax(params, batch_stats, prefix)
+        return cls._from_layer(layer, momentum, 0, eps, channel_axis)
+
+    @classmethod
+    def from_onnx(
+        cls,
+        scale: ArrayLike,
+        B: ArrayLike,
+        mean: ArrayLike,
+        var: ArrayLike,
+        momentum: float | None = None,
+        eps: float = 1e-5,
+        *,
+        channel_axis: int | None = None,
+    ) -> BatchNormTransformer:
+        """The transformer that does what the operator BatchNormalization of ONNX does with ``training_mode=0``.
+
+        ONNX need not be installed.
+
+        Parameters
+        ----------
+        scale, B, mean, var : array-like of shape (n_features,)
+            Inputs 1 to 4 of the node. ``scale`` becomes `gamma`, ``B`` `beta`.
+        momentum : float in [0, 1), optional
+            To go on with :meth:`partial_fit` as with ``training_mode=1``, with ``ddof=0``: that of the node, as it is;
+            0.9 if it has none. By default the result is for inference.
+        eps : float, default=1e-5
+            ``epsilon`` of the node; 1e-5 if it has none.
+        channel_axis : int, optional
+            1 for images.
+
+        Returns
+        -------
+        BatchNormTransformer
+            Fitted; `n_samples_seen_` counts from 0, `n_batches_seen_` from 1. In a pipeline that is fitted, wrap it in
+            :class:`~sklearn.frozen.FrozenEstimator`, or it learns anew.
+
+        Raises
+        ------
+        TypeError
+            If the inputs are not numbers.
+        ValueError
+            If their shapes do not fit each other, or a number is out of range.
+
+        Examples
+        --------
+        >>> from bncpu import BatchNormTransformer
+        >>> BatchNormTransformer.from_onnx([2.0], [1.0], [5.0], [4.0], eps=0).transform([[7.0]])
+        array([[3.]])
+        """
+        return cls._from_layer(_layers.from_onnx(scale, B, mean, var), momentum, 0, eps, channel_axis)
+
+    @classmethod
     def _from_layer(
         cls, layer: _layers.Layer, momentum: float | None, ddof: float, eps: float, axis: int | None
     ) -> BatchNormTransformer:

@@ -1,7 +1,8 @@
-"""Layers of PyTorch and Keras become transformers that do the same, and back; the frameworks are not needed."""
+"""Layers of PyTorch, Keras, Flax and ONNX become transformers that do the same; the frameworks are not needed."""
 
 import copy
 import pickle
+import types
 
 import numpy as np
 import pytest
@@ -62,9 +63,62 @@ def test_a_layer_of_keras_does_at_inference_what_it_did():
     np.testing.assert_array_equal(centered.beta, BETA)
 
 
-@pytest.mark.parametrize(("make", "ddof"), [("from_torch", 1), ("from_keras", 0)])
-def test_with_momentum_a_layer_learns_on_as_its_framework_would(make, ddof):
-    given = (STATE, "first.") if make == "from_torch" else ([GAMMA, BETA, MEAN, VAR],)
+class Box:
+    """What Flax keeps some variables in."""
+
+    def __init__(self, value):
+        self.value = value
+
+
+# Two blocks, of which the layer is the second's.
+PARAMS = {
+    "Dense_0": {"kernel": np.ones((3, 5)), "bias": np.ones(5)},
+    "BatchNorm_0": {"scale": np.ones(5), "bias": np.zeros(5)},
+    "Block_0": {"Conv_0": {"kernel": np.ones((3, 3, 1, 5))}, "BatchNorm_0": {"scale": GAMMA, "bias": BETA}},
+}
+STATS = {
+    "BatchNorm_0": {"mean": np.zeros(5), "var": np.ones(5)},
+    "Block_0": {"BatchNorm_0": {"mean": MEAN, "var": VAR}},
+}
+IN_BLOCK = "Block_0/BatchNorm_0"
+
+
+@pytest.mark.parametrize("kind", [np.asarray, list, Box, np.float64])
+def test_a_layer_of_flax_does_at_inference_what_it_did(kind):
+    params = {name: kind(a) for name, a in PARAMS["Block_0"]["BatchNorm_0"].items()}
+    stats = {name: kind(a) for name, a in STATS["Block_0"]["BatchNorm_0"].items()}
+    expected = _reference.batch_norm(X, MEAN, VAR, GAMMA, BETA, eps=1e-5)
+    alone = BatchNormTransformer.from_flax(params, stats)
+    nested = BatchNormTransformer.from_flax(types.MappingProxyType(PARAMS), STATS, IN_BLOCK)
+    together = BatchNormTransformer.from_flax(params | stats, params | stats)
+    for t in (alone, nested, together):
+        np.testing.assert_allclose(t.transform(X), expected, rtol=1e-13, atol=1e-14)
+        assert t.n_samples_seen_ == 0
+    for none in (None, {}):
+        plain = BatchNormTransformer.from_flax(none, STATS, IN_BLOCK)
+        assert plain.gamma is None and plain.beta is None
+    half = BatchNormTransformer.from_flax({"bias": BETA}, stats)
+    assert half.gamma is None
+    np.testing.assert_array_equal(half.beta, BETA)
+
+
+def test_a_node_of_onnx_does_at_inference_what_it_did():
+    t = BatchNormTransformer.from_onnx(*(a.astype(np.float32) for a in (GAMMA, BETA, MEAN, VAR)))
+    single = [a.astype(np.float32) for a in (MEAN, VAR, GAMMA, BETA)]
+    np.testing.assert_allclose(t.transform(X), _reference.batch_norm(X, *single, eps=1e-5), rtol=1e-13, atol=1e-14)
+
+
+GIVEN = {
+    "from_torch": (STATE, "first."),
+    "from_keras": ([GAMMA, BETA, MEAN, VAR],),
+    "from_flax": (PARAMS, STATS, IN_BLOCK),
+    "from_onnx": (GAMMA, BETA, MEAN, VAR),
+}
+
+
+@pytest.mark.parametrize("make", GIVEN)
+def test_with_momentum_a_layer_learns_on_as_its_framework_would(make):
+    given, ddof = GIVEN[make], int(make == "from_torch")
     t = getattr(BatchNormTransformer, make)(*given, momentum=0.9)
     mean, var = MEAN.copy(), VAR.copy()
     for batch in np.split(X, 4):
@@ -166,6 +220,24 @@ def test_images_keep_their_channel_axis():
         (lambda t: t.from_torch(STATE), ValueError, r"^state_dict has no 'running_mean'; .* \['first\.'\]$"),
         (lambda t: t.from_torch({1: MEAN}), TypeError, "^state_dict must have names for keys, got 1$"),
         (lambda t: t.from_torch(STATE | {"first.weight": [1j] * 5}, "first."), TypeError, "^weight must hold real"),
+        (
+            lambda t: t.from_flax(PARAMS, STATS),
+            ValueError,
+            r"^params .* under ''; .* \['BatchNorm_0', 'Block_0/B",
+        ),
+        (lambda t: t.from_flax(None, STATS, "BatchNorm_1"), ValueError, "^batch_stats must hold .* 'BatchNorm_1'; "),
+        (lambda t: t.from_flax(PARAMS, STATS, "BatchNorm_0/mean"), ValueError, "^params must hold the arrays"),
+        (lambda t: t.from_flax({"params": PARAMS}, STATS, IN_BLOCK), ValueError, r"one of \['params/BatchNorm_0'"),
+        (lambda t: t.from_flax({"scale": GAMMA, "offset": BETA}, {"mean": MEAN, "var": VAR}), ValueError, "^params"),
+        (lambda t: t.from_flax(None, {"mean": MEAN}), ValueError, r"^batch_stats must hold mean and var .*\['mean'\]"),
+        (lambda t: t.from_flax(PARAMS, [MEAN, VAR]), (TypeError, ValueError), "^(params|batch_stats) must"),
+        (lambda t: t.from_flax(None, [MEAN, VAR]), TypeError, "^batch_stats must be a mapping .* got list"),
+        (lambda t: t.from_flax(None, STATS, None), TypeError, "^prefix must be a str, got NoneType"),
+        (lambda t: t.from_flax({"scale": [1j] * 5}, {"mean": MEAN, "var": VAR}), TypeError, "^scale must hold real"),
+        (lambda t: t.from_flax({"scale": GAMMA[:2]}, {"mean": MEAN, "var": VAR}), ValueError, "^gamma must have shape"),
+        (lambda t: t.from_onnx(GAMMA, BETA, MEAN, None), TypeError, r"^var must be an array .* got None$"),
+        (lambda t: t.from_onnx(GAMMA, BETA[:1], MEAN, VAR), ValueError, r"^beta must have shape"),
+        (lambda t: t.from_onnx(GAMMA, "abc", MEAN, VAR), TypeError, "^B must hold real numbers"),
         (lambda t: t.from_keras([MEAN, VAR], scale="no"), TypeError, "^scale must be True or False, got 'no'$"),
         (lambda t: t.from_torch([MEAN]), TypeError, "^state_dict must be a mapping of names to tensors, got list$"),
         (lambda t: t.from_torch(STATE, None), TypeError, "^prefix must be a str, got NoneType$"),

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import onnx.reference
 import onnxruntime
 import own_process
 import pytest
@@ -139,3 +140,47 @@ def test_a_missing_extra_is_named_in_one_line():
     code = "import json, sys; sys.modules['skl2onnx'] = None\ntry: import bncpu.onnx\n"
     code += "except ImportError as error: print(json.dumps(str(error)))"
     assert json.loads(own_process.run(code)) == "converting to ONNX needs skl2onnx: pip install 'bncpu[onnx]'"
+
+
+def batch_norm_node(arrays, **attributes):
+    """A graph of one BatchNormalization, with its inputs 1 to 4 as initializers."""
+    names = ["scale", "B", "input_mean", "input_var"]
+    node = onnx.helper.make_node("BatchNormalization", ["X", *names], ["Y"], **attributes)
+    typed = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in ("X", "Y")]
+    kept = [onnx.numpy_helper.from_array(a, name) for name, a in zip(names, arrays, strict=True)]
+    graph = onnx.helper.make_graph([node], "one", typed[:1], typed[1:], kept)
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 15)], ir_version=8)
+
+
+@pytest.mark.parametrize(("attributes", "eps"), [({}, {}), ({"epsilon": 0.25}, {"eps": 0.25})], ids=str)
+def test_a_node_read_back_does_what_onnx_computes(attributes, eps):
+    rng = np.random.default_rng(0)
+    scale, B, mean = rng.standard_normal((3, 3)).astype(np.float32)
+    var, x = rng.uniform(0.1, 2, 3).astype(np.float32), rng.standard_normal((4, 3, 5, 2)).astype(np.float32)
+    model = batch_norm_node((scale, B, mean, var), **attributes)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    arrays = {a.name: onnx.numpy_helper.to_array(a) for a in model.graph.initializer}
+    t = BatchNormTransformer.from_onnx(
+        *(arrays[name] for name in model.graph.node[0].input[1:5]), **eps, channel_axis=1
+    )
+    y = t.transform(x)
+    for other in (onnx.reference.ReferenceEvaluator(model).run(None, {"X": x})[0], session.run(None, {"X": x})[0]):
+        np.testing.assert_allclose(y, other, rtol=1e-5, atol=1e-5)
+
+
+def test_a_node_learns_on_as_onnx_trains():
+    rng = np.random.default_rng(1)
+    arrays = [a.astype(np.float32) for a in (np.ones(3), np.zeros(3), rng.standard_normal(3), rng.uniform(1, 2, 3))]
+    x = rng.standard_normal((8, 3)).astype(np.float32)
+    names = ["X", "scale", "B", "input_mean", "input_var"]
+    node = onnx.helper.make_node("BatchNormalization", names, ["Y", "mean", "var"], training_mode=1)
+    typed = {
+        name: onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in [*names, *node.output]
+    }
+    graph = onnx.helper.make_graph([node], "one", [typed[n] for n in names], [typed[n] for n in node.output])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 15)])
+    feeds = dict(zip(names, [x, *arrays], strict=True))
+    _, mean, var = onnx.reference.ReferenceEvaluator(model).run(None, feeds)
+    t = BatchNormTransformer.from_onnx(*arrays, momentum=0.9).partial_fit(x)
+    np.testing.assert_allclose(t.running_mean_, mean, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(t.running_var_, var, rtol=1e-6)
