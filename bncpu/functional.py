@@ -409,7 +409,7 @@ def _is_of(saved: SavedStatistics, x: Any, channel_axis: int, gamma: Any) -> boo
     if type(x) is not np.ndarray or x.ndim < 2:
         return False
     axis, then, count = _short_axis(x, channel_axis), saved.call, saved.count
-    called_so = saved.kind is None if then is None else then[:3] == (axis, None, gamma is not None)
+    called_so = saved.kind != "frozen" and (then is None or then[:3] == (axis, None, gamma is not None))
     return called_so and (count is None or (type(count) is int and count * x.shape[axis] == x.size))
 
 

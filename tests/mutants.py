@@ -657,6 +657,11 @@ MUTANTS = [
         "functional",
     ),
     Mutant("other-batch-size-let-through", "bncpu/saved.py", "if wrong.any():", "if False:", "saved"),
+    Mutant("constants-for-statistics", "bncpu/saved.py", "if saved.kind not in (None, kind):", "if False:", "saved"),
+    Mutant("constants-in-short-calls", FUNCTIONAL, 'saved.kind != "frozen" and (then', "(then", "saved"),
+    Mutant("argument-too-many-taken", "bncpu/saved.py", "        if has and not had:", "        if False:", "saved"),
+    Mutant("sums-of-some-parts", "bncpu/_arguments.py", "np.any(whole.count != count)", "False", "saved"),
+    Mutant("groups-ignored", "bncpu/folding.py", "if axes == (1,) and groups > 1:", "if False:", "folding"),
     Mutant("forgotten-argument-taken", "bncpu/saved.py", "        _compare(saved.call, now)", "        pass", "saved"),
     Mutant(
         "other-batch-size-let-through-in-short-calls",

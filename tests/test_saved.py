@@ -162,7 +162,7 @@ def test_constants_and_statistics_of_a_batch_have_backward_passes_of_their_own(n
     getattr(bncpu, name)(x, x, right._replace(call=None), activation=activation)
     got, other = (("training", "batch_norm_backward"), ("frozen", "batch_norm_backward_frozen"))[not frozen]
     message = rf"^saved must be of kind .* there is {other}\); got one of kind '{got}'$"
-    for some in (wrong, copy.deepcopy(wrong)):
+    for some in (wrong, copy.deepcopy(wrong), saved._replace(kind=got), saved._replace(kind=got, call=None)):
         with pytest.raises(ValueError, match=message):
             getattr(bncpu, name)(x, x, some, activation=activation)
     getattr(bncpu, name)(x, x, SavedStatistics(*saved), activation=activation)
