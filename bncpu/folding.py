@@ -128,8 +128,9 @@ def fold_conv(
         That of the batch norm, added to `var`. Not negative; with ``eps=0`` a channel of variance 0 becomes `beta`.
     channel_axis : int or tuple of two ints, optional
         The axis of `weight` that holds the output channels, or the two adjacent axes that hold them together; see
-        Notes. By default 0, -1 or (-2, -1), if that has the length of `mean` and no other axis that may hold output
-        channels has. So it must be given for transposed convolutions, and for as many input as output channels.
+        Notes. By default 0, -1 or (-2, -1), if exactly one of them has the length of `mean`; but not -1 or (-2, -1)
+        where 1 has it, too. It must be given for transposed convolutions: with as many input as output channels their
+        weights look like others.
     groups : int, default=1
         Of a transposed convolution of PyTorch or ONNX, with ``channel_axis=1``: the output channels are in so many
         groups. No other weight depends on it.
@@ -238,8 +239,7 @@ def _output_channels(
 ) -> NDArray[np.intp]:
     """The output channel of each value of `weight`, as many as `mean` has values.
 
-    With a channel_axis of None they are on those of `readings`, axes and their description, that fit alone: neither
-    another reading nor one as the weight of a transposed convolution fits.
+    With a channel_axis of None they are on those of `readings`, axes and their description, that fit alone.
     """
     if channel_axis is not None:
         axes = _axes_of_weight(weight, channel_axis, pairs=any(len(axes) > 1 for axes in readings))
@@ -254,10 +254,13 @@ def _output_channels(
         n = math.prod(np.shape(mean))
     except ValueError as error:
         raise ValueError(f"mean must have shape (C,): {error}") from None
-    fits = _fitting(weight, n, readings, groups)
+    fits, others = _fitting(weight, n, readings, groups), transposed or {}
     ordinary = len(fits)
-    if ordinary < 2:
-        fits = _fitting(weight, n, readings | (transposed or {}), groups)
+    if not fits:
+        fits = _fitting(weight, n, others, groups)
+    elif ordinary == 1 and fits[0][1] != readings[0,]:
+        # What looks like a weight of Keras may be a transposed one of PyTorch, of which it would scale kernel columns.
+        fits = _fitting(weight, n, readings | {axes: others[axes] for axes in others if axes == (1,)}, groups)
     if not fits:
         raise ValueError(
             f"weight must have as many output channels as mean has values, {n}, on channel_axis "

@@ -161,7 +161,9 @@ def test_the_loops_over_data_are_those_that_the_design_lists():
     insides = {"rows_sums_of", "rows_sums_at", "rows_apply_line", "apply_line"}
     # A part walks the runs, or the pieces, that the loops are called for; the others go over channels.
     parts = {"part_sums", "part_apply", "outer_apply", "apply_converted"}
-    assert looping == listed | insides | parts | {"recentre", "moments"}
+    # These read what counts, not data.
+    counting = {"first_counted", "n_counted"}
+    assert looping == listed | insides | parts | counting | {"recentre", "moments"}
     sources = [ROOT / "bncpu" / "_sparse.pyx", *sorted((ROOT / "bncpu" / "src").glob("*.pxi"))]
     kernels = "\n".join(path.read_text() for path in sources)
     loops = re.findall(
@@ -181,7 +183,7 @@ def test_every_source_has_its_test_file():
     assert sources - elsewhere - {"main", "algebra", "sparse"} | {"gpu", "norms"} <= tests
     across = {"documents", "examples", "nist", "peers", "problem_sizes", "processes", "reproducibility", "scikit_learn"}
     across |= {"conditioning", "docstrings", "faults", "frames", "fuzz", "huge", "norms", "numbers", "short"}
-    across |= {"small_calls", "validation"}
+    across |= {"small_calls", "validation", "where"}
     assert tests - sources - {"gpu"} == across
 
 
