@@ -18,7 +18,7 @@ from sklearn import get_config
 from sklearn.utils import _safe_indexing, check_array
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
-from bncpu import _layout, state
+from bncpu import _foreign, _layout, state
 from bncpu._batches import Batch, Dense, Lazy, Sparse
 from bncpu._checks import like
 from bncpu._compat import as_table, foreign_namespace, is_lazy, numbers_of_frame, numbers_of_table
@@ -27,8 +27,6 @@ from bncpu._infinities import some
 from bncpu.gpu._library import library_of
 from bncpu.running import Kind
 from bncpu.state import Parameters
-
-CPU = 1  # kDLCPU of DLPack
 
 FLOATS = (np.float64, np.float32, np.float16)
 
@@ -98,7 +96,7 @@ def samples(X: Any, channel_axis: int | None) -> Samples:
     X = as_table(X)
     xp, device = foreign_namespace(X), None
     if xp is not None:
-        X, device = _shared("X", X), X.device
+        X, device = _foreign.shared("X", X), X.device
     if channel_axis is not None:
         if issparse(X):
             raise TypeError("channel_axis is for dense arrays, got a sparse matrix; its features are its columns")
@@ -226,9 +224,9 @@ def of_stream(item: Any, key: Any = None) -> Any:
             f"each batch must be an array or a frame, got {item!r}; of tuples the first is taken, key= names another"
         )
     tensor = hasattr(item, "__dlpack_device__") and not isinstance(item, np.ndarray)
-    if not tensor or foreign_namespace(item) is not None or item.__dlpack_device__()[0] != CPU:
+    if not tensor or foreign_namespace(item) is not None or item.__dlpack_device__()[0] != _foreign.CPU:
         return item
-    return _shared("each batch", item)
+    return _foreign.shared("each batch", item)
 
 
 def _is_pair(item: list[Any]) -> bool:
@@ -258,14 +256,6 @@ def at_least_one(n_batches: int) -> None:
     """Refuse a stream without batches."""
     if not n_batches:
         raise ValueError("batches must hold at least one batch, got none")
-
-
-def _shared(name: str, a: Any) -> NDArray[Any]:
-    """The memory of another library's array as a NumPy array."""
-    try:
-        return np.from_dlpack(a)
-    except (AttributeError, BufferError, RuntimeError, TypeError, ValueError) as error:
-        raise TypeError(f"{name} must be an array in CPU memory, got {type(a).__name__}: {error}") from None
 
 
 def batch(t: Any, X: Any, p: Parameters, *, reset: bool) -> Batch:
@@ -497,7 +487,7 @@ def sample_weight(sample_weight: Any, X: Any) -> NDArray[np.float64] | None:
     if library_of(sample_weight) is not None:
         raise TypeError(f"sample_weight must be in CPU memory, got a device array: {type(sample_weight).__name__}")
     if foreign_namespace(sample_weight) is not None:
-        sample_weight = _shared("sample_weight", sample_weight)
+        sample_weight = _foreign.shared("sample_weight", sample_weight)
     if isinstance(sample_weight, np.ma.MaskedArray):
         sample_weight = sample_weight.filled(0)
     sample_weight = numbers_only("sample_weight", sample_weight)

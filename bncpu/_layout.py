@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from math import prod
 from operator import itemgetter
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from bncpu import _buffers
 
 Array = NDArray[np.floating[Any]]
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 class Layout(NamedTuple):
@@ -132,7 +133,7 @@ def layout_of(x: Array, kept: Iterable[int]) -> Layout:
     return layout
 
 
-def channels_split(x: Array, channel_axis: int, n_groups: int) -> Array:
+def channels_split(x: NDArray[Scalar], channel_axis: int, n_groups: int) -> NDArray[Scalar]:
     """`x` as (N, n_groups, channels of a group, ...), without a copy."""
     x = np.moveaxis(x, channel_axis, 1)
     return x.reshape((len(x), n_groups, x.shape[1] // n_groups if n_groups else 1, *x.shape[2:]), copy=False)

@@ -378,7 +378,7 @@ def backward(
     c, fits = (NOTHING, None) if relu is None else rounded(relu, x4.dtype)
     n_values = x4.shape[1] * x4.shape[3]
     if x4.size == 0 or fits is not None:
-        how = {"relu": relu, "residual": residual, "n_threads": n_threads, "counted": counted}
+        how: dict[str, Any] = {"relu": relu, "residual": residual, "n_threads": n_threads, "counted": counted}
         total, product = backward_sums(dy4, x4, saved.mean, **how)
         along = sums_with_x_hat(total, product, saved)
         k = fold_saved_backward(saved, gamma, total, along, n_values if counts is None else counts)

@@ -249,7 +249,8 @@ class Pass:
         if dy is not None and residual is not None and not relu:
             self._copy_of_dy, residual = None if read_only else np.array(dy, dtype=self._dtype, order="K"), None
         self._out = out
-        x, *layouts = _layout.ready(x, *kept)
+        x, *found = _layout.ready(x, *kept)
+        layouts: Sequence[_layout.Layout] = found
         dy = None if dy is None else _layout.like(layouts, dy, x)
         residual = None if residual is None else _layout.like(layouts, residual, x)
         counted = None

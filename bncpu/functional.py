@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bncpu import _arguments, _checks, _dispatch, _kernels, _layout
+from bncpu import _arguments, _checks, _dispatch, _foreign, _kernels, _layout
 from bncpu._passes import Activation, Part, Pass
 from bncpu.moments import (
     BackwardSums,
@@ -110,6 +110,8 @@ def batch_norm(
         )
         if y is not None:
             return y
+    if _foreign.is_foreign(x):
+        return _foreign.called(batch_norm, locals())
     if (device := _dispatch.device_functions(x)) is not None:
         more = {"activation": activation, "residual": residual, "out": out}
         return device.batch_norm(x, mean, var, gamma, beta, eps=eps, channel_axis=channel_axis, **more)
@@ -237,6 +239,8 @@ def batch_norm_forward(
             axis = _short_axis(x, channel_axis)
             call, count = call_of(axis, activation, gamma, beta, None), x.size // x.shape[axis]
             return y, SavedStatistics(center, invstd, center_lo, count, "training", call)
+    if _foreign.is_foreign(x):
+        return _foreign.called(batch_norm_forward, locals())
     if (device := _dispatch.device_functions(x)) is not None:
         _arguments.whole_batch("moments", moments)
         _arguments.whole_batch("where", where)
@@ -385,6 +389,8 @@ def batch_norm_backward(
         )
         if short is not None:
             return short
+    if _foreign.is_foreign(x):
+        return _foreign.called(batch_norm_backward, locals())
     return _backward(dy, x, saved, gamma, beta, channel_axis, sums, where, activation, residual, out, n_threads)
 
 
@@ -495,6 +501,8 @@ def batch_norm_backward_frozen(
     >>> dgamma, dbeta
     (array([2.]), array([4.]))
     """
+    if _foreign.is_foreign(x):
+        return _foreign.called(batch_norm_backward_frozen, locals())
     return _backward(dy, x, saved, gamma, beta, channel_axis, "frozen", None, activation, residual, out, n_threads)
 
 
@@ -602,6 +610,8 @@ def batch_norm_moments(
     >>> bool(np.abs(y - batch_norm_forward(x)[0]).max() < 1e-14)
     True
     """
+    if _foreign.is_foreign(x):
+        return _foreign.called(batch_norm_moments, locals())
     axis = _arguments.data("x", x, channel_axis)
     where = _arguments.where(where, x, axis)
     return Pass(x, ((axis,),), n_threads=_checks.threads(n_threads), read_only=True, where=where).whole.moments()
@@ -676,6 +686,8 @@ def batch_norm_backward_sums(
     >>> bool(np.abs(dx - batch_norm_backward(dy, x, saved)[0]).max() < 1e-14)
     True
     """
+    if _foreign.is_foreign(x):
+        return _foreign.called(batch_norm_backward_sums, locals())
     axis = _arguments.data("x", x, channel_axis)
     n_channels = x.shape[axis]
     call = call_of(axis, activation, gamma, beta, residual)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bncpu import _arguments, _checks, _layout
+from bncpu import _arguments, _checks, _foreign, _layout
 from bncpu._passes import Activation, Part, Pass, joined
 from bncpu._two_steps import backward_in_two_steps, forward_in_two_steps
 from bncpu.moments import (
@@ -215,6 +215,8 @@ def instance_norm_forward(
     >>> saved.mean
     array([[ 2., 20.]])
     """
+    if _foreign.is_foreign(x):
+        return _foreign.called(instance_norm_forward, locals())
     axis = _arguments.data("x", x, channel_axis)
     n_channels = x.shape[axis]
     others = {"x": x, "gamma": gamma, "beta": beta, "residual": residual, "out": out}
@@ -314,6 +316,8 @@ def instance_norm_backward(
     >>> bool(abs(dx.sum()) < 1e-15)
     True
     """
+    if _foreign.is_foreign(x):
+        return _foreign.called(instance_norm_backward, locals())
     axis = _arguments.data("x", x, channel_axis)
     return _group_backward(dy, x, saved, x.shape[axis], gamma, beta, axis, activation, residual, out, n_threads, where)
 
@@ -388,6 +392,8 @@ def group_norm(
     >>> group_norm(np.array([[1.0, 3.0, 10.0, 30.0]]), 2, eps=0)
     array([[-1.,  1., -1.,  1.]])
     """
+    if _foreign.is_foreign(x):
+        return _foreign.called(group_norm, locals())
     axis = _arguments.data("x", x, channel_axis)
     n_groups = _groups(n_groups, x.shape[axis])
     y, _, _ = _group_forward(x, n_groups, gamma, beta, eps, axis, activation, residual, out, n_threads, where)
@@ -467,6 +473,8 @@ def group_norm_forward(
     >>> saved.mean
     array([[ 2., 20.]])
     """
+    if _foreign.is_foreign(x):
+        return _foreign.called(group_norm_forward, locals())
     axis = _arguments.data("x", x, channel_axis)
     n_groups = _groups(n_groups, x.shape[axis])
     y, saved, _ = _group_forward(x, n_groups, gamma, beta, eps, axis, activation, residual, out, n_threads, where)
@@ -551,6 +559,8 @@ def group_norm_backward(
     >>> bool(abs(dx.sum()) < 1e-15)
     True
     """
+    if _foreign.is_foreign(x):
+        return _foreign.called(group_norm_backward, locals())
     axis = _arguments.data("x", x, channel_axis)
     n_groups = _groups_of(saved, x.shape[axis])
     return _group_backward(dy, x, saved, n_groups, gamma, beta, axis, activation, residual, out, n_threads, where)

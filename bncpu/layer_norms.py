@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bncpu import _arguments, _checks, _layout
+from bncpu import _arguments, _checks, _foreign, _layout
 from bncpu._passes import Activation, Pass
 from bncpu._two_steps import Statistics, backward_in_two_steps, forward_in_two_steps
 from bncpu.moments import changed, rms_statistics, saved_statistics
@@ -91,6 +91,8 @@ def layer_norm(
     array([[-1.,  1.],
            [-1.,  1.]])
     """
+    if _foreign.is_foreign(x):
+        return _foreign.called(layer_norm, locals())
     given = x, normalized_shape, gamma, beta, eps, channel_axis, where, activation, residual, out, n_threads
     y, _ = _layer_forward(*given, keep=False)
     return y
@@ -169,6 +171,8 @@ def layer_norm_forward(
     array([[ 2.],
            [20.]])
     """
+    if _foreign.is_foreign(x):
+        return _foreign.called(layer_norm_forward, locals())
     given = x, normalized_shape, gamma, beta, eps, channel_axis, where, activation, residual, out, n_threads
     return _layer_forward(*given)
 
@@ -251,6 +255,8 @@ def layer_norm_backward(
     >>> bool(abs(dx.sum()) < 1e-15)
     True
     """
+    if _foreign.is_foreign(x):
+        return _foreign.called(layer_norm_backward, locals())
     given = dy, x, saved, gamma, beta, channel_axis, where, activation, residual, out, n_threads
     return _layer_backward(*given, centred=True)
 
@@ -324,6 +330,8 @@ def rms_norm(
     >>> rms_norm(np.array([[3.0, 4.0, 0.0, 0.0]]), 4, eps=0)
     array([[1.2, 1.6, 0. , 0. ]])
     """
+    if _foreign.is_foreign(x):
+        return _foreign.called(rms_norm, locals())
     given = x, normalized_shape, gamma, None, eps, channel_axis, where, activation, residual, out, n_threads
     y, _ = _layer_forward(*given, statistics=rms_statistics, keep=False)
     return y
@@ -401,6 +409,8 @@ def rms_norm_forward(
     >>> saved.invstd
     array([[0.4]])
     """
+    if _foreign.is_foreign(x):
+        return _foreign.called(rms_norm_forward, locals())
     return _layer_forward(
         x,
         normalized_shape,
@@ -492,6 +502,8 @@ def rms_norm_backward(
     >>> dx.shape
     (1, 4)
     """
+    if _foreign.is_foreign(x):
+        return _foreign.called(rms_norm_backward, locals())
     dx, dgamma, _, *dresidual = _layer_backward(
         dy, x, saved, gamma, None, channel_axis, where, activation, residual, out, n_threads, centred=False
     )

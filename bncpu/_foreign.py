@@ -1,0 +1,76 @@
+"""Arrays of other libraries in CPU memory, by DLPack: read, and written, where they lie.
+
+PyTorch, JAX and every library of the array API share memory in this way. A function of ours then sees NumPy arrays, and
+its results go back as arrays of the library of x.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+CPU = 1  # in DLPack's list of devices
+
+# Arguments that must be arrays. Parameters are read as lists are.
+ARRAYS = ("x", "dy", "residual", "out", "where", "running_mean", "running_var")
+
+
+def is_foreign(x: object) -> bool:
+    """Whether `x` is an array in CPU memory, of another library than NumPy."""
+    if isinstance(x, (np.ndarray, np.generic)) or not hasattr(x, "__dlpack_device__"):
+        return False
+    return bool(x.__dlpack_device__()[0] == CPU)
+
+
+def shared(name: str, a: Any) -> NDArray[Any]:
+    """The memory of another library's array as a NumPy array."""
+    if getattr(a, "requires_grad", False):
+        raise TypeError(
+            f"{name} must not require gradients, which are not recorded here; got a {type(a).__name__} that does: "
+            f"pass {name}.detach()"
+        )
+    try:
+        return np.from_dlpack(a)
+    except (AttributeError, BufferError, RuntimeError, TypeError, ValueError) as error:
+        got = f"{type(a).__name__} of {getattr(a, 'dtype', 'unknown dtype')}"
+        raise TypeError(f"{name} must be an array in CPU memory that NumPy can share, got {got}: {error}") from None
+
+
+def called(function: Callable[..., Any], given: Mapping[str, Any]) -> Any:
+    """What a function returns for its arguments, some of which are of other libraries; its arrays are of that of x.
+
+    Parameters
+    ----------
+    function : callable
+    given : mapping of str to object
+        All its arguments, and perhaps more, by name: its ``locals()``.
+    """
+    code = function.__code__
+    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    to_library, out = _maker(given["x"]), given.get("out")
+    views = {name: given[name] for name in names}
+    views |= {name: shared(name, views[name]) for name in ARRAYS if is_foreign(views.get(name))}
+    result = function(**views)
+
+    def back(a: Any) -> Any:
+        if out is not None and a is views["out"]:
+            return out
+        return to_library(a) if isinstance(a, np.ndarray) else a
+
+    return tuple(map(back, result)) if type(result) is tuple else back(result)
+
+
+def _maker(x: Any) -> Callable[[Any], Any]:
+    """The function that makes arrays like `x` of arrays of NumPy, without a copy."""
+    if hasattr(x, "__array_namespace__"):
+        library = x.__array_namespace__()
+    else:
+        library = sys.modules[type(x).__module__.partition(".")[0]]
+    if not hasattr(library, "from_dlpack"):
+        raise TypeError(f"x must be an array of NumPy, or of a library with from_dlpack; got {type(x).__name__}")
+    maker: Callable[[Any], Any] = library.from_dlpack
+    return maker
