@@ -11,30 +11,14 @@ its releases may break is in this file.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from itertools import chain
+from typing import Any, NamedTuple, get_type_hints
 
 import numpy as np
 from numba import config
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
-
-
-@contextmanager
-def without_advice() -> Iterator[None]:
-    """Suppress numba's warning about launches with few blocks, which are right for small arrays."""
-    if SIMULATED:
-        yield
-        return
-    from numba.cuda.core import config as settings
-
-    before, settings.CUDA_LOW_OCCUPANCY_WARNINGS = settings.CUDA_LOW_OCCUPANCY_WARNINGS, 0
-    try:
-        yield
-    finally:
-        settings.CUDA_LOW_OCCUPANCY_WARNINGS = before
-
 
 # Bytes of a value, by the name of its type in memory. Not every numba has bfloat16, so its words are read as integers.
 STORAGE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
@@ -48,6 +32,11 @@ class Access(NamedTuple):
 
 
 if SIMULATED:
+
+    def launcher(kernel: Any, grid: tuple[int, int], block: tuple[int, int], stream: Any) -> Callable[..., None]:
+        """A function that starts a kernel with arguments."""
+        # Not before it is called, as the simulator's kernel keeps only the last configuration.
+        return lambda *arguments: kernel[grid, block, stream](*arguments)
 
     class Words:
         """The values of an array in memory order, in place of an address."""
@@ -126,10 +115,37 @@ else:
         # Not by the array interface, which would also ask for the stream on which the array was made.
         return int(a.device_ctypes_pointer.value)
 
+    from cuda.core import LaunchConfig, launch
     from llvmlite import ir
     from numba.cuda import types
     from numba.cuda.extending import core_models, intrinsic, overload, register_model
     from numba.cuda.typing.templates import signature
+
+    def signature_of(kernel: Any) -> tuple[Any, ...]:
+        """The types of a kernel's arguments, by their annotations: a group, a float, or an integer or address."""
+
+        def numba_type(annotation: Any) -> Any:
+            if fields := getattr(annotation, "_fields", ()):
+                hints = get_type_hints(annotation)
+                return types.BaseTuple.from_types([numba_type(hints[field]) for field in fields], annotation)
+            return types.float64 if annotation is float else types.int64
+
+        return tuple(map(numba_type, get_type_hints(kernel.py_func).values()))
+
+    def launcher(kernel: Any, grid: tuple[int, int], block: tuple[int, int], stream: Any) -> Callable[..., None]:
+        """A function that starts a kernel with arguments, on the device that is current now.
+
+        It passes the numbers in groups one by one. numba would do so, too, but takes longer to look at their types than
+        all else takes.
+        """
+        function = kernel.compile(signature_of(kernel))._codelibrary.get_cufunc().kernel
+        config = LaunchConfig(grid=grid, block=block)
+
+        def start(*arguments: Any) -> None:
+            groups = (a if isinstance(a, tuple) else (a,) for a in arguments)
+            launch(stream, config, function, *chain.from_iterable(groups))
+
+        return start
 
     class Vector(types.Type):
         """`n` float64 values in registers."""

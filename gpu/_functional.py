@@ -12,8 +12,22 @@ from numba import cuda
 from bncpu.saved import SavedStatistics, as_in_forward, call_of
 
 from . import _arrays, _compat, why_unavailable
+from ._arguments import (
+    Address,
+    Affine,
+    Backward,
+    Forward,
+    Gradients,
+    Kind,
+    Running,
+    Statistics,
+    Sums,
+    Walk,
+    Weights,
+    Workspace,
+)
 from ._arrays import Given
-from ._kernels import Kernels, Kind, kernels
+from ._kernels import Kernels, kernels
 from ._plan import plan
 
 Activation = Literal["relu"] | None
@@ -70,32 +84,34 @@ class _Pass:
             raise ValueError(f"{name} must have shape ({self.channels},), one value per channel; got {g.shape}")
         return g
 
-    def sizes(self) -> tuple[int, ...]:
-        """Outer, channels and inner, and the two steps: arguments of every kernel."""
+    def walk(self) -> Walk:
+        """Sizes and steps for kernels."""
         p = self.plan
-        return (p.outer, p.channels, p.inner, *p.step)
+        return Walk(p.outer, p.channels, p.inner, *p.step)
 
-    def address(self, name: str) -> Any:
+    def address(self, name: str) -> Address:
         """The address of an array like x. If it is not given, that of x, which the kernel does not read then."""
         return self.like.get(name, self.x).address
 
-    def parameter(self, name: str) -> tuple[Any, int]:
+    def parameter(self, name: str) -> tuple[Address, int]:
         """Address and step of a parameter."""
         p = self.parameters.get(name)
         return (self.x.address, 0) if p is None else (p.address, 1)
 
+    def affine(self) -> Affine:
+        """Gamma and beta for kernels."""
+        return Affine(*self.parameter("gamma"), *self.parameter("beta"))
+
     def launch(self, kernel: Any, *arguments: Any) -> None:
         """Start a kernel."""
-        # In the simulator a kernel keeps only the last configuration, so it cannot be cached.
-        configured = _configured.__wrapped__ if _compat.SIMULATED else _configured
-        configured(kernel, self.plan.grid, self.plan.block, self.stream)(*arguments)
+        _launcher(kernel, self.plan.grid, self.plan.block, self.stream)(*arguments)
 
     def kernels(self, **changes: Any) -> Kernels:
         """The kernels for this call."""
         return kernels(self.kind._replace(**changes))
 
-    def saved(self, saved: SavedStatistics) -> tuple[Any, Any, Any]:
-        """Addresses of mean, mean_lo and invstd."""
+    def saved(self, saved: SavedStatistics) -> Statistics:
+        """Saved statistics for kernels."""
         if not isinstance(saved, SavedStatistics):
             raise TypeError(f"saved must be the SavedStatistics of a forward pass, got {type(saved).__name__}")
         found = [_arrays.given(f"saved.{name}", getattr(saved, name)) for name in ("mean", "mean_lo", "invstd")]
@@ -103,10 +119,9 @@ class _Pass:
             if g.shape != (self.channels,) or g.storage != "float64":
                 expected = f"float64 arrays of shape ({self.channels},)"
                 raise ValueError(f"saved must hold {expected}, got {g.shape} {g.storage}")
-        mean, mean_lo, invstd = (g.address for g in found)
-        return mean, mean_lo, invstd
+        return Statistics(*(g.address for g in found))
 
-    def workspace(self) -> tuple[Any, Any]:
+    def workspace(self) -> Workspace:
         """Memory for the parts of slices, and for counting slices that are done; held until the call ends."""
         key = _arrays.current_device(), self.handle, threading.get_ident()
         n_parts, n_counts = 4 * self.plan.slices * self.plan.width, self.plan.blocks
@@ -115,7 +130,7 @@ class _Pass:
             n_parts, n_counts = (1 << (n - 1).bit_length() for n in (n_parts, n_counts))
             counts = cuda.to_device(np.zeros(n_counts, np.int32), stream=self.stream)
             _workspaces[key] = self.kept = cuda.device_array(n_parts, np.float64, stream=self.stream), counts
-        return _compat.address(self.kept[0]), _compat.address(self.kept[1])
+        return Workspace(*map(_compat.address, self.kept))
 
 
 # By device, stream and thread: calls with the same key run one after the other. Counts are 0 between calls.
@@ -127,13 +142,7 @@ def _stream(device: int, handle: int) -> Any:
     return cuda.external_stream(handle) if handle else cuda.default_stream()
 
 
-@lru_cache(maxsize=1024)
-def _configured(kernel: Any, grid: Any, block: Any, stream: Any) -> Any:
-    with _configuring, _compat.without_advice():
-        return kernel[grid, block, stream]
-
-
-_configuring = threading.Lock()  # numba's warning is a setting of the process
+_launcher = lru_cache(maxsize=1024)(_compat.launcher)
 
 
 @cache
@@ -224,11 +233,9 @@ def batch_norm(
         if name not in p.parameters:
             raise TypeError(f"{name} must be a device array of shape ({p.channels},), got None")
     y = p.like.get("out") or _arrays.like(p.x)
-    mean_, var_ = p.parameter("mean")[0], p.parameter("var")[0]
-    p.launch(
-        p.kernels(given=True).apply, p.x.address, p.address("residual"), y.address, *p.sizes(),
-        mean_, mean_, var_, *p.parameter("gamma"), *p.parameter("beta"), eps,
-    )  # fmt: skip
+    data = Forward(p.x.address, p.address("residual"), y.address)
+    mean_, var_ = (p.parameters[name].address for name in ("mean", "var"))
+    p.launch(p.kernels(given=True).apply, data, p.walk(), Statistics(mean_, mean_, var_), p.affine(), eps)
     return y.array
 
 
@@ -315,15 +322,14 @@ def batch_norm_forward(
     saved = SavedStatistics(mean, invstd, mean_lo, p.plan.values, "training", call)
     statistics = p.saved(saved)
     y = p.like.get("out") or _arrays.like(p.x)
-    data = p.x.address, p.address("residual"), y.address
-    affine = *statistics, *p.parameter("gamma"), *p.parameter("beta"), eps
-    running = p.parameter("running_mean")[0], *p.parameter("running_var"), momentum, ddof
+    data = Forward(p.x.address, p.address("residual"), y.address)
+    running = Running(p.parameter("running_mean")[0], *p.parameter("running_var"), momentum, ddof)
     if p.plan.slices == 1:
-        p.launch(p.kernels().forward, *data, *p.sizes(), *affine, *running)
+        p.launch(p.kernels().forward, data, p.walk(), statistics, p.affine(), eps, running)
     else:
         moments = p.kernels(relu=False, residual=False).moments
-        p.launch(moments, p.x.address, *p.sizes(), *p.workspace(), *statistics, eps, *running)
-        p.launch(p.kernels().apply, *data, *p.sizes(), *affine)
+        p.launch(moments, p.x.address, p.walk(), p.workspace(), statistics, eps, running)
+        p.launch(p.kernels().apply, data, p.walk(), statistics, p.affine(), eps)
     return y.array, saved
 
 
@@ -466,20 +472,20 @@ def _backward(
         raise TypeError("dy must be a device array, got None")
     call = call_of(p.axis, activation, gamma, beta, residual)
     as_in_forward(saved, call, None if frozen else p.plan.values)
-    mean, mean_lo, invstd = p.saved(saved)
+    statistics = p.saved(saved)
     dgamma, dbeta = (_arrays.float64(p.x, (p.channels,)) for _ in range(2))
-    data = p.address("dy"), p.x.address, p.address("residual")
-    coefficients = mean, mean_lo, invstd, *p.parameter("gamma"), *p.parameter("beta"), dgamma.address, dbeta.address
+    data, sums = Backward(p.address("dy"), p.x.address, p.address("residual")), Sums(dgamma.address, dbeta.address)
     dx = p.like.get("out") or _arrays.like(p.x)
     dz = _arrays.like(p.x) if "residual" in p.like else None
-    gradients_of_data = *data, dx.address, (dz or dx).address, *p.sizes(), *coefficients, 1.0 / p.plan.values
+    gradients = Gradients(dx.address, (dz or dx).address)
+    of_all = data, gradients, p.walk(), statistics, p.affine(), sums, 1.0 / p.plan.values
     if p.plan.slices == 1:
-        p.launch(p.kernels(frozen=frozen).backward, *gradients_of_data)
+        p.launch(p.kernels(frozen=frozen).backward, *of_all)
     else:
-        p.launch(p.kernels().backward_sums, *data, *p.sizes(), *p.workspace(), *coefficients)
-        p.launch(p.kernels(frozen=frozen).backward_apply, *gradients_of_data)
-    gradients = dx.array, dgamma.array, dbeta.array
-    return gradients if dz is None else (*gradients, dz.array)
+        p.launch(p.kernels().backward_sums, data, p.walk(), p.workspace(), statistics, p.affine(), sums)
+        p.launch(p.kernels(frozen=frozen).backward_apply, *of_all)
+    results = dx.array, dgamma.array, dbeta.array
+    return results if dz is None else (*results, dz.array)
 
 
 # ---- for the transformer, whose state is in CPU memory ----
@@ -497,12 +503,10 @@ def collect(x: Any, channel_axis: int, weights: Any = None) -> Any:
     """
     p = _Pass(x, channel_axis, None, {}, skipping=True)
     sent = None if weights is None else cuda.to_device(weights, stream=p.stream)
-    weight, step = (p.x.address, 0) if sent is None else (_compat.address(sent), 1)
+    values, step = (p.x.address, 0) if sent is None else (_compat.address(sent), 1)
+    of_samples = Weights(values, step, max(1, p.plan.outer // p.x.shape[0]))
     result = cuda.device_array((4, p.channels), np.float64, stream=p.stream)
-    p.launch(
-        p.kernels().collect, p.x.address, *p.sizes(), *p.workspace(),
-        weight, step, max(1, p.plan.outer // p.x.shape[0]), _compat.address(result),
-    )  # fmt: skip
+    p.launch(p.kernels().collect, p.x.address, p.walk(), p.workspace(), of_samples, _compat.address(result))
     moments = result.copy_to_host(stream=p.stream)
     p.stream.synchronize()
     return moments
@@ -538,8 +542,7 @@ def scaled(x: Any, channel_axis: int, mean: Any, scale: Any, shift: Any, out: An
     y = p.like.get("out") or _arrays.like(p.x)
     sent = _uploaded(_arrays.current_device(), *(np.ascontiguousarray(a).tobytes() for a in (mean, scale, shift)))
     center, none, factor, offset = sent.addresses
-    p.launch(
-        p.kernels().apply, p.x.address, p.x.address, y.address, *p.sizes(),
-        center, none, factor, p.x.address, 0, offset, 1, 0.0,
-    )  # fmt: skip
+    data = Forward(p.x.address, p.x.address, y.address)
+    affine = Affine(p.x.address, 0, offset, 1)
+    p.launch(p.kernels().apply, data, p.walk(), Statistics(center, none, factor), affine, 0.0)
     return y.array

@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from math import prod
@@ -229,7 +230,8 @@ def busy(a, n):
 def on_device(call: Call) -> float:
     """Seconds between two events around a call. The device is kept busy first, until the host has queued all of it."""
     start, end, a = cuda.event(), cuda.event(), cuda.device_array(1)
-    with _compat.without_advice():
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Grid size 1 ")  # numba's advice against launches of few blocks
         busy[1, 1](a, 1 if _compat.SIMULATED else 200_000)
     start.record()
     kept = call()  # kept until the end: freeing it would wait for the device

@@ -47,39 +47,19 @@ class Code(NamedTuple):
     faults: list[str]
 
 
-def signatures() -> dict[str, Any]:
-    """The argument types of each kernel."""
-    from numba.cuda import types
-
-    address = size = types.int64  # as Python's integers are passed
-    number = types.float64
-    sizes, statistics = (size,) * 5, (address,) * 3
-    parameters = (address, size, address, size)
-    running = (address, address, size, number, number)
-    apply = (address,) * 3 + sizes + statistics + parameters + (number,)
-    backward = (address,) * 5 + sizes + statistics + parameters + (address,) * 2 + (number,)
-    return {
-        "moments": (address, *sizes, address, address, *statistics, number, *running),
-        "apply": apply,
-        "forward": apply + running,
-        "backward_sums": (address,) * 3 + sizes + (address,) * 2 + statistics + parameters + (address,) * 2,
-        "backward_apply": backward,
-        "backward": backward,
-        "collect": (address, *sizes, address, address, address, size, size, address),
-    }
-
-
-def compiled(kernel: Any, signature: Any, capability: tuple[int, int]) -> tuple[str, bytes]:
+def compiled(kernel: Any, capability: tuple[int, int]) -> tuple[str, bytes]:
     """PTX, and the machine code compiled from it."""
     from cuda.core import Linker, LinkerOptions, ObjectCode
     from numba import cuda
     from numba.cuda import dispatcher
 
+    from ._compat import signature_of
+
     class Device:
         compute_capability = capability
 
     dispatcher.get_current_device = lambda: Device  # none is needed for a kernel that is only compiled
-    ptx, _ = cuda.compile_ptx(kernel.py_func, signature, cc=capability)
+    ptx, _ = cuda.compile_ptx(kernel.py_func, signature_of(kernel), cc=capability)
     options = LinkerOptions(arch="sm_{}{}".format(*capability))
     return ptx, Linker(ObjectCode.from_ptx(ptx.encode()), options=options).link("cubin").code
 
@@ -103,12 +83,12 @@ def nvdisasm() -> str:
     raise SystemExit("nvdisasm is not installed: pip install nvidia-cuda-nvdisasm")
 
 
-def checked(kind: Any, p: Plan, name: str, signature: Any, capability: tuple[int, int]) -> Code:
+def checked(kind: Any, p: Plan, name: str, capability: tuple[int, int]) -> Code:
     """What is wrong with a kernel, if anything."""
     from ._compat import STORAGE
     from ._kernels import kernels
 
-    ptx, cubin = compiled(getattr(kernels(kind), name), signature, capability)
+    ptx, cubin = compiled(getattr(kernels(kind), name), capability)
     sass, faults = disassembled(cubin), []
     if ".local" in ptx or re.search(r"\b(LDL|STL)\b", sass):
         faults.append("local memory")
@@ -137,13 +117,14 @@ def variants(name: str, *, newest: bool) -> list[dict[str, Any]]:
 
 def one() -> None:
     """Compile a single kernel. If the installation does not work, an exception says why."""
+    from ._arguments import Kind
     from ._compat import STORAGE
-    from ._kernels import Kind, kernels
+    from ._kernels import kernels
 
     storage, name, capability = "float32", "moments", ARCHITECTURES[-1]
     p = plan(SHAPES["rows"], 1, STORAGE[storage])
     kernel = getattr(kernels(Kind(storage, "float32", p.rows, p.n, *p.block)), name)
-    _, cubin = compiled(kernel, signatures()[name], capability)
+    _, cubin = compiled(kernel, capability)
     print(f"{name} compiled for sm_{''.join(map(str, capability))}: {len(cubin):,} bytes")
 
 
@@ -153,8 +134,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--full", action="store_true", help="print every kernel")
     parser.add_argument("--one", action="store_true", help="compile a single kernel, and look at nothing")
     asked = parser.parse_args(arguments)
+    from ._arguments import Kind
     from ._compat import SIMULATED, STORAGE
-    from ._kernels import Kind
+    from ._kernels import Kernels
 
     if SIMULATED:
         raise SystemExit("the simulator compiles nothing: unset NUMBA_ENABLE_CUDASIM")
@@ -165,12 +147,12 @@ def main(arguments: list[str] | None = None) -> int:
     for capability, shape, (storage, itemsize) in itertools.product(ARCHITECTURES, SHAPES.values(), STORAGE.items()):
         whole, single = plan(shape, 1, itemsize), plan(shape, 1, itemsize, aligned=False)
         assert whole.n * itemsize == ACCESS
-        for name, signature in signatures().items():
+        for name in Kernels._fields:
             p = single if name == "collect" and not whole.rows else whole
             kind = Kind(storage, "float32", p.rows, p.n, *p.block)
             newest = capability == ARCHITECTURES[-1]
             kinds = (kind._replace(**changes) for changes in variants(name, newest=newest))
-            work.extend((each, p, name, signature, capability) for each in kinds)
+            work.extend((each, p, name, capability) for each in kinds)
     with ProcessPoolExecutor() as pool:
         found = list(pool.map(checked, *zip(*work, strict=True)))
     for code in found:

@@ -8,6 +8,7 @@ import itertools
 import os
 import pickle
 import sys
+import typing
 
 import numpy as np
 import pytest
@@ -312,6 +313,57 @@ def test_bfloat16_words_are_read_and_rounded_to_nearest():
     spacing = 2.0 ** (np.floor(np.log2(np.abs(numbers))) - 7)
     assert np.all(np.abs(back - numbers) <= spacing / 2)
     assert _compat._narrowed(np.array([np.nan, np.inf, 0.0, -0.0]), "bfloat16").tolist() == [0x7FC0, 0x7F80, 0, 0x8000]
+
+
+def shown_launches(monkeypatch):
+    """Kernel and arguments of every launch from now on."""
+    from bncpu.gpu import _functional
+
+    launches, launcher = [], _functional._launcher
+
+    def shown(kernel, *configuration):
+        def start(*arguments):
+            launches.append((kernel, arguments))
+            launcher(kernel, *configuration)(*arguments)
+
+        return start
+
+    monkeypatch.setattr(_functional, "_launcher", shown)
+    return launches
+
+
+def assert_of_kind(value, annotation):
+    from bncpu.gpu import _arguments, _compat
+
+    if hasattr(annotation, "_fields"):
+        assert type(value) is annotation
+        hints = typing.get_type_hints(annotation)
+        for name in annotation._fields:
+            assert_of_kind(getattr(value, name), hints[name])
+    elif annotation is _arguments.Address:
+        assert type(value) is (_compat.Words if IS_SIMULATED else int)
+    else:
+        assert type(value) is annotation
+
+
+@needs_cuda
+def test_kernels_get_the_groups_and_numbers_that_they_are_compiled_for(monkeypatch):
+    from bncpu.gpu import _kernels
+
+    launches = shown_launches(monkeypatch)
+    for name in ("rows", "rows in several slices"):
+        c = Case(name, np.float32)
+        x, dy, gamma, mean, var = map(device, (c.x, c.dy, c.gamma, c.mean, c.var))
+        gpu.batch_norm(x, mean, var, eps=0)
+        _, saved = gpu.batch_norm_forward(x, gamma, running_mean=mean, running_var=var, momentum=1, ddof=1)
+        gpu.batch_norm_backward(dy, x, saved, gamma)
+        t = bncpu.BatchNormTransformer().fit(x, sample_weight=np.ones(len(c.x)))
+        t.partial_fit(x).transform(x)
+    assert {kernel.__name__ for kernel, _ in launches} == set(_kernels.Kernels._fields)
+    for kernel, arguments in launches:
+        annotations = typing.get_type_hints(inspect.unwrap(kernel)).values()
+        for value, annotation in zip(arguments, annotations, strict=True):
+            assert_of_kind(value, annotation)
 
 
 # ---- from the package's own functions and transformer, by the type of the array ----

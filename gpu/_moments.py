@@ -1,0 +1,196 @@
+"""The statistics of every channel: summed by threads, merged, and finished."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, NamedTuple
+
+from numba import cuda
+
+from . import _compat
+from ._arguments import Kind
+from ._columns import index, make_columns, onward
+from ._merging import four, join_moments, make_merge_moments, put_four, two_sum
+
+# In `collect` a new shift is chosen when the values summed about one weigh so many times as much as it does. This
+# bounds the number of roundings that an outlier as shift can cost.
+MOST_OF_A_SHIFT = 64.0
+
+
+class Taking(NamedTuple):
+    """Device functions that take a vector v into the sums of a thread: `s` of ``v - shift``, and `q` of its square."""
+
+    weighed: Any  # (weights, o) -> the weight of the sample at an outer position
+    is_due: Any  # (v, weight, count, anchor) -> whether a new shift is needed: with v the values weigh too much
+    taken: Any  # (v, weight, shift, anchor, count, s, q) -> the last five with v
+    counted: Any  # (count, steps) -> the weight of all values
+
+
+def _all_values(n: int) -> Taking:
+    """Every value counts 1, and the first one is the shift."""
+    in_values = _compat.filled(n)
+
+    @cuda.jit(device=True)
+    def weighed(weights, o):
+        return 1.0
+
+    @cuda.jit(device=True)
+    def is_due(v, weight, count, anchor):
+        return False
+
+    @cuda.jit(device=True)
+    def taken(v, weight, shift, anchor, count, s, q):
+        d = v - shift
+        return shift, anchor, count, s + d, q + d * d
+
+    @cuda.jit(device=True)
+    def counted(count, steps):
+        return in_values(steps)
+
+    return Taking(weighed, is_due, taken, counted)
+
+
+def _weighted_values() -> Taking:
+    """NaN is left out. The first value that counts is the shift, and its weight the anchor."""
+    load_one, _ = _compat.access("float64", 1)
+    lane, present, where_0, any_above = _compat.lane, _compat.present, _compat.where_0, _compat.any_above
+
+    @cuda.jit(device=True)
+    def weighed(weights, o):
+        return 1.0 if weights.step == 0 else lane(load_one(weights.values, o // weights.per_sample), 0)
+
+    @cuda.jit(device=True)
+    def is_due(v, weight, count, anchor):
+        return any_above(count + present(v) * weight, anchor * MOST_OF_A_SHIFT)
+
+    @cuda.jit(device=True)
+    def taken(v, weight, shift, anchor, count, s, q):
+        there = present(v)
+        weights = there * weight
+        shift, anchor = where_0(count, v, shift), where_0(count, weights, anchor)
+        d = where_0(there, there, v - shift)  # with an infinity the sums become NaN, whatever its weight
+        return shift, anchor, count + weights, s + weights * d, q + weights * d * d
+
+    @cuda.jit(device=True)
+    def counted(count, steps):
+        return count
+
+    return Taking(weighed, is_due, taken, counted)
+
+
+@cache
+def make_sum_moments(kind: Kind) -> Any:
+    """The device function that sums and merges moments."""
+    lanes = kind.lanes
+    load, _ = _compat.access(kind.storage, kind.n)
+    in_values = _compat.filled(kind.n)
+    column_of, start, entry, spread, _ = make_columns(kind)
+    weighed, is_due, taken, counted = _weighted_values() if kind.skipping else _all_values(kind.n)
+    put_aside, merge = _make_put_aside(kind), make_merge_moments(kind)
+
+    @cuda.jit(device=True)
+    def sum_moments(x, walk, weights, workspace, parts):
+        """Write the moments to the entries of member 0. True in the block that has those of all slices."""
+        column = column_of()
+        o, j = start(walk)
+        steps = 0.0
+        count = s = q = shift = anchor = zeros = in_values(0.0)
+        for k in range(lanes):
+            put_four(parts, entry(k), (0.0, 0.0, 0.0, 0.0))
+        if column < walk.channels and o < walk.outer:
+            shift = spread(load(x, index(o, column, j, walk)))
+        while column < walk.channels and o < walk.outer:
+            weight = weighed(weights, o)
+            v = load(x, index(o, column, j, walk))
+            if is_due(v, weight, count, anchor):
+                put_aside(parts, shift, count, s, q)
+                count = s = q = zeros
+            shift, anchor, count, s, q = taken(v, weight, shift, anchor, count, s, q)
+            steps += 1.0
+            o, j = onward(o, j, walk)
+        put_aside(parts, shift, counted(count, steps), s, q)
+        return merge(parts, workspace, walk.channels)
+
+    return sum_moments
+
+
+def _make_put_aside(kind: Kind) -> Any:
+    lanes, lane = kind.lanes, _compat.lane
+    _, _, entry, _, summed = make_columns(kind)
+
+    @cuda.jit(device=True)
+    def put_aside(parts, shift, count, s, q):
+        """Merge the sums so far into the moments of this thread."""
+        for k in range(lanes):
+            i = entry(k)
+            n, total, about, m2 = summed(count, k), summed(s, k), lane(shift, k), summed(q, k)
+            if n > 0.0:
+                from_about = total / n
+                hi, lo = two_sum(about, from_about)
+                put_four(parts, i, join_moments(four(parts, i), (n, hi, lo, m2 - total * from_about)))
+            else:
+                put_four(parts, i, join_moments(four(parts, i), (0.0, 0.0, 0.0, m2)))
+
+    return put_aside
+
+
+@cache
+def make_finish_moments(kind: Kind) -> Any:
+    """The device function that computes statistics from moments."""
+    lanes, lane, inverse_std = kind.lanes, _compat.lane, _compat.inverse_std
+    _, store_one = _compat.access("float64", 1)
+    load_parameter, store_parameter = _compat.access(kind.parameters, 1)
+    in_one = _compat.filled(1)
+    column_of = make_columns(kind).column
+
+    @cuda.jit(device=True)
+    def updated(address, at, momentum, new):
+        """Update a running statistic."""
+        old = lane(load_parameter(address, at), 0)
+        store_parameter(address, at, in_one(momentum * old + (1.0 - momentum) * new))
+
+    @cuda.jit(device=True)
+    def finish_moments(parts, walk, statistics, eps, running):
+        """Write statistics, and update running ones."""
+        column = column_of()
+        if cuda.threadIdx.y == 0 and column < walk.channels:
+            for k in range(lanes):
+                at = column * lanes + k
+                n, hi, lo, m2 = four(parts, cuda.threadIdx.x * lanes + k)
+                hi, lo = two_sum(hi, lo)
+                store_one(statistics.mean, at, in_one(hi))
+                store_one(statistics.mean_lo, at, in_one(lo))
+                m2 = 0.0 if m2 < 0.0 else m2  # NaN stays
+                var = m2 / n
+                var += var - var  # NaN where var has overflowed
+                store_one(statistics.invstd, at, inverse_std(in_one(var), eps))
+                if running.step:
+                    updated(running.mean, at, running.momentum, hi)
+                    updated(running.var, at, running.momentum, m2 / (n - running.ddof))
+
+    return finish_moments
+
+
+@cache
+def make_write_moments(kind: Kind) -> Any:
+    """The device function that writes moments as they are."""
+    lanes = kind.lanes
+    _, store_one = _compat.access("float64", 1)
+    in_one = _compat.filled(1)
+    column_of = make_columns(kind).column
+
+    @cuda.jit(device=True)
+    def write_moments(parts, walk, result):
+        """Write count, mean, its low part and m2 of every channel, one after another."""
+        column = column_of()
+        if cuda.threadIdx.y == 0 and column < walk.channels:
+            for k in range(lanes):
+                at, width = column * lanes + k, walk.channels * lanes
+                n, hi, lo, m2 = four(parts, cuda.threadIdx.x * lanes + k)
+                hi, lo = two_sum(hi, lo)
+                store_one(result, at, in_one(n))
+                store_one(result, at + width, in_one(hi))
+                store_one(result, at + 2 * width, in_one(lo))
+                store_one(result, at + 3 * width, in_one(0.0 if m2 < 0.0 else m2))
+
+    return write_moments
