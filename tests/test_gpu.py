@@ -366,6 +366,18 @@ def test_kernels_get_the_groups_and_numbers_that_they_are_compiled_for(monkeypat
             assert_of_kind(value, annotation)
 
 
+@needs_cuda
+def test_types_derived_from_those_of_device_arrays_are_device_arrays():
+    from bncpu.gpu._library import _library_of_type, library_of
+
+    class Mine(type(device(np.ones(2)))):
+        """Derived from an array of Numba, as users do."""
+
+    assert _library_of_type(Mine) == "numba"
+    for a in (np.ones(2), [1.0], None, 1, bncpu, type(device(np.ones(2)))):
+        assert library_of(a) is None
+
+
 # ---- from the package's own functions and transformer, by the type of the array ----
 
 
