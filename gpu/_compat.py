@@ -89,6 +89,9 @@ if SIMULATED:
     def where_above_0(y: Any, v: Any) -> Any:
         return np.where(y <= 0, 0.0, v)
 
+    def not_negative(v: Any) -> Any:
+        return np.where(v < 0, np.nan, v)
+
     def present(v: Any) -> Any:
         return np.where(np.isnan(v), 0.0, 1.0)
 
@@ -319,6 +322,16 @@ else:
             return builder.select(builder.fcmp_ordered("<=", args[0], zero), zero, args[1])
 
         return signature(v, y, v), codegen
+
+    @intrinsic
+    def not_negative(typingctx: Any, v: Any) -> Any:
+        """NaN where the value is negative."""
+
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            zero, nan = (_whole(value, v.n, ir.DoubleType()) for value in (0.0, float("nan")))
+            return builder.select(builder.fcmp_ordered("<", args[0], zero), nan, args[0])
+
+        return signature(v, v), codegen
 
     @intrinsic
     def present(typingctx: Any, v: Any) -> Any:

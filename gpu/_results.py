@@ -44,13 +44,15 @@ def _saved(kind: Kind) -> tuple[Any, Any]:
 
 
 def _given(kind: Kind) -> tuple[Any, Any]:
-    """The same from a mean and a variance."""
+    """The same from a mean and a variance. A negative variance gives NaN whatever eps: an error would mean waiting."""
     load_parameters, _ = _compat.access(kind.parameters, kind.lanes, aligned=False)
-    in_channels, inverse_std = _compat.filled(kind.lanes), _compat.inverse_std
+    in_channels = _compat.filled(kind.lanes)
+    inverse_std, not_negative = _compat.inverse_std, _compat.not_negative
 
     @cuda.jit(device=True)
     def mean_invstd(column, statistics, eps):
-        return load_parameters(statistics.mean, column), inverse_std(load_parameters(statistics.invstd, column), eps)
+        variances = not_negative(load_parameters(statistics.invstd, column))
+        return load_parameters(statistics.mean, column), inverse_std(variances, eps)
 
     @cuda.jit(device=True)
     def mean_lo(column, statistics):

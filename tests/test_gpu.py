@@ -378,6 +378,20 @@ def test_types_derived_from_those_of_device_arrays_are_device_arrays():
         assert library_of(a) is None
 
 
+@needs_cuda
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of the simulator, which computes with NumPy
+@pytest.mark.parametrize("variance", [-1.0, -1e-9, -np.inf])
+def test_a_negative_variance_shows_in_its_channel_whatever_eps(variance):
+    c = Case("rows", np.float32)
+    x, mean = device(c.x), device(c.mean)
+    expected = on_host(gpu.batch_norm(x, mean, device(c.var)))
+    c.var[5] = variance
+    y = on_host(gpu.batch_norm(x, mean, device(c.var), eps=1e-5))
+    others = np.arange(8) != 5
+    np.testing.assert_array_equal(y[:, others], expected[:, others])
+    assert np.all(np.isnan(y[:, 5]))
+
+
 # ---- from the package's own functions and transformer, by the type of the array ----
 
 
