@@ -45,8 +45,15 @@ if SIMULATED:
             values = values.reshape(-1)
             self.values = values.view(np.uint16) if values.dtype.name == "bfloat16" else values
 
-    def address(a: Any) -> Words:
-        return Words(a._ary)
+    def address(a: Any, axis: int | None = None) -> Words:
+        """The values of an array whose channels, on `axis`, lie last in memory."""
+        return Words(a._ary if axis is None else np.moveaxis(a._ary, axis, -1))
+
+    def device_of(a: Any) -> int:
+        return 0
+
+    def is_writeable(a: Any) -> bool:
+        return bool(a._ary.flags.writeable)
 
     def _narrowed(v: Any, storage: str) -> Any:
         with np.errstate(all="ignore"):
@@ -114,9 +121,19 @@ if SIMULATED:
 
 else:
 
-    def address(a: Any) -> int:
-        # Not by the array interface, which would also ask for the stream on which the array was made.
-        return int(a.device_ctypes_pointer.value)
+    def address(a: Any, axis: int | None = None) -> int:
+        """Where an array of CuPy or Numba starts."""
+        # Not by Numba's array interface, which would also ask for the stream on which the array was made.
+        pointer = getattr(a, "device_ctypes_pointer", None)
+        return a.__cuda_array_interface__["data"][0] if pointer is None else int(pointer.value)
+
+    def device_of(a: Any) -> int:
+        """The device of an array of Numba."""
+        return int(a.gpu_data.context.device.id)
+
+    def is_writeable(a: Any) -> bool:
+        """Whether an array of CuPy or Numba may be written."""
+        return not a.__cuda_array_interface__["data"][1]
 
     from cuda.core import LaunchConfig, launch
     from llvmlite import ir

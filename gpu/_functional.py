@@ -42,27 +42,30 @@ class _Pass:
     ):  # fmt: skip
         if reason := _unavailable():
             raise RuntimeError(reason)
-        self.x = _arrays.given("x", x)
-        n_axes = len(self.x.shape)
-        if n_axes < 2 or 0 in self.x.shape:
-            raise ValueError(f"x must have at least 2 dimensions and no axis of length 0; got shape {self.x.shape}")
+        shape = _arrays.shape_of("x", x)
+        n_axes = len(shape)
+        if n_axes < 2 or 0 in shape:
+            raise ValueError(f"x must have at least 2 dimensions and no axis of length 0; got shape {shape}")
         is_index = isinstance(channel_axis, (int, np.integer)) and not isinstance(channel_axis, bool)
         if not is_index or not -n_axes <= channel_axis < n_axes:
-            raise ValueError(f"channel_axis must name an axis of x of shape {self.x.shape}, got {channel_axis!r}")
+            raise ValueError(f"channel_axis must name an axis of x of shape {shape}, got {channel_axis!r}")
+        self.axis, self.channels = int(channel_axis) % n_axes, shape[channel_axis]
+        self.x = _arrays.given("x", x, axis=self.axis)
         if activation not in (None, "relu"):
             raise ValueError(f"activation must be None or 'relu', got {activation!r}")
         self.like = {name: self._like(name, a) for name, a in like.items() if a is not None}
-        self.axis = int(channel_axis) % n_axes
-        self.channels = self.x.shape[channel_axis]
         self.parameters = {name: self._parameter(name, a) for name, a in parameters.items() if a is not None}
         kinds = {name: p.storage for name, p in self.parameters.items()}
         if len(set(kinds.values())) > 1:
             raise TypeError(f"parameters must have one dtype, got {', '.join(f'{k} {v}' for k, v in kinds.items())}")
+        self.written = self._written()
         aligned = all(a.aligned for a in (self.x, *self.like.values()))
-        itemsize = _compat.STORAGE[self.x.storage]
-        self.plan = plan(self.x.shape, self.axis, itemsize, aligned=aligned, **_device())
+        itemsize, axis = _compat.STORAGE[self.x.storage], self.axis
+        if self.x.channels_last:
+            shape, axis = _arrays.at_end(shape, axis), n_axes - 1
+        self.plan = plan(shape, axis, itemsize, aligned=aligned, **_device())
         if skipping and not self.plan.rows:
-            self.plan = plan(self.x.shape, self.axis, itemsize, aligned=False, **_device())
+            self.plan = plan(shape, axis, itemsize, aligned=False, **_device())
         self.kind = Kind(
             self.x.storage, next(iter(kinds.values()), "float64"), self.plan.rows, self.plan.n, *self.plan.block,
             relu=activation == "relu", residual="residual" in self.like, skipping=skipping,
@@ -71,11 +74,15 @@ class _Pass:
         self.stream = _stream(_arrays.current_device(), self.handle)
 
     def _like(self, name: str, a: Any) -> Given:
-        g = _arrays.given(name, a, written=name == "out")
+        g = _arrays.given(name, a, written=name == "out", axis=self.axis)
         if (g.shape, g.storage) != (self.x.shape, self.x.storage):
             raise ValueError(
                 f"{name} must have shape and dtype of x, {self.x.shape} {self.x.storage}; got {g.shape} {g.storage}"
             )
+        if g.channels_last != self.x.channels_last:
+            orders = ["C-contiguous", "with its channels adjacent in memory"]
+            expected, got = orders[self.x.channels_last], orders[g.channels_last]
+            raise ValueError(f"{name} must be {expected}, as x is; got one {got}")
         return g
 
     def _parameter(self, name: str, a: Any) -> Given:
@@ -83,6 +90,22 @@ class _Pass:
         if g.shape != (self.channels,):
             raise ValueError(f"{name} must have shape ({self.channels},), one value per channel; got {g.shape}")
         return g
+
+    def _written(self) -> dict[str, Given]:
+        """The arrays that are written. No other may share their memory, but `out` may be one like x."""
+        arrays = {"x": self.x, **self.like, **self.parameters}
+        written = {name: g for name, g in arrays.items() if name == "out" or name.startswith("running")}
+        for name, g in written.items():
+            for other, a in arrays.items():
+                if other != name and not (name == "out" and a.shape == g.shape and a.memory == g.memory):
+                    self._apart(name, g, other, a)
+        return written
+
+    @staticmethod
+    def _apart(name: str, g: Given, other: str, a: Given) -> None:
+        if _arrays.share_memory(g, a):
+            unless = f", unless out is all of {other}" if name == "out" and a.shape == g.shape else ""
+            raise ValueError(f"{name} and {other} must not share memory{unless}")
 
     def walk(self) -> Walk:
         """Sizes and steps for kernels."""
@@ -104,6 +127,8 @@ class _Pass:
 
     def launch(self, kernel: Any, *arguments: Any) -> None:
         """Start a kernel."""
+        for g in self.written.values():
+            _arrays.mark_written(g)
         _launcher(kernel, self.plan.grid, self.plan.block, self.stream)(*arguments)
 
     def kernels(self, **changes: Any) -> Kernels:
@@ -119,6 +144,9 @@ class _Pass:
             if g.shape != (self.channels,) or g.storage != "float64":
                 expected = f"float64 arrays of shape ({self.channels},)"
                 raise ValueError(f"saved must hold {expected}, got {g.shape} {g.storage}")
+        for name, written in self.written.items():
+            for g, other in zip(found, ("mean", "mean_lo", "invstd"), strict=True):
+                self._apart(name, written, f"saved.{other}", g)
         return Statistics(*(g.address for g in found))
 
     def workspace(self) -> Workspace:
@@ -138,8 +166,10 @@ _workspaces: dict[Any, tuple[Any, Any]] = {}
 
 
 @lru_cache(maxsize=256)
-def _stream(device: int, handle: int) -> Any:
-    return cuda.external_stream(handle) if handle else cuda.default_stream()
+def _stream(device: int, handle: int | None) -> Any:
+    if handle is None:
+        return cuda.default_stream()  # by NUMBA_CUDA_PER_THREAD_DEFAULT_STREAM the thread's own
+    return cuda.external_stream(handle) if handle else cuda.legacy_default_stream()
 
 
 _launcher = lru_cache(maxsize=1024)(_compat.launcher)
@@ -184,9 +214,10 @@ def batch_norm(
     Parameters
     ----------
     x : device array of shape (N, C) or (N, C, ...), float16, bfloat16, float32 or float64
-        Of CuPy, PyTorch or Numba, C-contiguous. Not modified, unless it is `out`.
+        Of CuPy, PyTorch or Numba, C-contiguous or with its channels adjacent in memory (PyTorch's channels_last). Not
+        modified, unless it is `out`.
     mean, var : device arrays of shape (C,)
-        Statistics.
+        Statistics. A channel whose variance is negative becomes NaN: an error would have to wait for the device.
     gamma, beta : device arrays of shape (C,), optional
         Scale and shift; 1 and 0 if not given. Mean, var, gamma and beta have one dtype.
     eps : float, default=1e-5
@@ -196,9 +227,9 @@ def batch_norm(
     activation : {None, 'relu'}, default=None
         Applied last.
     residual : device array like x, optional
-        Added before the activation.
+        Added before the activation. In memory it lies as x does, and so does `out`.
     out : device array like x, optional
-        Receives the result; may be x.
+        Receives the result; may be x or residual. Otherwise it shares no memory with an argument.
 
     Returns
     -------
@@ -212,7 +243,8 @@ def batch_norm(
     TypeError
         If an argument is not a device array, or of another dtype than expected.
     ValueError
-        If an array has another shape or device than expected, or is not contiguous.
+        If an array has another shape, device or memory order than expected, shares memory that is written, or is a
+        tensor that requires grad while autograd is on.
 
     References
     ----------
@@ -232,7 +264,7 @@ def batch_norm(
     for name in ("mean", "var"):
         if name not in p.parameters:
             raise TypeError(f"{name} must be a device array of shape ({p.channels},), got None")
-    y = p.like.get("out") or _arrays.like(p.x)
+    y = p.like.get("out") or _arrays.like(p.x, p.axis)
     data = Forward(p.x.address, p.address("residual"), y.address)
     mean_, var_ = (p.parameters[name].address for name in ("mean", "var"))
     p.launch(p.kernels(given=True).apply, data, p.walk(), Statistics(mean_, mean_, var_), p.affine(), eps)
@@ -262,12 +294,13 @@ def batch_norm_forward(
     Parameters
     ----------
     x : device array of shape (N, C) or (N, C, ...), float16, bfloat16, float32 or float64
-        Of CuPy, PyTorch or Numba, C-contiguous. Not modified, unless it is `out`.
+        Of CuPy, PyTorch or Numba, C-contiguous or with its channels adjacent in memory (PyTorch's channels_last). Not
+        modified, unless it is `out`.
     gamma, beta : device arrays of shape (C,), optional
         Scale and shift; 1 and 0 if not given.
     running_mean, running_var : device arrays of shape (C,), optional
         Updated in place on the device: ``momentum * running + (1 - momentum) * batch``. Both or neither. They,
-        gamma and beta have one dtype.
+        gamma and beta have one dtype. They share no memory with each other or another argument.
     momentum : float in [0, 1], default=0.9
         The weight of the old value: PyTorch's ``momentum=0.1`` is 0.9 here.
     ddof : float, default=0
@@ -279,9 +312,9 @@ def batch_norm_forward(
     activation : {None, 'relu'}, default=None
         Applied last.
     residual : device array like x, optional
-        Added before the activation.
+        Added before the activation. In memory it lies as x does, and so does `out`.
     out : device array like x, optional
-        Receives the result; may be x.
+        Receives the result; may be x or residual. Otherwise it shares no memory with an argument.
 
     Returns
     -------
@@ -297,7 +330,8 @@ def batch_norm_forward(
     TypeError
         If an argument is no device array, or of another dtype than expected.
     ValueError
-        If an array has another shape or device than expected, is not contiguous, or has too few values.
+        If an array has another shape, device or memory order than expected, has too few values, shares memory that is
+        written, or is a tensor that requires grad while autograd is on.
 
     References
     ----------
@@ -321,7 +355,7 @@ def batch_norm_forward(
     call = call_of(p.axis, activation, gamma, beta, residual)
     saved = SavedStatistics(mean, invstd, mean_lo, p.plan.values, "training", call)
     statistics = p.saved(saved)
-    y = p.like.get("out") or _arrays.like(p.x)
+    y = p.like.get("out") or _arrays.like(p.x, p.axis)
     data = Forward(p.x.address, p.address("residual"), y.address)
     running = Running(p.parameter("running_mean")[0], *p.parameter("running_var"), momentum, ddof)
     if p.plan.slices == 1:
@@ -367,7 +401,7 @@ def batch_norm_backward(
     residual : device array like x, optional
         Of the forward pass.
     out : device array like x, optional
-        Receives dx; may be dy or x.
+        Receives dx; may be dy, x or residual. Otherwise it shares no memory with an argument.
 
     Returns
     -------
@@ -385,8 +419,9 @@ def batch_norm_backward(
     TypeError
         If an argument is no device array, or of another dtype than expected.
     ValueError
-        If an array has another shape or device than expected, or is not contiguous; or if `saved` is of a forward
-        pass that was called otherwise, or of another number of values.
+        If an array has another shape, device or memory order than expected, shares memory that is written, or is a
+        tensor that requires grad while autograd is on; or if `saved` is of a forward pass that was called otherwise,
+        or of another number of values.
 
     References
     ----------
@@ -435,7 +470,7 @@ def batch_norm_backward_frozen(
     residual : device array like x, optional
         Of the forward pass.
     out : device array like x, optional
-        Receives dx; may be dy or x.
+        Receives dx; may be dy, x or residual. Otherwise it shares no memory with an argument.
 
     Returns
     -------
@@ -453,7 +488,8 @@ def batch_norm_backward_frozen(
     TypeError
         If an argument is no device array, or of another dtype than expected.
     ValueError
-        If an array has another shape or device than expected, or is not contiguous.
+        If an array has another shape, device or memory order than expected, shares memory that is written, or is a
+        tensor that requires grad while autograd is on.
 
     Examples
     --------
@@ -475,8 +511,8 @@ def _backward(
     statistics = p.saved(saved)
     dgamma, dbeta = (_arrays.float64(p.x, (p.channels,)) for _ in range(2))
     data, sums = Backward(p.address("dy"), p.x.address, p.address("residual")), Sums(dgamma.address, dbeta.address)
-    dx = p.like.get("out") or _arrays.like(p.x)
-    dz = _arrays.like(p.x) if "residual" in p.like else None
+    dx = p.like.get("out") or _arrays.like(p.x, p.axis)
+    dz = _arrays.like(p.x, p.axis) if "residual" in p.like else None
     gradients = Gradients(dx.address, (dz or dx).address)
     of_all = data, gradients, p.walk(), statistics, p.affine(), sums, 1.0 / p.plan.values
     if p.plan.slices == 1:
@@ -496,7 +532,7 @@ def collect(x: Any, channel_axis: int, weights: Any = None) -> Any:
 
     Parameters
     ----------
-    x : device array, C-contiguous, with samples on axis 0
+    x : device array, C-contiguous or with adjacent channels, with samples on axis 0
     channel_axis : int
         Not 0.
     weights : ndarray of shape (n_samples,), float64, or None
@@ -533,13 +569,13 @@ def scaled(x: Any, channel_axis: int, mean: Any, scale: Any, shift: Any, out: An
 
     Parameters
     ----------
-    x : device array, C-contiguous
+    x : device array, C-contiguous or with adjacent channels
     channel_axis : int
     mean, scale, shift : ndarray of shape (C,), float64
     out : device array like x, optional
     """
     p = _Pass(x, channel_axis, None, {}, out=out)
-    y = p.like.get("out") or _arrays.like(p.x)
+    y = p.like.get("out") or _arrays.like(p.x, p.axis)
     sent = _uploaded(_arrays.current_device(), *(np.ascontiguousarray(a).tobytes() for a in (mean, scale, shift)))
     center, none, factor, offset = sent.addresses
     data = Forward(p.x.address, p.x.address, y.address)

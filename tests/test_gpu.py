@@ -366,16 +366,115 @@ def test_kernels_get_the_groups_and_numbers_that_they_are_compiled_for(monkeypat
             assert_of_kind(value, annotation)
 
 
+# ---- memory that arrays share, and its order ----
+
+
+def overlapping():
+    """Functions of data, of which some share memory, and what their refusal says."""
+    rng = np.random.default_rng(3)
+    x, dy = (device(rng.standard_normal((5, 2))) for _ in range(2))
+    long, one = device(rng.standard_normal((9, 2))), device(np.ones(2))
+    _, saved = gpu.batch_norm_forward(x)
+    statistics = {name: device(np.ones((5, 2))) for name in ("mean", "mean_lo", "invstd")}
+    unless = ", unless out is all of "
+    forward, backward = gpu.batch_norm_forward, gpu.batch_norm_backward
+    return [
+        (lambda: gpu.batch_norm(long[:5], one, one, out=long[3:8]), "out and x", unless + "x"),
+        (lambda: forward(long[3:8], out=long[:5]), "out and x", unless + "x"),
+        (lambda: forward(x, residual=long[1:6], out=long[:5]), "out and residual", unless + "residual"),
+        (lambda: backward(long[1:6], x, saved, out=long[:5]), "out and dy", unless + "dy"),
+        (lambda: gpu.batch_norm(x, long[2], one, out=long[:5]), "out and mean", ""),
+        (lambda: gpu.batch_norm(x, one, x[4], out=x), "out and var", ""),
+        (lambda: forward(x, long[0], out=long[:5]), "out and gamma", ""),
+        (lambda: forward(x, beta=x[1], out=x), "out and beta", ""),
+        (lambda: forward(x, one, running_mean=one, running_var=dy[0]), "running_mean and gamma", ""),
+        (lambda: forward(x, beta=one, running_mean=dy[0], running_var=one), "running_var and beta", ""),
+        (lambda: forward(x, running_mean=one, running_var=one), "running_mean and running_var", ""),
+        (lambda: forward(x, running_mean=x[2], running_var=one), "running_mean and x", ""),
+        (lambda: forward(x, running_mean=one, running_var=dy[2], residual=dy), "running_var and residual", ""),
+        (lambda: forward(x, running_mean=one, running_var=dy[2], out=dy), "out and running_var", ""),
+        *(
+            (
+                lambda name=name, a=a: backward(dy, x, saved._replace(**{name: a[3]}), out=a),
+                f"out and saved.{name}",
+                "",
+            )
+            for name, a in statistics.items()
+        ),
+    ], [x, dy, long, one, *statistics.values()]
+
+
 @needs_cuda
-def test_types_derived_from_those_of_device_arrays_are_device_arrays():
-    from bncpu.gpu._library import _library_of_type, library_of
+def test_what_is_written_shares_no_memory_with_what_is_read():
+    calls, arrays = overlapping()
+    before = [on_host(a).tobytes() for a in arrays]
+    for call, names, unless in calls:
+        with pytest.raises(ValueError, match=f"^{names} must not share memory{unless}$"):
+            call()
+        assert [on_host(a).tobytes() for a in arrays] == before
 
-    class Mine(type(device(np.ones(2)))):
-        """Derived from an array of Numba, as users do."""
 
-    assert _library_of_type(Mine) == "numba"
-    for a in (np.ones(2), [1.0], None, 1, bncpu, type(device(np.ones(2)))):
-        assert library_of(a) is None
+@needs_cuda
+def test_out_may_be_the_residual_and_inputs_may_be_one_array():
+    c = Case("planes", np.float32)
+    x = device(c.x)
+    expected, saved = gpu.batch_norm_forward(x, residual=x)
+    z = device(c.x)
+    assert gpu.batch_norm_forward(x, residual=z, out=z)[0] is z
+    np.testing.assert_array_equal(on_host(z), on_host(expected))
+    wanted = gpu.batch_norm_backward(x, x, saved, residual=x)
+    z = device(c.x)
+    for got, gradient in zip(gpu.batch_norm_backward(x, x, saved, residual=z, out=z), wanted, strict=True):
+        np.testing.assert_array_equal(on_host(got), on_host(gradient))
+
+
+def channels_last(a):
+    """An array on the device that lies in memory with axis 1 last; in the simulator only."""
+    return type(device(a))(np.moveaxis(np.ascontiguousarray(np.moveaxis(a, 1, -1)), -1, 1))
+
+
+@pytest.mark.skipif(not IS_SIMULATED, reason="Numba makes such arrays in the simulator only; PyTorch on a device")
+@pytest.mark.parametrize("shape", [(6, 8, 3, 4), (40, 3, 5), (2, 5, 1, 7, 2)], ids=str)
+def test_channels_that_lie_last_in_memory_are_taken_as_they_are(shape):
+    rng = np.random.default_rng(6)
+    x, dy, z = rng.standard_normal((3, *shape)).astype(np.float32)
+    gamma, mean, var = (device(a) for a in 1 + rng.random((3, shape[1])))
+    moved = [channels_last(a) for a in (x, dy, z)]
+    plain = [device(np.moveaxis(a, 1, -1)) for a in (x, dy, z)]
+    results = []
+    for (x_, dy_, z_), axis in ((moved, 1), (plain, -1)):
+        more = {"channel_axis": axis, "residual": z_, "activation": "relu"}
+        y, saved = gpu.batch_norm_forward(x_, gamma, **more)
+        gradients = gpu.batch_norm_backward(dy_, x_, saved, gamma, **more)
+        t = bncpu.BatchNormTransformer(channel_axis=axis).fit(x_, sample_weight=np.arange(len(x)))
+        results.append([y, gpu.batch_norm(x_, mean, var, **more), t.transform(x_), gradients[0], gradients[3]])
+        results[-1] += [saved.mean, saved.invstd, *gradients[1:3], device(t.running_var_)]
+    for got, expected in zip(*results, strict=True):
+        got, expected = on_host(got), on_host(expected)
+        if got.ndim > 1:
+            assert got.shape == shape
+            got = np.moveaxis(got, 1, -1)
+            assert got.flags.c_contiguous
+        np.testing.assert_array_equal(got, expected)
+    out = channels_last(np.zeros(shape, np.float32))
+    assert gpu.batch_norm(moved[0], mean, var, gamma, out=out) is out
+    expected = gpu.batch_norm(device(x), mean, var, gamma)
+    np.testing.assert_array_equal(on_host(out), on_host(expected))
+
+
+@pytest.mark.skipif(not IS_SIMULATED, reason="Numba makes such arrays in the simulator only; PyTorch on a device")
+def test_arrays_of_one_call_have_one_memory_order():
+    x = np.zeros((2, 3, 4, 5))
+    orders = "C-contiguous", "with its channels adjacent in memory"
+    for make, other, (expected, got) in ((device, channels_last, orders), (channels_last, device, orders[::-1])):
+        with pytest.raises(ValueError, match=f"^residual must be {expected}, as x is; got one {got}$"):
+            gpu.batch_norm_forward(make(x), residual=other(x))
+    with pytest.raises(
+        ValueError, match=r"^x must be C-contiguous, or have its channels adjacent in memory, as nothing"
+    ):
+        gpu.batch_norm_forward(channels_last(x), channel_axis=2)
+    with pytest.raises(ValueError, match=r"^gamma must be C-contiguous, as nothing is copied in silence; make a"):
+        gpu.batch_norm_forward(device(x), device(np.ones((3, 2)))[:, 0])
 
 
 @needs_cuda
@@ -390,6 +489,141 @@ def test_a_negative_variance_shows_in_its_channel_whatever_eps(variance):
     others = np.arange(8) != 5
     np.testing.assert_array_equal(y[:, others], expected[:, others])
     assert np.all(np.isnan(y[:, 5]))
+
+
+# ---- arrays of other libraries, devices and streams ----
+
+
+class Torch:
+    """Stands for PyTorch, with arrays of the simulator for tensors: all that the backend asks PyTorch for."""
+
+    def __init__(self):
+        self.grad, self.written, self.handle, self.index = True, [], 0, 0
+        self.float64, self.torch = np.dtype(np.float64), self
+        self.cuda = self.autograd = self.graph = self
+
+        class Tensor:
+            is_cuda, requires_grad = True, False
+            torch = self
+
+            def __init__(self, a):
+                self._ary, self.shape, self.ndim = a, a.shape, a.ndim
+                self.dtype, self.device = f"torch.{a.dtype}", self.torch
+
+            def stride(self):
+                return tuple(n // self._ary.itemsize for n in self._ary.strides)
+
+            def data_ptr(self):
+                from bncpu.gpu import _compat
+
+                return _compat.Words(self._ary.ravel(order="K"))
+
+        Tensor.__module__ = "torch"
+        self.Tensor = Tensor
+
+    def is_grad_enabled(self):
+        return self.grad
+
+    def empty_like(self, a):
+        return self.Tensor(np.empty_like(a._ary))
+
+    def empty(self, shape, dtype, device):
+        return self.Tensor(np.empty(shape, dtype))
+
+    def current_stream(self, device):
+        return self
+
+    @property
+    def cuda_stream(self):
+        return self.handle
+
+    def increment_version(self, tensor):
+        self.written.append(tensor)
+
+
+@pytest.fixture
+def torch(monkeypatch):
+    if not IS_SIMULATED:
+        pytest.skip("of the simulator")
+    stand_in = Torch()
+    monkeypatch.setitem(sys.modules, "torch", stand_in)
+    return stand_in
+
+
+def test_tensors_give_the_bits_of_numbas_arrays(torch):
+    class Mine(torch.Tensor):
+        """Derived from a tensor, as users do."""
+
+    for name, kind in (("rows", torch.Tensor), ("planes", Mine)):
+        c = Case(name, np.float32)
+        results = []
+        for make in (kind, device):
+            x, dy, gamma = (make(a) for a in (c.x, c.dy, c.gamma))
+            y, saved = bncpu.batch_norm_forward(x, gamma, residual=dy)
+            results.append([y, *bncpu.batch_norm_backward(dy, x, saved, gamma, residual=dy)])
+        for got, expected in zip(*results, strict=True):
+            assert isinstance(got, torch.Tensor)
+            assert got._ary.tobytes() == on_host(expected).tobytes()
+    x = torch.Tensor(np.ones((2, 6))[:, ::2])
+    with pytest.raises(ValueError, match=r"^x must be C-contiguous, or have its channels"):
+        gpu.batch_norm_forward(x)
+
+
+def test_tensors_that_require_grad_are_refused_unless_autograd_is_off(torch):
+    c = Case("rows", np.float32)
+
+    def call(**changes):
+        tensors = {"x": c.x, "gamma": c.gamma, "beta": c.beta, "residual": c.z, "out": np.zeros_like(c.x)}
+        tensors |= {"running_mean": c.mean, "running_var": c.var}
+        tensors = {name: torch.Tensor(a.copy()) for name, a in tensors.items()}
+        for name in changes:
+            tensors[name].requires_grad = True
+        gpu.batch_norm_forward(**tensors)
+        return {name for name, t in tensors.items() if any(t is other for other in torch.written)}
+
+    for name in ("x", "gamma", "beta", "residual", "out", "running_mean"):
+        with pytest.raises(ValueError, match=rf"^{name} must not require grad, .*autograd.*; call it under torch.no_g"):
+            call(**{name: True})
+        assert torch.written == []
+    torch.grad = False
+    assert call(x=True, gamma=True) == {"out", "running_mean", "running_var"}
+
+
+@needs_cuda
+def test_an_array_is_on_its_own_device_not_on_the_current_one(monkeypatch):
+    from bncpu.gpu import _compat
+
+    x = device(np.ones((3, 2)))
+    monkeypatch.setattr(_compat, "device_of", lambda a: 3)
+    with pytest.raises(ValueError, match=r"^x must be on the current device, 0, got one on device 3$"):
+        gpu.batch_norm_forward(x)
+
+
+def test_the_default_stream_is_that_of_the_arrays_library(torch, monkeypatch):
+    from bncpu.gpu import _arrays, _functional
+
+    names = ("default_stream", "legacy_default_stream", "external_stream")
+    for name in names:
+        monkeypatch.setattr(_functional.cuda, name, lambda *handle, name=name: (name, *handle))
+    of_numba, of_torch = (_arrays.given("x", make(np.ones((3, 2)))) for make in (device, torch.Tensor))
+    found = {}
+    for handle in (0, 7):
+        torch.handle = handle
+        for a in (of_numba, of_torch):
+            found[_arrays.stream(a)] = _functional._stream.__wrapped__(0, _arrays.stream(a))
+    assert found == {None: ("default_stream",), 0: ("legacy_default_stream",), 7: ("external_stream", 7)}
+
+
+@needs_cuda
+def test_types_derived_from_those_of_device_arrays_are_device_arrays():
+    from bncpu.gpu._library import _library_of_type, library_of
+
+    class Mine(type(device(np.ones(2)))):
+        """Derived from an array of Numba, as users do."""
+
+    assert _library_of_type(Mine) == "numba"
+    for a in (np.ones(2), [1.0], None, 1, bncpu, type(device(np.ones(2)))):
+        assert library_of(a) is None
 
 
 # ---- from the package's own functions and transformer, by the type of the array ----
@@ -628,7 +862,7 @@ REFUSED = [
     (dict(out=lambda: device(np.ones((2, 3)))), ValueError, r"^out must have shape and dtype of x, \(3, 2\) float64"),
     (dict(running_mean=lambda: device(np.ones(2))), ValueError, "^running_mean and running_var must be given together"),
     (dict(x=lambda: device(np.zeros((3, 2), ">f4"))), TypeError, "^x must be one of .*, got >f4$"),
-    (dict(x=lambda: device(np.zeros((3, 4)))[:, ::2]), ValueError, "^x must be C-contiguous, as nothing is copied in"),
+    (dict(x=lambda: device(np.zeros((3, 4)))[:, ::2]), ValueError, "^x must be C-contiguous, or have .* in silence;"),
     (dict(channel_axis=lambda: True), ValueError, "^channel_axis must name an axis .* got True$"),
     (dict(channel_axis=lambda: 2), ValueError, r"^channel_axis must name an axis of x of shape \(3, 2\), got 2$"),
     (dict(activation=lambda: "gelu"), ValueError, "^activation must be None or 'relu', got 'gelu'$"),
@@ -667,9 +901,9 @@ def test_an_axis_may_be_an_integer_of_numpy_and_memory_must_be_contiguous():
     from bncpu.gpu import _arrays
 
     for a in (np.ones((3, 4)), np.ones((3, 1, 4))[:, ::-1], np.ones((3, 4))[:1]):
-        assert _arrays._is_contiguous(a)
+        assert _arrays.is_contiguous(a.shape, a.strides, 8)
     for a in (np.ones((4, 3)).T, np.ones((3, 4))[:, ::2], np.broadcast_to(np.ones(4), (3, 4))):
-        assert not _arrays._is_contiguous(a)
+        assert not _arrays.is_contiguous(a.shape, a.strides, 8)
 
 
 @needs_cuda
