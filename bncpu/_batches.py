@@ -288,7 +288,7 @@ def summary(
         Let `observed` be the number of values whose weight is not 0.
     """
     n_samples = X.shape[0]
-    n_positive = n_samples if weights is None else int(np.sum(weights.reshape(n_samples, -1).any(axis=1)))
+    n_positive = n_samples if weights is None else int(np.sum(weights.any(axis=tuple(range(1, weights.ndim)))))
     if halflife is None:
         batch, missing = X.moments(weights, n_threads)
         seen = batch.count

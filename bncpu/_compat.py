@@ -92,7 +92,8 @@ def numbers_of_table(X: Any) -> NDArray[Any] | None:
     if polars is not None and isinstance(X, polars.DataFrame):
         if not X.width or not all(dtype.is_integer() or dtype.is_float() for dtype in X.dtypes):
             return None
-        columns = [column.to_numpy() for column in X.get_columns()]
+        wide = ("Int128", "UInt128")  # not in NumPy
+        columns = [(c.cast(polars.Float64) if str(c.dtype) in wide else c).to_numpy() for c in X.get_columns()]
     elif pyarrow is not None and isinstance(X, pyarrow.Table) and X.num_columns:
         columns = [column.to_numpy() for column in X.columns]
     else:

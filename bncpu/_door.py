@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import numbers
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -123,6 +124,9 @@ def numbers_only(name: str, X: Any) -> Any:
         return X
     if hasattr(X, "collect_schema") and not hasattr(X, "shape"):
         raise TypeError(f"{name} must be in memory, got a {type(X).__name__}; collect() it first")
+    if isinstance(X, (Mapping, Set, Iterator)) and not hasattr(X, "shape"):
+        raise TypeError(f"{name} must be an array, a frame or a sparse matrix, got a {type(X).__name__}")
+    _foreign.no_gradients(name, X)
     if isinstance(X, (list, tuple)) and any(isinstance(row, np.ma.MaskedArray) for row in X):
         X = np.ma.array(X)
     elif isinstance(X, (list, tuple)):
@@ -275,14 +279,8 @@ def _validated(t: Any, X: Any, p: Parameters, *, reset: bool) -> Any:
     """By scikit-learn: width, names and numbers."""
     numbers = numbers_of_table(X)
     if numbers is None:
-        try:
+        with _naming_what_is_no_number(X):
             return validate_data(t, X, reset=reset, **_checks(X, p))
-        except (OverflowError, TypeError, ValueError) as error:
-            if hasattr(X, "select_dtypes") and "could not convert" in str(error):
-                _refuse_other_than_numbers(X)
-            if not isinstance(error, ValueError) or "convert" in str(error):
-                _name_what_is_no_number(X)
-            raise
     validate_data(t, X, reset=reset, skip_check_array=True)
     return check_array(numbers, estimator=t, input_name="X", **_checks(numbers, p))
 
@@ -298,27 +296,45 @@ def _refuse_other_than_numbers(X: Any) -> None:
         ) from None
 
 
-def _name_what_is_no_number(X: Any) -> None:
+@contextmanager
+def _naming_what_is_no_number(X: Any, at: Block | None = None) -> Iterator[None]:
+    """Where scikit-learn's conversion fails, say for which value of X, or of the block of X at some place."""
+    try:
+        yield
+    except (OverflowError, TypeError, ValueError) as error:
+        if hasattr(X, "select_dtypes") and "could not convert" in str(error):
+            _refuse_other_than_numbers(X)
+        if not isinstance(error, ValueError) or "convert" in str(error) or "sequence" in str(error):
+            _name_what_is_no_number(X, at)
+        raise
+
+
+def _name_what_is_no_number(X: Any, at: Block | None) -> None:
     """Say which value of a frame, or of an array of objects, is no number, and where."""
+    first_row, first_column = (0, 0) if at is None else (at.first_row, at.first_column)
+    of_block = " of a block" if first_row is None else ""
     if hasattr(X, "columns") and not callable(X.columns) and not isinstance(X, np.ndarray):
         names = getattr(X, "column_names", X.columns)  # of pyarrow, of others
         columns = [(repr(name), X[name]) for name in names] if len(set(names)) == len(names) else []
     elif isinstance(X, np.ndarray) and X.dtype == object and X.ndim == 2:
-        columns = [(str(c), X[:, c]) for c in range(X.shape[1])]
+        columns = [(str(first_column + c), X[:, c]) for c in range(X.shape[1])]
     else:
         return
     for name, column in columns:
         values = np.asarray(column)
         if values.dtype.kind in "biuf":
             continue
-        for row, value in enumerate(values.astype(object)):
+        for row, value in enumerate(values.astype(object), start=first_row or 0):
             try:
+                if np.ndim(value):
+                    raise TypeError("it is not one value")
                 float(np.nan if value is None else value)
             except (OverflowError, TypeError, ValueError) as error:
                 kind = TypeError if isinstance(error, TypeError) else ValueError
                 shown = repr(value)
                 shown = shown if len(shown) < 60 else f"{shown[:50]}..."
-                raise kind(f"X must hold numbers, got {shown} in row {row} of column {name}: {error}") from None
+                place = f"row {row}{of_block} of column {name}"
+                raise kind(f"X must hold numbers, got {shown} in {place}: {error}") from None
 
 
 def _known(X: Any, p: Parameters) -> dict[str, Any]:
@@ -353,7 +369,8 @@ def block(X: Any, at: Block) -> Any:
     """A block of a Dask X, channels on axis 1, as an array that the kernels can convert."""
     least = {"ensure_min_samples": 0, "ensure_min_features": 0}
     X = numbers_only("X", X)
-    X = check_array(X, estimator=at.estimator, input_name="X", **least, **_checks(X, at.parameters))
+    with _naming_what_is_no_number(X, at):
+        X = check_array(X, estimator=at.estimator, input_name="X", **least, **_checks(X, at.parameters))
     stays_sparse(X, at.parameters)
     if X.shape[1] != at.n_features:
         raise ValueError(f"X must have {at.n_features} features in every block, got a block of shape {X.shape}")
@@ -561,7 +578,8 @@ def to_invert(t: Any, X: Any, p: Parameters) -> Samples:
         _same_width(t, given)
         return given._replace(X=Lazy(given.X))
     if not isinstance(given.X, DeviceBatch):
-        given = given._replace(X=check_array(given.X, estimator=t, input_name="X", **_checks(given.X, p)))
+        with _naming_what_is_no_number(given.X):
+            given = given._replace(X=check_array(given.X, estimator=t, input_name="X", **_checks(given.X, p)))
     _same_width(t, given)
     batch = as_batch(given.X)
     stays_sparse(batch, p, "uncenter")

@@ -28,16 +28,20 @@ def is_foreign(x: object) -> bool:
 
 def shared(name: str, a: Any) -> NDArray[Any]:
     """The memory of another library's array as a NumPy array."""
+    no_gradients(name, a)
+    try:
+        return np.from_dlpack(a)
+    except (AttributeError, BufferError, RuntimeError, TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be an array in CPU memory, got {type(a).__name__}: {error}") from None
+
+
+def no_gradients(name: str, a: Any) -> None:
+    """Refuse a tensor whose gradients its library wants to know."""
     if getattr(a, "requires_grad", False):
         raise TypeError(
             f"{name} must not require gradients, which are not recorded here; got a {type(a).__name__} that does: "
             f"pass {name}.detach()"
         )
-    try:
-        return np.from_dlpack(a)
-    except (AttributeError, BufferError, RuntimeError, TypeError, ValueError) as error:
-        got = f"{type(a).__name__} of {getattr(a, 'dtype', 'unknown dtype')}"
-        raise TypeError(f"{name} must be an array in CPU memory that NumPy can share, got {got}: {error}") from None
 
 
 def called(function: Callable[..., Any], given: Mapping[str, Any]) -> Any:

@@ -94,6 +94,61 @@ def test_objects_that_are_no_numbers_are_named_with_their_column(value, error, s
     if not isinstance(value, str):
         frame["a"] = frame["a"].astype(float)
     unchanged(bn, bn.fit, frame, match="X must hold numbers, got .*'b'", error=error)
+    bn.fit(NUMBERS)
+    for call in (bn.transform, bn.inverse_transform):
+        unchanged(bn, call, X, match=f"X must hold numbers, got .*{says} 1", error=error)
+
+
+def test_objects_in_blocks_are_named_by_their_place_in_the_whole():
+    da = pytest.importorskip("dask.array")
+    X = np.array([[1.0, 2.0], [3.0, 4.0], [5.0, "x"]], object)
+    bn = BatchNormTransformer()
+    unchanged(bn, bn.fit, da.from_array(X, chunks=(2, 1)), match="got 'x' in row 2 of column 1", error=ValueError)
+    y = bn.fit(NUMBERS).transform(da.from_array(X, chunks=(2, 1)))
+    with pytest.raises(ValueError, match="got 'x' in row 0 of a block of column 1"):
+        y.compute()
+
+
+def test_columns_of_lists_are_no_numbers():
+    X = polars().DataFrame({"a": [1.0, 2.0], "b": [[1.0], [2.0]]})
+    bn = BatchNormTransformer()
+    unchanged(bn, bn.fit, X, match="in row 0 of column 'b': it is not one value")
+
+
+@pytest.mark.parametrize(
+    ("X", "kind"),
+    [({"a": [1.0]}, "dict"), ({1.0, 2.0}, "set"), (iter([[1.0]]), "list_iterator"), (map(abs, [1]), "map")],
+)
+def test_what_has_no_rows_and_columns_is_refused_by_its_type(X, kind):
+    bn = BatchNormTransformer()
+    unchanged(bn, bn.fit, X, match=f"X must be an array, a frame or a sparse matrix, got a {kind}")
+
+
+class Recorded:
+    """A tensor whose gradients are recorded, as far as one can tell."""
+
+    requires_grad, shape, ndim = True, (3, 2), 2
+
+    def __array__(self, *_, **__):
+        raise RuntimeError("Can't call numpy() on Tensor that requires grad.")
+
+
+def test_tensors_that_record_gradients_are_refused():
+    bn = BatchNormTransformer().fit(NUMBERS)
+    for call in (bn.fit, bn.partial_fit, bn.transform, bn.inverse_transform):
+        unchanged(bn, call, Recorded(), match=r"X must not require gradients, .*: pass X.detach\(\)")
+    unchanged(bn, bn.fit, NUMBERS, None, Recorded(), match=r"sample_weight must not require gradients")
+
+
+@pytest.mark.parametrize("name", ["Int128", "UInt128"])
+def test_integers_of_128_bits_are_numbers(name):
+    pl = polars()
+    if not hasattr(pl, name):
+        return  # of later versions
+    values = [1, 2, 2**70]
+    X = pl.DataFrame({"a": pl.Series(values, dtype=getattr(pl, name)), "b": [1.0, 2.0, 3.0]})
+    expected = BatchNormTransformer().fit(np.array([values, [1, 2, 3]], float).T)
+    np.testing.assert_array_equal(BatchNormTransformer().fit(X).mean_, expected.mean_)
 
 
 @pytest.mark.parametrize("library", ["polars", "pyarrow"])
