@@ -151,7 +151,7 @@ def parameter(name: str, a: ArrayLike | None, shape: tuple[int, ...], what: str 
     if isinstance(a, np.ma.MaskedArray):  # its mask would be ignored
         raise TypeError(f"{name} must not be masked, got a MaskedArray")
     try:
-        values = np.asarray(_detached(a))
+        values = a if isinstance(a, np.ndarray) else np.asarray(_detached(a))
     except ValueError as error:
         raise ValueError(f"{name} must have shape {shape}: {error}") from None
     except (TypeError, RuntimeError) as error:  # of arrays on a device, for example

@@ -233,17 +233,13 @@ def inverse_std(var: Float64, eps: float) -> Float64:
 
 def saved_statistics(m: Moments, eps: float) -> SavedStatistics:
     """The statistics of what `m` are the moments of. Of nothing ``invstd`` is 0, so that the result is beta."""
-    return SavedStatistics(m.mean, _of_some(m, inverse_std(variance(m), eps)), m.mean_lo)
+    return SavedStatistics(m.mean, np.where(m.count > 0, inverse_std(variance(m), eps), 0.0), m.mean_lo)
 
 
 def rms_statistics(m: Moments, eps: float) -> SavedStatistics:
     """As `saved_statistics`, about 0 instead of the mean: the mean square is the variance plus the mean squared."""
     with np.errstate(all="ignore"):
-        return SavedStatistics(None, _of_some(m, inverse_std(variance(m) + m.mean**2, eps)))
-
-
-def _of_some(m: Moments, invstd: Float64) -> Float64:
-    return invstd if np.all(m.count) else np.where(m.count > 0, invstd, 0.0)
+        return SavedStatistics(None, np.where(m.count > 0, inverse_std(variance(m) + m.mean**2, eps), 0.0))
 
 
 class Coefficients(NamedTuple):
