@@ -396,7 +396,8 @@ def group_norm(
         return _foreign.called(group_norm, locals())
     axis = _arguments.data("x", x, channel_axis)
     n_groups = _groups(n_groups, x.shape[axis])
-    y, _, _ = _group_forward(x, n_groups, gamma, beta, eps, axis, activation, residual, out, n_threads, where)
+    given = x, n_groups, gamma, beta, eps, axis, activation, residual, out, n_threads, where
+    y, _, _ = _group_forward(*given, keep=False)
     return y
 
 
@@ -581,6 +582,8 @@ def _group_forward(
     out: Array | None,
     n_threads: int | None,
     where: NDArray[np.bool_] | None,
+    *,
+    keep: bool = True,
 ) -> tuple[Array, SavedStatistics, Moments]:
     n_channels = x.shape[axis]
     scale, shift = _grouped("gamma", gamma, n_channels, n_groups), _grouped("beta", beta, n_channels, n_groups)
@@ -593,8 +596,10 @@ def _group_forward(
     else:
         moments, saved = _forward_in_one_step(arrays, scale, shift, eps)
     y = _layout.channels_joined(arrays.result(), axis)
-    call, count = call_of(axis, activation, gamma, beta, residual), _values(x, n_groups, axis, where)
-    return y if out is None else out, saved._replace(count=count, kind="training", call=call), moments
+    if keep:
+        call, count = call_of(axis, activation, gamma, beta, residual), _values(x, n_groups, axis, where)
+        saved = saved._replace(count=count, kind="training", call=call)
+    return y if out is None else out, saved, moments
 
 
 def _group_backward(
