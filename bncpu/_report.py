@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,8 +16,10 @@ from bncpu.state import Parameters, State
 
 Float64 = NDArray[np.float64]
 
-# If the standard deviation is less than this share of the mean, float32 resolves it to fewer than 4 decimal digits.
-NEAR_CONSTANT = 1e4 * 2.0**-24
+# A standard deviation of fewer steps of the type is hardly more than rounding.
+FEW_STEPS = 10
+# The relative size of a step between neighbouring values; float64 for all other types.
+STEPS = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23}
 SHRUNK = 0.01
 DRIFTED = 4.0  # standard errors
 CURVE_VALUES = 1 << 22
@@ -39,7 +40,7 @@ class Known(NamedTuple):
 class Report:
     """The result of :meth:`~bncpu.BatchNormTransformer.report`.
 
-    It prints as a table, and shows as an HTML table in a notebook.
+    It prints as a table, the largest difference first, and shows as an HTML table in a notebook.
 
     Attributes
     ----------
@@ -47,8 +48,9 @@ class Report:
         ``feature``: its name, and ``remarks``. ``running_mean``, ``running_std``: of the transformer; ``mean``,
         ``std``: of the data. ``effective_n``, ``running_effective_n``: effective numbers of values. ``shift``: the
         difference of the means, in running standard deviations; ``shift_error``: its standard error.
-        ``variance_ratio``, ``variance_ratio_error``: of the data over the running one. ``shrinkage``: the part of the
-        scale that eps takes. ``gap``: as below, infinite for a feature that was constant before.
+        ``variance_ratio``, ``variance_ratio_error``: of the data over the running one. ``shrinkage``: by which part of
+        itself eps makes the normalized feature smaller. ``gap``: as below, infinite for a feature that was constant
+        before. In the order of the features.
     gap_by_batch_size : dict of int to float
         The root mean square difference, over the features, between data normalized by its own batch of so many
         samples, as in training, and by the running statistics, as at inference.
@@ -87,21 +89,19 @@ class Report:
         return pandas.DataFrame(self.columns).set_index("feature")
 
     def _table(self) -> tuple[list[str], list[list[str]]]:
-        """Heads and cells of the table; of many features, only those with the largest gaps."""
+        """Heads and cells of the table, the largest difference first; of many features, only the first ones."""
         c = self.columns
-        heads = ["feature", "mean", "std", "shift", "variance ratio", "gap", "effective n", "remarks"]
-        order: Sequence[int] = range(len(c["feature"]))
-        if len(order) > SHOWN:
-            order = np.argsort(-np.nan_to_num(c["gap"], nan=-1.0), kind="stable")[:SHOWN].tolist()
+        heads = ["feature", "mean", "std", "shift of mean", "std ratio", "values", "remarks"]
+        order = np.argsort(-np.nan_to_num(c["gap"], nan=-1.0), kind="stable")[:SHOWN].tolist()
+        ratio, ratio_error = std_ratio(c)
         cells = [
             [
                 str(c["feature"][k]),
                 f"{c['running_mean'][k]:.4g}",
                 f"{c['running_std'][k]:.4g}",
                 _uncertain(c["shift"][k], c["shift_error"][k], "+"),
-                _uncertain(c["variance_ratio"][k], c["variance_ratio_error"][k]),
-                "" if np.isnan(c["gap"][k]) else f"{c['gap'][k]:.2f}",
-                f"{c['effective_n'][k]:.4g}",
+                _uncertain(ratio[k], ratio_error[k]),
+                _number(c["effective_n"][k]),
                 str(c["remarks"][k]),
             ]
             for k in order
@@ -110,9 +110,10 @@ class Report:
 
     def _below(self) -> list[str]:
         hidden = len(self.columns["feature"]) - SHOWN
-        more = [f"{hidden} more features, with smaller gaps: to_frame() has all"] if hidden > 0 else []
+        more = [f"{hidden} more features, which differ less: to_frame() has all"] if hidden > 0 else []
         curve = ", ".join(f"{size}: {gap:.2f}" for size, gap in self.gap_by_batch_size.items())
-        return [*more, *([f"gap by batch size, root mean square: {curve}"] if curve else []), *self.notes]
+        by_size = "difference between data normalized by its own batch and by the running statistics, by batch size: "
+        return [*more, *([by_size + curve] if curve else []), *self.notes]
 
     def __str__(self) -> str:
         heads, cells = self._table()
@@ -138,10 +139,31 @@ class Report:
 
 
 def _uncertain(value: float, error: float, sign: str = "") -> str:
-    return "" if np.isnan(value) else f"{value:{sign}.2f} ± {error:.2f}"
+    """A value and its standard error, of which two digits count."""
+    if np.isnan(value):
+        return ""
+    if not 0 < error < np.inf:
+        return f"{value:{sign}.3g}"
+    digits = min(max(0, 1 - math.floor(math.log10(error))), 15)
+    form = "e" if abs(value) >= 1e6 else "f"
+    return f"{value:{sign}z.{min(digits, 2) if form == 'e' else digits}{form}} ± {error:.{digits}f}"
 
 
-def made(state: State, names: NDArray[Any] | None, X: Batch, found: Moments, squares: Float64) -> Report:
+def _number(n: float) -> str:
+    """A number of values, which weights may make fractional."""
+    return f"{n:.0f}" if abs(n) < 1e15 and n == int(n) else f"{n:.4g}"
+
+
+def std_ratio(columns: dict[str, NDArray[Any]]) -> tuple[Float64, Float64]:
+    """Standard deviations of the data over the running ones, and their standard errors."""
+    with np.errstate(all="ignore"):
+        ratio = np.sqrt(columns["variance_ratio"])
+        return ratio, columns["variance_ratio_error"] / (2 * ratio)
+
+
+def made(
+    state: State, names: NDArray[Any] | None, X: Batch, found: Moments, squares: Float64, min_shift: float
+) -> Report:
     """The report of a fitted transformer on data.
 
     Parameters
@@ -153,6 +175,8 @@ def made(state: State, names: NDArray[Any] | None, X: Batch, found: Moments, squ
         Of the features of X.
     squares : ndarray of shape (n_features,)
         Sums of the squares of the weights that `found` was taken with.
+    min_shift : float
+        As `BatchNormTransformer.report` says.
     """
     p, mean, var = state.parameters, *state.derived[:2]
     n_given = np.divide(found.count**2, squares, out=np.zeros_like(squares), where=squares > 0)
@@ -163,12 +187,24 @@ def made(state: State, names: NDArray[Any] | None, X: Batch, found: Moments, squ
     running, constant, observed = Known(mean, var, state.effective_n), state.constant, state.running.moments.count
     curve = {} if X.dense is None else gaps(X.dense, running, ~constant & (var > 0), p.eps)
     names = np.array([f"x{k}" for k in range(len(mean))], dtype=object) if names is None else names
-    columns = _columns(names, running, given, constant, observed, p)
-    return Report(columns, curve, _notes(state, curve))
+    columns = _columns(names, running, given, constant, observed, p, step_of(X.dtype), min_shift)
+    return Report(columns, curve, _notes(state, curve, min_shift))
+
+
+def step_of(dtype: Any) -> float:
+    """The relative size of a step between neighbouring values of a type, of NumPy or a library like it."""
+    return STEPS.get(str(getattr(dtype, "name", dtype)).rpartition(".")[2], 2.0**-52)
 
 
 def _columns(
-    names: NDArray[Any], running: Known, given: Known, constant: NDArray[np.bool_], observed: Float64, p: Parameters
+    names: NDArray[Any],
+    running: Known,
+    given: Known,
+    constant: NDArray[np.bool_],
+    observed: Float64,
+    p: Parameters,
+    step: float,
+    min_shift: float,
 ) -> dict[str, NDArray[Any]]:
     """What `Report.columns` says, from statistics of both sides."""
     eps, ddof = p.eps, p.ddof
@@ -180,11 +216,12 @@ def _columns(
         shift_error = np.sqrt(np.maximum(ratio, 1) / given.n + 1 / running.n)
         ratio_error = ratio * np.sqrt(2 / (given.n - 1) + 2 / (running.n - 1))  # of normal data
         shrinkage = 1 - std / np.sqrt(running.var + eps)
-        nearly = ~constant & (std < NEAR_CONSTANT * np.abs(running.mean))
+        nearly = ~constant & (std < FEW_STEPS * step * np.abs(running.mean))
         gap = np.hypot(*gap_of(given.mean, given.var, running, eps))
         moved = constant & ((given.var > 0) | (given.mean != running.mean)) & (given.n > 0)
-        drifted = ~constant & (np.abs(shift) > DRIFTED * shift_error)
-        spread = ~constant & (np.abs(normal_score(ratio, given.n, running.n, ddof)) > DRIFTED)
+        drifted = ~constant & (np.abs(shift) > DRIFTED * shift_error) & (np.abs(shift) >= min_shift)
+        large = np.abs(np.log(ratio)) >= 2 * np.log1p(min_shift)
+        spread = ~constant & (np.abs(normal_score(ratio, given.n, running.n, ddof)) > DRIFTED) & large
         shrunk = ~constant & (shrinkage > SHRUNK)
     for a in (shift, shift_error, ratio, ratio_error, shrinkage):
         a[constant] = np.nan
@@ -211,25 +248,26 @@ def _columns(
     }  # fmt: skip
 
 
-def _notes(state: State, curve: dict[int, float]) -> list[str]:
+def _notes(state: State, curve: dict[int, float], min_shift: float) -> list[str]:
     """What the table does not say."""
     notes = [
-        "shift: in running standard deviations; gap: root mean square difference between this data normalized by its "
-        "own statistics and by the running ones",
-        f"moved, changed: by more than {DRIFTED:g} standard errors, which take the values as normal and independent",
+        "mean, std: running ones; shift of mean: in running standard deviations; std ratio: std of this data over the "
+        "running one; ±: standard errors, as if values were normal and independent",
+        f"moved: by {min_shift:g} standard deviations or more; changed: by a factor of {1 + min_shift:g} or more; and "
+        f"both by more than {DRIFTED:g} standard errors",
     ]
     enough = next((size for size, gap in curve.items() if gap < ENOUGH_TO_TRAIN), None)
     if curve:
         sizes = f"batches of {enough} samples and more" if enough else f"no batches of up to {max(curve)} samples"
         notes.append(
-            f"{sizes} of this data come within {ENOUGH_TO_TRAIN:g} of the running statistics, "
-            "the least that training asks for"
+            f"{sizes} of this data come within {ENOUGH_TO_TRAIN:g} standard deviations of the running statistics; "
+            "small networks lost nothing by training on batches that do"
         )
     batch = state.values_per_batch
     if batch is not None and math.isfinite(batch) and batch > 0:
-        text = f"learned from batches of {batch:.4g} values of a feature on average"
+        text = f"learned from batches of {_number(batch)} values of a feature on average"
         if state.kind.averages_batches:
-            text += f": the running variance leaves out what differs between them, about 1 part in {batch:.4g}"
+            text += f": the running variance leaves out what differs between them, about 1 part in {_number(batch)}"
         notes.append(text)
     return notes
 

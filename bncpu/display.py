@@ -11,6 +11,7 @@ from sklearn.base import clone
 from sklearn.utils.validation import _num_samples, check_is_fitted
 
 from bncpu import _door
+from bncpu._report import std_ratio
 from bncpu.transformer import BatchNormTransformer
 
 BATCH, RUNNING = "#0072b2", "#d55e00"  # colour-blind safe
@@ -172,7 +173,7 @@ class BatchNormDisplay:
         display = cls(
             n_seen=None, batch_mean=c["mean"][None], batch_std=c["std"][None], running_mean=c["running_mean"][None],
             running_std=c["running_std"][None], feature_names=c["feature"],
-            errors=(c["shift_error"], c["variance_ratio_error"] / (2 * np.sqrt(c["variance_ratio"]))),
+            errors=(c["shift_error"], std_ratio(c)[1]),
         )  # fmt: skip
         return display.plot(features=features, figure=figure)
 

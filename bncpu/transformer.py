@@ -19,7 +19,7 @@ from sklearn.utils.validation import _num_samples, check_is_fitted
 from bncpu import _batches, _dask, _door, _infinities, _kernels, _layers, _layout, _report, _state_file, moments
 from bncpu import state as states
 from bncpu._batches import Batch, Dense
-from bncpu._checks import threads
+from bncpu._checks import real, threads
 from bncpu._compat import UNWATCHED, CallbackSupportMixin, fit_task, is_watched, with_callbacks
 from bncpu._device import as_given
 from bncpu._door import Samples
@@ -660,8 +660,8 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         self._take(after)
         return self
 
-    def report(self, X: Any, sample_weight: Any = None) -> Report:
-        """What this transformer makes of X: which features have drifted, what eps takes, how large batches must be.
+    def report(self, X: Any, sample_weight: Any = None, *, min_shift: float = 0.1) -> Report:
+        """Compare X with what was learned: which features have drifted, are constant, or are made smaller by eps.
 
         Parameters
         ----------
@@ -669,22 +669,28 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
             What :meth:`transform` takes; the data of training, or new data. Nothing is learned from it.
         sample_weight : array-like of shape (n_samples,), optional
             Not negative.
+        min_shift : float, default=0.1
+            The least difference to remark on, if it is also more than chance explains: of means, in running standard
+            deviations; of standard deviations, as a factor: with 0.1, 1.1 or more, or 1/1.1 or less. With 0 the size
+            does not matter.
 
         Returns
         -------
         Report
-            A table when printed, HTML in a notebook; ``to_frame()`` is a DataFrame. Differences have standard errors
+            A table when printed, the largest difference first; HTML in a notebook; ``to_frame()`` is a DataFrame. A
+            feature is nearly constant if its standard deviation is below 10 roundings of its mean to the type of X:
+            10 * 2**-23 of the mean for float32, 10 * 2**-52 for float64 and integers. Differences have standard errors
             from effective sample sizes, ``sum(w)**2 / sum(w**2)`` [1]_. Values are taken as normal and independent,
             which the positions of an image are not; those behind the running statistics as of weight 1, with `momentum`
-            in batches of one size. ``notes`` names the least batch whose gap is below 0.5, where small networks
-            trained without loss.
+            in batches of one size. ``notes`` names the smallest batch of X that is normalized nearly alike by its own
+            statistics, as in training, and by the running ones: root mean square difference below 0.5.
 
         Raises
         ------
         NotFittedError
             If nothing has been learned.
         ValueError
-            If X holds an infinity, or its width or names differ from those of fit.
+            If X holds an infinity, its width or names differ from those of fit, or `min_shift` is negative.
 
         References
         ----------
@@ -702,6 +708,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         check_is_fitted(self)
         now = self._as_it_is()
         state, p = now._state, now._state.parameters
+        min_shift = real("min_shift", min_shift, low=0)
         given = _door.to_report(now, X, p)
         weights = _door.sample_weight(sample_weight, given if given.dense is None else given.dense)
         weights = None if weights is None else weights / np.max(weights)
@@ -709,7 +716,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         found, _ = given.moments(weights, now.n_threads)
         _infinities.finite_moments(now, given, found, names)
         squares = found.count if weights is None else given.moments(weights**2, now.n_threads)[0].count
-        return _report.made(state, names, given, found, squares)
+        return _report.made(state, names, given, found, squares, min_shift)
 
     @classmethod
     def from_statistics(
