@@ -16,6 +16,7 @@ from bncpu._checks import (
     plain_array,
     real,
     required,
+    shown,
     threads,
     warn_of_pytorchs,
     written,
@@ -84,7 +85,7 @@ def where(value: Any, x: Array, axis: int | None, *, along: bool = False) -> NDA
 def activation(value: Any) -> bool:
     """Whether `activation` asks for ReLU."""
     if value is not None and not (isinstance(value, str) and value == "relu"):
-        raise ValueError(f"activation must be None or 'relu', got {value!r}")
+        raise ValueError(f"activation must be None or 'relu', got {shown(value)}")
     return value == "relu"
 
 

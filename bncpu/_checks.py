@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 import numbers
+import reprlib
+import sys
 import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -21,6 +23,22 @@ from bncpu import _layout
 Array = NDArray[np.floating[Any]]
 
 
+# ---- words ----
+
+# Does not make the whole text first.
+SHORT = reprlib.Repr()
+SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 60
+SHORT.maxlevel = 3
+
+
+def shown(value: Any) -> str:
+    """A value of the caller's as a message shows it: on one line, and short."""
+    if isinstance(value, np.ndarray) and value.ndim:
+        return f"an array of shape {value.shape}"
+    text = " ".join(SHORT.repr(value).split())
+    return text if len(text) <= 80 else f"{text[:70]}..."
+
+
 # ---- numbers ----
 
 
@@ -28,11 +46,10 @@ def real(name: str, value: Any, *, low: float, high: float | None = None, closed
     """`value`, a real number between `low` and `high`."""
     if isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} must be a number, got {value}")
+    if isinstance(value, int) and abs(value) > sys.float_info.max:
+        value = math.copysign(math.inf, value > 0 or -1)
     check_scalar(value, name, numbers.Real, min_val=low, max_val=high, include_boundaries=closed)
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
+    number = float(value)
     if not math.isfinite(number):
         raise ValueError(f"{name} must be finite, got {number}")
     return number
@@ -106,7 +123,7 @@ def axis_of(name: str, x: Array, channel_axis: Any) -> int:
     whole("channel_axis", channel_axis)
     check_scalar(channel_axis, "channel_axis", numbers.Integral)
     if not -x.ndim <= channel_axis < x.ndim:
-        raise ValueError(f"channel_axis must name an axis of {name} of shape {x.shape}, got {channel_axis}")
+        raise ValueError(f"channel_axis must name an axis of {name} of shape {x.shape}, got {shown(channel_axis)}")
     return int(channel_axis) % x.ndim
 
 

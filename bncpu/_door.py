@@ -21,7 +21,7 @@ from sklearn.utils.validation import _check_sample_weight, validate_data
 
 from bncpu import _foreign, _layout, state
 from bncpu._batches import Batch, Dense, Lazy, Sparse
-from bncpu._checks import like
+from bncpu._checks import like, shown
 from bncpu._compat import as_table, foreign_namespace, is_lazy, numbers_of_frame, numbers_of_table
 from bncpu._device import DeviceBatch
 from bncpu._infinities import some
@@ -122,8 +122,11 @@ def numbers_only(name: str, X: Any) -> Any:
     """X, if it holds no dates, durations or records; a masked array as an array with NaN where it is masked."""
     if type(X) is np.ndarray and X.dtype.kind in "biuf":
         return X
-    if hasattr(X, "collect_schema") and not hasattr(X, "shape"):
-        raise TypeError(f"{name} must be in memory, got a {type(X).__name__}; collect() it first")
+    if isinstance(X, (str, bytes, os.PathLike)) or hasattr(X, "readline"):
+        raise TypeError(
+            f"{name} must be an array or a frame, got {shown(X)}; read a file first, or learn from it by `bncpu fit`"
+        )
+    _refuse_a_query(name, X)
     if isinstance(X, (Mapping, Set, Iterator)) and not hasattr(X, "shape"):
         raise TypeError(f"{name} must be an array, a frame or a sparse matrix, got a {type(X).__name__}")
     _foreign.no_gradients(name, X)
@@ -146,6 +149,12 @@ def numbers_only(name: str, X: Any) -> Any:
     return _with_gaps(X) if isinstance(X, np.ma.MaskedArray) else X
 
 
+def _refuse_a_query(name: str, X: Any) -> None:
+    """A LazyFrame of polars warns if it is asked for its columns."""
+    if hasattr(X, "collect_schema") and not hasattr(X, "shape"):
+        raise TypeError(f"{name} must be in memory, got a {type(X).__name__}; collect() it first")
+
+
 def _refuse_no_numbers(name: str, types: Iterable[tuple[Any, Any]], values: Any) -> None:
     other = [
         (column, dtype)
@@ -155,7 +164,7 @@ def _refuse_no_numbers(name: str, types: Iterable[tuple[Any, Any]], values: Any)
     if not other and isinstance(values, np.ndarray) and values.dtype == object:
         other = [(None, type(v).__name__) for v in values.flat if isinstance(v, (np.datetime64, np.timedelta64))]
     if other:
-        where = ", ".join(str(d) if column is None else f"column {column!r} ({d})" for column, d in other[:5])
+        where = ", ".join(str(d) if column is None else f"column {shown(column)} ({d})" for column, d in other[:5])
         raise TypeError(
             f"{name} must hold numbers, got {where}; leave it out, or make numbers of it, such as days since a date"
         )
@@ -197,12 +206,13 @@ def feature_names(names: ArrayLike, n_features: int) -> NDArray[Any]:
     """Names of features as scikit-learn keeps them."""
     found = np.array(names, dtype=object)
     if found.shape != (n_features,) or not all(isinstance(name, str) for name in found):
-        raise ValueError(f"feature_names must be {n_features} strings, one per feature; got {names!r:.200}")
+        raise ValueError(f"feature_names must be {n_features} strings, one per feature; got {shown(names)}")
     return found
 
 
 def stream(t: Any, batches: Any) -> Any:
     """An iterator over batches; one array, frame or file is refused, except an array (n_batches, N, C)."""
+    _refuse_a_query("batches", batches)
     several = getattr(batches, "ndim", 3) == 3 and getattr(t, "channel_axis", None) is None
     one_array = getattr(getattr(batches, "dtype", None), "kind", "O") != "O" and not several
     if one_array or isinstance(batches, (str, bytes, os.PathLike, Mapping)) or hasattr(batches, "columns"):
@@ -225,7 +235,8 @@ def of_stream(item: Any, key: Any = None) -> Any:
         item = item[0]
     if isinstance(item, (str, bytes, numbers.Number)):
         raise TypeError(
-            f"each batch must be an array or a frame, got {item!r}; of tuples the first is taken, key= names another"
+            f"each batch must be an array or a frame, got {shown(item)}; of tuples the first is taken, key= names "
+            "another"
         )
     tensor = hasattr(item, "__dlpack_device__") and not isinstance(item, np.ndarray)
     if not tensor or foreign_namespace(item) is not None or item.__dlpack_device__()[0] != _foreign.CPU:
@@ -285,10 +296,25 @@ def _validated(t: Any, X: Any, p: Parameters, *, reset: bool) -> Any:
     return check_array(numbers, estimator=t, input_name="X", **_checks(numbers, p))
 
 
+def _refuse_other_than_2_axes(X: Any) -> None:
+    """Say what scikit-learn says of data that are not 2-D, but without all their values."""
+    try:
+        shape = np.shape(X)
+    except (TypeError, ValueError):  # rows of several lengths
+        return
+    if not shape and not isinstance(X, (numbers.Number, np.ndarray)):
+        raise TypeError(f"X must be an array, a frame or a sparse matrix, got {shown(X)}") from None
+    if len(shape) < 2:
+        raise ValueError(
+            f"Expected 2D array, got {len(shape)}D array instead, of shape {shape}. Reshape your data: "
+            "numpy.reshape(X, (-1, 1)) if it is one feature, (1, -1) if it is one sample"
+        ) from None
+
+
 def _refuse_other_than_numbers(X: Any) -> None:
     """A pandas DataFrame must have columns of numbers only."""
     numbers_only = X.select_dtypes(["number", "bool", "boolean"], exclude="timedelta")
-    other = [f"{name!r} ({X.dtypes[name]})" for name in X.columns if name not in numbers_only.columns]
+    other = [f"{shown(name)} ({X.dtypes[name]})" for name in X.columns if name not in numbers_only.columns]
     if other:
         raise ValueError(
             f"X must hold numbers, got column(s) {', '.join(other[:5])}; leave them out, as "
@@ -302,6 +328,8 @@ def _naming_what_is_no_number(X: Any, at: Block | None = None) -> Iterator[None]
     try:
         yield
     except (OverflowError, TypeError, ValueError) as error:
+        if at is None:
+            _refuse_other_than_2_axes(X)
         if hasattr(X, "select_dtypes") and "could not convert" in str(error):
             _refuse_other_than_numbers(X)
         if not isinstance(error, ValueError) or "convert" in str(error) or "sequence" in str(error):
@@ -315,9 +343,9 @@ def _name_what_is_no_number(X: Any, at: Block | None) -> None:
     of_block = " of a block" if first_row is None else ""
     if hasattr(X, "columns") and not callable(X.columns) and not isinstance(X, np.ndarray):
         names = getattr(X, "column_names", X.columns)  # of pyarrow, of others
-        columns = [(repr(name), X[name]) for name in names] if len(set(names)) == len(names) else []
-    elif isinstance(X, np.ndarray) and X.dtype == object and X.ndim == 2:
-        columns = [(str(first_column + c), X[:, c]) for c in range(X.shape[1])]
+        columns = [(shown(name), X[name]) for name in names] if len(set(names)) == len(names) else []
+    elif isinstance(X, (np.ndarray, list, tuple)) and np.ndim(X) == 2 and np.asarray(X).dtype.kind in "OSU":
+        columns = [(str(first_column + c), column) for c, column in enumerate(np.asarray(X).T)]
     else:
         return
     for name, column in columns:
@@ -331,10 +359,8 @@ def _name_what_is_no_number(X: Any, at: Block | None) -> None:
                 float(np.nan if value is None else value)
             except (OverflowError, TypeError, ValueError) as error:
                 kind = TypeError if isinstance(error, TypeError) else ValueError
-                shown = repr(value)
-                shown = shown if len(shown) < 60 else f"{shown[:50]}..."
                 place = f"row {row}{of_block} of column {name}"
-                raise kind(f"X must hold numbers, got {shown} in {place}: {error}") from None
+                raise kind(f"X must hold numbers, got {shown(value)} in {place}: {error!s:.100}") from None
 
 
 def _known(X: Any, p: Parameters) -> dict[str, Any]:
@@ -528,7 +554,10 @@ def _of_positions(weights: NDArray[Any], X: Any) -> NDArray[np.float64]:
 
 
 def _not_all_zero(sample_weight: Any, X: Any) -> NDArray[np.float64]:
-    weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+    try:
+        weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+    except OverflowError:
+        raise ValueError("sample_weight must be finite in float64, got an integer beyond it") from None
     if not np.any(weights):
         raise ValueError(ALL_ZERO)
     return np.ascontiguousarray(weights)

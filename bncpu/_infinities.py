@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bncpu._batches import Batch
+from bncpu._checks import shown
 from bncpu.moments import Moments
 
 
@@ -50,5 +51,5 @@ def infinity(t: Any, X: Batch, names: Any, first_row: int | None = 0, *, certain
 
 def some(indices: NDArray[Any], names: Any = None) -> str:
     """The first five of some indices, with their names, as a message shows them."""
-    shown = (str(i) if names is None else f"{i} ({names[i]!r})" for i in indices[:5])
-    return ", ".join(shown) + (", ..." if len(indices) > 5 else "")
+    first = (str(i) if names is None else f"{i} ({shown(names[i])})" for i in indices[:5])
+    return ", ".join(first) + (", ..." if len(indices) > 5 else "")

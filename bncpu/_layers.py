@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from bncpu._checks import shown
 from bncpu.state import State
 
 Float64 = NDArray[np.float64]
@@ -29,13 +30,13 @@ def from_torch(state_dict: Any, prefix: Any) -> Layer:
         raise TypeError(f"state_dict must be a mapping of names to tensors, got {type(state_dict).__name__}")
     odd = [key for key in state_dict if not isinstance(key, str)]
     if odd:
-        raise TypeError(f"state_dict must have names for keys, got {odd[0]!r}")
+        raise TypeError(f"state_dict must have names for keys, got {shown(odd[0])}")
     if not isinstance(prefix, str):
         raise TypeError(f"prefix must be a str, got {type(prefix).__name__}")
     missing = [name for name in ("running_mean", "running_var") if state_dict.get(prefix + name) is None]
     if missing:
         found = [key.removesuffix("running_mean") for key in state_dict if key.endswith("running_mean")]
-        raise ValueError(f"state_dict has no {prefix + missing[0]!r}; prefix may be one of {found}")
+        raise ValueError(f"state_dict has no {shown(prefix + missing[0])}; prefix may be one of {shown(found)}")
     values = {name: _array(name, state_dict.get(prefix + name)) for name in ("weight", "bias", *STATISTICS)}
     tracked = _n_batches(_array("num_batches_tracked", state_dict.get(prefix + "num_batches_tracked")))
     return _checked(Layer(values["running_mean"], values["running_var"], values["weight"], values["bias"], tracked))
@@ -82,7 +83,7 @@ def from_keras(weights: Any, *, center: bool, scale: bool) -> Layer:
     """The layer with the weights that `get_weights` of Keras returned."""
     for name, value in (("center", center), ("scale", scale)):
         if not isinstance(value, (bool, np.bool_)):
-            raise TypeError(f"{name} must be True or False, got {value!r}")
+            raise TypeError(f"{name} must be True or False, got {shown(value)}")
     names = [*["gamma"] * int(scale), *["beta"] * int(center), "moving_mean", "moving_variance"]
     if isinstance(weights, str) or not isinstance(weights, Sequence) or len(weights) != len(names):
         got = f"{len(weights)} of them" if isinstance(weights, Sequence) else type(weights).__name__
@@ -156,7 +157,7 @@ def _array(name: str, a: Any) -> Any:
             raise TypeError("they are complex")
         return np.array(a, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"{name} must hold real numbers, got {type(a).__name__}: {error}") from None
+        raise TypeError(f"{name} must hold real numbers, got {type(a).__name__}: {error!s:.100}") from None
 
 
 def _checked(layer: Layer) -> Layer:

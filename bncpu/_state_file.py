@@ -134,13 +134,13 @@ def read(path: str | os.PathLike[str], kind: str = TRANSFORMER) -> dict[str, Any
     Raises
     ------
     OSError
-        If the file cannot be read.
+        If the file cannot be read; FileNotFoundError if there is none.
     ValueError
         If it is not a state file, was changed, or is of another version.
     RecursionError
         If it is nested too deeply.
     """
-    with open(path, "rb") as file:
+    with _opened(path) as file:
         head = file.read(LONGEST_START)
         start = START.match(head)
         if start is None or start[1].decode() != kind:  # do not read the rest, which may be endless
@@ -159,6 +159,14 @@ def read(path: str | os.PathLike[str], kind: str = TRANSFORMER) -> dict[str, Any
         object_pairs_hook=_without_repetition,
     )
     return {key: value for key, value in content.items() if key not in ("format", "version", "sha256")}
+
+
+def _opened(path: str | os.PathLike[str]) -> BinaryIO:
+    try:
+        return open(path, "rb")
+    except FileNotFoundError:
+        message = f"there is no state file {os.fsdecode(path)!r}; `save` and `bncpu fit` write one"
+        raise FileNotFoundError(message) from None
 
 
 def _without_repetition(entries: list[tuple[str, Any]]) -> dict[str, Any]:

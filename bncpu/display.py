@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sklearn.base import clone
 from sklearn.utils.validation import _num_samples, check_is_fitted
 
-from bncpu import _door
+from bncpu import _checks, _door
 from bncpu._report import std_ratio
 from bncpu.transformer import BatchNormTransformer
 
@@ -110,6 +110,7 @@ class BatchNormDisplay:
         >>> display = BatchNormDisplay.from_stream(BatchNormTransformer(halflife=200), batches)  # doctest: +SKIP
         """
         _pyplot()
+        _transformer(estimator)
         running, rows, seen = clone(estimator), [], 0
         for item in _door.stream(estimator, batches):
             batch = _door.of_stream(item)
@@ -166,8 +167,7 @@ class BatchNormDisplay:
         >>> display = BatchNormDisplay.from_estimator(BatchNormTransformer().fit(X[:60]), X[60:])  # doctest: +SKIP
         """
         _pyplot()
-        if not isinstance(estimator, BatchNormTransformer):
-            raise TypeError(f"estimator must be a BatchNormTransformer, got {type(estimator).__name__}")
+        _transformer(estimator)
         check_is_fitted(estimator)
         c = estimator.report(X).columns
         display = cls(
@@ -254,16 +254,21 @@ class BatchNormDisplay:
         """Indices of features given by index or name."""
         n = len(self.feature_names)
         if isinstance(features, (str, int)) or not all(isinstance(f, (str, int, np.integer)) for f in features):
-            raise TypeError(f"features must be a list of indices or names, got {features!r}")
+            raise TypeError(f"features must be a list of indices or names, got {_checks.shown(features)}")
         known = {name: k for k, name in enumerate(self.feature_names)}
         shown = [known.get(f, n) if isinstance(f, str) else int(f) for f in features]
         if not shown or not all(-n <= k < n for k in shown):
-            raise ValueError(f"features must name some of the {n} features, got {list(features)!r}")
+            raise ValueError(f"features must name some of the {n} features, got {_checks.shown(list(features))}")
         return shown
 
     def _legend(self, ax: Any) -> None:
         handles, labels = ax.get_legend_handles_labels()
         self.figure_.legend(handles, labels, loc="outside upper center", ncols=2)
+
+
+def _transformer(estimator: Any) -> None:
+    if not isinstance(estimator, BatchNormTransformer):
+        raise TypeError(f"estimator must be a BatchNormTransformer, got {type(estimator).__name__}")
 
 
 def _pyplot() -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bncpu._checks import floats, per_channel, real, required, variances, whole
+from bncpu._checks import floats, per_channel, real, required, shown, variances, whole
 from bncpu.moments import fold, inverse_std
 
 Array = NDArray[np.floating[Any]]
@@ -311,10 +311,12 @@ def _axes_of_weight(weight: Array, channel_axis: Any, *, pairs: bool) -> tuple[i
     for axis in axes:
         if isinstance(axis, bool) or not isinstance(axis, (int, np.integer)):
             kinds = "an integer, two in a tuple or None" if pairs else "an integer or None"
-            raise TypeError(f"channel_axis must be {kinds}, got {channel_axis!r}")
+            raise TypeError(f"channel_axis must be {kinds}, got {shown(channel_axis)}")
         if not -weight.ndim <= axis < weight.ndim:
-            raise ValueError(f"channel_axis must name an axis of weight of shape {weight.shape}, got {channel_axis}")
+            raise ValueError(
+                f"channel_axis must name an axis of weight of shape {weight.shape}, got {shown(channel_axis)}"
+            )
     counted = tuple(int(axis) % weight.ndim for axis in axes)
     if len(counted) not in (1, 2) or counted[-1] - counted[0] != len(counted) - 1:
-        raise ValueError(f"channel_axis must be one axis or two adjacent ones in order, got {channel_axis}")
+        raise ValueError(f"channel_axis must be one axis or two adjacent ones in order, got {shown(channel_axis)}")
     return counted

@@ -656,7 +656,7 @@ def _grouped(name: str, a: ArrayLike | None, n_channels: int, n_groups: int) -> 
 def _groups(n_groups: Any, n_channels: int) -> int:
     """`n_groups`, a divisor of the number of channels."""
     if n_groups is None or not _checks.whole("n_groups", n_groups, low=1) or n_channels % n_groups:
-        raise ValueError(f"n_groups must divide the number of channels, {n_channels}; got {n_groups}")
+        raise ValueError(f"n_groups must divide the number of channels, {n_channels}; got {_checks.shown(n_groups)}")
     return int(n_groups)
 
 

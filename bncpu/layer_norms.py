@@ -613,15 +613,17 @@ def _normalized(x: Any, normalized_shape: Any, channel_axis: Any) -> tuple[int, 
     if not sizes:
         raise ValueError("normalized_shape must name at least one axis, got ()")
     if not all(isinstance(size, numbers.Integral) and not isinstance(size, bool) for size in sizes):
-        got = type(normalized_shape).__name__ if np.ndim(normalized_shape) > 1 else repr(normalized_shape)
-        raise TypeError(f"normalized_shape must be an integer or a tuple of integers, got {got}")
+        raise TypeError(
+            f"normalized_shape must be an integer or a tuple of integers, such as {x.shape[-1]} for x of shape "
+            f"{x.shape}; got {_checks.shown(normalized_shape)}. gamma comes after it"
+        )
     shape = tuple(int(size) for size in sizes)
     if channel_axis is None:
         expected, where = x.shape[-len(shape) :], "the last axes of x"
     else:
         expected, where = (x.shape[_checks.axis_of("x", x, channel_axis)],), f"axis {channel_axis} of x"
     if shape != expected:
-        raise ValueError(f"normalized_shape must be that of {where} of shape {x.shape}, got {shape}")
+        raise ValueError(f"normalized_shape must be that of {where} of shape {x.shape}, got {_checks.shown(shape)}")
     return shape
 
 

@@ -30,6 +30,8 @@ def call_of(
     normalized: tuple[int, ...] | None = None,
 ) -> Call:
     """What a pass was called with; the channel axis counted from 0."""
+    if activation is not None and not isinstance(activation, str):  # refused later; an array would not compare
+        activation = type(activation).__name__
     return Call(channel_axis, activation, gamma is not None, beta is not None, residual is not None, normalized)
 
 
@@ -157,7 +159,8 @@ def as_in_forward(saved: Any, now: Call, n_values: Any, *, of_part: bool = False
         return
     counts = np.asarray(count)
     if counts.dtype.kind not in "iuf" or counts.shape not in ((), np.shape(saved.invstd)):
-        raise TypeError(f"saved.count must be a number of values, or one for each channel; got {count!r}")
+        got = f"{counts.dtype} of shape {counts.shape}"
+        raise TypeError(f"saved.count must be a number of values, or one for each channel; got {got}")
     if counts.ndim and np.ndim(n_values) and counts.shape != np.shape(n_values):
         return  # as mean and invstd, whose shape is looked at later
     counts, n = np.broadcast_arrays(counts, n_values)
@@ -180,7 +183,7 @@ def _compare(then: Call, now: Call) -> None:
     for name in ("channel_axis", "activation"):
         if getattr(then, name) != getattr(now, name):
             expected, got = getattr(then, name), getattr(now, name)
-            raise ValueError(f"{name} must be that of the forward pass that made saved, {expected!r}; got {got!r}")
+            raise ValueError(f"{name} must be that of the forward pass that made saved, {expected!r}; got {got!r:.50}")
     for name in ("gamma", "beta", "residual"):
         had, has = getattr(then, name), getattr(now, name)
         if has and not had:

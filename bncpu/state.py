@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bncpu import _checks, moments
-from bncpu._checks import Real, Whole, per_channel, required, variances
+from bncpu._checks import Real, Whole, per_channel, required, shown, variances
 from bncpu._infinities import some
 from bncpu.moments import Coefficients, Moments
 from bncpu.running import Kind, Layer, Recent, Running, kind_of
@@ -72,7 +72,7 @@ def parameters(t: Any) -> Parameters:
     for name in ("with_mean", "with_std", "copy"):
         value = getattr(t, name)
         if not isinstance(value, (bool, np.bool_)):
-            raise TypeError(f"{name} must be True or False, got {value!r}")
+            raise TypeError(f"{name} must be True or False, got {shown(value)}")
     dtype(t.dtype)
     found.update(with_mean=bool(t.with_mean), with_std=bool(t.with_std))
     return Parameters(**{name: found[name] for name in Parameters._fields if name in found})
@@ -87,7 +87,7 @@ def dtype(value: Any) -> np.dtype[Any] | None:
     except TypeError:
         found = None
     if found not in (np.float32, np.float64) or not found.isnative:
-        raise ValueError(f"dtype must be numpy.float32, numpy.float64 or None, got {value!r}")
+        raise ValueError(f"dtype must be numpy.float32, numpy.float64 or None, got {shown(value)}")
     return found
 
 
@@ -206,7 +206,7 @@ def statistics(mean: Any, var: Any, n_samples: Any, ddof: float) -> tuple[Float6
     per_feature = np.full(n_features, n_samples) if np.ndim(n_samples) == 0 else n_samples
     count = required("n_samples", per_feature, n_features)
     if not np.all(count >= 0) or np.any(np.isinf(count)):
-        raise ValueError(f"n_samples must be finite and not negative, got {n_samples}")
+        raise ValueError(f"n_samples must be finite and not negative, got {shown(n_samples)}")
     seen = count > 0
     for name, values in (("mean", mean), ("var", var)):
         bad = np.flatnonzero(seen & ~np.isfinite(values))
@@ -240,7 +240,10 @@ def mergeable(t: Any, other: Any) -> None:
     names: Any = getattr(t, "feature_names_in_", None)
     others: Any = getattr(other, "feature_names_in_", None)
     if (names is None) != (others is None) or not np.array_equal(names, others):
-        raise ValueError(f"other must have the feature names {names}, got {others}")
+        first = 0 if names is None or others is None else int(np.flatnonzero(names != others)[0])
+        expected, got = (None if a is None else shown(a[first:].tolist()) for a in (names, others))
+        where = f", from feature {first} on" if first else ""
+        raise ValueError(f"other must have the feature names {expected}, got {got}{where}")
 
 
 # ---- JSON ----

@@ -183,7 +183,7 @@ def test_every_source_has_its_test_file():
     assert sources - elsewhere - {"main", "algebra", "sparse"} | {"gpu", "norms"} <= tests
     across = {"documents", "examples", "nist", "peers", "problem_sizes", "processes", "reproducibility", "scikit_learn"}
     across |= {"conditioning", "docstrings", "faults", "frames", "fuzz", "huge", "norms", "numbers", "short"}
-    across |= {"small_calls", "validation", "where"}
+    across |= {"messages", "small_calls", "validation", "where"}
     assert tests - sources - {"gpu"} == across
 
 
