@@ -18,6 +18,7 @@ from bncpu import _buffers, _kernels, _layout, _normalize
 from bncpu.moments import (
     Coefficients,
     Moments,
+    faded,
     merge,
     merge_blocks,
     recency_weights,
@@ -84,8 +85,7 @@ class Batch:
             Rows after which the weight of a row halves; the last row has weight 1.
         """
         if halflife is not None:
-            recency = recency_weights(self.shape[0], halflife)
-            weights = recency if weights is None else (recency * weights.T).T
+            weights = _with_recency(weights, recency_weights(self.shape[0], halflife))
         return self._moments(weights, n_threads)
 
     def _moments(self, weights: NDArray[np.float64] | None, n_threads: int | None) -> tuple[Moments, bool]:
@@ -260,11 +260,13 @@ class Summary(NamedTuple):
     moments: Moments
     # For each channel, the total weight of its values, without recency; with `count_values`, their number.
     observed: NDArray[np.float64]
-    # Rows since the last value of each channel, with `halflife`; else 0.
+    # Rows, or nanoseconds, since the last value of each channel, with `halflife`; else 0.
     age: NDArray[np.float64]
     n_samples: int
     # Samples of positive weight.
     n_positive: int
+    # How much older the batch makes what was known before it: rows, or nanoseconds if it has times.
+    span: float
 
 
 def summary(
@@ -273,6 +275,7 @@ def summary(
     n_threads: int | None,
     *,
     halflife: float | None = None,
+    times: NDArray[np.float64] | None = None,
     count_values: bool = False,
 ) -> Summary:
     """The summary of a batch.
@@ -283,7 +286,9 @@ def summary(
     weights, n_threads
         As in `Batch.moments`.
     halflife : float or None
-        Rows after which the weight of a row halves; the last row has weight 1.
+        Rows, or nanoseconds, after which the weight of a row halves; the last row has weight 1.
+    times : ndarray of shape (N,), float64, or None
+        With `halflife`, nanoseconds from the row before the batch to each of its rows. None counts rows.
     count_values : bool
         Let `observed` be the number of values whose weight is not 0.
     """
@@ -295,8 +300,13 @@ def summary(
         if count_values:
             positive = None if weights is None else (weights > 0).astype(np.float64)
             seen = _observed(X, positive, missing, n_threads)
-        return Summary(batch, seen, np.zeros_like(seen), n_samples, n_positive)
-    batch, missing = X.moments(weights, n_threads, halflife=halflife)
+        return Summary(batch, seen, np.zeros_like(seen), n_samples, n_positive, n_samples)
+    if times is None:
+        span = float(n_samples)
+        batch, missing = X.moments(weights, n_threads, halflife=halflife)
+    else:
+        span = float(times[-1])
+        batch, missing = X.moments(_with_recency(weights, faded(span - times, halflife)), n_threads)
     seen = _observed(X, weights, missing, n_threads)
     # Weights of a feature whose last value lies hundreds of half-lives before the end underflow: summarize halves, and
     # join them, so that its weights start from 1 in the first half.
@@ -304,22 +314,30 @@ def summary(
         half = n_samples // 2
         options: dict[str, Any] = {"n_threads": n_threads, "halflife": halflife}
         first, last = (None, None) if weights is None else (weights[:half], weights[half:])
-        return joined((summary(X[:half], first, **options), summary(X[half:], last, **options)), halflife)
-    return Summary(batch, seen, np.where(batch.count > 0, 0.0, n_samples), n_samples, n_positive)
+        early, late = (None, None) if times is None else (times[:half], times[half:] - times[half - 1])
+        parts = summary(X[:half], first, times=early, **options), summary(X[half:], last, times=late, **options)
+        return joined(parts, halflife)
+    return Summary(batch, seen, np.where(batch.count > 0, 0.0, span), n_samples, n_positive, span)
+
+
+def _with_recency(weights: NDArray[np.float64] | None, recency: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Weights of samples or positions, times those of the samples."""
+    return recency if weights is None else (recency * weights.T).T
 
 
 def joined(parts: Sequence[Summary], halflife: float | None = None) -> Summary:
     """The summary of consecutive batches, from those of each."""
     if halflife is not None:
         return functools.reduce(functools.partial(_followed, halflife), parts)
-    of_each, observed, age, n_samples, n_positive = zip(*parts, strict=True)
+    of_each, observed, age, n_samples, n_positive, span = zip(*parts, strict=True)
     total = merge_blocks(np.stack(of_each, axis=1))
-    return Summary(total, np.sum(observed, axis=0), age[0], sum(n_samples), sum(n_positive))
+    return Summary(total, np.sum(observed, axis=0), age[0], sum(n_samples), sum(n_positive), sum(span))
 
 
 def _followed(halflife: float, a: Summary, b: Summary) -> Summary:
-    total, age = update_halflife(a.moments, a.age, b.moments, b.n_samples, halflife, b.age)
-    return Summary(total, a.observed + b.observed, age, a.n_samples + b.n_samples, a.n_positive + b.n_positive)
+    total, age = update_halflife(a.moments, a.age, b.moments, b.span, halflife, b.age)
+    counts = a.n_samples + b.n_samples, a.n_positive + b.n_positive
+    return Summary(total, a.observed + b.observed, age, *counts, a.span + b.span)
 
 
 def _observed(

@@ -44,7 +44,7 @@ def shown(value: Any) -> str:
 
 def real(name: str, value: Any, *, low: float, high: float | None = None, closed: str = "both") -> float:
     """`value`, a real number between `low` and `high`."""
-    if isinstance(value, (bool, np.bool_)):
+    if isinstance(value, (bool, np.bool_, np.timedelta64)):
         raise TypeError(f"{name} must be a number, got {value}")
     if isinstance(value, int) and abs(value) > sys.float_info.max:
         value = math.copysign(math.inf, value > 0 or -1)
@@ -57,7 +57,7 @@ def real(name: str, value: Any, *, low: float, high: float | None = None, closed
 
 def whole(name: str, value: Any, *, low: int | None = None) -> int | None:
     """`value`, None or an integer from `low`."""
-    if isinstance(value, (bool, np.bool_)):
+    if isinstance(value, (bool, np.bool_, np.timedelta64)):
         raise TypeError(f"{name} must be an integer, got {value}")
     if value is not None:
         check_scalar(value, name, numbers.Integral, min_val=low)

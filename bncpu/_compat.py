@@ -107,6 +107,20 @@ def numbers_of_table(X: Any) -> NDArray[Any] | None:
     return numbers
 
 
+def duration_of_text(name: str, text: str) -> Any:
+    """The Timedelta that pandas makes of a text such as "14D"."""
+    try:
+        from pandas import Timedelta
+    except ImportError:
+        raise TypeError(f"{name}={text!r} needs pandas; datetime.timedelta(days=14) does not") from None
+    if text.strip()[-1:].isdigit() and not text.startswith("P"):  # pandas would make nanoseconds of it
+        raise ValueError(f"{name} must be a duration with a unit, such as '14D', got {text[:50]!r}")
+    try:
+        return Timedelta(text).to_timedelta64()
+    except ValueError as error:
+        raise ValueError(f"{name} must be a duration such as '14D', got {text[:50]!r}: {error!s:.100}") from None
+
+
 # Columns of these types become an array of their common type if that is in `FLOATS`, else of float64.
 NUMBERS = frozenset(map(np.dtype, "?bhilqBHILQfd"))
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))

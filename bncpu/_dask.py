@@ -149,10 +149,10 @@ def _read(
 
 def _beside(parts: list[Summary]) -> NDArray[Any]:
     """One summary from those of column blocks with the same rows, in an array of one object."""
-    of_each, observed, age, n_samples, n_positive = zip(*parts, strict=True)
+    of_each, observed, age, n_samples, n_positive, span = zip(*parts, strict=True)
     moments = Moments(*np.concatenate(of_each, axis=1))
     made = np.empty(1, dtype=object)
-    made[0] = Summary(moments, np.concatenate(observed), np.concatenate(age), n_samples[0], n_positive[0])
+    made[0] = Summary(moments, np.concatenate(observed), np.concatenate(age), n_samples[0], n_positive[0], span[0])
     return made
 
 

@@ -500,7 +500,9 @@ def plain(fitted: Mapping[str, Any], X: Any) -> NDArray[Any] | None:
 
 
 def rows_in_memory(X: Batch, weights: Any, kind: Kind) -> None:
-    """Refuse X whose rows cannot be kept, for a kind of running statistics that keeps them."""
+    """Refuse X whose rows are not here, for a kind of running statistics that looks at them one by one."""
+    if kind.has_times and isinstance(X, Lazy):
+        raise TypeError("times are for an X in memory, got a Dask collection; partial_fit its blocks one by one")
     if kind.keeps_rows and np.ndim(weights) > 1:
         raise ValueError(
             "with window, sample_weight must have one weight per sample; let what does not count be NaN in X"

@@ -464,6 +464,13 @@ def merge(states: Sequence[Path], out: Path) -> str:
     return f"{len(states)} states, {total.n_batches_seen_:,} batches: {out}"
 
 
+def _told(value: Any) -> Any:
+    """A parameter in plain numbers."""
+    if isinstance(value, np.timedelta64):
+        return value.astype("m8[us]").item()  # of Python: 14 days, 0:00:00
+    return np.asarray(value).tolist()
+
+
 def show(state: Path) -> str:
     """The content of a state file, as lines to print.
 
@@ -478,7 +485,7 @@ def show(state: Path) -> str:
     counts = np.broadcast_to(np.asarray(bn.n_samples_seen_), bn.n_features_in_)
     names = getattr(bn, "feature_names_in_", [f"x{c}" for c in range(bn.n_features_in_)])
     stds = np.sqrt(bn.running_var_)
-    parameters = ", ".join(f"{name}={np.asarray(value).tolist()}" for name, value in changed.items()) or "defaults"
+    parameters = ", ".join(f"{name}={_told(value)}" for name, value in changed.items()) or "defaults"
     rows = [("column", "mean", "std", "count")]
     for name, mean, std, count in zip(names, bn.running_mean_, stds, counts.tolist(), strict=True):
         rows.append((name, f"{mean:#.6g}", f"{std:#.6g}", f"{count:,}"))

@@ -180,18 +180,18 @@ def update_cumulative(running: Moments, batch: Moments) -> Moments:
 
 
 def update_halflife(
-    running: Moments, age: Float64, batch: Moments, n_rows: int, halflife: float, batch_age: Float64 | float = 0.0
+    running: Moments, age: Float64, batch: Moments, span: float, halflife: float, batch_age: Float64 | float = 0.0
 ) -> tuple[Moments, Float64]:
-    """Statistics in which a row's weight halves every `halflife` rows.
+    """Statistics in which a row's weight halves every `halflife`: a number of rows, or any unit of time.
 
-    `batch` must have been taken with `recency_weights`; then the result does not depend on how the
-    stream was cut into batches.
+    `batch`, which makes older by `span` what came before, must have been taken with weights that halve likewise,
+    1 at its end. Then the result does not depend on how the stream was cut into batches.
 
-    A channel's weight is that at its last value, `age` rows ago: decaying it through a long gap would
-    underflow, and its statistics would be lost. So may be that of `batch`, `batch_age` rows before its end.
+    A channel's weight is that at its last value, `age` ago: decaying it through a long gap would
+    underflow, and its statistics would be lost. So may be that of `batch`, `batch_age` before its end.
     Returned are the new moments and ages.
     """
-    seen, age = batch.count > 0, age + n_rows
+    seen, age = batch.count > 0, age + span
     with np.errstate(over="ignore", under="ignore"):
         factor = np.where(seen, _kernels.decay(age - batch_age, halflife), 1.0)
     return merge(scaled(running, factor), batch), np.where(seen, batch_age, age)
@@ -199,8 +199,13 @@ def update_halflife(
 
 def recency_weights(n_rows: int, halflife: float) -> Float64:
     """Weight of each row of a batch at its end: 1 for the last, halving every `halflife` rows back."""
+    return faded(np.arange(n_rows - 1.0, -1, -1), halflife)
+
+
+def faded(age: Float64, halflife: float) -> Float64:
+    """``0.5**(age / halflife)``: the weight that is left."""
     with np.errstate(over="ignore", under="ignore"):
-        return _kernels.decay(np.arange(n_rows - 1.0, -1, -1), halflife)
+        return _kernels.decay(age, halflife)
 
 
 def update_momentum(running: Moments, batch: Moments, momentum: float, ddof: float = 0) -> Moments:

@@ -31,14 +31,17 @@ class Running(NamedTuple):
     Attributes
     ----------
     values : ndarray of shape (5, n_features), float64
-        Count, mean, mean_lo and m2 (`bncpu.moments.Moments`); rows since a feature's last value, counted with a
-        half-life only.
+        Count, mean, mean_lo and m2 (`bncpu.moments.Moments`); rows, or nanoseconds, since a feature's last value,
+        counted with a half-life only.
     recent : Recent or None
-        The rows of a window; of the other kinds nothing but the values above is needed.
+        The rows of a window.
+    last : int or None
+        When the last row came, in nanoseconds since 1970, if its half-life is a time.
     """
 
     values: Float64
     recent: Recent | None = None
+    last: int | None = None
 
     @classmethod
     def of(cls, found: Moments, age: Float64 | None = None, recent: Recent | None = None) -> Running:
@@ -57,7 +60,7 @@ class Running(NamedTuple):
 
     @property
     def age(self) -> Float64:
-        """Rows since the last value of each feature."""
+        """Rows, or nanoseconds, since the last value of each feature."""
         return self.values[4]
 
 
@@ -70,6 +73,8 @@ class Kind:
     merges: ClassVar[bool] = False
     # Whether rows are kept, which X must then have in memory.
     keeps_rows: ClassVar[bool] = False
+    # Whether rows have times, by which they age.
+    has_times: ClassVar[bool] = False
     # Whether `ddof` has been applied to each batch before its variance was averaged.
     averages_batches: ClassVar[bool] = False
     # Momentum and half-life for `_kernels.update_plain`; None if that does not know the kind. Not a property: calls of
@@ -78,7 +83,7 @@ class Kind:
 
     @property
     def recency(self) -> float | None:
-        """Rows after which a row of a batch counts half; None if all count alike."""
+        """Rows, or nanoseconds, after which a row of a batch counts half; None if all count alike."""
         return None
 
     @property
@@ -164,7 +169,7 @@ class Halflife(Kind):
 
     def update(self, known: Running, batch: Summary, ddof: float, X: Batch, weights: Float64 | None) -> Running:
         """See `moments.update_halflife`."""
-        rows = batch.moments, batch.n_samples, self.halflife, batch.age
+        rows = batch.moments, batch.span, self.halflife, batch.age
         return Running.of(*moments.update_halflife(known.moments, known.age, *rows))
 
     def effective_n(self, seen: Float64, weight: Float64, n_batches: int) -> Float64:
@@ -172,6 +177,25 @@ class Halflife(Kind):
         decay = 0.5 ** (1 / self.halflife)
         # A weight above 1 / (1 - decay), the limit of the series, can only come from `fit`, where all rows weigh alike.
         return np.where(weight * (1 - decay) > 1, weight, weight * (1 + decay) / (1 + decay**seen))
+
+
+@dataclass(frozen=True)
+class TimedHalflife(Halflife):
+    """As `Halflife`, but rows age by the time that passes: `halflife` is in nanoseconds."""
+
+    name: ClassVar[str] = "timed halflife"
+    has_times: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """No short way: that counts rows."""
+
+    def effective_n(self, seen: Float64, weight: Float64, n_batches: int) -> Float64:
+        """See `Kind`: as if the values had come at equal intervals, each of weight `left` of the next."""
+        left, step = np.zeros_like(weight), 0.5
+        while step > 2.0**-50:  # the geometric series grows with `left`
+            more = left + step
+            left, step = np.where((1 - more**seen) <= weight * (1 - more), more, left), step / 2
+        return np.where(weight >= seen, seen, weight * (1 + left) / (1 + left**seen))
 
 
 @dataclass(frozen=True)
@@ -403,10 +427,12 @@ def _from_each_on(pieces: tuple[Piece, ...]) -> tuple[Moments, ...]:
     return tuple(sums)[::-1]
 
 
-def kind_of(momentum: float | None, halflife: float | None, window: int | None) -> Kind:
+def kind_of(momentum: float | None, halflife: float | np.timedelta64 | None, window: int | None) -> Kind:
     """The kind that parameters ask for, of which at most one is given."""
     if momentum is not None:
         return Momentum(momentum)
+    if isinstance(halflife, np.timedelta64):
+        return TimedHalflife(float(halflife.astype(np.int64)))
     if halflife is not None:
         return Halflife(halflife)
     return Cumulative() if window is None else Window(window)
@@ -423,4 +449,15 @@ def continues(known: Kind, wanted: Kind) -> None:
         raise ValueError(
             f"partial_fit cannot continue {known.name} statistics in {wanted.name} mode; "
             "call fit after changing from one kind to another"
+        )
+
+
+def needs_times(kind: Kind, times: Any) -> None:
+    """Refuse times where rows are counted, and rows without times where a half-life is one of time."""
+    if kind.has_times and times is None:
+        raise TypeError("a halflife of time needs times, one for each row: partial_fit(X, times=...)")
+    if times is not None and not kind.has_times:
+        raise ValueError(
+            "times need a halflife of time, such as datetime.timedelta(days=14); "
+            f"the statistics of this transformer are {kind.name} ones"
         )

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import base64
+import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bncpu import _checks, moments
+from bncpu import _checks, _times, moments
 from bncpu._checks import Real, Whole, per_channel, required, shown, variances
 from bncpu._infinities import some
 from bncpu.moments import Coefficients, Moments
 from bncpu.running import Kind, Layer, Recent, Running, kind_of
 
 Float64 = NDArray[np.float64]
+
+NANOSECONDS = "nanoseconds"  # the key of a duration in JSON
 
 
 class Parameters(NamedTuple):
@@ -24,7 +27,7 @@ class Parameters(NamedTuple):
     """
 
     momentum: float | None
-    halflife: float | None
+    halflife: float | np.timedelta64 | None  # rows, or nanoseconds
     eps: float
     ddof: float
     with_mean: bool
@@ -52,7 +55,6 @@ KINDS = ("momentum", "halflife", "window")
 
 NUMBERS: dict[str, Real | Whole] = {
     "momentum": Real(0, 1, "left", optional=True),
-    "halflife": Real(0, None, "neither", optional=True),
     "window": Whole(1),
     "eps": Real(0),
     "ddof": Real(0),
@@ -64,7 +66,7 @@ NUMBERS: dict[str, Real | Whole] = {
 
 def parameters(t: Any) -> Parameters:
     """Check the constructor parameters of a BatchNormTransformer; gamma and beta wait for the number of features."""
-    found = _checks.parameters(t, NUMBERS)
+    found = {"halflife": _times.halflife(t.halflife), **_checks.parameters(t, NUMBERS)}
     several = [name for name in KINDS if found[name] is not None]
     if len(several) > 1:
         got = " and ".join(f"{name}={getattr(t, name)}" for name in several)
@@ -95,6 +97,15 @@ def warn_of_pytorchs_momentum(p: Parameters) -> None:
     """Warn of a momentum that looks like PyTorch's."""
     if p.momentum is not None:
         _checks.warn_of_pytorchs(p.momentum, "BatchNormTransformer's", stacklevel=3)
+
+
+def warn_of_a_fit_without_times(p: Parameters) -> None:
+    """Warn that `fit` cannot forget by time, as in a Pipeline."""
+    if p.kind.has_times:
+        warnings.warn(
+            "fit knows no times: all rows weigh alike, whatever the halflife; partial_fit(X, times=...) forgets",
+            stacklevel=3,
+        )
 
 
 def finite_per_channel(name: str, a: ArrayLike | None, n_channels: int) -> Float64 | None:
@@ -251,10 +262,11 @@ def mergeable(t: Any, other: Any) -> None:
 
 def content(t: Any) -> dict[str, Any]:
     """What a state file holds of the fitted transformer `t`."""
-    parameters(t).for_features(t, t.n_features_in_)
+    checked = parameters(t).for_features(t, t.n_features_in_)
+    durations = {name: value for name, value in checked._asdict().items() if isinstance(value, np.timedelta64)}
     state, names = t._state, getattr(t, "feature_names_in_", None)
     kept = {
-        "parameters": {name: _as_json(value) for name, value in t.get_params().items()},
+        "parameters": {name: _as_json(value) for name, value in (t.get_params() | durations).items()},
         "in_effect": {name: _as_json(value) for name, value in state.parameters._asdict().items()},
         "mode": state.kind.name,
         "n_features_in": t.n_features_in_,
@@ -268,6 +280,8 @@ def content(t: Any) -> dict[str, Any]:
         kept["n_batches_tracked"] = state.n_tracked
     observed = state.running.moments.count > 0
     kept["mean"] = [value if seen else None for value, seen in zip(kept["mean"], observed, strict=True)]
+    if state.kind.has_times:
+        kept["last"] = state.running.last
     if state.running.recent is not None:
         kept["recent"] = {
             name: _bytes(value) if isinstance(value, np.ndarray) else value
@@ -278,9 +292,25 @@ def content(t: Any) -> dict[str, Any]:
 
 def _as_json(value: Any) -> Any:
     """A parameter or statistic as what JSON knows: numbers in full precision, a dtype by its name."""
+    if isinstance(value, np.timedelta64):
+        return {NANOSECONDS: int(value.astype(np.int64))}
     if isinstance(value, (type, np.dtype)):
         return np.dtype(value).name
     return value if value is None else np.asarray(value).tolist()
+
+
+def _parameters(kept: Any) -> dict[str, Any]:
+    """Parameters of a state file, durations as such."""
+    if not isinstance(kept, dict):
+        raise TypeError(f"its parameters must be an object, got {type(kept).__name__}")
+    return {name: _of_duration(value) if isinstance(value, dict) else value for name, value in kept.items()}
+
+
+def _of_duration(kept: dict[str, Any]) -> np.timedelta64:
+    n = kept.get(NANOSECONDS)
+    if len(kept) != 1 or type(n) is not int or not 0 < n < 2**63:
+        raise ValueError(f"a duration must be {NANOSECONDS} from 1, got {shown(kept)}")
+    return np.timedelta64(n, "ns")
 
 
 def _bytes(a: NDArray[Any]) -> dict[str, Any]:
@@ -305,7 +335,8 @@ def restored(cls: Any, kept: dict[str, Any]) -> Any:
     """Undo `content`: a transformer of the class `cls`; TypeError or ValueError if `kept` cannot be what that made."""
     arrays = _arrays(kept)
     age = arrays.pop("age")
-    made = cls(**{**kept["parameters"], **kept["in_effect"]})
+    given, in_effect = _parameters(kept["parameters"]), _parameters(kept["in_effect"])
+    made = cls(**{**given, **in_effect})
     made.n_features_in_ = n_features = kept["n_features_in"]
     if kept["feature_names_in"] is not None:
         made.feature_names_in_ = np.array(kept["feature_names_in"], dtype=object)
@@ -318,7 +349,9 @@ def restored(cls: Any, kept: dict[str, Any]) -> Any:
     recent = _recent(kept["recent"], n_features) if "recent" in kept else None
     if (recent is not None) is not kind.keeps_rows:
         raise ValueError("a state with window= must have the entry 'recent', and no other state may")
-    running = Running.of(Moments(**arrays), age)
+    if ("last" in kept) is not kind.has_times:
+        raise ValueError("a state with a halflife of time must have the entry 'last', and no other state may")
+    running = Running.of(Moments(**arrays), age)._replace(last=_last(kept.get("last")))
     if recent is not None:  # the statistics are those of the rows, whatever stands beside them
         with np.errstate(over="ignore", invalid="ignore"):
             running = Running.of(recent.moments(), None, recent)
@@ -326,7 +359,7 @@ def restored(cls: Any, kept: dict[str, Any]) -> Any:
             raise ValueError("the variance of the rows of recent overflows float64")
     batches, tracked = kept["n_batches_seen"], kept.get("n_batches_tracked", 0)
     made._state = State.of(kind, running, seen, batches, p.for_features(made, n_features), tracked)
-    made.set_params(**kept["parameters"])
+    made.set_params(**given)
     parameters(made).for_features(made, n_features)
     for name in ("gamma", "beta"):
         if getattr(made, name) is not None:
@@ -340,7 +373,7 @@ ENTRIES = {"parameters", "in_effect", "mode", "n_features_in", "feature_names_in
 def _arrays(kept: dict[str, Any]) -> dict[str, Float64]:
     """Check what a state file holds, apart from the parameters; its arrays per feature."""
     per_feature = (*Moments._fields, "age")
-    if set(kept) - {"recent", "n_batches_tracked"} != ENTRIES | set(per_feature):
+    if set(kept) - {"recent", "last", "n_batches_tracked"} != ENTRIES | set(per_feature):
         raise ValueError(f"it has the entries {sorted(kept)}")
     n_features, names, n_batches = (kept[key] for key in ("n_features_in", "feature_names_in", "n_batches_seen"))
     if not (_is_whole(n_features, 1) and _is_whole(n_batches, 1)):
@@ -367,6 +400,13 @@ def _arrays(kept: dict[str, Any]) -> dict[str, Float64]:
     if not (_is_list(seen, n_features) and all(_is_number(value) and value >= 0 for value in seen)):
         raise ValueError(f"n_samples_seen must be a number that is not negative, or {n_features} of them")
     return arrays
+
+
+def _last(kept: Any) -> int | None:
+    """When the last row came, in nanoseconds since 1970."""
+    if kept is None or (type(kept) is int and abs(kept) < 2**63):
+        return kept
+    raise ValueError("last must be null or nanoseconds in 64 bits")
 
 
 def _recent(kept: Any, n_features: int) -> Recent:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import functools
 import importlib.metadata
 import math
@@ -16,7 +17,7 @@ from sklearn.utils import gen_batches
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import _num_samples, check_is_fitted
 
-from bncpu import _batches, _dask, _door, _infinities, _kernels, _layers, _layout, _report, _state_file, moments
+from bncpu import _batches, _dask, _door, _infinities, _kernels, _layers, _layout, _report, _state_file, _times, moments
 from bncpu import state as states
 from bncpu._batches import Batch, Dense
 from bncpu._checks import real, threads
@@ -25,7 +26,7 @@ from bncpu._device import as_given
 from bncpu._door import Samples
 from bncpu._report import Report
 from bncpu.moments import Coefficients
-from bncpu.running import Kind, Layer, Running, continues
+from bncpu.running import Kind, Layer, Running, continues, needs_times
 from bncpu.state import Parameters, State, added, collapsed
 
 FITTED = ("n_features_in_", "feature_names_in_", "_state")
@@ -43,11 +44,12 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
 
     - cumulative (default): exact statistics of everything seen, whatever the batches and their order;
     - ``window``: exact statistics of the last so many rows, however the stream was cut into batches;
-    - ``halflife``: recent rows count more; does not depend on how the stream was cut into batches either;
+    - ``halflife``: recent rows count more, by their number or by time; does not depend on how the stream was cut into
+      batches either;
     - ``momentum``: the textbook's exponential average over batches.
 
     Only :meth:`partial_fit`, and :meth:`fit` in batches, know an order and forget; :meth:`fit` of one batch is
-    exact, whatever the kind. A ``window`` has an order always.
+    exact, whatever the kind, also in a Pipeline: there `batch_size` makes it forget. A ``window`` has an order always.
 
     NaN is missing data: left out of the statistics, kept by :meth:`transform`. Infinities are refused.
     A refused call leaves the transformer as it was.
@@ -70,8 +72,10 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         corrected for its start so that the first batches are not drawn towards a prior. This is
         the weight of the OLD value: PyTorch's ``momentum=0.1`` is 0.9 here. A batch with a single value of
         a feature is refused.
-    halflife : float, optional
-        Rows after which a row counts half. Excludes `momentum` and `window`.
+    halflife : float or duration, optional
+        After how many rows a row counts half; or after what time, as datetime.timedelta, :class:`numpy.timedelta64`,
+        pandas' Timedelta or, with pandas, a text such as "14D": then :meth:`partial_fit` needs `times`. The weights are
+        those of pandas' ``ewm(halflife=..., times=...)``. Excludes `momentum` and `window`.
     window : int, optional
         Learn the statistics of the last `window` rows, or of all while there are fewer. Nothing is ever subtracted, so
         no error grows, however long the stream. These rows, and up to a 256th more, are kept in CPU memory. For
@@ -177,7 +181,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         self,
         *,
         momentum: float | None = None,
-        halflife: float | None = None,
+        halflife: float | datetime.timedelta | np.timedelta64 | str | None = None,
         window: int | None = None,
         eps: float = 0.0,
         ddof: float = 0,
@@ -210,8 +214,8 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         """Forget everything, then learn the exact statistics of X as one batch.
 
         The rows of X have no order here: with `momentum` or `halflife` too, the result is their plain mean
-        and variance, from which :meth:`partial_fit` goes on. With `batch_size`, learn from X as a stream instead. With
-        `window`, learn the last `window` rows.
+        and variance, from which :meth:`partial_fit` goes on. With `batch_size`, learn from X as a stream instead, which
+        a `halflife` of time cannot: it warns. With `window`, learn the last `window` rows.
 
         Parameters
         ----------
@@ -244,13 +248,16 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         after = self._as_it_is()
         p = states.parameters(after)
         states.warn_of_pytorchs_momentum(p)
+        states.warn_of_a_fit_without_times(p)
         kind = p.kind if after.batch_size is not None else p.kind.of_one_batch
         if after.batch_size is None and after._fit_plain(X, sample_weight, p, kind):
             self._take(after)
             return self
         return self._fit(X, y, sample_weight, p, kind, after, new=True, batch_size=after.batch_size)
 
-    def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> BatchNormTransformer:
+    def partial_fit(
+        self, X: Any, y: Any = None, sample_weight: Any = None, *, times: Any = None
+    ) -> BatchNormTransformer:
         """Learn from the next batch of a stream.
 
         Parameters
@@ -263,6 +270,10 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         sample_weight : array-like of shape (n_samples,), optional
             Not negative. With `momentum` it weights within the batch only; with `halflife` a row ages the
             others by one row whatever its weight. With `channel_axis` also for each position, as in :meth:`fit`.
+        times : array-like of shape (n_samples,), datetimes, optional
+            When each row of X came, if `halflife` is a duration: NumPy's datetime64, a column of pandas, polars or
+            pyarrow, or a list of Python's datetime; in order, none missing, and none before the last batch. Those
+            without a time zone are taken as UTC.
 
         Returns
         -------
@@ -272,17 +283,23 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         Raises
         ------
         ValueError
-            As :meth:`fit`; if X has another width or other names than before; or, with `momentum`, if a
-            feature has only one value in X.
+            As :meth:`fit`; if X has another width or other names than before; with `momentum`, if a
+            feature has only one value in X; or if `times` fall or there is no need of them.
+        TypeError
+            If `times` are no datetimes, or missing where `halflife` is a duration.
 
         Examples
         --------
+        >>> import numpy as np
         >>> from bncpu import BatchNormTransformer
         >>> recent = BatchNormTransformer(halflife=1).partial_fit([[0.0], [0.0], [3.0]])
         >>> recent.partial_fit([[7.0]]).running_mean_.round(2)
         array([4.53])
+        >>> recent = BatchNormTransformer(halflife=np.timedelta64(1, "D"))
+        >>> recent.partial_fit([[0.0], [3.0]], times=np.array(["2020-01-01", "2020-01-02"], "M8[D]")).running_mean_
+        array([2.])
         """
-        if self._learn_plain(X, sample_weight):
+        if times is None and self._learn_plain(X, sample_weight):
             return self
         after = self._as_it_is()
         p = states.parameters(after)
@@ -291,7 +308,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
             states.warn_of_pytorchs_momentum(p)
         else:
             continues(after._state.kind, p.kind)
-        return self._fit(X, y, sample_weight, p, p.kind, after, new=new, batch_size=None)
+        return self._fit(X, y, sample_weight, p, p.kind, after, new=new, batch_size=None, times=times)
 
     def fit_stream(self, batches: Iterable[Any], *, key: Any = None) -> BatchNormTransformer:
         """Forget everything, then learn each batch of an iterable as :meth:`partial_fit` does.
@@ -404,6 +421,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         *,
         new: bool,
         batch_size: int | None,
+        times: Any = None,
     ) -> BatchNormTransformer:
         """Learn X in `after`, a copy, batch by batch, as `kind` does; then replace the state in one assignment."""
         given = _door.samples(X, p.channel_axis)
@@ -425,7 +443,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
             step = task.subcontext("batch") if cut and task is not UNWATCHED else None
             if step is not None:
                 step.call_on_fit_task_begin(estimator=self, X=as_given(batch))
-            after._learn_batch(batch, some, p, kind, part.start, new=new and part is batches[0])
+            after._learn_batch(batch, some, p, kind, part.start, new=new and part is batches[0], times=times)
             so_far = functools.partial(_fitted, after)
             if step is not None and step.call_on_fit_task_end(
                 estimator=self, X=as_given(batch), reconstruction_attributes=so_far
@@ -436,14 +454,14 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         return self
 
     def _learn_batch(
-        self, X: Any, weights: Any, p: Parameters, kind: Kind, first_row: int | None, *, new: bool
+        self, X: Any, weights: Any, p: Parameters, kind: Kind, first_row: int | None, *, new: bool, times: Any
     ) -> None:
         """Learn one batch of several, from row `first_row` on, or the only one: the short way, or else the long one."""
         learned = False
         if first_row is not None and p.channel_axis is None:
             learned = self._fit_plain(X, weights, p, kind) if new else self._learn_plain(X, weights)
         if not learned:
-            self._learn(X, weights, p, kind, first_row or 0, new=new)
+            self._learn(X, weights, p, kind, first_row or 0, new=new, times=times)
 
     def _learn(
         self,
@@ -454,8 +472,10 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         first_row: int,
         *,
         new: bool,
+        times: Any,
     ) -> None:
         """Learn from one batch; a refused one may leave scikit-learn's attributes changed."""
+        needs_times(kind, times)
         batch = _door.batch(self, X, p, reset=new)
         n_features = batch.shape[1]
         p = p.for_features(self, n_features)
@@ -464,6 +484,10 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         names = getattr(self, "feature_names_in_", None)
         known = Running.empty(n_features) if new else self._state.running
         how: dict[str, Any] = {"halflife": kind.recency, "count_values": kind.averages_batches}
+        when = None
+        if kind.has_times:
+            when = _times.nanoseconds(times, batch.shape[0])
+            how["times"] = _times.since(when, known.last)
         # Overflow is looked for in the result, below.
         with np.errstate(over="ignore", invalid="ignore"):
             if batch.lazy:
@@ -473,6 +497,8 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
             _infinities.finite_moments(self, None if batch.lazy else batch, summary.moments, names, first_row)
             kind.check(self, summary, batch.ndim == 2 and summary.n_positive == 1)
             running = kind.update(known, summary, p.ddof, batch, weights)
+        if when is not None:
+            running = running._replace(last=int(when[-1]))
         _infinities.finite_moments(self, None, running.moments, names)
         before = (0, 0, 0) if new else (self._state.n_samples, self._state.n_batches, self._state.n_tracked)
         seen = added(before[0], kind.seen(summary), weights is not None, n_features)

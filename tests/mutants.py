@@ -69,6 +69,7 @@ COMPAT, STATE_FILE, DOOR = "bncpu/_compat.py", "bncpu/_state_file.py", "bncpu/_d
 YARDSTICKS = "bncpu/_yardsticks.py"
 RUNNING, STATE = "bncpu/running.py", "bncpu/state.py"
 LAYOUT = "bncpu/_layout.py"
+TIMES, REPORT = "bncpu/_times.py", "bncpu/_report.py"
 SUMS, RESULTS = "bncpu/src/sums_template.h", "bncpu/src/results_template.h"
 FILES, TABLES = "bncpu/_files.py", "bncpu/_tables.py"
 
@@ -91,6 +92,12 @@ MUTANTS = [
     Mutant("window-a-row-short", RUNNING, "- now.gone - window", "- now.gone - window + 1", "running"),
     Mutant("weights-of-a-window-lost", RUNNING, "else weights[first:]", "else None", "running"),
     Mutant("kinds-continued-as-others", RUNNING, "if known.name != wanted.name:", "if False:", "running"),
+    # ---- half-lives of time ----
+    Mutant("time-between-batches-ignored", TIMES, "int(times[0]) if last is None else last", "int(times[0])", "times"),
+    Mutant("halves-of-a-batch-at-one-time", BATCHES, "times[half:] - times[half - 1]", "times[half:]", "times"),
+    Mutant("zones-forgotten", TIMES, "value.astimezone(datetime.UTC).replace(", "value.replace(", "times"),
+    Mutant("the-last-time-not-restored", STATE, '_last(kept.get("last"))', "None", "times"),
+    Mutant("the-size-of-a-drift-ignored", REPORT, "(np.abs(shift) >= min_shift)", "True", "report"),
     # ---- what is no number ----
     Mutant("dates-of-frames-taken", DOOR, "startswith(NO_NUMBERS)", 'startswith("nothing")', "door"),
     Mutant("masks-dropped", DOOR, "if not np.ma.is_masked(X):", "if True:", "door"),
@@ -521,8 +528,8 @@ MUTANTS = [
     Mutant(
         "halflife-of-gaps-ignored",
         MOMENTS,
-        "age = batch.count > 0, age + n_rows",
-        "age = batch.count > 0, 0 * age + n_rows",
+        "age = batch.count > 0, age + span",
+        "age = batch.count > 0, 0 * age + span",
         "transformer",
     ),
     Mutant(

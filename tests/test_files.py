@@ -641,6 +641,15 @@ def test_show_prints_what_a_state_holds(tmp_path, capsys):
     ]
 
 
+def test_show_prints_a_half_life_of_time(tmp_path, capsys):
+    times = np.datetime64("2020-01-01") + np.arange(4)
+    bn = BatchNormTransformer(halflife=np.timedelta64(36, "h")).partial_fit(np.arange(4.0)[:, None], times=times)
+    bn.save(tmp_path / "state.json")
+    assert run("show", tmp_path / "state.json") == 0
+    head = "timed halflife statistics of 4 rows in 1 batch(es); parameters: halflife=1 day, 12:00:00"
+    assert capsys.readouterr().out.splitlines()[0] == head
+
+
 # ---- what is wrong ----
 
 

@@ -676,6 +676,12 @@ CHANGES = {
     "samples of another length": lambda c: c.update(n_samples_seen=[1]),
     "more samples than fit an integer": lambda c: c.update(n_samples_seen=[2**70] * 4),
     "samples as text": lambda c: c.update(n_samples_seen="9"),
+    "a halflife of time without a mode": lambda c: c["in_effect"].update(halflife={"nanoseconds": 1}),
+    "a duration as eps": lambda c: c["in_effect"].update(eps={"nanoseconds": 1}),
+    "a duration of no unit": lambda c: c["parameters"].update(halflife={}),
+    "a duration of nothing": lambda c: c["parameters"].update(halflife={"nanoseconds": 0}),
+    "a duration beyond 64 bits": lambda c: c["parameters"].update(halflife={"nanoseconds": 2**63}),
+    "a last time without a halflife of time": lambda c: c.update(last=0),
     "infinity": lambda c: c["mean"].__setitem__(0, float("inf")),
     "nan": lambda c: c["mean"].__setitem__(0, float("nan")),
 }
@@ -686,6 +692,26 @@ def test_a_valid_checksum_over_wrong_content_is_refused(change, path):
     fitted().save(path)
     content = content_of(path)
     CHANGES[change](content)
+    refused(path, signed(content))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c.pop("last"),
+        lambda c: c.update(last=0.5),
+        lambda c: c.update(last=2**63),
+        lambda c: c.update(mode="halflife"),
+        lambda c: c["in_effect"].update(halflife=3.0),
+    ],
+)
+def test_a_halflife_of_time_needs_a_last_time(change, path):
+    times = np.datetime64("2020-01-01") + np.arange(5)
+    BatchNormTransformer(halflife=np.timedelta64(3, "D")).partial_fit(np.arange(5.0)[:, None], times=times).save(path)
+    content = content_of(path)
+    assert content["last"] == int(times[-1].astype("M8[ns]").astype(int))
+    BatchNormTransformer.load(path)
+    change(content)
     refused(path, signed(content))
 
 
