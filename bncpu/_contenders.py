@@ -82,6 +82,11 @@ class Case(NamedTuple):
         return len(self.shape) - 1 if self.layout == "NHWC" else 1
 
     @property
+    def name(self) -> str:
+        """As `label`, with the dtype: no two cases have the same."""
+        return f"{self.label} {self.dtype}"
+
+    @property
     def label(self) -> str:
         """The row's name."""
         sizes = [f"{n // 10**6}M" if n >= 10**6 else f"{n // 1000}k" if n >= 10_000 else str(n) for n in self.shape]

@@ -412,7 +412,7 @@ def table(rows: Sequence[Row]) -> list[list[str]]:
     lines = [["", "unit", *names]]
     mixed = len({row.case.dtype for row in rows}) > 1
     for row in rows:
-        cells = [row.case.label + (f" {row.case.dtype}" if mixed else ""), row.unit]
+        cells = [row.case.name if mixed else row.case.label, row.unit]
         fastest = min(row.figures, key=lambda name: row.figures[name].median)
         for name in names:
             figure = row.figures.get(name)
@@ -452,7 +452,7 @@ def losses(rows: Sequence[Row]) -> list[str]:
     """For every row where a peer was faster: which, and its time as a part of ours."""
     several = len({row.n_threads for row in rows}) > 1
     return [
-        f"{row.case.label} {row.case.dtype}{f', {_threads([row])}' if several else ''}: "
+        f"{row.case.name}{f', {_threads([row])}' if several else ''}: "
         + ", ".join(f"{name} {number(1 / share.median)}" for name, share in row.losses.items())
         for row in rows
         if row.losses
@@ -552,7 +552,7 @@ def save_picture(rows: Sequence[Row], path: Path, caption: str) -> None:
             axes.axvline(1, color="grey", linewidth=1, zorder=1)
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
-        axes.set_yticks(range(len(chosen)), [row.case.label for row in chosen])
+        axes.set_yticks(range(len(chosen)), [row.case.name for row in chosen])
         axes.set_ylim(len(chosen) - 0.5, -0.5)
         axes.set_xlabel("time over that of the limit, which memory sets" if unit == "limit" else "microseconds a call")
         axes.grid(alpha=0.3, axis="x", which="both")
@@ -584,7 +584,7 @@ def run(options: argparse.Namespace) -> int:
         rows.append(row)
         if not options.markdown:
             ours = row.figures[OURS]
-            print(f"{row.case.label}: {number(ours.median)} ({row.unit})", flush=True)
+            print(f"{row.case.name}: {number(ours.median)} ({row.unit})", flush=True)
     said = notes(rows, command, peers)
     print("\n".join(report(rows, said, as_markdown=options.markdown)))
     if options.json is not None:

@@ -252,7 +252,7 @@ def cells(goal, row):
     most = goal.most(row)
     peers = sorted((figure.median, name) for name, figure in row.figures.items() if name != OURS)
     return [
-        f"{row.case.label} {row.case.dtype}",
+        row.case.name,
         str(row.n_threads),
         row.unit,
         f"{bench.number(ours.median)} ({bench.number(ours.low)}-{bench.number(ours.high)})",
@@ -270,7 +270,7 @@ def line(texts):
 def missed(results):
     """Name the rows that miss their goal."""
     return [
-        f"{row.case.label} {row.case.dtype}, {row.n_threads} thread{'s' * (row.n_threads > 1)}: "
+        f"{row.case.name}, {row.n_threads} thread{'s' * (row.n_threads > 1)}: "
         f"{bench.number(row.figures[OURS].median)}, goal {bench.number(goal.most(row))}"
         for goal, row in results
         if goal.most(row) is not None and row.figures[OURS].median > goal.most(row)

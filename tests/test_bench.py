@@ -91,6 +91,10 @@ def rows():
     ]  # fmt: skip
 
 
+def test_no_two_rows_have_the_same_name():
+    assert len({case.name for case in bench.CASES}) == len(bench.CASES)
+
+
 def test_losses_are_printed(rows):
     text = "\n".join(bench.report(rows, bench.notes(rows, "bncpu bench")))
     assert "Faster than we are, as parts of our time:\n  fit 1M x 32 float32: NumPy 0.50" in text
@@ -176,6 +180,8 @@ def test_the_command_prints_and_saves_everything(quick, tmp_path, capsys):
     out = capsys.readouterr().out
     assert re.search(r"Not installed: Numba, PyTorch, .*, dask-ml\.\n", out)
     assert "`bncpu bench`" in out
+    measured = [line.split(": ")[0] for line in out.splitlines()[: len(bench.CASES)]]
+    assert measured == [case.smallest().name for case in bench.CASES]
     assert files["--picture"].read_bytes().startswith(b"\x89PNG")
     saved = json.loads(files["--json"].read_text())
     assert saved["version"] == 2

@@ -12,7 +12,7 @@ if bench is None:
 else:
     from bncpu import _contenders
 
-    CASES = {case.label: case for case in (bench.CASES[::4] if SMALLEST else bench.CASES)}
+    CASES = {case.name: case for case in (bench.CASES[::4] if SMALLEST else bench.CASES)}
     PEERS = ["bncpu", *_contenders.PEERS]
 
 
