@@ -13,8 +13,8 @@ from sklearn.datasets import load_digits
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def printed(name, cwd, *launcher):
-    command = [*launcher, sys.executable, str(EXAMPLES / name)]
+def printed(name, cwd, *launcher, arguments=()):
+    command = [*launcher, sys.executable, str(EXAMPLES / name), *arguments]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=True, timeout=100).stdout
 
 
@@ -78,11 +78,23 @@ def test_a_layer_of_a_network_serves_and_learns_in_a_transformer(tmp_path):
 
 @pytest.mark.slow
 def test_drift_is_told_and_drawn(tmp_path):
-    lines = printed("see_drift.py", tmp_path).splitlines()
+    (tmp_path / "pictures").mkdir()
+    first, *lines = printed("see_drift.py", tmp_path, arguments=["pictures"]).splitlines()
+    assert first == "pictures: pictures"
     moved = [line.split("  ")[0] for line in lines if "mean has moved" in line]
     assert moved == ["mean texture"]
     means = [float(line.split()[-1]) for line in lines[-2:]]
     # In the end the feature is 2 standard deviations, 8.6, above what it was, 19.4; a halflife of 300 of 1,714 follows.
     assert means[0] < 22 < 25 < means[1]
     for name in ("drift.png", "stream.png"):
-        assert (tmp_path / name).stat().st_size > 10_000
+        assert (tmp_path / "pictures" / name).stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_pictures_are_left_in_a_temporary_folder_only(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    printed("see_drift.py", tmp_path / "here")
+    assert not os.listdir(tmp_path / "here")
+    assert sorted(path.name for path in (tmp_path / "temporary").glob("bncpu-*/*")) == ["drift.png", "stream.png"]
