@@ -40,6 +40,8 @@ class BatchNormDisplay:
     errors : tuple of two ndarrays of shape (n_features,), optional
         Standard errors: of the differences of means, in running standard deviations; and of the ratios of standard
         deviations.
+    remarks : iterable of str, optional
+        For an estimator: what to write in the row of a feature that cannot be drawn, such as "constant"; "" if it can.
 
     Attributes
     ----------
@@ -65,12 +67,14 @@ class BatchNormDisplay:
     def __init__(
         self, *, n_seen: NDArray[np.int64] | None, batch_mean: Float64, batch_std: Float64, running_mean: Float64,
         running_std: Float64, feature_names: Iterable[str], errors: tuple[Float64, Float64] | None = None,
+        remarks: Iterable[str] | None = None,
     ) -> None:  # fmt: skip
         self.n_seen = n_seen
         self.batch_mean, self.batch_std = batch_mean, batch_std
         self.running_mean, self.running_std = running_mean, running_std
         self.feature_names = list(feature_names)
         self.errors = errors
+        self.remarks = [""] * len(self.feature_names) if remarks is None else list(remarks)
 
     @classmethod
     def from_stream(
@@ -136,6 +140,8 @@ class BatchNormDisplay:
     ) -> BatchNormDisplay:
         """Draw how far the means and the spreads of new data lie from the running statistics.
 
+        In the row of a feature that was constant, or is missing, a word says so.
+
         Parameters
         ----------
         estimator : BatchNormTransformer
@@ -173,7 +179,7 @@ class BatchNormDisplay:
         display = cls(
             n_seen=None, batch_mean=c["mean"][None], batch_std=c["std"][None], running_mean=c["running_mean"][None],
             running_std=c["running_std"][None], feature_names=c["feature"],
-            errors=(c["shift_error"], std_ratio(c)[1]),
+            errors=(c["shift_error"], std_ratio(c)[1]), remarks=np.where(np.isnan(c["shift"]), c["remarks"], ""),
         )  # fmt: skip
         return display.plot(features=features, figure=figure)
 
@@ -230,6 +236,7 @@ class BatchNormDisplay:
             far = np.nan_to_num(np.hypot(shift, ratio - 1), nan=-1.0)
             features = np.sort(np.argsort(-far, kind="stable")[:ESTIMATOR_FEATURES]).tolist()
         shown = self._shown(features)
+        shift, ratio = (np.where([remark != "" for remark in self.remarks], np.nan, a) for a in (shift, ratio))
         places, names = np.arange(len(shown)), [self.feature_names[k] for k in shown]
         self.figure_ = figure or _pyplot().figure(figsize=(8, 1.5 + 0.26 * len(shown)), layout="constrained")
         self.axes_ = self.figure_.subplots(1, 2, sharey=True)
@@ -247,7 +254,13 @@ class BatchNormDisplay:
             ax.set_xlabel(label)
             ax.grid(axis="y", alpha=0.3)
         self.axes_[0].set_yticks(places, names)
-        self.axes_[0].invert_yaxis()
+        self.axes_[0].set_ylim(len(shown) - 0.5, -0.5)  # from above, with room for the first and the last
+        across, behind = self.axes_[0].get_yaxis_transform(), {"facecolor": "white", "edgecolor": "none", "pad": 1}
+        for place, k in zip(places, shown, strict=True):
+            if self.remarks[k]:
+                self.axes_[0].text(
+                    0.02, place, self.remarks[k], transform=across, va="center", bbox=behind, color="dimgray"
+                )
         self._legend(self.axes_[0])
 
     def _shown(self, features: Any) -> list[int]:

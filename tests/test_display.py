@@ -67,6 +67,23 @@ def test_drift_is_drawn_as_it_is_reported():
     np.testing.assert_allclose(only.axes_[0].containers[0].lines[0].get_xdata(), columns["shift"][2])
 
 
+def test_features_that_were_constant_or_are_missing_have_a_word_and_every_row_has_room():
+    x = np.concatenate(BATCHES)
+    x[:, 1], x[:, 2], x[:, 3] = 0.1, 7, np.nan
+    t, now = BatchNormTransformer().fit(x), x[:50].copy()
+    now[:, 2], now[:, 4] = BATCHES[0, 0, 0] + np.arange(50), np.nan
+    display = BatchNormDisplay.from_estimator(t, now)
+    said = {text.get_position()[1]: text.get_text() for text in display.axes_[0].texts}
+    assert said == {
+        1: "constant", 2: "constant before, not here", 3: "never observed, missing in this data",
+        4: "missing in this data",
+    }  # fmt: skip
+    for ax in display.axes_:
+        drawn = ax.containers[0].lines[0].get_xdata()
+        np.testing.assert_array_equal(np.isfinite(drawn), [True, False, False, False, False, True])
+        assert ax.get_ylim() == (5.5, -0.5)
+
+
 def test_what_cannot_be_drawn_is_refused(monkeypatch):
     with pytest.raises(NotFittedError):
         BatchNormDisplay.from_estimator(BatchNormTransformer(), BATCHES[0])
