@@ -330,3 +330,14 @@ def test_the_span_of_a_batch_is_the_time_it_takes():
     assert [half.span for half in halves] == [7, 9]
     np.testing.assert_allclose(halves[0].moments.count, 1 + 0.5 ** (4 / 5), rtol=1e-15)
     np.testing.assert_array_equal(moments.faded(np.array([0.0, 5, 10]), 5.0), [1, 0.5, 0.25])
+
+
+def test_weights_of_positions_and_times_of_samples_are_both_weights():
+    images, weights = RNG.standard_normal((N, 3, 2, 2)), RNG.random((N, 2, 2))
+    t = BatchNormTransformer(halflife=DAYS, channel_axis=1)
+    for part in (slice(0, 23), slice(23, None)):
+        t.partial_fit(images[part], sample_weight=weights[part], times=TIMES[part])
+    each = images.transpose(0, 2, 3, 1).reshape(-1, 3)
+    mean, var = direct(each, np.repeat(TIMES, 4), DAYS, weights.ravel())
+    np.testing.assert_allclose(t.running_mean_, mean, rtol=1e-11)
+    np.testing.assert_allclose(t.running_var_, var, rtol=1e-11)
