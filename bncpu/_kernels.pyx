@@ -35,6 +35,7 @@ from bncpu._algebra cimport (
     bn_scaled,
     bn_sum_blocks,
     bn_update_momentum,
+    bn_variance,
 )
 
 import numpy as np

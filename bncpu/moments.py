@@ -170,8 +170,13 @@ def scaled(m: Moments, factor: Float64 | float) -> Moments:
 
 
 def variance(m: Moments, ddof: float = 0) -> Float64:
-    """``m2 / (count - ddof)``; NaN where count is not above ddof."""
+    """``m2 / (count - ddof)``; NaN where count is `too_small`."""
     return np.asarray(_kernels.variance(m.count, m.m2, ddof))
+
+
+def too_small(count: Float64, ddof: float) -> NDArray[np.bool_]:
+    """Where a number of values, or their weight, is not above `ddof`, rounding aside."""
+    return np.isnan(_kernels.variance(count, 0.0, ddof))
 
 
 def update_cumulative(running: Moments, batch: Moments) -> Moments:
@@ -276,8 +281,9 @@ def fold_running(
 ) -> tuple[Float64, NDArray[np.float32] | None]:
     """What a transformer tells of its running statistics, and the coefficients it applies.
 
-    With an `eps` of 0 the divisor is 1 where the variance may be rounding alone, by the error bound of [1]_ as
-    :class:`sklearn.preprocessing.StandardScaler` uses it.
+    With an `eps` of 0 the divisor is 1 where the spread may be rounding of the values: where the standard deviation is
+    not above ``min(n_values, 2**14) * 2**-52 * abs(mean)``, up to `2**14` values the bound that [1]_ has for sums and
+    :class:`sklearn.preprocessing.StandardScaler` uses.
 
     Parameters
     ----------

@@ -223,7 +223,7 @@ class Momentum(Kind):
                 "rows"
             )
         count = batch.moments.count
-        short = np.flatnonzero((count > 0) & (count <= t.ddof))
+        short = np.flatnonzero((count > 0) & moments.too_small(count, t.ddof))
         if len(short):
             raise ValueError(
                 f"with momentum a batch needs more than ddof={t.ddof} values, or total sample_weight, per feature; "

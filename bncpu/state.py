@@ -53,6 +53,9 @@ class Parameters(NamedTuple):
 # Of these one may be given: the kind of running statistics.
 KINDS = ("momentum", "halflife", "window")
 
+# What near-constant features are judged by where weights do not tell how many values there are: docs/numerics.md, 4.
+UNKNOWN_NUMBER = 128.0
+
 NUMBERS: dict[str, Real | Whole] = {
     "momentum": Real(0, 1, "left", optional=True),
     "window": Whole(1),
@@ -153,6 +156,8 @@ class State(NamedTuple):
         """With all that is derived from the rest by the parameters `p`, which have gamma and beta."""
         # Where batches are averaged ddof has been applied to each, and the count is the weight seen so far.
         n_values, ddof = (n_samples / n_batches, 0.0) if kind.averages_batches else (None, p.ddof)
+        if is_weighted(n_samples):
+            n_values = UNKNOWN_NUMBER
         how = p.eps, p.with_mean, p.with_std, p.gamma, p.beta
         derived, single = moments.fold_running(running.values, n_values, ddof, *how)
         return cls(kind, running, n_samples, n_batches, p, derived, single, n_tracked)
@@ -194,7 +199,7 @@ class State(NamedTuple):
 
 def is_weighted(count: Any) -> bool:
     """Whether numbers of values are sums of weights."""
-    return np.asarray(count).dtype.kind == "f"
+    return not isinstance(count, int) and np.asarray(count).dtype.kind == "f"
 
 
 def collapsed(counts: Float64, weighted: bool) -> Any:
@@ -223,10 +228,27 @@ def statistics(mean: Any, var: Any, n_samples: Any, ddof: float) -> tuple[Float6
         bad = np.flatnonzero(seen & ~np.isfinite(values))
         if len(bad):
             raise ValueError(f"{name} must be finite where n_samples is not 0, got {values[bad[0]]} at {some(bad)}")
-    few = np.flatnonzero(seen & (count <= ddof))
+    few = np.flatnonzero(seen & moments.too_small(count, ddof))
     if len(few):
         raise ValueError(f"n_samples must be above ddof={ddof:g}, got {count[few[0]]:g} at {some(few)}")
     return np.where(seen, mean, 0.0), np.where(seen, var, 0.0), count
+
+
+def heavy_enough(now: State, weights: Any, n_positive: int) -> None:
+    """Refuse weights, those of `n_positive` rows, if no feature has a variance and they are below 1 on average.
+
+    Rows too few for ddof have none either, and may be followed by others.
+    """
+    count, ddof = now.running.moments.count, now.parameters.ddof
+    count = count[count > 0]
+    if not len(count) or now.kind.averages_batches or not np.all(moments.too_small(count, ddof)):
+        return
+    total = weights.sum()
+    if getattr(total, "compute", lambda: total)() < n_positive:
+        raise ValueError(
+            f"sample_weight must sum to more than ddof={ddof:g} where it is below 1 on average, got {np.max(count):g}; "
+            "multiply weights that are normalized by the number of rows, or use ddof=0"
+        )
 
 
 def mergeable(t: Any, other: Any) -> None:

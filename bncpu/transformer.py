@@ -81,11 +81,13 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         no error grows, however long the stream. These rows, and up to a 256th more, are kept in CPU memory. For
         dense X in memory. Excludes `momentum` and `halflife`.
     eps : float, default=0.0
-        Added to the variance. With 0 the result does not depend on the units of the data, and a constant
-        feature, by scikit-learn's error bound [2]_, is only centered.
+        Added to the variance. With 0 the result does not depend on the units of the data, and a constant feature is
+        only centered: one whose spread may be rounding of its values, decided as StandardScaler does [2]_, but for no
+        more than 2**14 values, and for 128 if they are weighted.
     ddof : float, default=0
         ``running_var_`` divides by ``n - ddof`` and is NaN where that is not positive. n is the number of
-        values, or the sum of their weights; with `momentum`, of a batch. PyTorch's is 1.
+        values, or the sum of their weights; with `momentum`, of a batch. PyTorch's is 1. Weights that are less than 1
+        on average must sum to more than `ddof`; weights normalized to 1 go with 0 only.
     with_mean : bool, default=True
         Center.
     with_std : bool, default=True
@@ -237,7 +239,8 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         Raises
         ------
         ValueError
-            If X holds an infinity, its variance overflows float64, or an argument does not fit.
+            If X holds an infinity, its variance overflows float64, weights below 1 sum to no more than `ddof`, or
+            an argument does not fit.
 
         Examples
         --------
@@ -503,6 +506,8 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         before = (0, 0, 0) if new else (self._state.n_samples, self._state.n_batches, self._state.n_tracked)
         seen = added(before[0], kind.seen(summary), weights is not None, n_features)
         self._state = State.of(p.kind, running, seen, before[1] + 1, p, before[2])
+        if weights is not None:
+            states.heavy_enough(self._state, weights, summary.n_positive)
 
     def _take(self, other: BatchNormTransformer | None) -> None:
         """Put what another one was fitted to in the place of all that this one was, in one step; None: nothing."""
@@ -1258,4 +1263,6 @@ def _learned(
         seen = added(before, batch[0] if missing else np.full(batch.shape[1], float(seen)), weighted, batch.shape[1])
     else:
         seen = before + seen
-    return State.of(kind, Running(values), seen, n_batches + 1, p, n_tracked)
+    after = State.of(kind, Running(values), seen, n_batches + 1, p, n_tracked)
+    # The long way says whether weights are too light for ddof.
+    return None if weighted and p.ddof and np.isnan(after.derived[1]).all() else after

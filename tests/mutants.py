@@ -159,17 +159,18 @@ MUTANTS = [
     Mutant(
         "eps-ignored-in-the-transformer",
         ALGEBRA,
-        "1.0 : sqrt(r.var + eps)",
-        "1.0 : sqrt(r.var)",
+        "r.divisor = sqrt(r.var + eps);",
+        "r.divisor = sqrt(r.var);",
         "moments",
     ),
     Mutant(
         "near-constants-scaled",
         ALGEBRA,
-        "return var <= count * u * var + bound * bound;",
-        "return var <= 0;",
+        "return std <= (n < most ? n : most) * u * fabs(mean);",
+        "return std <= 0;",
         "moments",
     ),
+    Mutant("near-constants-without-limit", ALGEBRA, "(n < most ? n : most) * u", "n * u", "transformer"),
     Mutant(
         "near-constants-by-all-batches",
         STATE,

@@ -151,6 +151,9 @@ def test_near_constants_depend_on_how_many_values_are_behind_them():
     np.testing.assert_array_equal(fold(2), [1e-9, 1e-9])
     np.testing.assert_array_equal(fold(1e6), [1, 1])
     np.testing.assert_array_equal(fold(np.array([2, 10**6])), [1e-9, 1])
+    learned[3] = 16385**2 * 2.0**-104 * 1e6
+    np.testing.assert_allclose(fold(np.inf), 16385 * 2.0**-52 * 1e3, rtol=1e-15)
+    np.testing.assert_array_equal(fold(16386), fold(np.inf))
 
 
 def test_coefficients_beyond_float32_are_not_rounded_to_it():

@@ -113,6 +113,92 @@ def test_with_momentum_near_constants_are_judged_by_the_values_of_one_batch():
     np.testing.assert_allclose(bn.scale_, StandardScaler().fit(batch).scale_, rtol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [50, 1000])
+def test_what_is_constant_is_so_for_standard_scaler(n, dtype):
+    rng = np.random.default_rng(n)
+    offsets = [0.0, 0.1, -1e20, 1e-40, 1e-3, 1e6 / 3, 1.7e9]
+    spreads = [0.0, 1e-16, 1e-12, 1e-9, 1e-3, 1.0, 1e3]
+    X = np.column_stack([m + s * (abs(m) or 1) * rng.standard_normal(n) for m in offsets for s in spreads])
+    X = X.astype(dtype)
+    ours, theirs = BatchNormTransformer().fit(X), StandardScaler().fit(X)
+    # Squares of 1e-170 and less are 0 in float64, for both.
+    np.testing.assert_array_equal(ours.scale_ == 1, theirs.scale_ == 1)
+    np.testing.assert_allclose(ours.scale_, theirs.scale_, rtol=1e-6)
+
+
+@pytest.mark.parametrize("exponent", [-600, -52, -1, 0, 1, 52, 600])
+def test_how_heavy_weights_are_does_not_decide_what_is_constant(exponent):
+    X = np.array([[0.0, 1e9, 0.1, 1e3], [20.0, 1e9 + 1e-3, 0.1, 1e3 + 2e-13]])
+    expected = BatchNormTransformer().fit(X)
+    weights = np.full(2, 2.0**exponent)
+    weighted = BatchNormTransformer().fit(X, sample_weight=weights)
+    np.testing.assert_array_equal(weighted.scale_, expected.scale_)
+    np.testing.assert_array_equal(weighted.transform(X), expected.transform(X))
+    assert (expected.scale_ == 1).tolist() == [False, False, True, True]
+
+
+def test_how_many_values_there_are_does_not_decide_what_is_constant():
+    # Timestamps of half a century, in seconds; a spread of 20,000 units of rounding; one of half a unit.
+    mean, std = [0.0, 1.7e9, 1e3, 1e3], [2.0, 3682.0, 5e-9, 1e-13]
+    for n in (10, 17_000_000_000, 2**62, 1.7e10, 1e16, 1e300):
+        bn = BatchNormTransformer.from_statistics(mean, np.square(std), n)
+        np.testing.assert_allclose(bn.scale_, [2, 3682, 5e-9, 1], rtol=1e-12)
+        np.testing.assert_allclose(bn.transform([[2.0, 1.7e9 + 3682, 1e3, 1e3]]), [[1, 1, 0, 0]], rtol=1e-12)
+    heavy = BatchNormTransformer().fit([[0.0], [20.0]], sample_weight=[2e15, 2e15])
+    assert heavy.transform([[20.0]]) == 1
+
+
+def test_values_that_differ_by_rounding_alone_are_constant():
+    for value in (0.1, 1e20, -1e-200, 1e9 / 3):
+        X = np.full((1000, 1), value)
+        X[::3] = np.nextafter(X[::3], np.inf)
+        bn = BatchNormTransformer().fit(X)
+        assert bn.scale_ == 1
+        assert BatchNormTransformer(halflife=10).partial_fit(X).partial_fit(X).scale_ == 1
+
+
+KINDS = [{}, {"window": 100}, {"halflife": 100.0}, {"momentum": 0.9}]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_weights_that_sum_to_ddof_are_refused_whatever_their_rounding(kind, dtype):
+    X = np.random.default_rng(0).standard_normal((9, 2))
+    for n in range(2, 10):
+        for learn in ("fit", "partial_fit"):
+            bn = BatchNormTransformer(ddof=1, **kind)
+            with pytest.raises(ValueError, match="sample_weight"):
+                getattr(bn, learn)(X[:n], sample_weight=np.full(n, 1 / n, dtype))
+            assert not hasattr(bn, "n_features_in_")
+    images = np.random.default_rng(0).standard_normal((9, 3, 4, 5))
+    with pytest.raises(ValueError, match="sample_weight"):
+        BatchNormTransformer(ddof=1, channel_axis=1, **kind).fit(images, sample_weight=np.full(9, 1 / 180))
+    light = BatchNormTransformer(ddof=1, **kind).fit(X).partial_fit(X, sample_weight=np.full(9, 0.5))
+    assert np.all(light.scale_ > 0.1)
+
+
+@pytest.mark.parametrize("kind", KINDS[:3], ids=str)
+def test_rows_of_weight_1_are_rows_even_if_too_few_for_ddof(kind):
+    X = np.array([[1.0, np.nan], [3.0, np.nan], [np.nan, 5.0]])
+    ours, rows = BatchNormTransformer(ddof=1, **kind), BatchNormTransformer(ddof=1, **kind)
+    for row in X:
+        ours.partial_fit(row[None], sample_weight=[1.0])
+        rows.partial_fit(row[None])
+        np.testing.assert_array_equal(ours.running_var_, rows.running_var_)
+    assert np.isnan(ours.running_var_).tolist() == [False, True]
+    with pytest.raises(ValueError, match="sample_weight"):
+        BatchNormTransformer(ddof=1, **kind).partial_fit(X[:1], sample_weight=[0.5])
+    # Enough for one feature: the other has no variance, as without weights; not one that rounding made.
+    some = BatchNormTransformer(ddof=1).fit(np.vstack([X[:2], X]), sample_weight=[0.75] * 4 + [1 + 1e-9])
+    assert np.isnan(some.running_var_).tolist() == [False, True]
+
+
+def test_from_statistics_needs_a_weight_above_ddof_rounding_aside():
+    with pytest.raises(ValueError, match="n_samples must be above ddof=1"):
+        BatchNormTransformer.from_statistics([0.0], [1.0], 1 + 1e-15, ddof=1)
+
+
 @pytest.mark.parametrize("scale", [1e-9, 1.0, 1e9])
 def test_the_default_does_not_depend_on_units(scale):
     X = bundled("breast_cancer")

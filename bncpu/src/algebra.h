@@ -72,10 +72,10 @@ static inline double bn_sum_blocks(double *values, ptrdiff_t n, ptrdiff_t stride
     return values[0];
 }
 
-/* NaN where count is not above ddof. */
+/* NaN where count is not above ddof: by a millionth of it, as a sum of weights, of float32 perhaps, is rounded. */
 static inline double bn_variance(double count, double m2, double ddof) {
     double degrees = count - ddof;
-    return degrees > 0 ? m2 / degrees : NAN;
+    return degrees > 1e-6 * ddof ? m2 / degrees : NAN;
 }
 
 /* The exponential average over batches. `count` is the sum of the weights, 1 - momentum**k after k batches; bn_merge divides
@@ -99,11 +99,10 @@ static inline bn_moments bn_scaled(bn_moments m, double factor) {
     return m;
 }
 
-/* Whether var may be only rounding error: the error bound of the two-pass algorithm, as in scikit-learn. */
-static inline int bn_near_constant(double mean, double var, double count) {
-    const double u = 2.220446049250313e-16;
-    double bound = count * mean * u;
-    return var <= count * u * var + bound * bound;
+/* Whether the spread of values of size mean may be the rounding of these values: docs/numerics.md, 4. */
+static inline int bn_near_constant(double mean, double std, double n) {
+    const double u = 2.220446049250313e-16, most = 16384;
+    return std <= (n < most ? n : most) * u * fabs(mean);
 }
 
 /* 1 / sqrt(var + eps), and 0 where that would divide by 0. */
@@ -141,7 +140,9 @@ static inline bn_running bn_fold_running(bn_moments m, double n, double ddof, do
     bn_running r;
     r.mean = m.count > 0 ? m.mean : NAN;
     r.var = bn_variance(m.count, m.m2, ddof);
-    r.divisor = eps == 0 && bn_near_constant(r.mean, r.var, n) ? 1.0 : sqrt(r.var + eps);
+    r.divisor = sqrt(r.var + eps);
+    if (eps == 0 && bn_near_constant(r.mean, r.divisor, n))
+        r.divisor = 1.0;
     r.forward = bn_fold(with_mean ? r.mean : 0.0, with_std ? 1.0 / r.divisor : 1.0, gamma, beta,
                         with_mean ? m.mean_lo : 0.0);
     return r;

@@ -159,7 +159,7 @@ cdef tuple _updated(job *j, forgetting *f, cnp.ndarray learned):
 cdef inline bint _take_in(bn_moments *running, bn_moments batch, double age, forgetting *f) noexcept nogil:
     """Merge a feature's moments in a batch, `age` rows after its last value, into those before; whether all is well."""
     if f.averages:
-        if batch.count > 0 and (batch.count == 1 or batch.count <= f.ddof):
+        if batch.count > 0 and (batch.count == 1 or not isfinite(bn_variance(batch.count, 0, f.ddof))):
             return False
         running[0] = bn_update_momentum(running[0], batch, f.momentum, f.ddof)
     elif f.fades:

@@ -21,10 +21,10 @@ const bn = {
         return std === 0 ? 0 : 1 / std;
     },
 
-    // What the transformer multiplies with: eps=0 leaves a variance alone that may be rounding, as StandardScaler does.
+    // What the transformer multiplies with: eps=0 leaves a spread alone that may be rounding of the values.
     inverseScale(running, n, eps) {
-        const u = Number.EPSILON, bound = n * (running.hi + running.lo) * u;
-        const constant = eps === 0 && running.var <= n * u * running.var + bound * bound;
+        const bound = n * Number.EPSILON * Math.abs(running.hi + running.lo); // for up to 2**14 values, as here
+        const constant = eps === 0 && Math.sqrt(running.var) <= bound;
         return constant ? 1 : bn.inverseStd(running.var, eps);
     },
 
