@@ -156,6 +156,19 @@ def written(name: str, a: Array) -> None:
         )
 
 
+def as_values(name: str, a: Any) -> NDArray[Any]:
+    """What one value per channel is given as, a list or an array of any library in CPU memory, as an array of NumPy."""
+    if isinstance(a, np.ma.MaskedArray):  # its mask would be ignored
+        raise TypeError(f"{name} must not be masked, got a MaskedArray")
+    if isinstance(a, np.ndarray):
+        return a
+    try:
+        shared = hasattr(a, "__dlpack__") and not hasattr(a, "__array__")
+        return np.from_dlpack(a) if shared else np.asarray(_detached(a))
+    except (BufferError, RuntimeError, TypeError) as error:  # of arrays on a device, for example
+        raise TypeError(f"{name} must hold real numbers in CPU memory, got {type(a).__name__}: {error}") from None
+
+
 def per_channel(name: str, a: ArrayLike | None, n_channels: int) -> NDArray[np.float64] | None:
     """A parameter with one value per channel, as float64; None stays None."""
     return parameter(name, a, (n_channels,), ", one value per channel")
@@ -165,14 +178,10 @@ def parameter(name: str, a: ArrayLike | None, shape: tuple[int, ...], what: str 
     """A parameter of a shape, as float64; None stays None."""
     if a is None:
         return None
-    if isinstance(a, np.ma.MaskedArray):  # its mask would be ignored
-        raise TypeError(f"{name} must not be masked, got a MaskedArray")
     try:
-        values = a if isinstance(a, np.ndarray) else np.asarray(_detached(a))
+        values = as_values(name, a)
     except ValueError as error:
         raise ValueError(f"{name} must have shape {shape}: {error}") from None
-    except (TypeError, RuntimeError) as error:  # of arrays on a device, for example
-        raise TypeError(f"{name} must hold real numbers in CPU memory, got {type(a).__name__}: {error}") from None
     if values.dtype.kind not in "fiub" and not _layout.is_bfloat16(values.dtype):
         raise TypeError(f"{name} must hold real numbers, got {values.dtype}")
     if values.shape != shape:

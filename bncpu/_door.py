@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import issparse
 from sklearn import get_config
 from sklearn.utils import _safe_indexing, check_array
-from sklearn.utils.validation import _check_sample_weight, validate_data
+from sklearn.utils.validation import _check_sample_weight, _get_feature_names, validate_data
 
 from bncpu import _foreign, _layout, state
 from bncpu._batches import Batch, Dense, Lazy, Sparse
@@ -570,12 +570,9 @@ def to_transform(t: Any, X: Any, p: Parameters, *, only_read: bool = False) -> S
     given = samples(X, p.channel_axis)
     if not only_read and isinstance(given.X, DeviceBatch) and t.dtype is not None:
         raise TypeError(f"dtype={t.dtype!r} is for arrays in CPU memory, got a device array; dtype=None keeps its own")
-    if not only_read and wrapped(t) and (p.channel_axis is not None or isinstance(given.X, DeviceBatch)):
-        kind = "with channel_axis the result is an" if p.channel_axis is not None else "the result is a device"
-        raise ValueError(f"{kind} array; set_output(transform='default') first")
+    if not only_read:
+        _can_be_wrapped(t, given, p)
     if is_lazy(X):
-        if wrapped(t):
-            raise ValueError("with a Dask X the result is Dask's; set_output(transform='default') first")
         known = _known(given.X, p)
         if p.channel_axis is not None:
             _same_width(t, given)
@@ -592,6 +589,18 @@ def to_transform(t: Any, X: Any, p: Parameters, *, only_read: bool = False) -> S
     return given._replace(X=batch)
 
 
+def _can_be_wrapped(t: Any, given: Samples, p: Parameters) -> None:
+    """Refuse `set_output` where the result cannot be a frame."""
+    kinds = {
+        "with channel_axis the result is an array": p.channel_axis is not None,
+        "the result is a device array": isinstance(given.X, DeviceBatch),
+        "with a Dask X the result is Dask's": given.lazy,
+    }
+    kind = next((kind for kind, is_so in kinds.items() if is_so), None)
+    if kind is not None and wrapped(t):
+        raise ValueError(f"{kind}; set_output(transform='default') first")
+
+
 def to_report(t: Any, X: Any, p: Parameters) -> Batch:
     """X of report, as that of transform; Dask is refused, as it would be read several times."""
     if is_lazy(X):
@@ -601,20 +610,42 @@ def to_report(t: Any, X: Any, p: Parameters) -> Batch:
 
 
 def to_invert(t: Any, X: Any, p: Parameters) -> Samples:
-    """X of inverse_transform, as a batch; without names, which a transformed array has lost."""
+    """X of inverse_transform, as a batch. Names must be those of fit, in their order; an array has lost them."""
     given = samples(X, p.channel_axis)
+    _can_be_wrapped(t, given, p)
     if is_lazy(X):
         known = _known(given.X, p)
-        check_array(known.pop("X"), estimator=t, input_name="X", **known)
         _same_width(t, given)
+        _same_names(t, known["X"], p)
+        check_array(known.pop("X"), estimator=t, input_name="X", **known)
         return given._replace(X=Lazy(given.X))
     if not isinstance(given.X, DeviceBatch):
+        if hasattr(given.X, "columns"):
+            _same_width(t, given)
+        _same_names(t, given.X, p)
+        numbers = numbers_of_table(given.X)
+        numbers = given.X if numbers is None else numbers
         with _naming_what_is_no_number(given.X):
-            given = given._replace(X=check_array(given.X, estimator=t, input_name="X", **_checks(given.X, p)))
+            given = given._replace(X=check_array(numbers, estimator=t, input_name="X", **_checks(numbers, p)))
     _same_width(t, given)
     batch = as_batch(given.X)
     stays_sparse(batch, p, "uncenter")
     return given._replace(X=batch)
+
+
+def _same_names(t: Any, X: Any, p: Parameters) -> None:
+    """Check the names that X has against those of fit, or else against those that `set_output` gives to results."""
+    names = _get_feature_names(X) if p.channel_axis is None else None
+    if names is None:
+        return
+    if hasattr(t, "feature_names_in_"):
+        validate_data(t, X, reset=False, skip_check_array=True)
+        return
+    given = t.get_feature_names_out()
+    if set(names) == set(given) and not np.array_equal(names, given):
+        raise ValueError(
+            f"X must have its columns in the order of transform, {', '.join(given[:5])}; got {', '.join(names[:5])}"
+        )
 
 
 def _same_width(t: Any, given: Samples) -> None:

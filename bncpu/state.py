@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bncpu import _checks, _times, moments
-from bncpu._checks import Real, Whole, per_channel, required, shown, variances
+from bncpu._checks import Real, Whole, as_values, per_channel, required, shown, variances
 from bncpu._infinities import some
 from bncpu.moments import Coefficients, Moments
 from bncpu.running import Kind, Layer, Recent, Running, kind_of
@@ -213,14 +213,26 @@ def added(before: Any, seen: Any, weighted: bool, n_features: int) -> Any:
     return collapsed(np.broadcast_to(before, n_features) + seen, weighted or is_weighted(before))
 
 
-def statistics(mean: Any, var: Any, n_samples: Any, ddof: float) -> tuple[Float64, Float64, Float64]:
+def statistics(mean: Any, var: Any, n_samples: Any, ddof: float, *, with_std: bool) -> tuple[Float64, Float64, Float64]:
     """Mean, variance and count of each feature of from_statistics, as new arrays; 0 where nothing was observed."""
-    n_features = np.size(mean)
+    if var is None and not with_std:
+        var = 0.0
+    given = {"mean": mean, "var": var, "n_samples": n_samples}
+    for name, a in given.items():
+        if a is None:
+            hint = ", which goes with with_std=False only" if name == "var" else ""
+            raise TypeError(f"{name} must be an array of shape (n_features,), or a number; got None{hint}")
+    arrays = {name: as_values(name, a) for name, a in given.items()}
+    n_features = next((a.size for a in arrays.values() if a.ndim), None)
+    if n_features is None:
+        raise ValueError(
+            "mean must have shape (1,) for one feature, got a number; numbers go with arrays of the others"
+        )
+    mean, var, count = (np.full(n_features, a) if a.ndim == 0 else a for a in arrays.values())
     mean, var = required("mean", mean, n_features), variances("var", var, n_features)
     if not n_features:
         raise ValueError("mean must have shape (n_features,) with at least one feature, got an empty array")
-    per_feature = np.full(n_features, n_samples) if np.ndim(n_samples) == 0 else n_samples
-    count = required("n_samples", per_feature, n_features)
+    count = required("n_samples", count, n_features)
     if not np.all(count >= 0) or np.any(np.isinf(count)):
         raise ValueError(f"n_samples must be finite and not negative, got {shown(n_samples)}")
     seen = count > 0
@@ -287,8 +299,12 @@ def content(t: Any) -> dict[str, Any]:
     checked = parameters(t).for_features(t, t.n_features_in_)
     durations = {name: value for name, value in checked._asdict().items() if isinstance(value, np.timedelta64)}
     state, names = t._state, getattr(t, "feature_names_in_", None)
+    given = {name: _as_json(value) for name, value in (t.get_params() | durations).items()}
+    for name, value in given.items():
+        if value is not None and name not in durations and not isinstance(value, (bool, int, float, str, list)):
+            raise TypeError(f"save takes parameters that are numbers, texts or lists of them, got {name}={shown(value)}")
     kept = {
-        "parameters": {name: _as_json(value) for name, value in (t.get_params() | durations).items()},
+        "parameters": given,
         "in_effect": {name: _as_json(value) for name, value in state.parameters._asdict().items()},
         "mode": state.kind.name,
         "n_features_in": t.n_features_in_,
@@ -304,6 +320,13 @@ def content(t: Any) -> dict[str, Any]:
     kept["mean"] = [value if seen else None for value, seen in zip(kept["mean"], observed, strict=True)]
     if state.kind.has_times:
         kept["last"] = state.running.last
+    try:
+        _as_fitted(type(t), kept)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise TypeError(
+            f"save needs a class whose constructor takes the parameters of BatchNormTransformer, as load calls it; "
+            f"{type(t).__name__} does not: {error}. Pickle it instead"
+        ) from None
     if state.running.recent is not None:
         kept["recent"] = {
             name: _bytes(value) if isinstance(value, np.ndarray) else value
@@ -353,18 +376,22 @@ def _of_bytes(name: str, kept: Any) -> NDArray[Any]:
     return values.astype(values.dtype.newbyteorder("="))
 
 
+def _as_fitted(cls: Any, kept: dict[str, Any]) -> tuple[Any, Parameters]:
+    """A new transformer of the class `cls` with the parameters that were in effect, and these, checked."""
+    made = cls(**{**_parameters(kept["parameters"]), **_parameters(kept["in_effect"])})
+    return made, parameters(made)
+
+
 def restored(cls: Any, kept: dict[str, Any]) -> Any:
     """Undo `content`: a transformer of the class `cls`; TypeError or ValueError if `kept` cannot be what that made."""
     arrays = _arrays(kept)
     age = arrays.pop("age")
-    given, in_effect = _parameters(kept["parameters"]), _parameters(kept["in_effect"])
-    made = cls(**{**given, **in_effect})
+    made, p = _as_fitted(cls, kept)
     made.n_features_in_ = n_features = kept["n_features_in"]
     if kept["feature_names_in"] is not None:
         made.feature_names_in_ = np.array(kept["feature_names_in"], dtype=object)
     seen = kept["n_samples_seen"]
     seen = np.array(seen) if isinstance(seen, list) else seen
-    p = parameters(made)
     kind: Kind = Layer() if kept["mode"] == Layer.name and p.kind.merges else p.kind
     if kind.name != kept["mode"]:
         raise ValueError(f"it has {kept['mode']!r} statistics, and parameters of {p.kind.name} ones")

@@ -14,13 +14,14 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
 from sklearn.utils import gen_batches
+from sklearn.utils._set_output import _wrap_data_with_container
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import _num_samples, check_is_fitted
 
 from bncpu import _batches, _dask, _door, _infinities, _kernels, _layers, _layout, _report, _state_file, _times, moments
 from bncpu import state as states
 from bncpu._batches import Batch, Dense
-from bncpu._checks import real, threads
+from bncpu._checks import as_values, real, threads
 from bncpu._compat import UNWATCHED, CallbackSupportMixin, fit_task, is_watched, with_callbacks
 from bncpu._device import as_given
 from bncpu._door import Samples
@@ -586,25 +587,26 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
             _infinities.infinity(now, batch, getattr(now, "feature_names_in_", None))
         return y
 
-    def inverse_transform(self, X: Any, copy: bool | None = None) -> NDArray[Any]:
+    def inverse_transform(self, X: Any, copy: bool | None = None) -> Any:
         """Undo :meth:`transform`.
 
         Parameters
         ----------
         X : array-like or sparse matrix of shape (n_samples, n_features)
-            Normalized data, or any shape with `channel_axis`.
+            Normalized data, or any shape with `channel_axis`. An array has no names; those of a DataFrame must be those
+            of fit, in their order.
         copy : bool, optional
             As in :meth:`transform`.
 
         Returns
         -------
-        ndarray, sparse matrix or array of X's library, of the shape of X
-            Data in the units of fit.
+        ndarray, DataFrame, sparse matrix or array of X's library, of the shape of X
+            Data in the units of fit; a DataFrame where `set_output` makes :meth:`transform` return one.
 
         Raises
         ------
         ValueError
-            If gamma holds a 0, X an infinity, or the width of X differs from that of fit.
+            If gamma holds a 0, X an infinity, or the width or names of X differ from those of fit.
 
         Examples
         --------
@@ -617,7 +619,9 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         state = now._state
         _door.invertible(now, state.forward.scale)
         given = _door.to_invert(now, X, state.parameters)
-        return now._apply(given, moments.fold_inverse(state.forward, state.parameters.beta), copy, None)
+        x = now._apply(given, moments.fold_inverse(state.forward, state.parameters.beta), copy, None)
+        # scikit-learn wraps the results of transform alone.
+        return _wrap_data_with_container("transform", x, X, now) if _door.wrapped(now) else x
 
     def _apply(
         self,
@@ -753,7 +757,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
     def from_statistics(
         cls,
         mean: ArrayLike,
-        var: ArrayLike,
+        var: ArrayLike | None,
         n_samples: float | ArrayLike,
         *,
         feature_names: ArrayLike | None = None,
@@ -764,9 +768,11 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         Parameters
         ----------
         mean : array-like of shape (n_features,)
-            Mean of each feature. Copied.
-        var : array-like of shape (n_features,)
-            Variance of each feature, with the divisor that `ddof` says. Copied.
+            Mean of each feature. Copied. Beside an array, a number stands for all features, here and below. Arrays of
+            other libraries must be in CPU memory.
+        var : array-like of shape (n_features,), or None
+            Variance of each feature, with the divisor that `ddof` says. Copied. None, with ``with_std=False`` only, if
+            it is not known: then it is taken as 0.
         n_samples : float or array-like of shape (n_features,)
             Number of values behind them, or their total weight; 0 for a feature never observed. It decides how
             much they weigh beside what comes later. Not with `momentum`: there they count as fully warmed up, so
@@ -786,7 +792,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         TypeError
             If an array does not hold real numbers, or a parameter is unknown.
         ValueError
-            If shapes differ, `var` or `n_samples` is negative, a value is not finite, or a name is no string.
+            If shapes do not fit, `var` or `n_samples` is negative, a value is not finite, or a name is no string.
 
         Examples
         --------
@@ -798,13 +804,13 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         made = cls(**params)
         p = states.parameters(made)
         ddof = 0 if p.kind.averages_batches else p.ddof
-        mean, var, count = states.statistics(mean, var, n_samples, ddof)
+        mean, var, count = states.statistics(mean, var, n_samples, ddof, with_std=p.with_std)
         found = p.kind.start(mean, var, count, ddof)
         _infinities.finite_moments(made, None, found, None)
         made.n_features_in_ = len(mean)
         if feature_names is not None:
             made.feature_names_in_ = _door.feature_names(feature_names, len(mean))
-        seen = collapsed(count, states.is_weighted(n_samples))
+        seen = collapsed(count, states.is_weighted(as_values("n_samples", n_samples)))
         made._state = State.of(p.kind, Running.of(found), seen, 1, p.for_features(made, len(mean)))
         return made
 
@@ -1111,6 +1117,8 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         ------
         NotFittedError
             If nothing has been learned.
+        TypeError
+            If this is a subclass whose constructor does not take all parameters: :meth:`load` could not make it.
         OSError
             If the file cannot be written; FileExistsError if there is one that bncpu has not written.
 

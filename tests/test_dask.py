@@ -258,6 +258,8 @@ def test_columns_must_be_those_of_fit_and_hold_numbers():
             refuse(dask_frame(FRAME[list("ab")]))
     with pytest.raises(ValueError, match="expecting 7 features"):
         t.inverse_transform(dask_frame(FRAME[list("ab")]))
+    with pytest.raises(ValueError, match="feature names"):
+        t.inverse_transform(dask_frame(FRAME[list("bacdefg")]))
     texts, dates = FRAME.assign(x="1", y="2"), FRAME.assign(x="1", y=pd.Timestamp(0), z=pd.Timedelta(1))
     for use in (t.fit, t.partial_fit, t.transform, t.inverse_transform):
         with pytest.raises(ValueError, match=r"X must hold numbers, got column\(s\) 'x' \(.*'y' \("):

@@ -406,3 +406,56 @@ def test_without_the_libraries_nothing_of_them_is_looked_for(monkeypatch):
         monkeypatch.delitem(sys.modules, name, raising=False)
     assert _door.numbers_of_frame(X, np.array(NAMES, object)) is None
     assert _door.numbers_of_frame(None, None) is None
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars", "pyarrow"])
+def test_names_are_checked_in_inverse_transform_as_in_transform(library):
+    make = pa.table if library == "pyarrow" else pytest.importorskip(library).DataFrame
+    columns = {name: np.random.default_rng(k).normal(k, k + 1, 20) for k, name in enumerate(NAMES)}
+    bn = BatchNormTransformer().fit(make(columns))
+    z = dict(zip(NAMES, bn.transform(make(columns)).T, strict=True))
+    np.testing.assert_allclose(bn.inverse_transform(make(z)), np.column_stack(list(columns.values())), rtol=1e-14)
+    for call in (bn.transform, bn.inverse_transform):
+        with pytest.raises(ValueError, match="feature names should match"):
+            call(make({name: z[name] for name in "cab"}))
+        with pytest.raises(ValueError, match=r"feature names should match|expecting 3 features"):
+            call(make({name: z[name] for name in "ab"}))
+    with pytest.raises(ValueError, match="feature names should match"):
+        bn.inverse_transform(make({f"{name}2": values for name, values in z.items()}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bn.inverse_transform(np.column_stack(list(z.values())))  # has lost its names
+
+
+def test_the_columns_of_a_frame_that_set_output_made_cannot_be_mixed_up():
+    X = np.random.default_rng(0).normal([1, 5], [2, 3], (10, 2))
+    bn = BatchNormTransformer().fit(X).set_output(transform="pandas")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_allclose(bn.inverse_transform(bn.transform(X)), X, rtol=1e-14)
+        bn.inverse_transform(pd.DataFrame(X, columns=["of", "others"]))
+    with pytest.raises(ValueError, match="order of transform, x0, x1; got x1, x0"):
+        bn.inverse_transform(bn.transform(X)[["x1", "x0"]])
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_inverse_transform_returns_what_transform_does(library):
+    frame = pd.DataFrame(np.arange(12.0).reshape(4, 3), columns=NAMES, index=list("wxyz"))
+    if library == "polars":
+        pytest.importorskip("polars")
+    bn = BatchNormTransformer().fit(frame)
+    assert type(bn.inverse_transform(frame)) is np.ndarray
+    bn.set_output(transform=library)
+    z = bn.transform(frame)
+    back = bn.inverse_transform(z)
+    assert type(back) is type(z)
+    assert list(back.columns) == NAMES
+    if library == "pandas":
+        assert back.index.equals(frame.index)
+    np.testing.assert_allclose(back, frame, rtol=1e-14, atol=1e-14)
+    with config_context(transform_output="pandas"):
+        assert type(BatchNormTransformer().fit(frame).inverse_transform(z.to_numpy())) is pd.DataFrame
+    with pytest.raises(ValueError, match="set_output"):
+        BatchNormTransformer(channel_axis=1).fit(frame.to_numpy()).set_output(transform=library).inverse_transform(
+            frame.to_numpy()
+        )

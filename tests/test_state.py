@@ -115,3 +115,62 @@ def test_what_overflows_only_with_what_was_seen_before_is_refused(kind, weights)
     with pytest.raises(ValueError, match=r"variance of X overflows float64 in column\(s\) 0"):
         bn.partial_fit(np.array([[-1e200], [-1e200]]), sample_weight=weights)
     assert pickle.dumps(bn) == before
+
+
+class Foreign:
+    """An array of another library: in CPU memory, or where it cannot be had from."""
+
+    def __init__(self, values, error=None):
+        self.values, self.error = np.asarray(values, np.float32), error
+
+    def size(self):
+        raise AssertionError("of PyTorch this is a method")
+
+    def __array__(self, dtype=None, copy=None):
+        if self.error:
+            raise self.error
+        return self.values
+
+
+class Shared:
+    """An array that knows DLPack only."""
+
+    def __init__(self, values):
+        self.values = np.asarray(values)
+
+    def __dlpack_device__(self):
+        return self.values.__dlpack_device__()
+
+    def __dlpack__(self, **options):
+        return self.values.__dlpack__(**options)
+
+
+@pytest.mark.parametrize("of_library", [Foreign, Shared])
+def test_from_statistics_takes_arrays_of_other_libraries(of_library):
+    expected = BatchNormTransformer.from_statistics([0.0, 1.0, 2.0], [1.0, 4.0, 9.0], [10, 20, 30])
+    mean, var, count = (of_library(values) for values in ([0.0, 1.0, 2.0], [1.0, 4.0, 9.0], [10.0, 20.0, 30.0]))
+    bn = BatchNormTransformer.from_statistics(mean, var, count, beta=of_library([1.0, 2.0, 3.0]))
+    np.testing.assert_array_equal(bn.scale_, expected.scale_)
+    np.testing.assert_array_equal(bn.n_samples_seen_, [10, 20, 30])
+    np.testing.assert_array_equal(bn.transform([[0.0, 1.0, 2.0]]), [[1, 2, 3]])
+    for error in (RuntimeError("requires grad"), TypeError("on a GPU")):
+        with pytest.raises(TypeError, match=f"var must hold real numbers in CPU memory, got Foreign: {error}"):
+            BatchNormTransformer.from_statistics(mean, Foreign([1.0], error), 10)
+
+
+def test_a_number_in_from_statistics_stands_for_all_features():
+    several = BatchNormTransformer.from_statistics(0.0, np.array([1.0, 4.0]), 10)
+    np.testing.assert_array_equal(several.transform([[2.0, 2.0]]), [[2, 1]])
+    counts = BatchNormTransformer.from_statistics(0, 1, [5, 6])
+    np.testing.assert_array_equal(counts.n_samples_seen_, [5, 6])
+    with pytest.raises(ValueError, match=r"var must have shape \(2,\), one value per channel; got \(1,\)"):
+        BatchNormTransformer.from_statistics([1, 2], [1], 10)
+
+
+def test_a_variance_that_is_not_known_goes_with_what_does_not_need_it():
+    theirs = StandardScaler(with_std=False).fit([[1.0, 2.0], [3.0, 6.0]])
+    bn = BatchNormTransformer.from_statistics(theirs.mean_, theirs.var_, theirs.n_samples_seen_, with_std=False)
+    np.testing.assert_array_equal(bn.transform([[3.0, 6.0]]), theirs.transform([[3.0, 6.0]]))
+    assert bn.partial_fit([[5.0, 10.0]]).running_mean_.tolist() == [3.0, 6.0]
+    with pytest.raises(TypeError, match=r"var must be .*; got None, which goes with with_std=False only"):
+        BatchNormTransformer.from_statistics([1.0], None, 10)

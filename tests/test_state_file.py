@@ -20,7 +20,7 @@ import joblib
 import numpy as np
 import pytest
 import state_corpus
-from arrays import examples, normal, same_bits
+from arrays import GOOD, examples, normal, same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from own_process import run
@@ -155,6 +155,47 @@ def test_an_unfitted_transformer_has_nothing_to_save(path):
 
 
 # ---- writing ----
+
+
+class Fewer(BatchNormTransformer):
+    def __init__(self, *, halflife=3.0):
+        super().__init__(halflife=halflife, eps=1e-3)
+
+
+class Renamed(BatchNormTransformer):
+    def __init__(self, *, decay=3.0):
+        super().__init__()
+        self.decay = decay
+
+
+class More(BatchNormTransformer):
+    def __init__(
+        self, *, momentum=None, halflife=None, window=None, eps=0.0, ddof=0, with_mean=True, with_std=True, gamma=None,
+        beta=None, channel_axis=None, batch_size=None, dtype=None, copy=True, n_threads=None, note="",
+    ):  # fmt: skip
+        super().__init__(
+            momentum=momentum, halflife=halflife, window=window, eps=eps, ddof=ddof, with_mean=with_mean,
+            with_std=with_std, gamma=gamma, beta=beta, channel_axis=channel_axis, batch_size=batch_size, dtype=dtype,
+            copy=copy, n_threads=n_threads,
+        )  # fmt: skip
+        self.note = note
+
+
+def test_what_save_writes_the_same_class_loads(path):
+    for bn in (Fewer(), Renamed()):
+        bn.fit(GOOD)
+        with pytest.raises(TypeError, match=f"save needs a class whose constructor takes .*; {type(bn).__name__}"):
+            bn.save(path)
+        assert not path.exists()
+    More(note="kept", halflife=7).fit(GOOD).save(path)
+    again = More.load(path)
+    assert (type(again), again.note, again.halflife) == (More, "kept", 7)
+    for note in (len, {"a": 1}, 1j):
+        with pytest.raises(
+            TypeError, match="save takes parameters that are numbers, texts or lists of them, got note="
+        ):
+            More(note=note).fit(GOOD).save(path)
+    assert More.load(path).note == "kept"
 
 
 def test_a_failure_while_writing_leaves_the_old_file_and_nothing_else(path, monkeypatch):
