@@ -35,7 +35,7 @@ from bncpu.layer_norms import (
 from bncpu.moments import BackwardSums, Moments
 from bncpu.pipelines import simplify
 from bncpu.saved import SavedStatistics
-from bncpu.transformer import BatchNormTransformer
+from bncpu.transformer import BatchNormTransformer, concatenate
 
 __version__ = version("bncpu")
 
@@ -52,6 +52,7 @@ __all__ = [
     "batch_norm_backward_sums",
     "batch_norm_forward",
     "batch_norm_moments",
+    "concatenate",
     "fold_conv",
     "fold_linear",
     "gpu",

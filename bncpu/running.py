@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -49,9 +50,28 @@ class Running(NamedTuple):
         return cls(np.stack([*found, np.zeros_like(found.count) if age is None else age]), recent)
 
     @classmethod
+    def of_rows(cls, recent: Recent) -> Running:
+        """Of the rows of a window."""
+        return cls.of(recent.moments(), None, recent)
+
+    @classmethod
     def empty(cls, n_features: int) -> Running:
         """Nothing learned yet."""
         return cls(np.zeros((5, n_features)))
+
+    def of_features(self, which: NDArray[np.intp]) -> Running:
+        """Of some features, in the order of their indices."""
+        if self.recent is not None:
+            return Running.of_rows(self.recent.of_features(which))
+        return Running(np.take(self.values, which, axis=1))
+
+    @classmethod
+    def beside(cls, parts: Sequence[Running]) -> Running:
+        """Of the features of the first, then of the second, and so on; all of one kind."""
+        recent = [part.recent for part in parts if part.recent is not None]
+        if recent:
+            return cls.of_rows(Recent.beside(recent))
+        return cls(np.concatenate([part.values for part in parts], axis=1))
 
     @property
     def moments(self) -> Moments:
@@ -257,7 +277,7 @@ class Window(Kind):
     def update(self, known: Running, batch: Summary, ddof: float, X: Batch, weights: Float64 | None) -> Running:
         """The rows of the batch come in, the oldest ones leave; nothing is subtracted."""
         recent = (known.recent or Recent()).pushed(X, weights, self.window)
-        return Running.of(recent.moments(), None, recent)
+        return Running.of_rows(recent)
 
     def start(self, mean: Float64, var: Float64, count: Float64, ddof: float) -> Moments:
         """Statistics alone have no rows, which a window needs."""
@@ -415,6 +435,27 @@ class Recent(NamedTuple):
         older, newer = tuple(pieces[:n_older]), tuple(pieces[n_older : len(pieces) - has_last])
         total = functools.reduce(_merged, [piece.moments for piece in newer], None)
         return cls(older, _from_each_on(older), newer, total, pieces[-1] if has_last else None, gone)
+
+    def of_features(self, which: NDArray[np.intp]) -> Recent:
+        """With the values of some features, as if the rows had no others."""
+        kept = self.stored()
+        return Recent.restored(**{**kept, "rows": np.take(kept["rows"], which, axis=1)})
+
+    @classmethod
+    def beside(cls, parts: Sequence[Recent]) -> Recent:
+        """With the features of all: the parts must be of the same rows."""
+        each = [part.stored() for part in parts]
+        rows = [kept.pop("rows") for kept in each]
+        alike = {(r.dtype, r.shape[2:]) for r in rows}
+        if len(alike) > 1 or any(not _same_rows(kept, each[0]) for kept in each):
+            raise ValueError(
+                "windows can be joined only if they hold the same rows, of one type, with the same weights"
+            )
+        return cls.restored(rows=np.concatenate(rows, axis=1), **each[0])
+
+
+def _same_rows(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return all(np.array_equal(a[name], b[name]) for name in a)
 
 
 def _merged(a: Moments | None, b: Moments) -> Moments:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import warnings
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -52,6 +53,9 @@ class Parameters(NamedTuple):
 
 # Of these one may be given: the kind of running statistics.
 KINDS = ("momentum", "halflife", "window")
+
+# Parameters with a value for each feature, and what stands for None.
+OF_FEATURES = {"gamma": 1.0, "beta": 0.0}
 
 # What near-constant features are judged by where weights do not tell how many values there are: docs/numerics.md, 4.
 UNKNOWN_NUMBER = 128.0
@@ -162,6 +166,32 @@ class State(NamedTuple):
         derived, single = moments.fold_running(running.values, n_values, ddof, *how)
         return cls(kind, running, n_samples, n_batches, p, derived, single, n_tracked)
 
+    def of_features(self, which: NDArray[np.intp]) -> State:
+        """Of some features, in the order of their indices."""
+        p, n = self.parameters, self.n_samples
+        own: dict[str, Any] = {
+            name: None if a is None else a[which] for name, a in (("gamma", p.gamma), ("beta", p.beta))
+        }
+        n = collapsed(n[which], is_weighted(n)) if isinstance(n, np.ndarray) else n
+        p = p._replace(**own)
+        return State.of(self.kind, self.running.of_features(which), n, self.n_batches, p, self.n_tracked)
+
+    @classmethod
+    def beside(cls, parts: Sequence[State]) -> State:
+        """Of the features of the first, then of the second, and so on; all of one kind and with the same parameters."""
+        first = parts[0]
+        n_batches = max(part.n_batches for part in parts)
+        if first.kind.averages_batches and any(part.n_batches != n_batches for part in parts):
+            raise ValueError(f"momentum averages batches: all must have learned {n_batches} of them")
+        seen = [np.broadcast_to(part.n_samples, part.n_features) for part in parts]
+        n_samples = collapsed(np.concatenate(seen), any(is_weighted(n) for n in seen))
+        own = {
+            name: joined([getattr(part.parameters, name) for part in parts], [len(n) for n in seen], default)
+            for name, default in OF_FEATURES.items()
+        }
+        running, n_tracked = Running.beside([part.running for part in parts]), max(part.n_tracked for part in parts)
+        return cls.of(first.kind, running, n_samples, n_batches, first.parameters._replace(**own), n_tracked)
+
     @property
     def n_features(self) -> int:
         """Number of features."""
@@ -195,6 +225,14 @@ class State(NamedTuple):
     def values_per_batch(self) -> float | None:
         """Values of a feature in a batch, on average; None where a layer does not tell."""
         return None if isinstance(self.kind, Layer) else float(np.max(self.counts)) / self.n_batches
+
+
+def joined(values: Sequence[Any], n_features: Sequence[int], default: float) -> Any:
+    """Values of some features each, joined; None stands for the default of each feature, and for that of all."""
+    if all(a is None for a in values):
+        return None
+    each = [np.full(n, default) if a is None else a for a, n in zip(values, n_features, strict=True)]
+    return np.concatenate(each)
 
 
 def is_weighted(count: Any) -> bool:
@@ -291,6 +329,20 @@ def mergeable(t: Any, other: Any) -> None:
         raise ValueError(f"other must have the feature names {expected}, got {got}{where}")
 
 
+def alike(parts: Sequence[Any]) -> None:
+    """Check that transformers are of one kind, and have the same parameters, but for OF_FEATURES."""
+    kinds = [part._state.kind for part in parts]
+    other = next((kind for kind in kinds if kind.name != kinds[0].name), None)
+    if other is not None:
+        raise ValueError(f"transformers must have running statistics of one kind, got {kinds[0].name} and {other.name}")
+    for of in (_given, _in_effect):
+        first, *others = [of(t) for t in parts]
+        for them in others:
+            for name, value in them.items():
+                if name not in OF_FEATURES and value != first[name]:
+                    raise ValueError(f"transformers must have the same {name}, got {first[name]!r} and {value!r}")
+
+
 # ---- JSON ----
 
 
@@ -299,13 +351,13 @@ def content(t: Any) -> dict[str, Any]:
     checked = parameters(t).for_features(t, t.n_features_in_)
     durations = {name: value for name, value in checked._asdict().items() if isinstance(value, np.timedelta64)}
     state, names = t._state, getattr(t, "feature_names_in_", None)
-    given = {name: _as_json(value) for name, value in (t.get_params() | durations).items()}
+    given = _given(t) | {name: _as_json(value) for name, value in durations.items()}
     for name, value in given.items():
         if value is not None and name not in durations and not isinstance(value, (bool, int, float, str, list)):
             raise TypeError(f"save takes parameters that are numbers, texts or lists of them, got {name}={shown(value)}")
     kept = {
         "parameters": given,
-        "in_effect": {name: _as_json(value) for name, value in state.parameters._asdict().items()},
+        "in_effect": _in_effect(t),
         "mode": state.kind.name,
         "n_features_in": t.n_features_in_,
         "feature_names_in": None if names is None else list(names),
@@ -333,6 +385,16 @@ def content(t: Any) -> dict[str, Any]:
             for name, value in state.running.recent.stored().items()
         }
     return kept
+
+
+def _given(t: Any) -> dict[str, Any]:
+    """The constructor parameters of `t`, for JSON."""
+    return {name: _as_json(value) for name, value in t.get_params().items()}
+
+
+def _in_effect(t: Any) -> dict[str, Any]:
+    """The parameters at the last fit of `t`, for JSON."""
+    return {name: _as_json(value) for name, value in t._state.parameters._asdict().items()}
 
 
 def _as_json(value: Any) -> Any:
@@ -403,7 +465,7 @@ def restored(cls: Any, kept: dict[str, Any]) -> Any:
     running = Running.of(Moments(**arrays), age)._replace(last=_last(kept.get("last")))
     if recent is not None:  # the statistics are those of the rows, whatever stands beside them
         with np.errstate(over="ignore", invalid="ignore"):
-            running = Running.of(recent.moments(), None, recent)
+            running = Running.of_rows(recent)
         if not np.all(np.isfinite(running.values)):
             raise ValueError("the variance of the rows of recent overflows float64")
     batches, tracked = kept["n_batches_seen"], kept.get("n_batches_tracked", 0)

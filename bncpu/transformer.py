@@ -374,6 +374,12 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         now.__dict__.update(vars(self))
         return now
 
+    def _apart(self) -> BatchNormTransformer:
+        """As `_as_it_is`, with what `set_output` changes in place of its own."""
+        now = self._as_it_is()
+        now.__dict__.update({name: dict(value) for name, value in vars(now).items() if type(value) is dict})
+        return now
+
     def _fit_plain(self, X: Any, sample_weight: Any, p: Parameters, kind: Kind) -> bool:
         """Fit a plain array the short way, as `kind` does; False, with nothing changed, if that cannot take it."""
         x = _door.as_array(X)
@@ -694,6 +700,57 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         after._state = State.of(theirs.kind, Running.of(total), seen, n_batches, p.for_features(after, n_features))
         self._take(after)
         return self
+
+    def select(self, features: Any) -> BatchNormTransformer:
+        """A transformer of some of the features: what this one does to them, and what it knows of them.
+
+        Parameters
+        ----------
+        features : str, int, slice, or array-like of str, int or bool
+            Names of fit, indices, or a mask of shape (n_features,). Each feature once, in the order wanted.
+
+        Returns
+        -------
+        BatchNormTransformer
+            A new one, which can go on learning. With `window` the moments are summed anew from the rows, so that their
+            last bits may differ.
+
+        Raises
+        ------
+        NotFittedError
+            If nothing has been learned.
+        TypeError
+            If `features` is none of these.
+        ValueError
+            If a feature is unknown or selected twice, or none is selected.
+
+        See Also
+        --------
+        bncpu.concatenate : The way back.
+
+        Examples
+        --------
+        >>> from bncpu import BatchNormTransformer
+        >>> bn = BatchNormTransformer().fit([[0.0, 1.0], [4.0, 3.0]])
+        >>> bn.select([1, 0]).running_mean_
+        array([2., 2.])
+        >>> bn.select(1).transform([[3.0]])
+        array([[1.]])
+        """
+        check_is_fitted(self)
+        made = self._apart()
+        names = getattr(made, "feature_names_in_", None)
+        which = _door.indices_of(features, names, made.n_features_in_)
+        for name in states.OF_FEATURES:
+            values = getattr(made, name)
+            if values is not None:
+                states.finite_per_channel(name, values, made.n_features_in_)
+                setattr(made, name, np.asarray(values)[which])
+        made._state = made._state.of_features(which)
+        made.n_features_in_ = len(which)
+        if names is not None:
+            made.feature_names_in_ = names[which]
+        return made
 
     def report(self, X: Any, sample_weight: Any = None, *, min_shift: float = 0.1) -> Report:
         """Compare X with what was learned: which features have drifted, are constant, or are made smaller by eps.
@@ -1237,6 +1294,66 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         tags.array_api_support = False
         tags.transformer_tags.preserves_dtype = ["float64", "float32", "float16"] if self.dtype is None else []
         return tags
+
+
+def concatenate(*transformers: BatchNormTransformer) -> BatchNormTransformer:
+    """Join transformers of different features: one that does to all of them what each does to its own.
+
+    Parameters
+    ----------
+    *transformers : BatchNormTransformer
+        Fitted, of one class, with the same parameters but for `gamma` and `beta`, which are joined. All with names of
+        features, or none. Their numbers of samples may differ. Those with `halflife` or `momentum` are taken to end at
+        the same row; with `momentum` after as many batches. With `window` they must hold the same rows.
+
+    Returns
+    -------
+    BatchNormTransformer
+        A new one, with the features of the first, then those of the second, and so on. `n_batches_seen_` is the
+        largest. It can go on learning.
+
+    Raises
+    ------
+    NotFittedError
+        If one has learned nothing.
+    TypeError
+        If one is no BatchNormTransformer, or of another class than the first.
+    ValueError
+        If there is none, their parameters or kinds differ, or two features have the same name.
+
+    See Also
+    --------
+    BatchNormTransformer.select : The way back.
+    BatchNormTransformer.merge : The same features of more samples.
+
+    Examples
+    --------
+    >>> from bncpu import BatchNormTransformer, concatenate
+    >>> height, weight = BatchNormTransformer().fit([[1.6], [1.8]]), BatchNormTransformer().fit([[60.0], [80.0]])
+    >>> concatenate(height, weight).transform([[1.8, 70.0]]).round(6)
+    array([[1., 0.]])
+    """
+    if not transformers:
+        raise ValueError("transformers must be at least one, got none")
+    kind = type(transformers[0])
+    for t in transformers:
+        if type(t) is not kind or not issubclass(kind, BatchNormTransformer):
+            raise TypeError(f"transformers must be of one class, a BatchNormTransformer, got {type(t).__name__}")
+        check_is_fitted(t)
+    parts = [t._as_it_is() for t in transformers]
+    made, sizes = parts[0]._apart(), [part.n_features_in_ for part in parts]
+    states.alike(parts)
+    names = _door.joined_names([getattr(part, "feature_names_in_", None) for part in parts])
+    for name, default in states.OF_FEATURES.items():
+        values = [getattr(part, name) for part in parts]
+        for own, size in zip(values, sizes, strict=True):
+            states.finite_per_channel(name, own, size)
+        setattr(made, name, states.joined(values, sizes, default))
+    made._state = State.beside([part._state for part in parts])
+    made.n_features_in_ = sum(sizes)
+    if names is not None:
+        made.feature_names_in_ = names
+    return made
 
 
 def _fitted(t: BatchNormTransformer) -> dict[str, Any]:

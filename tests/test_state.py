@@ -1,15 +1,18 @@
-"""The state of a transformer: its parameters, statistics known from elsewhere, merging."""
+"""The state of a transformer: parameters, statistics known from elsewhere, merging; features selected and joined."""
 
 import pickle
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
-from arrays import GOOD, named
+from arrays import GOOD, named, normal, same_bits
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.base import clone
 from sklearn.preprocessing import StandardScaler
 
-from bncpu import BatchNormTransformer
+from bncpu import BatchNormTransformer, concatenate
 
 NAMED = named()
 
@@ -174,3 +177,182 @@ def test_a_variance_that_is_not_known_goes_with_what_does_not_need_it():
     assert bn.partial_fit([[5.0, 10.0]]).running_mean_.tolist() == [3.0, 6.0]
     with pytest.raises(TypeError, match=r"var must be .*; got None, which goes with with_std=False only"):
         BatchNormTransformer.from_statistics([1.0], None, 10)
+
+
+# ---- some of the features, features of several ----
+
+N = 5
+KINDS = {
+    "cumulative": {},
+    "halflife": {"halflife": 7.0},
+    "momentum": {"momentum": 0.9, "ddof": 1},
+    "window": {"window": 17},
+    "affine": {"gamma": [2, 0, -1, 3, 1], "beta": np.arange(5.0), "eps": 1e-3},
+}
+CHOICES = {
+    "a name": ("c", [2]),
+    "names": (["e", "a"], [4, 0]),
+    "an index of pandas": (pd.Index(["b", "c"]), [1, 2]),
+    "an index": (-1, [4]),
+    "indices": (np.array([3, -4], np.int8), [3, 1]),
+    "a mask": ([True, False, False, True, False], [0, 3]),
+    "a slice": (slice(None, None, -2), [4, 2, 0]),
+}
+
+
+def gaps():
+    X = normal(1, (40, N), mean=[0, 1e6, 0.1, 3, -5])
+    X[::3, 1] = np.nan
+    X[:, 4] = np.nan
+    return X
+
+
+def frame(X):
+    return pd.DataFrame(X, columns=list("abcde"))
+
+
+def fitted(kind, X=None, **options):
+    X = frame(gaps() if X is None else X)
+    return BatchNormTransformer(**KINDS[kind]).partial_fit(X, **options).partial_fit(X[:9])
+
+
+def bytes_of(bn, folder):
+    bn.save(folder / "state.json")
+    return (folder / "state.json").read_bytes()
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_selected_does_what_it_did_before(kind, choice, tmp_path):
+    features, indices = CHOICES[choice]
+    bn, X = fitted(kind), frame(gaps())
+    before = bytes_of(bn, tmp_path)
+    some = bn.select(features)
+    assert some.feature_names_in_.tolist() == [list("abcde")[i] for i in indices]
+    assert some.n_features_in_ == len(indices)
+    y, expected = some.transform(X.iloc[:, indices]), bn.transform(X)[:, indices]
+    if kind == "window":  # summed anew
+        np.testing.assert_allclose(y, expected, rtol=1e-13)
+    else:
+        assert same_bits(y, expected)
+    counts = np.broadcast_to(bn.n_samples_seen_, N)[indices]
+    np.testing.assert_array_equal(some.n_samples_seen_, counts)
+    assert bytes_of(bn, tmp_path) == before
+    some.save(tmp_path / "state.json")
+    loaded = BatchNormTransformer.load(tmp_path / "state.json")
+    assert same_bits(loaded.transform(X.iloc[:, indices]), y)
+    some.partial_fit(X.iloc[:, indices])
+    bn.partial_fit(X)
+    np.testing.assert_allclose(some.running_var_, bn.running_var_[indices], rtol=1e-12)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.permutations(range(N)), st.integers(1, N - 1), st.sampled_from(sorted(KINDS)), st.booleans())
+def test_what_is_selected_and_joined_is_the_same_state(tmp_path_factory, order, cut, kind, weighted):
+    folder = tmp_path_factory.getbasetemp()
+    bn = fitted(kind, sample_weight=np.linspace(0.5, 2, 40) if weighted else None)
+    parts = bn.select(order[:cut]), bn.select(order[cut:])
+    joined = concatenate(*parts)
+    assert bytes_of(joined.select(np.argsort(order)), folder) == bytes_of(bn, folder)
+    assert bytes_of(concatenate(bn), folder) == bytes_of(bn, folder)
+    X = frame(gaps()).iloc[:, order]
+    expected = np.hstack([part.transform(X[part.feature_names_in_]) for part in parts])
+    np.testing.assert_allclose(joined.transform(X), expected, rtol=1e-13)
+
+
+def test_transformers_of_different_rows_keep_their_statistics():
+    a, b = normal(0, (10, 2)), normal(1, (25, 1), mean=3)
+    left, right = (
+        BatchNormTransformer(beta=[1, 2]).fit(a),
+        BatchNormTransformer(gamma=[4]).partial_fit(b).partial_fit(b),
+    )
+    joined = concatenate(left, right)
+    assert joined.n_samples_seen_.tolist() == [10, 10, 50]
+    assert joined.n_batches_seen_ == 2
+    X = np.hstack([a, b[:10]])
+    assert same_bits(joined.transform(X), np.hstack([left.transform(a), right.transform(b[:10])]))
+    assert (joined.gamma.tolist(), joined.beta.tolist()) == ([1, 1, 4], [1, 2, 0])
+    again = BatchNormTransformer(gamma=[1, 1, 4], beta=[1, 2, 0]).fit(a.repeat(2, axis=1)[:, :3])
+    joined.merge(again)
+    assert joined.n_samples_seen_.tolist() == [20, 20, 60]
+    images = BatchNormTransformer(channel_axis=-1).fit(normal(2, (3, 4, 4, 3)))
+    pixels = normal(3, (2, 4, 4, 3))
+    both = concatenate(images.select([2]), images.select([0, 1]))
+    assert same_bits(both.transform(pixels[..., [2, 0, 1]]), images.transform(pixels)[..., [2, 0, 1]])
+    layer = BatchNormTransformer.from_keras([[2.0, 3.0], [1.0, 0.0], [5.0, 6.0], [4.0, 1.0]])
+    swapped = layer.select([1, 0])
+    assert same_bits(swapped.transform([[1.0, 2.0]]), layer.transform([[2.0, 1.0]])[:, ::-1])
+    with pytest.raises(ValueError, match="statistics of a layer"):
+        swapped.partial_fit([[1.0, 2.0]])
+
+
+def test_a_selection_has_an_output_of_its_own():
+    bn = fitted("cumulative").set_output(transform="default")
+    bn.select(["a"]).set_output(transform="pandas")
+    concatenate(bn).set_output(transform="pandas")
+    assert type(bn.transform(frame(gaps()))) is np.ndarray
+
+
+@pytest.mark.parametrize(
+    ("features", "error", "message"),
+    [
+        ("z", ValueError, "names of fit, got 'z', which is unknown"),
+        (["a", "a"], ValueError, "each feature once"),
+        ([0, -5], ValueError, "each feature once"),
+        (5, ValueError, "indices below 5, got 5"),
+        ([-6], ValueError, "indices below 5, got -6"),
+        ([True, False], TypeError, "a mask of 5 booleans"),
+        (True, TypeError, "features must be names"),
+        ([False] * 5, ValueError, "at least one feature"),
+        ([], ValueError, "at least one feature"),
+        (slice(3, 3), ValueError, "at least one feature"),
+        ([[0, 1]], TypeError, "features must be names"),
+        (1.0, TypeError, "features must be names"),
+        (None, TypeError, "features must be names"),
+        (["a", 1], TypeError, r"features must be names|unknown"),
+    ],
+)
+def test_a_selection_that_cannot_be_is_refused(features, error, message):
+    with pytest.raises(error if features != ["a", 1] else (TypeError, ValueError), match=message):
+        fitted("cumulative").select(features)
+
+
+def test_names_must_be_known_and_tell_features_apart():
+    nameless = BatchNormTransformer().fit(gaps())
+    with pytest.raises(ValueError, match="fit saw no names"):
+        nameless.select("a")
+    twice = BatchNormTransformer.from_statistics([1.0, 2.0], [1.0, 1.0], 9, feature_names=["a", "a"])
+    with pytest.raises(ValueError, match="the name of several features"):
+        twice.select("a")
+    named = fitted("cumulative")
+    with pytest.raises(ValueError, match="different features, got 'b' twice"):
+        concatenate(named.select(["a", "b"]), named.select(["b", "c"]))
+    with pytest.raises(ValueError, match="all have names"):
+        concatenate(named, nameless)
+
+
+def test_what_does_not_fit_together_is_not_joined():
+    bn, X = BatchNormTransformer().fit(gaps()), gaps()
+    for other, message in [
+        (BatchNormTransformer(eps=1.0).fit(X), "the same eps, got 0.0 and 1.0"),
+        (BatchNormTransformer(halflife=3).fit(X), "one kind, got cumulative and halflife"),
+        (BatchNormTransformer(copy=False).fit(X), "the same copy"),
+        (BatchNormTransformer(with_std=False).fit(X).set_params(with_std=True), "the same with_std"),
+        (BatchNormTransformer.from_keras([[1.0]] * 4, eps=0.0), "one kind, got cumulative and inference"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            concatenate(bn, other)
+    with pytest.raises(ValueError, match="the same momentum"):
+        concatenate(BatchNormTransformer(momentum=0.5).fit(X), BatchNormTransformer(momentum=0.9).fit(X))
+    with pytest.raises(ValueError, match="must have learned 2 of them"):
+        averaged = BatchNormTransformer(momentum=0.5).fit(X)
+        concatenate(averaged, BatchNormTransformer(momentum=0.5).fit(X).partial_fit(X))
+    window = BatchNormTransformer(window=8).fit(X)
+    for rows in (X[:5], X[:8].astype(np.float32)):
+        with pytest.raises(ValueError, match="same rows"):
+            concatenate(window, BatchNormTransformer(window=8).fit(rows))
+    with pytest.raises(ValueError, match="at least one"):
+        concatenate()
+    for other in (BatchNormTransformer(), [bn], None):
+        with pytest.raises((TypeError, ValueError)):
+            concatenate(bn, other)
