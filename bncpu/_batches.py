@@ -98,8 +98,8 @@ class Batch:
         dtype: np.dtype[Any] | None = None,
         out: Any = None,
         n_threads: int | None = None,
-    ) -> tuple[Any, bool]:
-        """``(X - mean) * scale + shift``, and whether X holds an infinity.
+    ) -> tuple[Any, int]:
+        """``(X - mean) * scale + shift``, and what infinities were met, as `_kernels.apply` says it.
 
         Parameters
         ----------
@@ -115,6 +115,10 @@ class Batch:
     def can_be_overwritten(self, dtype: np.dtype[Any] | None = None) -> bool:
         """Whether `apply` can write its result, of `dtype` if that is given, over X."""
         return False
+
+    def like(self, y: Any) -> Batch:
+        """`y`, a result of `apply`, as such a batch."""
+        raise NotImplementedError
 
     def in_memory(self) -> NDArray[Any]:
         """The samples as one array in CPU memory."""
@@ -186,27 +190,33 @@ class Dense(Batch):
         dtype: np.dtype[Any] | None = None,
         out: Any = None,
         n_threads: int | None = None,
-    ) -> tuple[Any, bool]:
+    ) -> tuple[Any, int]:
         """See `Batch`."""
         X, dtype = self.X, _layout.result_dtype(self.dtype, dtype)
+        overwritten = out is not None and np.may_share_memory(X, out)
+        how: dict[str, Any] = {"n_threads": n_threads, "both": overwritten or None}
         x4, layout = _layout.in_form(X, (1,))
         if x4 is not None:
             y = _layout.target((layout,), out, X, dtype=dtype)
-            infinite = _normalize.apply(x4, layout.form(y), coefficients, n_threads=n_threads)
-            return _layout.delivered(y, out, dtype), infinite
-        infinite = False
+            seen = _normalize.apply(x4, layout.form(y), coefficients, **how)
+            return _layout.delivered(y, out, dtype), seen
+        seen = 0
         apart = out is not None and not _layout.overlap(X, out)
         y = out if apart else _buffers.empty_like(X, dtype)
         for part in self.pieces():
             x, layout = _layout.ready(X[part], (1,))
             piece = _layout.target((layout,), y[part], x, dtype=dtype)
-            infinite |= _normalize.apply(layout.form(x), layout.form(piece), coefficients, n_threads=n_threads)
+            seen |= _normalize.apply(layout.form(x), layout.form(piece), coefficients, **how)
             _layout.delivered(piece, y[part], dtype)
-        return _layout.delivered(y, out, dtype), infinite
+        return _layout.delivered(y, out, dtype), seen
 
     def can_be_overwritten(self, dtype: np.dtype[Any] | None = None) -> bool:
         """See `Batch`."""
         return _is_ours(self.X, dtype)
+
+    def like(self, y: Any) -> Dense:
+        """See `Batch`."""
+        return Dense(y)
 
     def in_memory(self) -> NDArray[Any]:
         """See `Batch`."""
@@ -237,15 +247,22 @@ class Sparse(Batch):
         dtype: np.dtype[Any] | None = None,
         out: Any = None,
         n_threads: int | None = None,
-    ) -> tuple[Any, bool]:
+    ) -> tuple[Any, int]:
         """See `Batch`."""
         dtype = _layout.result_dtype(self.dtype, dtype)
-        y, infinite = _sparse_apply(self.X, coefficients.scale, out)
-        return y.astype(dtype, copy=False), infinite
+        y, seen = _sparse_apply(self.X, coefficients.scale, out)
+        with np.errstate(over="ignore"):
+            y = y.astype(dtype, copy=False)
+        narrowed = dtype.itemsize < self.dtype.itemsize and np.isinf(y.data).any()
+        return y, seen | (_kernels.IN_Y_OF_BOTH if narrowed else 0)
 
     def can_be_overwritten(self, dtype: np.dtype[Any] | None = None) -> bool:
         """See `Batch`."""
         return _is_ours(self.X.data, dtype)
+
+    def like(self, y: Any) -> Sparse:
+        """See `Batch`."""
+        return Sparse(y)
 
     def infinities(self) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
         """See `Batch`."""
@@ -421,19 +438,36 @@ def _ratio(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64
     return np.divide(a, b, out=np.zeros_like(a), where=b > 0)
 
 
-def _sparse_apply(X: Any, scale: NDArray[np.float64], out: Any) -> tuple[Any, bool]:
-    """Each stored value times the scale of its column."""
+def _sparse_apply(X: Any, scale: NDArray[np.float64], out: Any) -> tuple[Any, int]:
+    """Each stored value times the scale of its column; looks for infinities in the results, and only then in X."""
     y = X.copy() if out is None else out
     none = np.zeros_like(scale)
     c, fits = rounded(Coefficients(none, scale, none), X.dtype)
-    infinite = False
+    hides, seen = not (np.all(scale) and np.all(np.isfinite(scale))), 0
     for part in entries(X):
         values = X.data[part]
-        infinite = infinite or bool(np.isinf(values).any())
         at = columns(X, part)
         with np.errstate(over="ignore", invalid="ignore"):
-            y.data[part] = values * c.scale.take(at)
+            products = (values * c.scale.take(at)).astype(y.dtype, copy=False)
             if fits is not None:
                 odd = ~fits.take(at)
-                y.data[part][odd] = values[odd] * scale.take(at[odd])
-    return y, infinite
+                products[odd] = values[odd] * scale.take(at[odd])
+        overflown = np.isinf(products).any()
+        if (hides or overflown) and np.isinf(values).any():
+            seen |= _kernels.IN_X
+        if overflown:
+            seen |= _kernels.IN_Y_OF_BOTH
+        y.data[part] = products
+    return y, seen
+
+
+def clipped(y: Any, clip: float | None) -> Any:
+    """`y`, an array or a sparse matrix, limited to [-clip, clip] in place. NaN stays NaN."""
+    if clip is not None:
+        values = y if isinstance(y, np.ndarray) else y.data
+        with np.errstate(over="ignore"):
+            most = np.array(clip).astype(values.dtype)
+        if np.isinf(most):  # the largest number of a narrow type
+            most = np.nextafter(most, np.zeros_like(most))
+        np.clip(values, -most, most, out=values)
+    return y

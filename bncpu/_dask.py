@@ -156,9 +156,11 @@ def _beside(parts: list[Summary]) -> NDArray[Any]:
     return made
 
 
-def apply(t: Any, X: Any, coefficients: Coefficients, p: Parameters, wanted: np.dtype[Any] | None) -> Any:
+def apply(
+    t: Any, X: Any, coefficients: Coefficients, p: Parameters, wanted: np.dtype[Any] | None, clip: float | None
+) -> Any:
     """`Batch.apply` of an array (N, C, ...) or a DataFrame of Dask; it runs when the result is computed."""
-    at = Block(type(t).__name__, X.shape[1], p._replace(gamma=None, beta=None))
+    at = Block(type(t).__name__, X.shape[1], p._replace(gamma=None, beta=None, clip=clip))
     if not hasattr(X, "chunks"):
         dtype = _layout.result_dtype(_door.block(X._meta, at).dtype, wanted)
         changed = functools.partial(_apply_to_frame, at, t.n_threads or 1, dtype, coefficients)
@@ -191,7 +193,7 @@ def _apply(
     at: Block, n_threads: int, dtype: np.dtype[Any], X: Any, coefficients: Coefficients, names: Any = None
 ) -> Any:
     batch = _door.as_batch(X)
-    y, infinite = batch.apply(coefficients, dtype=dtype, n_threads=n_threads)
-    if infinite:
-        _infinities.infinity(at, batch, names, None)
-    return y
+    clip = at.parameters.clip
+    y, seen = batch.apply(coefficients, dtype=dtype, n_threads=n_threads)
+    _infinities.of_results(at, batch, y, seen, names, None, warns=clip is None)
+    return _batches.clipped(y, clip)

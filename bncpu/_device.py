@@ -50,9 +50,9 @@ class DeviceBatch(Batch):
         dtype: np.dtype[Any] | None = None,
         out: Any = None,
         n_threads: int | None = None,
-    ) -> tuple[Any, bool]:
+    ) -> tuple[Any, int]:
         """See `Batch`; infinities are not looked for, as that would have to wait for the device."""
-        return _functions().scaled(self.array, self.channel_axis, *coefficients, out=as_given(out)), False
+        return _functions().scaled(self.array, self.channel_axis, *coefficients, out=as_given(out)), 0
 
     def can_be_overwritten(self, dtype: np.dtype[Any] | None = None) -> bool:
         """See `Batch`."""

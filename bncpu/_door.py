@@ -625,6 +625,8 @@ def to_transform(t: Any, X: Any, p: Parameters, *, only_read: bool = False) -> S
     given = samples(X, p.channel_axis)
     if not only_read and isinstance(given.X, DeviceBatch) and t.dtype is not None:
         raise TypeError(f"dtype={t.dtype!r} is for arrays in CPU memory, got a device array; dtype=None keeps its own")
+    if not only_read and isinstance(given.X, DeviceBatch) and p.clip is not None:
+        raise TypeError(f"clip={p.clip!r} is for arrays in CPU memory, got a device array; clip the result instead")
     if not only_read:
         _can_be_wrapped(t, given, p)
     if is_lazy(X):

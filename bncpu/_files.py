@@ -346,7 +346,7 @@ def require(table: Table, names: Sequence[str]) -> None:
 
 def _identity(tables: Sequence[Table], names: list[str], plan: Plan, batch_rows: int) -> dict[str, Any]:
     """What must be the same for a checkpoint to be continued."""
-    names_of_options = ("momentum", "halflife", "window", "eps", "ddof")
+    names_of_options = ("momentum", "halflife", "window", "eps", "ddof", "clip")
     options = {f"--{name}": getattr(plan.transformer, name) for name in names_of_options}
     options |= {"--columns": names, "--weights": plan.weights, "--batch-rows": batch_rows}
     stats = [(os.path.realpath(table.path), os.stat(table.path)) for table in tables]

@@ -1,12 +1,14 @@
-"""Infinities, and what overflows: found where they are, and refused by row and column."""
+"""Infinities, and what overflows: found where they are, and refused by row and column, or warned of."""
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bncpu import _kernels
 from bncpu._batches import Batch
 from bncpu._checks import shown
 from bncpu.moments import Moments
@@ -47,6 +49,31 @@ def infinity(t: Any, X: Batch, names: Any, first_row: int | None = 0, *, certain
         f"Input X contains infinity or a value too large for {X.dtype!r}{where}. "
         f"{getattr(t, 'estimator', type(t).__name__)} takes NaN as missing, but not infinity."
     )
+
+
+def of_results(
+    t: Any, X: Batch, y: Any, seen: int, names: Any, first_row: int | None = 0, *, warns: bool = True
+) -> None:
+    """Refuse X for its infinities, or else warn of the results `y` that are infinite, as `seen` says by `Batch.apply`.
+
+    Nothing is looked at but where the pass met an infinity.
+    """
+    if not seen:
+        return
+    if seen & (_kernels.IN_X | _kernels.IN_Y):
+        infinity(t, X, names, first_row, certain=bool(seen & _kernels.IN_X))
+    infinite = np.zeros(X.shape[1], bool)
+    for _, columns in X.like(y).infinities():
+        infinite[columns] = True
+    if warns and np.any(infinite):
+        where = some(np.flatnonzero(infinite) + getattr(t, "first_column", 0), names)
+        kind = "column(s)" if t.channel_axis is None else "channel(s)"
+        warnings.warn(
+            f"results overflow {y.dtype} in {kind} {where}, and are infinite there; a wider type may hold them: "
+            "convert X first. In transform, clip= limits them, and eps= the scale of a feature that hardly varied",
+            RuntimeWarning,
+            stacklevel=4,
+        )
 
 
 def some(indices: NDArray[Any], names: Any = None) -> str:

@@ -57,6 +57,11 @@ def moments(
     halflife: float | None = ...,
     counted: NDArray[Any] | None = ...,
 ) -> tuple[NDArray[Any], bool]: ...
+
+IN_Y: int
+IN_X: int
+IN_Y_OF_BOTH: int
+
 def apply(
     x: NDArray[Any],
     y: NDArray[Any],
@@ -67,7 +72,8 @@ def apply(
     relu: bool,
     stream: bool,
     n_threads: int | None,
-) -> bool: ...
+    both: bool = ...,
+) -> int: ...
 def backward_sums(
     dy: NDArray[Any],
     x: NDArray[Any],
@@ -157,7 +163,7 @@ def apply_plain(
     n_threads: int | None,
     values: NDArray[Any],
     single: NDArray[Any] | None,
-) -> NDArray[Any] | None: ...
+) -> NDArray[Any] | tuple[NDArray[Any], int] | None: ...
 def update_plain(
     X: object,
     channel_axis: int | None,

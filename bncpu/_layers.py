@@ -53,6 +53,8 @@ def _n_batches(n: Any) -> int | None:
 def of(state: State) -> Layer:
     """The layer that computes what `transform` computes."""
     p = state.parameters
+    if p.clip is not None:
+        raise ValueError(f"a layer cannot limit its results as clip={p.clip:g} does; use a transformer without it")
     mean, var, divisor = state.derived[:3].copy()
     divisor = divisor if p.with_std else np.ones_like(divisor)
     other = (divisor != np.sqrt(var + p.eps)) & ~np.isnan(var)

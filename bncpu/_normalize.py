@@ -112,8 +112,9 @@ def apply(
     relu: bool = False,
     stream: bool | None = None,
     n_threads: int | None = None,
-) -> bool:
-    """Write ``(x - mean) * scale + shift`` to `y4`; say whether `x4` holds an infinity.
+    both: bool | None = None,
+) -> int:
+    """Write ``(x - mean) * scale + shift`` to `y4`; say what infinities were met, as `_kernels.apply` does.
 
     Parameters
     ----------
@@ -129,25 +130,37 @@ def apply(
     stream : bool, optional
         Whether to store past the cache; by default what `streams` says of these arrays.
     n_threads : int or None
+    both : bool, optional
+        Say of `x4` and `y4` apart; only without `residual` and `relu`. By default where an infinity in `x4` need not
+        make one in `y4`.
     """
     c, fits = rounded(coefficients, _computed_in(x4, y4))
     n = _kernels.threads(n_threads, _computed_bytes(x4))
     stream = streams(y4, x4, residual) if stream is None else stream
+    both = residual is None and not relu and _hides(coefficients) if both is None else both
     if fits is None:
-        return _kernels.apply(x4, y4, residual, *c, relu, stream, n)
-    infinite = False
+        return _kernels.apply(x4, y4, residual, *c, relu, stream, n, both)
+    seen = 0
     for arrays, own, fit in _runs((x4, residual, y4), fits):
         if fit:
             x, z, y = arrays
             mean, scale, shift = _of(c, own)
-            infinite |= _kernels.apply(x, y, z, mean, scale, shift, relu, stream, n)
+            seen |= _kernels.apply(x, y, z, mean, scale, shift, relu, stream, n, both)
             continue
         for (x, z, y), some in _pieces(arrays, _of(coefficients, own)):
             wide, added = _float64(x), None if z is None else _float64(z)
-            infinite |= apply(wide, wide, some, residual=added, relu=relu, n_threads=n_threads)
+            seen |= apply(wide, wide, some, residual=added, relu=relu, n_threads=n_threads, both=both)
             with np.errstate(all="ignore"):
                 y[...] = wide
-    return infinite
+            if np.isinf(y).any():
+                seen |= _kernels.IN_Y_OF_BOTH if both else _kernels.IN_Y
+    return seen
+
+
+def _hides(c: Coefficients) -> bool:
+    """Whether results of a channel may not be infinite where x is."""
+    with np.errstate(all="ignore"):
+        return not (np.all(c.scale) and np.all(np.isfinite(c.mean + c.scale + c.shift)))
 
 
 def backward_sums(

@@ -137,7 +137,8 @@ class Part:
             step, self.x if x is None else x, self.result if y is None else y, self.residual if last else None
         )
         relu, stream = self.relu and last, self.stream and y is None
-        _normalize.apply(x4, y4, self._flat(c, step), residual=z4, relu=relu, stream=stream, n_threads=self.n_threads)
+        how: dict[str, Any] = {"relu": relu, "stream": stream, "both": False, "n_threads": self.n_threads}
+        _normalize.apply(x4, y4, self._flat(c, step), residual=z4, **how)
 
     def sums(
         self,

@@ -113,6 +113,7 @@ def _add_file_commands(commands: Any) -> None:
     forgetting.add_argument("--window", type=int, metavar="N", help="learn the last N rows only")
     fit.add_argument("--eps", type=float, default=0.0, help="added to the variance (%(default)s)")
     fit.add_argument("--ddof", type=float, default=0.0, help="the variance divides by n - ddof (%(default)s)")
+    fit.add_argument("--clip", type=float, metavar="C", help="let transform limit its results to -C..C")
     fit.add_argument("--batch-rows", type=int, metavar="N", help="rows learned at a time (as many as make 8 MiB)")
     which = fit.add_mutually_exclusive_group()
     which.add_argument("--columns", metavar="A,B,C", help="only these, in this order (all that hold numbers)")
@@ -151,7 +152,7 @@ def _fit(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Callab
     columns, excluded = (_names(parser, option, getattr(options, option)) for option in ("columns", "exclude"))
     if options.weights in columns:
         parser.error(f"--weights {options.weights} is one of --columns")
-    parameters = {name: getattr(options, name) for name in ("momentum", "halflife", "window", "eps", "ddof")}
+    parameters = {name: getattr(options, name) for name in ("momentum", "halflife", "window", "eps", "ddof", "clip")}
     transformer = BatchNormTransformer(**parameters)
     try:
         state.parameters(transformer)

@@ -12,6 +12,7 @@ from bncpu.transformer import BatchNormTransformer
 try:
     import onnx
     from skl2onnx import update_registered_converter
+    from skl2onnx.common._apply_operation import apply_clip
     from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, guess_proto_type
     from skl2onnx.common.utils import check_input_and_output_numbers
     from skl2onnx.operator_converters.common import concatenate_variables
@@ -24,7 +25,8 @@ __all__ = ["register"]
 def register() -> None:
     """Teach skl2onnx to convert :class:`~bncpu.BatchNormTransformer`, alone or in a pipeline.
 
-    The transformer becomes one ``BatchNormalization`` node [1]_ for inference. It computes in float64 if the graph's
+    The transformer becomes one ``BatchNormalization`` node [1]_ for inference, with `clip` a ``Clip`` node after it. It
+    computes in float64 if the graph's
     input is float64, else in float32; skl2onnx has no float16. NaN stays NaN. Infinities, which `transform` refuses,
     give infinities or NaN. Variance and eps are folded into the scale.
 
@@ -70,6 +72,9 @@ def _convert(scope: Any, operator: Any, container: Any) -> None:
     if axis not in (None, 1):
         raise ValueError(f"ONNX has channels on axis 1; channel_axis must be None or 1, got {axis}")
     kind = guess_proto_type(operator.outputs[0].type)
+    wide = isinstance(operator.outputs[0].type, DoubleTensorType)
+    if parameters.clip is not None and wide and container.target_opset < 12:
+        raise ValueError(f"clip of float64 needs target_opset 12 or later, got {container.target_opset}")
     several = len(operator.inputs) > 1
     name = concatenate_variables(scope, operator.inputs, container) if several else operator.inputs[0].full_name
     if not all(type(given.type) is type(operator.outputs[0].type) for given in operator.inputs):
@@ -90,11 +95,16 @@ def _convert(scope: Any, operator: Any, container: Any) -> None:
     for parameter, values in statistics.items():
         names.append(scope.get_unique_variable_name(parameter))
         container.add_initializer(names[-1], kind, [n_features], values.tolist())
+    clip, result = parameters.clip, operator.outputs[0].full_name
+    normalized = result if clip is None else scope.get_unique_variable_name("normalized")
     container.add_node(
         "BatchNormalization",
         names,
-        operator.outputs[0].full_name,
+        normalized,
         name=scope.get_unique_operator_name("BatchNormalization"),
         epsilon=0.0,
         op_version=min(15, onnx.defs.onnx_opset_version(), container.target_opset),
     )
+    if clip is not None:
+        most = (np.float64 if wide else np.float32)(clip)
+        apply_clip(scope, normalized, result, container, min=-most, max=most)

@@ -49,8 +49,8 @@ def simplify(pipeline: Pipeline, *, strict: bool = False) -> Pipeline:
     Pipeline
         A copy without the transformer, whose last step is a copy of the model with other `coef_` and `intercept_`. The
         pipeline itself, if it cannot be folded: if its last step is not exactly a linear model of scikit-learn, or has
-        sparse coefficients; if the step before is not a BatchNormTransformer, or has a `channel_axis` or a feature
-        never observed.
+        sparse coefficients; if the step before is not a BatchNormTransformer, or has a `channel_axis`, a `clip` or a
+        feature never observed.
 
     Raises
     ------
@@ -119,6 +119,9 @@ def _obstacle(normalizer: Any, model: Any) -> str | None:
     check_is_fitted(model)
     if normalizer.channel_axis is not None:
         return f"its BatchNormTransformer has channel_axis={normalizer.channel_axis}, for arrays of images"
+    clip = normalizer._state.parameters.clip
+    if clip is not None:
+        return f"its BatchNormTransformer has clip={clip:g}, which is not linear"
     if not isinstance(model.coef_, np.ndarray):
         return f"coef_ of {_name(model)} is sparse; densify() makes it an array"
     bad = np.flatnonzero(~np.isfinite(normalizer._state.forward).all(axis=0))

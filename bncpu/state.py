@@ -37,6 +37,7 @@ class Parameters(NamedTuple):
     gamma: Float64 | None = None
     beta: Float64 | None = None
     window: int | None = None
+    clip: float | None = None
 
     @property
     def kind(self) -> Kind:
@@ -65,6 +66,7 @@ NUMBERS: dict[str, Real | Whole] = {
     "window": Whole(1),
     "eps": Real(0),
     "ddof": Real(0),
+    "clip": Real(0, None, "neither", optional=True),
     "channel_axis": Whole(),
     "batch_size": Whole(1),
     "n_threads": Whole(1),
@@ -285,7 +287,7 @@ def statistics(mean: Any, var: Any, n_samples: Any, ddof: float, *, with_std: bo
 
 
 def heavy_enough(now: State, weights: Any, n_positive: int) -> None:
-    """Refuse weights, those of `n_positive` rows, if no feature has a variance and they are below 1 on average.
+    """Refuse weights, of which `n_positive` are not 0, if no feature has a variance and they are below 1 on average.
 
     Rows too few for ddof have none either, and may be followed by others.
     """

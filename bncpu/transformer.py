@@ -97,6 +97,9 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         Scale of the result, 1 if not given.
     beta : array-like of shape (n_features,), optional
         Shift of the result, 0 if not given.
+    clip : float, optional
+        Limit what :meth:`transform` returns to ``[-clip, clip]``, after `gamma` and `beta`; NaN stays NaN.
+        :meth:`inverse_transform` cannot tell what was clipped: that comes back as the limit. Not for arrays on a GPU.
     channel_axis : int, optional
         The axis of dense X that holds the features: 1 for images (N, C, H, W), -1 for (N, H, W, C). Then a feature
         has a value per sample and position, samples lie along the first other axis, names are not looked at, and
@@ -192,6 +195,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         with_std: bool = True,
         gamma: ArrayLike | None = None,
         beta: ArrayLike | None = None,
+        clip: float | None = None,
         channel_axis: int | None = None,
         batch_size: int | None = None,
         dtype: DTypeLike | None = None,
@@ -207,6 +211,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         self.with_std = with_std
         self.gamma = gamma
         self.beta = beta
+        self.clip = clip
         self.channel_axis = channel_axis
         self.batch_size = batch_size
         self.dtype = dtype
@@ -514,7 +519,9 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         seen = added(before[0], kind.seen(summary), weights is not None, n_features)
         self._state = State.of(p.kind, running, seen, before[1] + 1, p, before[2])
         if weights is not None:
-            states.heavy_enough(self._state, weights, summary.n_positive)
+            in_memory = isinstance(weights, np.ndarray)
+            n_positive = np.count_nonzero(weights) if in_memory else summary.n_positive
+            states.heavy_enough(self._state, weights, int(n_positive))
 
     def _take(self, other: BatchNormTransformer | None) -> None:
         """Put what another one was fitted to in the place of all that this one was, in one step; None: nothing."""
@@ -545,6 +552,11 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
             If X holds an infinity (the contents of `out`, or of X with ``copy=False``, are undefined then),
             or its width or names differ from those of fit.
 
+        Warns
+        -----
+        RuntimeWarning
+            If finite X gives a result beyond its type, which is infinite then.
+
         Examples
         --------
         >>> from bncpu import BatchNormTransformer
@@ -560,7 +572,8 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
             and (self.n_threads is None or (type(self.n_threads) is int and self.n_threads > 0))
         ):
             state: State = attributes["_state"]
-            y, axis, x = None, state.parameters.channel_axis, X if type(X) is np.ndarray else _door.as_array(X)
+            y: Any = None
+            axis, x = state.parameters.channel_axis, X if type(X) is np.ndarray else _door.as_array(X)
             if x is None:
                 y = self._transform_frame(X) if out is None and axis is None else None
             elif "feature_names_in_" not in attributes and ((out is None and axis is None) or not _door.wrapped(self)):
@@ -568,14 +581,25 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
                 if y is None and out is None and axis is None:
                     y = self._transform_frame(x)
             if y is not None:
-                return y
+                return y if type(y) is np.ndarray and state.parameters.clip is None else self._completed(X, y, state)
         if "_state" not in attributes:
             check_is_fitted(self)
         now = self._as_it_is()
-        given = _door.to_transform(now, X, now._state.parameters)
+        p = now._state.parameters
+        given = _door.to_transform(now, X, p)
         to = None if out is None else _door.out_of_transform(now, given, out)
-        y = now._apply(given, now._state.forward, copy, to, states.dtype(now.dtype))
+        y = now._apply(given, now._state.forward, copy, to, states.dtype(now.dtype), p.clip)
         return y if out is None else out
+
+    def _completed(self, X: Any, y: Any, state: State) -> NDArray[Any]:
+        """The result of the short way, clipped; if X was overwritten with infinities in it, they are told of first."""
+        clip = state.parameters.clip
+        if type(y) is tuple:
+            y, seen = y
+            batch = _door.to_transform(self, X, state.parameters).X
+            _infinities.of_results(self, batch, batch.X, seen, None, warns=clip is None)
+        result: NDArray[Any] = _batches.clipped(y, clip)
+        return result
 
     def _transform_frame(self, X: Any) -> NDArray[Any] | None:
         """Transform columns, of a frame with exactly the columns of fit or an array; else None."""
@@ -588,10 +612,10 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         if y is not None:
             return y[0].T
         batch = Dense(x)
-        y, infinite = batch.apply(state.forward, dtype=states.dtype(now.dtype), n_threads=now.n_threads)
-        if infinite:
-            _infinities.infinity(now, batch, getattr(now, "feature_names_in_", None))
-        return y
+        y, seen = batch.apply(state.forward, dtype=states.dtype(now.dtype), n_threads=now.n_threads)
+        names, clip = getattr(now, "feature_names_in_", None), state.parameters.clip
+        _infinities.of_results(now, batch, y, seen, names, warns=clip is None)
+        return _batches.clipped(y, clip)
 
     def inverse_transform(self, X: Any, copy: bool | None = None) -> Any:
         """Undo :meth:`transform`.
@@ -613,6 +637,11 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         ------
         ValueError
             If gamma holds a 0, X an infinity, or the width or names of X differ from those of fit.
+
+        Warns
+        -----
+        RuntimeWarning
+            As :meth:`transform`.
 
         Examples
         --------
@@ -636,17 +665,18 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         copy: bool | None,
         out: Any,
         dtype: np.dtype[Any] | None = None,
+        clip: float | None = None,
     ) -> Any:
         threads(self.n_threads)
         batch: Batch = given.X
         if batch.lazy:
-            return given.back(_dask.apply(self, batch.X, coefficients, self._state.parameters, dtype))
+            return given.back(_dask.apply(self, batch.X, coefficients, self._state.parameters, dtype, clip))
         if out is None and not (self.copy if copy is None else copy) and batch.can_be_overwritten(dtype):
             out = batch.X
-        y, infinite = batch.apply(coefficients, dtype=dtype, out=out, n_threads=self.n_threads)
-        if infinite:
-            _infinities.infinity(self, batch, getattr(self, "feature_names_in_", None))
-        return given.back(y)
+        y, seen = batch.apply(coefficients, dtype=dtype, out=out, n_threads=self.n_threads)
+        names = getattr(self, "feature_names_in_", None)
+        _infinities.of_results(self, batch, y, seen, names, warns=clip is None)
+        return given.back(_batches.clipped(y, clip))
 
     def merge(self, other: BatchNormTransformer) -> BatchNormTransformer:
         """Take in, in place, what another transformer has seen, as if this one had seen both streams.

@@ -151,7 +151,9 @@ class Stream:
             self.refuse(self.bn.transform, X, written=[X] if overwritten else [])
             return
         self.memory.remember()
-        y = self.bn.transform(X)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "results overflow", RuntimeWarning)
+            y = self.bn.transform(X)
         given = getattr(X, "dtype", np.dtype("f8"))
         expected = np.dtype(given.newbyteorder("=") if given.kind == "f" and given.itemsize <= 8 else "f8")
         assert isinstance(y, np.ndarray)

@@ -213,8 +213,8 @@ MUTANTS = [
     Mutant(
         "one-block-of-one-channel-skipped",
         STEPS,
-        "to + j.field, to + 2 * j.field, to + 3 * j.field):\n        bn_raise_flag(&j.seen)\n",
-        "to + j.field, to + 2 * j.field, to + 3 * j.field):\n        bn_raise_flag(&j.seen)\n"
+        "to + j.field, to + 2 * j.field, to + 3 * j.field):\n        bn_raise_flags(&j.seen, 1)\n",
+        "to + j.field, to + 2 * j.field, to + 3 * j.field):\n        bn_raise_flags(&j.seen, 1)\n"
         "    if at.block == 1 and at.channel == 0:\n        to[0] = 0\n",
         "kernels",
     ),
@@ -453,19 +453,24 @@ MUTANTS = [
         "pass",
         "batches",
     ),
-    Mutant("infinity-not-seen", RESULTS, "return any != 0;", "return 0;", "kernels"),
+    Mutant("infinity-not-seen", RESULTS, "return how & BOTH ? any : any ? BN_IN_Y : 0;", "return 0;", "kernels"),
+    Mutant("infinity-not-told-from-overflow", RESULTS, "& BN_IN_X)", "& 0)", "infinities"),
+    Mutant("overflow-of-rounding-not-seen", RESULTS, "if (NAME(exceeds)(", "if (0 && NAME(exceeds)(", "infinities"),
+    Mutant(
+        "infinity-hidden-by-gamma", LEARNING, "j.both = not apart or _hides(&j)", "j.both = not apart", "infinities"
+    ),
     Mutant(
         "infinity-of-columns-let-through",
         TRANSFORMER,
-        "        if infinite:\n            _infinities.infinity(now",
-        "        if False:\n            _infinities.infinity(now",
+        "        _infinities.of_results(now, batch, y, seen, names",
+        "        _infinities.of_results(now, batch, y, 0, names",
         "infinities",
     ),
     Mutant(
         "infinity-let-through",
         TRANSFORMER,
-        "        if infinite:\n            _infinities.infinity(self",
-        "        if False:\n            _infinities.infinity(self",
+        "        _infinities.of_results(self, batch, y, seen, names",
+        "        _infinities.of_results(self, batch, y, 0, names",
         "validation",
     ),
     Mutant(
@@ -475,7 +480,13 @@ MUTANTS = [
         "True",
         "small_calls",
     ),
-    Mutant("infinity-let-through-in-small-calls", LEARNING, "return None if j.seen else y", "return y", "small_calls"),
+    Mutant(
+        "infinity-let-through-in-small-calls",
+        LEARNING,
+        "return None if apart else (y",
+        "return y if apart else (y",
+        "small_calls",
+    ),
     Mutant(
         "infinity-learned",
         TRANSFORMER,

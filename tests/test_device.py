@@ -87,3 +87,9 @@ def test_columns_that_lie_apart_are_learned_with_the_bits_of_one_array(parameter
     X[3, 2] = np.inf
     with pytest.raises(ValueError, match=r"row\(s\) 3, column\(s\) 2\."):
         apart.partial_fit(ColumnBatch(list(np.ascontiguousarray(X.T))))
+
+
+def test_clip_is_not_for_a_device():
+    t = bncpu.BatchNormTransformer(clip=1).fit([[1.0], [2.0]])
+    with pytest.raises(TypeError, match=r"^clip=1.0 is for arrays in CPU memory, got a device array; clip the result"):
+        t.transform(like_cupys(np.ones((2, 1))))

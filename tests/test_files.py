@@ -843,3 +843,12 @@ def test_no_file_of_somebody_else_is_replaced_by_a_state_or_a_checkpoint(tmp_pat
         assert run("fit", "-o", tmp_path / name.replace(".partial", ""), tmp_path / "b.csv") == 1
         assert "no file of bncpu's" in capsys.readouterr().err
         assert (tmp_path / name).read_text() == "mine"
+
+
+def test_a_clip_of_fit_limits_what_transform_writes(tmp_path):
+    X = np.random.default_rng(0).standard_normal((100, 2))
+    np.save(tmp_path / "x.npy", X)
+    state, y = str(tmp_path / "state.json"), str(tmp_path / "y.npy")
+    assert cli.main(["fit", str(tmp_path / "x.npy"), "-o", state, "--clip", "0.5"]) == 0
+    assert cli.main(["transform", state, str(tmp_path / "x.npy"), "-o", y]) == 0
+    np.testing.assert_array_equal(np.load(y), np.clip(BatchNormTransformer().fit_transform(X), -0.5, 0.5))

@@ -43,6 +43,23 @@ def run(fitted, X, **options):
     return model, session.run(None, {"X": X})
 
 
+@pytest.mark.parametrize("opset", [11, 15])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_clip_is_a_node_of_its_own(dtype, opset):
+    X = load("wine")[0].astype(dtype)
+    t = BatchNormTransformer(clip=1.25).fit(X)
+    if (dtype, opset) == (np.float64, 11):
+        with pytest.raises(ValueError, match="clip of float64 needs target_opset 12 or later, got 11"):
+            run(t, X, target_opset=opset)
+        return
+    X[3, 1] = np.nan
+    model, (y,) = run(t, X, target_opset=opset)
+    assert [node.op_type for node in model.graph.node] == ["BatchNormalization", "Clip"]
+    assert y.dtype == dtype
+    np.testing.assert_allclose(y, t.transform(X), rtol=0, atol=1e-3 if dtype == np.float32 else 1e-12)
+    assert np.nanmax(np.abs(y)) == 1.25
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("parameters", PARAMETERS.values(), ids=PARAMETERS)
 @pytest.mark.parametrize("name", BUNDLED)

@@ -129,6 +129,7 @@ class Derived(LinearRegression):
         ((LinearRegression(),), "the step before the last must be .* got None"),
         ((BatchNormTransformer(), "passthrough"), "the last step must be .* got 'passthrough'"),
         (("passthrough", LinearRegression()), "the step before the last must be .* got 'passthrough'"),
+        ((BatchNormTransformer(clip=1.0), LogisticRegression()), "its BatchNormTransformer has clip=1, .*"),
     ],
     ids=str,
 )

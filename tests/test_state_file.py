@@ -171,12 +171,12 @@ class Renamed(BatchNormTransformer):
 class More(BatchNormTransformer):
     def __init__(
         self, *, momentum=None, halflife=None, window=None, eps=0.0, ddof=0, with_mean=True, with_std=True, gamma=None,
-        beta=None, channel_axis=None, batch_size=None, dtype=None, copy=True, n_threads=None, note="",
+        beta=None, clip=None, channel_axis=None, batch_size=None, dtype=None, copy=True, n_threads=None, note="",
     ):  # fmt: skip
         super().__init__(
             momentum=momentum, halflife=halflife, window=window, eps=eps, ddof=ddof, with_mean=with_mean,
-            with_std=with_std, gamma=gamma, beta=beta, channel_axis=channel_axis, batch_size=batch_size, dtype=dtype,
-            copy=copy, n_threads=n_threads,
+            with_std=with_std, gamma=gamma, beta=beta, clip=clip, channel_axis=channel_axis, batch_size=batch_size,
+            dtype=dtype, copy=copy, n_threads=n_threads,
         )  # fmt: skip
         self.note = note
 

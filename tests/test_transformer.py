@@ -3,6 +3,7 @@
 import copy
 import pickle
 import tracemalloc
+import warnings
 
 import array_api_strict as xp
 import numpy as np
@@ -1068,3 +1069,114 @@ def test_record_batches_are_read_as_tables():
     same_bits(t.transform(batch), t.transform(table))
     with pytest.raises(ValueError, match="feature names"):
         t.partial_fit(batch.rename_columns(["b", "a"]))
+
+
+# ---- clip ----
+
+CLIPPED_LAYOUTS = {
+    "C": lambda X: X,
+    "F": np.asfortranarray,
+    "every second row": lambda X: np.repeat(X, 2, axis=0)[::2],
+    "float16": lambda X: X.astype(np.float16),
+    "integers": lambda X: np.nan_to_num(X * 10).astype(np.int16),
+    "pandas": lambda X: pd.DataFrame(X, columns=list("abc")),
+    "csr": sparse.csr_array,
+    "csc": sparse.csc_array,
+}
+
+
+@pytest.mark.parametrize("n", [1, 40, 30_000])
+@pytest.mark.parametrize("layout", CLIPPED_LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_clip_limits_what_transform_returns(dtype, layout, n):
+    X = np.random.default_rng(0).standard_t(2, size=(n, 3)).astype(dtype)
+    X[::5, 1] = np.nan
+    given = CLIPPED_LAYOUTS[layout](X)
+    parameters = {"gamma": [2, -3, 1], "with_mean": layout not in ("csr", "csc")}
+    if parameters["with_mean"]:
+        parameters["beta"] = [0.5, 0, 20]
+    statistics = [0.1, 0.2, 0.3], [1.0, 4.0, 9.0], 100
+    names = {"feature_names": list("abc")} if layout == "pandas" else {}
+    plain = BatchNormTransformer.from_statistics(*statistics, **names, **parameters)
+    bn = BatchNormTransformer.from_statistics(*statistics, **names, **parameters, clip=1.5)
+    y, expected = bn.transform(given), plain.transform(given)
+    assert type(y) is type(expected)
+    y, expected = (a if isinstance(a, np.ndarray) else a.toarray() for a in (y, expected))
+    assert n == 1 or np.any(np.abs(expected) > 1.5)
+    assert same_bits(y, np.clip(expected, -1.5, 1.5))
+    bn.set_params(clip=None)  # waits for the next fit
+    assert bn.transform(given)[0, 0] == y[0, 0]
+
+
+@pytest.mark.parametrize("way", ["out", "copy=False", "out is X", "set_output", "Dask", "Dask frame", "N-D"])
+def test_clip_limits_results_wherever_they_go(way):
+    X = np.random.default_rng(0).standard_t(2, size=(40, 3))
+    bn, plain = (BatchNormTransformer(clip=c, channel_axis=1 if way == "N-D" else None) for c in (0.75, None))
+    if way == "N-D":
+        X = X.reshape(5, 4, 6)
+    frame = pd.DataFrame(X, columns=list("abc")) if way in ("set_output", "Dask frame") else X
+    expected = np.clip(np.asarray(plain.fit(frame).transform(frame)), -0.75, 0.75)
+    bn.fit(frame)
+    if way == "out":
+        y = bn.transform(X, out=np.empty_like(X))
+    elif way == "out is X":
+        y = bn.transform(X, out=X)
+    elif way == "copy=False":
+        y = bn.transform(X, copy=False)
+        assert y is X
+    elif way == "set_output":
+        y = bn.set_output(transform="pandas").transform(frame)
+        assert type(y) is pd.DataFrame
+    elif way == "Dask":
+        y = bn.transform(pytest.importorskip("dask.array").from_array(X, chunks=(7, 2))).compute()
+    elif way == "Dask frame":
+        y = bn.transform(pytest.importorskip("dask.dataframe").from_pandas(frame, npartitions=3)).compute()
+    else:
+        y = bn.transform(X)
+    assert np.abs(expected).max() == 0.75
+    np.testing.assert_array_equal(y, expected)
+
+
+def test_clip_is_a_parameter_like_the_others(tmp_path):
+    X = np.random.default_rng(0).standard_t(2, size=(40, 3))
+    bn = BatchNormTransformer(clip=2).fit(X)
+    assert clone(bn).clip == 2
+    bn.save(tmp_path / "state.json")
+    loaded = BatchNormTransformer.load(tmp_path / "state.json")
+    for same in (pickle.loads(pickle.dumps(bn)), loaded, bn.partial_fit(X[:0:-1]).fit(X)):
+        assert same.clip == 2
+        assert np.abs(same.transform(X)).max() == 2
+    bn.set_params(clip=0.5).partial_fit(X)
+    assert np.abs(bn.transform(X)).max() == 0.5
+    assert np.abs(bn.select([0, 2]).transform(X[:, [0, 2]])).max() == 0.5
+    # What was clipped comes back as the limit.
+    np.testing.assert_allclose(
+        bn.inverse_transform(bn.transform([[1e9, -1e9, 0]]))[0, :2], bn.mean_[:2] + [0.5, -0.5] * bn.scale_[:2]
+    )
+    assert np.abs(bn.inverse_transform(np.full((1, 3), 9.0))).max() > 2  # is not limited itself
+    for method in (bn.to_torch, bn.to_keras):
+        with pytest.raises(ValueError, match=r"a layer cannot limit its results as clip=0\.5 does"):
+            method()
+    for wrong, error in (
+        (0, ValueError),
+        (-1.0, ValueError),
+        (np.inf, ValueError),
+        (np.nan, ValueError),
+        ("2", TypeError),
+    ):
+        with pytest.raises(error, match="clip"):
+            BatchNormTransformer(clip=wrong).fit(X)
+
+
+def test_an_infinity_is_refused_before_it_is_clipped_and_what_overflows_is_clipped():
+    bn = BatchNormTransformer.from_statistics([0.0], [1e-4], 10, clip=1e6)
+    for options in ({}, {"copy": False}):
+        with pytest.raises(ValueError, match="contains infinity"):
+            bn.transform(np.array([[1.0], [np.inf]]), **options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            for dtype, most in ((np.float16, 65504), (np.float32, 1e6)):
+                x = np.array([[np.finfo(dtype).max], [-np.finfo(dtype).max], [np.nan]])
+                np.testing.assert_array_equal(bn.transform(x.astype(dtype), **options), [[most], [-most], [np.nan]])
+                x = x.astype(dtype)
+                np.testing.assert_array_equal(bn.transform(x, out=x), [[most], [-most], [np.nan]])

@@ -59,6 +59,17 @@ INLINE ptrdiff_t NAME(size)(bn_type type) {
     return sizes[type];
 }
 
+/* Whether a value is larger than the largest of a float type. */
+INLINE int NAME(exceeds)(const T *values, ptrdiff_t n, bn_type type) {
+    static const T largest[] = {0, (T)0x1.fffffep127, 65504, (T)0x1.fep127};
+    const T most = largest[type];
+    ptrdiff_t i;
+    int any = 0;
+    for (i = 0; i < n; i++)
+        any |= (values[i] > most) | (values[i] < -most);
+    return any;
+}
+
 INLINE char *NAME(at)(bn_array a, ptrdiff_t o, ptrdiff_t c, ptrdiff_t i) {
     return a.data + (o * a.outer + c * a.channel + i) * NAME(size)(a.type);
 }

@@ -65,8 +65,12 @@ def moments(cnp.ndarray x, cnp.ndarray weights, bint skip_missing, n_threads, ha
     return sums, j.seen != 0
 
 
+# What `apply` says: whether it met an infinity in y, which x may hold, too; with `both`, in x, and in y.
+IN_Y, IN_X, IN_Y_OF_BOTH = BN_IN_Y, BN_IN_X, BN_IN_Y_OF_BOTH
+
+
 def apply(cnp.ndarray x, cnp.ndarray y, cnp.ndarray residual, cnp.ndarray mean, cnp.ndarray scale,
-          cnp.ndarray shift, bint relu, bint stream, n_threads):
+          cnp.ndarray shift, bint relu, bint stream, n_threads, bint both=False):
     """``y = (x - mean) * scale + shift``, then ``+ residual``, then ``max(., 0)``.
 
     Parameters
@@ -82,19 +86,23 @@ def apply(cnp.ndarray x, cnp.ndarray y, cnp.ndarray residual, cnp.ndarray mean, 
         Store past the cache: for outputs larger than it. Not when `y` is another array, too.
     n_threads : int or None
         None: as many as are allowed, pay, and find a processor idle.
+    both : bool
+        Look at `x` and `y`. Only without `residual` and `relu`. Without, an infinity in `x` is met only where scale is
+        not 0 and the coefficients are finite.
 
     Returns
     -------
-    bool
-        Whether `x` holds an infinity.
+    int
+        `IN_Y`, `IN_X`, `IN_Y_OF_BOTH`, joined; 0 if there is no infinity.
     """
     cdef job j
     _begin(&j, x, n_threads, _needs_double(y))
+    j.both = both
     j.z, j.y = _array(residual, j.is_double), _array(y, j.is_double)
     j.c.mean, j.c.scale, j.c.shift = _values(mean), _values(scale), _values(shift)
     j.result_part, j.relu, j.stream = _result_of, relu, _stream if stream else 0
     _run_results(&j)
-    return j.seen != 0
+    return j.seen
 
 
 def backward_sums(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray center, cnp.ndarray mean,

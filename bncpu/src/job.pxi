@@ -14,9 +14,9 @@ cdef struct job:
     # Threads of the next loop; of the ones after it, if they vary, fewer where fewer would run at once then.
     int n_threads
     bint threads_vary
-    # What the leaves are given, and whether one of them raised its flag.
+    # What the leaves are given, and the flags that they raised.
     const bn_leaves *leaves
-    bint is_double, relu, skip_missing, centred
+    bint is_double, relu, skip_missing, centred, both
     int stream
     const double *weights
     const double *center

@@ -66,12 +66,17 @@ typedef int (*bn_moments_fn)(bn_part part, bn_array x, bn_array counted, const d
                              ptrdiff_t weight_stride, int skip_missing, double *count,
                              double *mean, double *mean_lo, double *m2);
 
+/* What was met: an infinity in y, which x may hold, too; with `both`, in x, and in y. If coefficients are finite and scale is
+ * not 0, an infinity in x makes y infinite. */
+typedef enum { BN_IN_Y = 1, BN_IN_X = 2, BN_IN_Y_OF_BOTH = 4 } bn_seen;
+
 /* y = (x - mean) * scale + shift, then + residual (if any), then max(., 0) if relu.
  * stream: 0 for plain stores; else store past the cache, only if y is not x. It is the number of streams (1 or 4), plus the
  * number of bytes, a multiple of 64, that are fetched ahead of a single stream. Call fence before another thread reads y.
- * Returns 1 if x holds an infinity. */
+ * Returns bn_seen values, joined. A result that only rounding to another type makes infinite may be reported where it is
+ * just the largest that is not. both: look at x and y, apart. */
 typedef int (*bn_apply_fn)(bn_part part, bn_array x, bn_array residual, bn_array y,
-                           bn_coefficients c, int relu, int stream);
+                           bn_coefficients c, int relu, int stream, int both);
 
 /* Sums of g and of g * (x - center) per channel. g is dy, but with relu it is 0 where apply gives 0 for the same x,
  * residual and coefficients. Where apply gives NaN, g is dy. A value that does not count, and has no gradient, adds 0 even if

@@ -19,7 +19,9 @@ cdef extern from "leaves.h":
         const char *offset
     ctypedef int (*bn_moments_fn)(bn_part, bn_array, bn_array, const double *, Py_ssize_t, int, double *, double *,
                                   double *, double *) noexcept nogil
-    ctypedef int (*bn_apply_fn)(bn_part, bn_array, bn_array, bn_array, bn_coefficients, int, int) noexcept nogil
+    ctypedef int (*bn_apply_fn)(bn_part, bn_array, bn_array, bn_array, bn_coefficients, int, int, int) noexcept nogil
+    ctypedef enum bn_seen:
+        BN_IN_Y, BN_IN_X, BN_IN_Y_OF_BOTH
     ctypedef void (*bn_backward_sums_fn)(bn_part, bn_array, bn_array, bn_array, bn_array, const double *,
                                          bn_coefficients, int, double *, double *) noexcept nogil
     ctypedef void (*bn_backward_apply_fn)(bn_part, bn_array, bn_array, bn_array, bn_array, bn_array, bn_array,

@@ -126,7 +126,8 @@ enum {
     RESIDUAL = 16,
     STREAM = 32,  /* stores past the cache */
     COUNTED = 64, /* some values do not count */
-    BY_ROW = 128  /* all values of a row count, or none: without COUNTED */
+    BY_ROW = 128, /* all values of a row count, or none: without COUNTED */
+    BOTH = 256    /* says of x and of the result whether they are infinite */
 };
 
 static void copy_unfenced(const char *from, char *to, ptrdiff_t n_bytes);

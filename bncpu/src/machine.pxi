@@ -14,7 +14,7 @@ cdef extern from "threads.h":
     void bn_set_machine(int processors, int usable, const char *loadavg, double long_wait) noexcept nogil
     int bn_idle_threads(int most) noexcept nogil
     void bn_for_each(Py_ssize_t start, Py_ssize_t stop, bn_task step, void *job, int n_threads) noexcept nogil
-    void bn_raise_flag(int *flag) noexcept nogil
+    void bn_raise_flags(int *flags, int bits) noexcept nogil
 
 
 # ---- instruction sets ----

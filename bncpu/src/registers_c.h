@@ -72,9 +72,9 @@ INLINE vdouble observed(vdouble d, vdouble value) { return d == d ? value : 0.0;
 /* The sum of the lanes, pairwise: the first half plus the second, and so on. */
 INLINE double sum_of_register(vdouble v) { return v; }
 
-/* Where v is infinite, not NaN. */
-INLINE vbits_f32 infinite_f32(vt_f32 v) { return isinf(v) != 0; }
-INLINE vbits_f64 infinite_f64(vt_f64 v) { return isinf(v) != 0; }
+/* Where v is infinite, not NaN: all bits. */
+INLINE vbits_f32 infinite_f32(vt_f32 v) { return -(isinf(v) != 0); }
+INLINE vbits_f64 infinite_f64(vt_f64 v) { return -(isinf(v) != 0); }
 
 /* relu: max(v, 0), but NaN stays. where_above_0: v where y is above 0 or NaN, otherwise 0. */
 INLINE vt_f32 relu_f32(vt_f32 v) { return v < 0 ? 0.0f : v; }

@@ -10,8 +10,8 @@ typedef struct {
     VT mean, scale, shift, dy_scale, x_scale, offset;
 } NAME(registers);
 
-/* n values, from i on, of the forward result or of dx. Returns where x is infinite. `each`: whether each value of the run
- * counts or not, or all of them. */
+/* n values, from i on, of the forward result or of dx. Returns where the forward result, before ReLU, is infinite; with BOTH,
+ * bn_seen values. `each`: whether each value of the run counts or not, or all of them. */
 INLINE VBITS NAME(result)(NAME(runs) r, int each, ptrdiff_t i, const ptrdiff_t n, NAME(registers) k, VT *y,
                           const int how) {
     VT x = NAME(load)(r.x + i, n), centred = x - k.mean, v;
@@ -22,7 +22,9 @@ INLINE VBITS NAME(result)(NAME(runs) r, int each, ptrdiff_t i, const ptrdiff_t n
     }
     if (!(how & BACKWARD)) {
         *y = how & RELU ? NAME(relu)(v) : v;
-        return NAME(infinite)(x);
+        if (how & BOTH)
+            return (NAME(infinite)(x) & BN_IN_X) | (NAME(infinite)(v) & BN_IN_Y_OF_BOTH);
+        return NAME(infinite)(v);
     }
     VT dy = NAME(load)(r.dy + i, n);
     if (how & RELU)
@@ -227,7 +229,7 @@ INLINE int NAME(part_apply)(bn_part p, NAME(arrays) a, NAME(coefficients) k, int
             infinite |= NAME(outer_apply)(p, a, o++, planes, k, 1, how);
     for (byte = 0; byte < sizeof(infinite); byte++)
         any |= ((const unsigned char *)&infinite)[byte];
-    return any != 0;
+    return how & BOTH ? any : any ? BN_IN_Y : 0;
 }
 
 static int NAME(any_apply)(bn_part p, NAME(arrays) a, bn_coefficients c, int stream, int how) {
@@ -252,6 +254,8 @@ static int NAME(any_apply)(bn_part p, NAME(arrays) a, bn_coefficients c, int str
         CASE(BACKWARD | COUNTED)
     case STREAM:
         return NAME(part_apply)(p, a, k, streams, STREAM);
+    case BOTH:
+        return NAME(part_apply)(p, a, k, streams, BOTH);
     default:
         return NAME(part_apply)(p, a, k, streams, 0);
 #undef CASE
@@ -281,20 +285,24 @@ static int NAME(apply_converted)(bn_part p, bn_array x, bn_array y, bn_coefficie
                 if (x.type)
                     NAME(convert)(part, x_part, from, 0, 0);
                 infinite |= NAME(any_apply)(part, (NAME(arrays)){as_from, {0}, {0}, as_to, {0}, {0}, NULL, 1, 0, 0, 0}, k, streams, how);
-                if (y.type)
+                if (y.type) {
+                    if (NAME(exceeds)(to, part.outer * part.channels * part.inner, y.type))
+                        infinite |= how & BOTH ? BN_IN_Y_OF_BOTH : BN_IN_Y;
                     NAME(convert)(part, y_part, to, 1, streams);
+                }
             }
     return infinite;
 }
 
+/* both: only without residual and relu. Then nothing but converted values is stored past the cache. */
 static int NAME(apply)(bn_part p, bn_array x, bn_array z, bn_array y, bn_coefficients c, int relu,
-                       int stream) {
+                       int stream, int both) {
     NAME(arrays) a = {x, z, {0}, y, {0}, {0}, NULL, 1, 0, 0, 0};
     int how = (z.data ? RESIDUAL : 0) | (relu ? RELU : 0);
     /* If y is converted, only the converted values are stored past the cache. */
     if (x.type || y.type)
-        return NAME(apply_converted)(p, x, y, c, stream, how | (stream && !y.type ? STREAM : 0));
-    return NAME(any_apply)(p, a, c, stream, how | (stream ? STREAM : 0));
+        return NAME(apply_converted)(p, x, y, c, stream, how | (both ? BOTH : stream && !y.type ? STREAM : 0));
+    return NAME(any_apply)(p, a, c, stream, how | (both ? BOTH : stream ? STREAM : 0));
 }
 
 static void NAME(backward_apply)(bn_part p, bn_array x, bn_array z, bn_array dy, bn_array dx,

@@ -12,7 +12,7 @@ cdef void _moments_of(job *j, place at) noexcept nogil:
         weights = j.weights + start
     if j.leaves.moments[j.is_double](at.part, _part(j.x, at), _part(j.counted, at), weights, j.g.whole.inner,
                                      j.skip_missing, to, to + j.field, to + 2 * j.field, to + 3 * j.field):
-        bn_raise_flag(&j.seen)
+        bn_raise_flags(&j.seen, 1)
     if j.recency_end != NULL:
         _decay_block(j, to, at.part.channels, j.g.whole.outer * j.g.whole.inner - start - n)
 
@@ -74,9 +74,11 @@ cdef bint _backward_fold(job *j, Py_ssize_t c) noexcept nogil:
 # ---- the second step: results ----
 
 cdef void _result_of(job *j, place at) noexcept nogil:
-    if j.leaves.apply[j.is_double](at.part, _part(j.x, at), _part(j.z, at), _part(j.y, at),
-                                   _of_channels(j.c, j.itemsize * _channel(j.g, at)), j.relu, j.stream):
-        bn_raise_flag(&j.seen)
+    cdef int seen = j.leaves.apply[j.is_double](at.part, _part(j.x, at), _part(j.z, at), _part(j.y, at),
+                                                _of_channels(j.c, j.itemsize * _channel(j.g, at)), j.relu, j.stream,
+                                                j.both)
+    if seen:
+        bn_raise_flags(&j.seen, seen)
 
 
 cdef void _gradient_of(job *j, place at) noexcept nogil:

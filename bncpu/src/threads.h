@@ -3,6 +3,9 @@
 #define BNCPU_THREADS_H
 
 #include <stddef.h>
+#if !defined(__GNUC__) && !defined(__clang__)
+#include <intrin.h>
+#endif
 
 typedef void (*bn_task)(void *job, ptrdiff_t task);
 
@@ -25,12 +28,12 @@ int bn_idle_threads(int most);
 /* Calls `step` for every task from `start` to `stop`, in about equal shares of adjacent tasks. */
 void bn_for_each(ptrdiff_t start, ptrdiff_t stop, bn_task step, void *job, int n_threads);
 
-/* Threads may raise the same flag at once. */
-static inline void bn_raise_flag(int *flag) {
+/* Threads may raise flags, bits of a number, at once. */
+static inline void bn_raise_flags(int *flags, int bits) {
 #if defined(__GNUC__) || defined(__clang__)
-    __atomic_store_n(flag, 1, __ATOMIC_RELAXED);
+    __atomic_fetch_or(flags, bits, __ATOMIC_RELAXED);
 #else
-    *(volatile int *)flag = 1;
+    _InterlockedOr((volatile long *)flags, bits);
 #endif
 }
 

@@ -210,6 +210,7 @@ def unchanged(dict given, checked):
         and _same_vector(given.get("gamma", given), p[7])
         and _same_vector(given.get("beta", given), p[8])
         and _same_number(given.get("window", given), p[9])
+        and _same_number(given.get("clip", given), p[10])
         and type(given.get("copy")) is bool
         and _result_type(None, given.get("dtype", given)) != cnp.NPY_NOTYPE
         and _is_count(given.get("n_threads", given))
@@ -240,8 +241,10 @@ cdef inline bint _same_vector(object now, object then):
 # ---- the short way of transform ----
 
 def apply_plain(X, channel_axis, out, dtype, n_threads, cnp.ndarray values, cnp.ndarray single):
-    """`X` transformed by what `fold_running` returned, in `out` if that is given, as `dtype`; None unless both are
-    plain arrays of so many channels, and `X` is without infinities.
+    """`X` transformed by what `fold_running` returned, in `out` if that is given, as `dtype`.
+
+    None unless both are plain arrays of so many channels, and neither X nor the result holds an infinity. If X was
+    overwritten then, the result and what `apply` says.
     """
     cdef job j
     cdef Py_ssize_t size, width = values.shape[1]
@@ -259,11 +262,31 @@ def apply_plain(X, channel_axis, out, dtype, n_threads, cnp.ndarray values, cnp.
     size = width * j.itemsize
     j.c.mean = _further(_values(values), 3 * size) if j.is_double else _values(single)
     j.c.scale, j.c.shift = _further(j.c.mean, size), _further(j.c.mean, 2 * size)
+    j.both = not apart or _hides(&j)
     if cnp.PyArray_SIZE(y) <= _small:
         _result_of_small(&j)
     else:
         _run_plain_results(&j, n_threads, apart)
-    return None if j.seen else y
+    if j.seen:
+        return None if apart else (y, j.seen)
+    return y
+
+
+cdef bint _hides(job *j) noexcept:
+    """Whether a channel may be of finite results where `x` is infinite."""
+    cdef Py_ssize_t c
+    cdef bint shows = True
+    if j.is_double:
+        for c in range(j.width):
+            shows &= _shows((<const double *> j.c.mean)[c], (<const double *> j.c.scale)[c], (<const double *> j.c.shift)[c])
+    else:
+        for c in range(j.width):
+            shows &= _shows((<const float *> j.c.mean)[c], (<const float *> j.c.scale)[c], (<const float *> j.c.shift)[c])
+    return not shows
+
+
+cdef inline bint _shows(double mean, double scale, double shift) noexcept nogil:
+    return (scale != 0) & ((mean + scale + shift) * 0 == 0)
 
 
 cdef void _result_of_small(job *j) noexcept:
