@@ -591,7 +591,7 @@ def sample_weight(sample_weight: Any, X: Any) -> NDArray[np.float64] | None:
     if isinstance(sample_weight, np.ma.MaskedArray):
         sample_weight = sample_weight.filled(0)
     sample_weight = numbers_only("sample_weight", sample_weight)
-    if np.ndim(sample_weight) > 1 and getattr(X, "ndim", 0) > 2:
+    if getattr(X, "ndim", 0) > 2 and np.ndim(sample_weight) > 1:
         return _of_positions(np.asarray(sample_weight), X)
     # scikit-learn looks at the number of samples alone.
     return _not_all_zero(sample_weight, np.empty((len(X), 0)) if isinstance(X, Batch) else X)

@@ -84,7 +84,6 @@ def backward_sums(
     shift: NDArray[Any] | None,
     relu: bool,
     n_threads: int | None,
-    counted: NDArray[Any] | None = ...,
 ) -> NDArray[Any]: ...
 def backward_apply(
     dy: NDArray[Any],

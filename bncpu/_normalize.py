@@ -78,7 +78,7 @@ def moments(
         Positions after which the weight of a value halves; the last one has weight 1. Only without `weights`, and where
         `outer` or `inner` is 1.
     counted : ndarray of the shape of `x4`, and of the dtype it is computed in, optional
-        1 where a value counts, else 0. In the form of `x4`, or with a stride of 0 along the channels of rows.
+        1 where a value counts, else 0. In the form of `x4`, but with a stride of 0 along the channels of rows.
     """
     if x4.size == 0:
         return Moments.empty(x4.shape[0] * x4.shape[2]), False
@@ -171,7 +171,6 @@ def backward_sums(
     relu: Coefficients | None = None,
     residual: Array | None = None,
     n_threads: int | None = None,
-    counted: Array | None = None,
 ) -> NDArray[np.float64]:
     """Sums of g and of ``g * (x - center)`` of each channel. g is `dy4`, but 0 where ReLU gave 0.
 
@@ -185,8 +184,6 @@ def backward_sums(
     residual : ndarray of the shape, dtype and form of `x4`, optional
         Of the forward pass, if that had ReLU.
     n_threads : int or None
-    counted : ndarray, optional
-        As for `moments`. All values are summed; but one that does not count is not looked at where `dy4` is 0.
 
     Returns
     -------
@@ -196,10 +193,9 @@ def backward_sums(
         return np.zeros((2, len(center)))
     c, fits = (NOTHING, None) if relu is None else rounded(relu, x4.dtype)
     if relu is not None and fits is not None:
-        passed = _passed(dy4, x4, relu, residual)
-        return backward_sums(passed, x4, center, n_threads=n_threads, counted=counted)
+        return backward_sums(_passed(dy4, x4, relu, residual), x4, center, n_threads=n_threads)
     n = _kernels.threads(n_threads, x4.nbytes)
-    sums = _kernels.backward_sums(dy4, x4, residual, center, c.mean, c.scale, c.shift, relu is not None, n, counted)
+    sums = _kernels.backward_sums(dy4, x4, residual, center, c.mean, c.scale, c.shift, relu is not None, n)
     return sum_blocks(sums)
 
 
@@ -391,11 +387,11 @@ def backward(
     c, fits = (NOTHING, None) if relu is None else rounded(relu, x4.dtype)
     n_values = x4.shape[1] * x4.shape[3]
     if x4.size == 0 or fits is not None:
-        how: dict[str, Any] = {"relu": relu, "residual": residual, "n_threads": n_threads, "counted": counted}
+        how: dict[str, Any] = {"relu": relu, "residual": residual, "n_threads": n_threads}
         total, product = backward_sums(dy4, x4, saved.mean, **how)
         along = sums_with_x_hat(total, product, saved)
         k = fold_saved_backward(saved, gamma, total, along, n_values if counts is None else counts)
-        backward_apply(dy4, x4, dx4, k, dresidual=dresidual, **how)
+        backward_apply(dy4, x4, dx4, k, dresidual=dresidual, counted=counted, **how)
         return total, along
     lo = np.ascontiguousarray(np.broadcast_to(saved.mean_lo, saved.mean.shape), np.float64)
     apart, n = _is_apart(dx4, dy4, x4, residual), _kernels.threads(n_threads, x4.nbytes)

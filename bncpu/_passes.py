@@ -154,10 +154,7 @@ class Part:
             step, self.dy if dy is None else dy, self.x if x is None else x, None if relu is None else self.residual
         )
         about, relu = self._flat(center, step), self._flat(relu, step)
-        counted = self._counted(self.layouts[step])
-        sums = _normalize.backward_sums(
-            dy4, x4, about, relu=relu, residual=z4, n_threads=self.n_threads, counted=counted
-        )
+        sums = _normalize.backward_sums(dy4, x4, about, relu=relu, residual=z4, n_threads=self.n_threads)
         return tuple(self._unflat(sums, step))
 
     def both_backward(
@@ -209,8 +206,21 @@ class Part:
             dresidual=dz4,
             stream=self.stream and dx is None,
             n_threads=self.n_threads,
-            counted=self._counted(self.layouts[step]),
+            counted=None if step else self._counted(self.layouts[0]),
         )
+
+    def overwrites(self) -> bool:
+        """Whether the result lies in the memory of x or dy."""
+        return any(a is not None and np.may_share_memory(a, self.result) for a in (self.x, self.dy))
+
+    def cleaned(self, *sums: Float64) -> bool:
+        """Whether sums are to be made again: x may be NaN where it does not count and has no gradient, and is now 0."""
+        if self.counted is None or self.dy is None or all(np.isfinite(some).all() for some in sums):
+            return False
+        counts, x = (self.counted > 0) | (self.dy != 0), self.x
+        self.x = _layout.empty_in(self.layouts[0], x.shape, x.dtype)
+        self.x[...] = np.where(counts, x, x.dtype.type(0))
+        return True
 
 
 class Pass:
@@ -254,14 +264,30 @@ class Pass:
         layouts: Sequence[_layout.Layout] = found
         dy = None if dy is None else _layout.like(layouts, dy, x)
         residual = None if residual is None else _layout.like(layouts, residual, x)
-        counted = None
+        counted, self._order = None, None
         if where is not None:
-            counted, layouts = _layout.counted(where, layouts, x)
+            counted, layouts, x, dy, residual = self._with_counted(where, layouts, kept, x, dy, residual)
         result = x if read_only else _layout.target(layouts, out, x, dy, residual)
         stream = _normalize.streams(result, x, dy, residual)
         self.whole = Part(slice(None), layouts, x, result, dy, residual, None, counted, relu, stream, n_threads)
         if dy is not None and residual is not None and not read_only:
             self.whole.dresidual = _layout.empty_in(layouts[0], x.shape, x.dtype)
+
+    def _with_counted(
+        self, where: NDArray[np.bool_], layouts: Sequence[_layout.Layout], kept: Any, *arrays: Array | None
+    ) -> tuple[Any, ...]:
+        """What counts, layouts and arrays in which it has a view, if need be copies in C order."""
+        x = arrays[0]
+        assert x is not None
+        found = _layout.counted(where, layouts, x)
+        if found is None:
+            self._order = layouts[0]
+            x, *others = (None if a is None else np.ascontiguousarray(a) for a in arrays)
+            assert x is not None
+            arrays = x, *others
+            found = _layout.counted(where, [_layout.layout_of(x, axes) for axes in kept], x)
+            assert found is not None
+        return *found, *arrays
 
     def parts(self, values: int | None = None) -> Iterator[Part]:
         """Parts of about so many values, at least a sample each; one part if samples are not adjacent in memory."""
@@ -289,15 +315,20 @@ class Pass:
             yield arrays if len(x) == len(arrays[0]) else [a[: len(x)] for a in arrays]
 
     def result(self) -> Array:
-        """The result, in `out` if given, else in the dtype of the call's `x` and native byte order."""
-        return _layout.delivered(self.whole.result, self._out, self._dtype)
+        """The result, in `out` if given, else in the dtype and memory order of the call's `x`, in native byte order."""
+        return self._delivered(self.whole.result, self._out)
+
+    def _delivered(self, y: Array, out: Array | None) -> Array:
+        if out is None and self._order is not None:
+            out = _layout.empty_in(self._order, y.shape, self._dtype)
+        return _layout.delivered(y, out, self._dtype)
 
     def dresidual(self) -> tuple[Array, ...]:
         """The gradient of the residual, if there was one."""
         if self._copy_of_dy is not None:
             return (self._copy_of_dy,)
         dz = self.whole.dresidual
-        return () if dz is None else (_layout.delivered(dz, None, self._dtype),)
+        return () if dz is None else (self._delivered(dz, None),)
 
 
 def joined(parts: list[Moments]) -> Moments:

@@ -83,6 +83,9 @@ def backward_in_two_steps(
         part.apply(fold_saved(some), last=False, y=x_hat)
         relu = _affine(scale, shift) if part.relu else None
         total, product = part.sums(0.0, relu, step=1, x=x_hat)
+        if part.cleaned(total, product):
+            part.apply(fold_saved(some), last=False, y=x_hat)
+            total, product = part.sums(0.0, relu, step=1, x=x_hat)
         with np.errstate(all="ignore"):
             gradients += product, total
         part.backward(Gradient(_ZERO, _ONE if scale is None else scale, _ZERO, _ZERO), relu, step=1, x=x_hat, dx=g)

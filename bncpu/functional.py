@@ -541,9 +541,11 @@ def _backward(
     arrays = Pass(x, ((axis,),), where=where, **checked)
     part = arrays.whole
     relu = fold_saved(saved, scale, shift) if part.relu else None
-    if sums is None:
+    if sums is None and (where is None or not part.overwrites()):
         counts = None if where is None else np.full(n_channels, float(count))
         dbeta, dgamma = part.both_backward(saved, scale, relu, counts)
+        if part.cleaned(dbeta, dgamma):
+            dbeta, dgamma = part.both_backward(saved, scale, relu, counts)
         return arrays.result(), dgamma, dbeta, *arrays.dresidual()
     total = _sums(part, saved, relu, count) if given is None else given
     if not frozen:
@@ -559,6 +561,8 @@ def _backward(
 
 def _sums(part: Part, saved: SavedStatistics, relu: Coefficients | None, count: int) -> BackwardSums:
     total, product = part.sums(saved.mean, relu)
+    if part.cleaned(total, product):
+        total, product = part.sums(saved.mean, relu)
     return BackwardSums(np.full(len(total), float(count)), sums_with_x_hat(total, product, saved), total)
 
 

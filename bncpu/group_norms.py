@@ -700,6 +700,8 @@ def _backward_in_one_step(
         some = changed(part.share(saved), lambda a: a[..., None])  # to broadcast against the channels of its group
         relu = fold_saved(some, scale, shift) if part.relu else None
         total, product = part.sums(some.mean, relu)
+        if part.cleaned(total, product):
+            total, product = part.sums(some.mean, relu)
         along = sums_with_x_hat(total, product, some)
         with np.errstate(all="ignore"):
             gradients += along.sum(axis=0), total.sum(axis=0)

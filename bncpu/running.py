@@ -63,7 +63,7 @@ class Running(NamedTuple):
         """Of some features, in the order of their indices."""
         if self.recent is not None:
             return Running.of_rows(self.recent.of_features(which))
-        return Running(np.take(self.values, which, axis=1))
+        return Running(np.take(self.values, which, axis=1), last=self.last)
 
     @classmethod
     def beside(cls, parts: Sequence[Running]) -> Running:
@@ -71,7 +71,13 @@ class Running(NamedTuple):
         recent = [part.recent for part in parts if part.recent is not None]
         if recent:
             return cls.of_rows(Recent.beside(recent))
-        return cls(np.concatenate([part.values for part in parts], axis=1))
+        last = max((part.last for part in parts if part.last is not None), default=None)
+        values = np.concatenate([part.values for part in parts], axis=1)
+        if last is not None:  # ages are from there on
+            values[4] += np.repeat(
+                [last - (part.last or 0) for part in parts], [part.values.shape[1] for part in parts]
+            )
+        return cls(values, last=last)
 
     @property
     def moments(self) -> Moments:

@@ -356,7 +356,9 @@ def content(t: Any) -> dict[str, Any]:
     given = _given(t) | {name: _as_json(value) for name, value in durations.items()}
     for name, value in given.items():
         if value is not None and name not in durations and not isinstance(value, (bool, int, float, str, list)):
-            raise TypeError(f"save takes parameters that are numbers, texts or lists of them, got {name}={shown(value)}")
+            raise TypeError(
+                f"save takes parameters that are numbers, texts or lists of them, got {name}={shown(value)}"
+            )
     kept = {
         "parameters": given,
         "in_effect": _in_effect(t),
@@ -472,7 +474,7 @@ def restored(cls: Any, kept: dict[str, Any]) -> Any:
             raise ValueError("the variance of the rows of recent overflows float64")
     batches, tracked = kept["n_batches_seen"], kept.get("n_batches_tracked", 0)
     made._state = State.of(kind, running, seen, batches, p.for_features(made, n_features), tracked)
-    made.set_params(**given)
+    made.set_params(**_parameters(kept["parameters"]))
     parameters(made).for_features(made, n_features)
     for name in ("gamma", "beta"):
         if getattr(made, name) is not None:

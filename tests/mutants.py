@@ -68,7 +68,7 @@ BATCHES, FUNCTIONAL, TRANSFORMER = "bncpu/_batches.py", "bncpu/functional.py", "
 COMPAT, STATE_FILE, DOOR = "bncpu/_compat.py", "bncpu/_state_file.py", "bncpu/_door.py"
 YARDSTICKS = "bncpu/_yardsticks.py"
 RUNNING, STATE = "bncpu/running.py", "bncpu/state.py"
-LAYOUT = "bncpu/_layout.py"
+LAYOUT, PASSES = "bncpu/_layout.py", "bncpu/_passes.py"
 TIMES, REPORT = "bncpu/_times.py", "bncpu/_report.py"
 SUMS, RESULTS = "bncpu/src/sums_template.h", "bncpu/src/results_template.h"
 FILES, TABLES = "bncpu/_files.py", "bncpu/_tables.py"
@@ -335,8 +335,8 @@ MUTANTS = [
     Mutant(
         "last-of-a-plane-not-written",
         RESULTS,
-        "NAME(apply_line)(a, o, channel, i, end - i, k, step, how)",
-        "NAME(apply_line)(a, o, channel, i, end - i - 1, k, step, how)",
+        "NAME(apply_line)(a, o, channel, i, end - i, k, 1, step, how)",
+        "NAME(apply_line)(a, o, channel, i, end - i - 1, k, 1, step, how)",
         "kernels",
     ),
     Mutant(
@@ -759,35 +759,38 @@ MUTANTS = [
         "normalize small_calls",
     ),
     # ---- values that do not count ----
-    Mutant("padding-counts-in-planes", SUMS, "if (how & COUNTED && !(how & BACKWARD))", "if (0)", "where"),
-    Mutant("padding-counts-in-rows", SUMS, "if (!counts && !(how & BACKWARD))", "if (0)", "where"),
     Mutant(
-        "padding-shifts",
-        SUMS,
-        "shift[c] = found ? NAME(value)(x, best_o, c, best_i) : 0.0;",
-        "shift[c] = 1e9;",
-        "where",
+        "padding-counts-in-planes", SUMS, "d = where(w > 0, d, vdouble_all(0.0));", "d = where(w < 9, d, w);", "where"
     ),
-    Mutant("nan-of-padding-in-gradients", SUMS, "d = where((w > 0) | (g != 0), d, vdouble_all(0.0));", ";", "where"),
+    Mutant("padding-counts-in-rows", SUMS, "[o * a.counted.outer] > 0;", "[o * a.counted.outer] > -1;", "where"),
+    Mutant("rows-beyond-the-first-list-lost", SUMS, "first < p.outer; first += LISTED", "first < 1; first++", "where"),
     Mutant(
         "padding-acts-on-statistics",
         RESULTS,
         "v = NAME(where_above_0)(each ?",
-        "v = NAME(where_above_0)(1 ? v :",
+        "v = NAME(where_above_0)(1 ? NAME(all)(1) : each ?",
         "where",
     ),
     Mutant(
         "padding-counted-in-gradients", STEPS, "all_count if j.counts == NULL else j.counts[c]", "all_count", "where"
     ),
     Mutant("empty-samples-divided-by-0", STEPS, "if m.count > 0 else 0.0", "", "where"),
-    Mutant("one-mask-for-all-samples", LAYOUT, "1 if where.shape[axis] == 1 and axis in kept else n", "n", "where"),
     Mutant(
-        "broadcast-positions-counted-once",
-        LAYOUT,
-        "np.count_nonzero(where, axis=others) * each",
-        "np.count_nonzero(where, axis=others)",
+        "nan-of-padding-in-gradients",
+        PASSES,
+        "self.x[...] = np.where(counts, x, x.dtype.type(0))",
+        "self.x[...] = x",
         "where",
     ),
+    Mutant(
+        "gradients-of-what-was-overwritten",
+        PASSES,
+        "return any(a is not None and np.may_share",
+        "return any(False and np.may_share",
+        "where",
+    ),
+    Mutant("one-mask-for-all-samples", LAYOUT, "1 if where.shape[axis] == 1 and axis in kept else n", "n", "where"),
+    Mutant("broadcast-positions-counted-once", LAYOUT, " for axis in kept]) * each", " for axis in kept])", "where"),
     Mutant(
         "weights-of-positions-by-sample",
         LAYOUT,

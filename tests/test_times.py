@@ -16,7 +16,7 @@ from sklearn.base import clone
 from sklearn.linear_model import LinearRegression
 from sklearn.pipeline import make_pipeline
 
-from bncpu import BatchNormTransformer, moments
+from bncpu import BatchNormTransformer, concatenate, moments
 from bncpu._batches import Dense, summary
 
 N, DAYS = 60, datetime.timedelta(days=14)
@@ -341,3 +341,25 @@ def test_weights_of_positions_and_times_of_samples_are_both_weights():
     mean, var = direct(each, np.repeat(TIMES, 4), DAYS, weights.ravel())
     np.testing.assert_allclose(t.running_mean_, mean, rtol=1e-11)
     np.testing.assert_allclose(t.running_var_, var, rtol=1e-11)
+
+
+def test_features_selected_and_joined_go_on_from_the_last_time():
+    """Those of the part that ended first have aged since."""
+    rng = np.random.default_rng(30)
+    X, times = rng.normal(size=(8, 3)), np.datetime64("2026-01-01T00", "ns") + np.arange(8) * np.timedelta64(7, "h")
+    bn = BatchNormTransformer(halflife="1D").partial_fit(X[:5], times=times[:5])
+    some = bn.select([2, 0])
+    np.testing.assert_allclose(
+        some.partial_fit(X[5:, [2, 0]], times=times[5:]).running_var_,
+        BatchNormTransformer(halflife="1D")
+        .partial_fit(X[:5, [2, 0]], times=times[:5])
+        .partial_fit(X[5:, [2, 0]], times=times[5:])
+        .running_var_,
+        rtol=1e-12,
+    )
+    early = BatchNormTransformer(halflife="1D").partial_fit(X[:3, :1], times=times[:3])
+    late = BatchNormTransformer(halflife="1D").partial_fit(X[:5, 1:], times=times[:5])
+    joined = concatenate(early, late).partial_fit(X[5:], times=times[5:])
+    expected = early.partial_fit(X[5:, :1], times=times[5:])
+    np.testing.assert_allclose(joined.running_var_[0], expected.running_var_[0], rtol=1e-12)
+    np.testing.assert_allclose(joined.running_mean_[0], expected.running_mean_[0], rtol=1e-12)

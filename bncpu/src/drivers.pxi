@@ -43,8 +43,8 @@ def moments(cnp.ndarray x, cnp.ndarray weights, bint skip_missing, n_threads, ha
         Let the weight halve every so many positions from the last one back. Without `weights`, and where `outer` or
         `inner` is 1.
     counted : ndarray of the shape of `x` and of the dtype that `x` is computed in, or None
-        1 for values that count, 0 for the others; contiguous along ``inner``, and with a stride of 0 or 1 along
-        channels if ``inner == 1``. Not beside `weights`, `halflife` or `skip_missing`.
+        1 for values that count, 0 for the others; contiguous along ``inner``, and with a stride of 0 along channels in
+        the form of rows. `x` is float32 or float64 then. Not beside `weights`, `halflife` or `skip_missing`.
 
     Returns
     -------
@@ -106,7 +106,7 @@ def apply(cnp.ndarray x, cnp.ndarray y, cnp.ndarray residual, cnp.ndarray mean, 
 
 
 def backward_sums(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray center, cnp.ndarray mean,
-                  cnp.ndarray scale, cnp.ndarray shift, bint relu, n_threads, cnp.ndarray counted=None):
+                  cnp.ndarray scale, cnp.ndarray shift, bint relu, n_threads):
     """Sums of `dy` and of ``dy * (x - center)`` of each channel in each block.
 
     With `relu`, `dy` counts as 0 where ``apply`` gives 0, with the same arguments.
@@ -121,8 +121,6 @@ def backward_sums(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray residual, cnp.ndarr
     relu : bool
     n_threads : int or None
         None: as many as are allowed, pay, and find a processor idle.
-    counted
-        As for ``moments``. What does not count is summed, too; but where its `dy` is 0, it is not looked at.
 
     Returns
     -------
@@ -136,7 +134,7 @@ def backward_sums(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray residual, cnp.ndarr
     sums = _new_sums(&j, 2)
     j.z, j.dy, j.center = _array(residual, j.is_double), _array(dy, j.is_double), <const double *> _values(center)
     j.c.mean, j.c.scale, j.c.shift = _values(mean), _values(scale), _values(shift)
-    j.sum_part, j.relu, j.counted = _sums_of, relu, _array(counted, j.is_double)
+    j.sum_part, j.relu = _sums_of, relu
     _run(&j, _sum_task)
     return sums
 

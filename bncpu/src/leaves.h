@@ -44,7 +44,7 @@ typedef enum {
  * moments and apply may be of another type than the leaf computes in, and x only without residual and relu.
  *
  * `counted` is 1 for each value that enters the statistics, and 0 for the others. All count if there is no such array. Its
- * channel stride may be 0. */
+ * channel stride may be 0; the channels of a row share it. */
 typedef struct {
     char *data;
     ptrdiff_t outer, channel;
@@ -79,10 +79,9 @@ typedef int (*bn_apply_fn)(bn_part part, bn_array x, bn_array residual, bn_array
                            bn_coefficients c, int relu, int stream, int both);
 
 /* Sums of g and of g * (x - center) per channel. g is dy, but with relu it is 0 where apply gives 0 for the same x,
- * residual and coefficients. Where apply gives NaN, g is dy. A value that does not count, and has no gradient, adds 0 even if
- * it is NaN. */
+ * residual and coefficients. Where apply gives NaN, g is dy. */
 typedef void (*bn_backward_sums_fn)(bn_part part, bn_array x, bn_array residual, bn_array dy,
-                                    bn_array counted, const double *center, bn_coefficients c, int relu,
+                                    const double *center, bn_coefficients c, int relu,
                                     double *sum, double *product);
 
 /* dx = dy_scale * g + x_scale * (x - mean) + offset, and dresidual = g if there is a residual, which is only with relu.

@@ -22,8 +22,8 @@ cdef extern from "leaves.h":
     ctypedef int (*bn_apply_fn)(bn_part, bn_array, bn_array, bn_array, bn_coefficients, int, int, int) noexcept nogil
     ctypedef enum bn_seen:
         BN_IN_Y, BN_IN_X, BN_IN_Y_OF_BOTH
-    ctypedef void (*bn_backward_sums_fn)(bn_part, bn_array, bn_array, bn_array, bn_array, const double *,
-                                         bn_coefficients, int, double *, double *) noexcept nogil
+    ctypedef void (*bn_backward_sums_fn)(bn_part, bn_array, bn_array, bn_array, const double *, bn_coefficients,
+                                         int, double *, double *) noexcept nogil
     ctypedef void (*bn_backward_apply_fn)(bn_part, bn_array, bn_array, bn_array, bn_array, bn_array, bn_array,
                                           bn_coefficients, int, int) noexcept nogil
     ctypedef void (*bn_normalize_fn)(bn_part, bn_array, bn_array, const char *, const char *, double, int, int,

@@ -22,14 +22,14 @@ typedef struct {
 } NAME(runs);
 
 /* converted: for sums, room for some values of x if x is of another type. joined: for sums, how many rows are taken as one row.
- * channels: of one of these rows. ahead: for results, how many bytes ahead of a single stream past the cache are fetched. each: for
- * results, whether `counted` has a value for each of a run, or one for all of it. */
+ * channels: of one of these rows. ahead: for results, how many bytes ahead of a single stream past the cache are fetched. rows: for
+ * sums, those that count. */
 typedef struct {
     bn_array x, z, dy, y, dz, counted;
     T *converted;
     ptrdiff_t joined, channels;
     ptrdiff_t ahead;
-    int each;
+    const ptrdiff_t *rows;
 } NAME(arrays);
 
 INLINE NAME(runs) NAME(run)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t c, const int how) {
@@ -38,7 +38,7 @@ INLINE NAME(runs) NAME(run)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t c, const int 
         r.z = (const T *)a.z.data + o * a.z.outer + c * a.z.channel;
     if (how & BACKWARD)
         r.dy = (const T *)a.dy.data + o * a.dy.outer + c * a.dy.channel;
-    if (how & (COUNTED | BY_ROW))
+    if (how & COUNTED)
         r.counted = (const T *)a.counted.data + o * a.counted.outer + c * a.counted.channel;
     if (a.y.data)
         r.y = (T *)a.y.data + o * a.y.outer + c * a.y.channel;

@@ -114,6 +114,9 @@ INLINE ptrdiff_t rows_joined(ptrdiff_t channels) {
     return joined ? joined : whole * channels <= JOINED ? whole : 1;
 }
 
+/* The most rows in a list. */
+#define LISTED 1024
+
 /* Values that are written together: a line of the cache, where stores go past it. */
 #define LINE (LINE_REGISTERS * T_LANES)
 
@@ -126,7 +129,7 @@ enum {
     RESIDUAL = 16,
     STREAM = 32,  /* stores past the cache */
     COUNTED = 64, /* some values do not count */
-    BY_ROW = 128, /* all values of a row count, or none: without COUNTED */
+    BY_ROW = 128, /* only some rows are summed: those in a list */
     BOTH = 256    /* says of x and of the result whether they are infinite */
 };
 

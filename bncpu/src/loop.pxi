@@ -60,7 +60,7 @@ cdef bint _run_wide(job *j) except -1:
     period *= _ceil_div(_wide_row, period)
     if not _is_rows(j.g) or j.g.groups != 1 or size < 4 * period or period > 64 * _wide_row or not (
         _is_packed(j, j.x) and _is_packed(j, j.z) and _is_packed(j, j.dy) and _is_packed(j, j.y) and _is_packed(j, j.dz)
-    ) or j.counted.group0.data != NULL:
+    ) or (j.dy.group0.data != NULL and j.counted.group0.data != NULL):
         return False
     if j.stream:
         head = (64 - <size_t> j.y.group0.data % 64) % 64 // j.y.itemsize

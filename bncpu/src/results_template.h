@@ -12,7 +12,7 @@ typedef struct {
 
 /* n values, from i on, of the forward result or of dx. Returns where the forward result, before ReLU, is infinite; with BOTH,
  * bn_seen values. `each`: whether each value of the run counts or not, or all of them. */
-INLINE VBITS NAME(result)(NAME(runs) r, int each, ptrdiff_t i, const ptrdiff_t n, NAME(registers) k, VT *y,
+INLINE VBITS NAME(result)(NAME(runs) r, const int each, ptrdiff_t i, const ptrdiff_t n, NAME(registers) k, VT *y,
                           const int how) {
     VT x = NAME(load)(r.x + i, n), centred = x - k.mean, v;
     if (!(how & BACKWARD) || how & RELU) {
@@ -94,7 +94,7 @@ INLINE ptrdiff_t NAME(in_register)(const ptrdiff_t n, const int h) {
  * stores past the cache in. A line is written at once, whatever the width of a register. n is LINE, or less at the ends. k
  * has the parameters for each register of the line. */
 INLINE VBITS NAME(apply_line)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t c, ptrdiff_t i, const ptrdiff_t n,
-                              const NAME(registers) *k, const int step, const int how) {
+                              const NAME(registers) *k, const int each, const int step, const int how) {
     VBITS infinite = (VBITS){0};
     VT v[4][LINE_REGISTERS];
     int u, h;
@@ -111,7 +111,7 @@ INLINE VBITS NAME(apply_line)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t c, ptrdiff_
         UNROLL
         for (h = 0; h < LINE_REGISTERS; h++)
             if (n > h * T_LANES)
-                infinite |= NAME(result)(NAME(run)(a, o + u, c, how), a.each, i + h * T_LANES,
+                infinite |= NAME(result)(NAME(run)(a, o + u, c, how), each, i + h * T_LANES,
                                          NAME(in_register)(n, h), k[h], &v[u][h], how);
     UNROLL
     for (u = 0; u < step; u++)
@@ -143,7 +143,7 @@ INLINE VBITS NAME(rows_apply_line)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t j, con
     for (h = 0; h < LINE_REGISTERS; h++)
         if (n > h * T_LANES)
             k[h] = NAME(of_columns)(c, j + h * T_LANES, NAME(in_register)(n, h), how);
-    return NAME(apply_line)(a, o, 0, j, n, k, step, how);
+    return NAME(apply_line)(a, o, 0, j, n, k, 0, step, how);
 }
 
 INLINE VBITS NAME(rows_apply)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t width, NAME(coefficients) c, const int step,
@@ -172,10 +172,10 @@ INLINE VBITS NAME(planes_apply)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t channel, 
     for (h = 0; h < LINE_REGISTERS; h++)
         k[h] = next;
     if (i)
-        infinite |= NAME(apply_line)(a, o, channel, 0, i, k, step, how);
+        infinite |= NAME(apply_line)(a, o, channel, 0, i, k, 1, step, how);
     for (;; end += inner) {
         for (; i + LINE <= end; i += LINE)
-            infinite |= NAME(apply_line)(a, o, channel, i, LINE, k, step, how);
+            infinite |= NAME(apply_line)(a, o, channel, i, LINE, k, 1, step, how);
         if (++plane == channel + planes)
             break;
         next = NAME(of_plane)(c, plane, how);
@@ -183,7 +183,7 @@ INLINE VBITS NAME(planes_apply)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t channel, 
             UNROLL
             for (h = 0; h < LINE_REGISTERS; h++)
                 k[h] = NAME(joined)(k[h], next, end - i - h * T_LANES, how);
-            infinite |= NAME(apply_line)(a, o, channel, i, LINE, k, step, how);
+            infinite |= NAME(apply_line)(a, o, channel, i, LINE, k, 1, step, how);
             i += LINE;
         }
         UNROLL
@@ -191,7 +191,7 @@ INLINE VBITS NAME(planes_apply)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t channel, 
             k[h] = next;
     }
     if (i < end)
-        infinite |= NAME(apply_line)(a, o, channel, i, end - i, k, step, how);
+        infinite |= NAME(apply_line)(a, o, channel, i, end - i, k, 1, step, how);
     return infinite;
 }
 
@@ -216,7 +216,6 @@ INLINE int NAME(part_apply)(bn_part p, NAME(arrays) a, NAME(coefficients) k, int
     ptrdiff_t o = 0, planes = NAME(is_rows)(p, a.x) ? 0 : 1;
     size_t byte;
     int any = 0;
-    a.each = planes || a.counted.channel;
     if (planes && p.inner >= LINE && NAME(are_adjacent)(p, a.x) && NAME(are_adjacent)(p, a.z) &&
         NAME(are_adjacent)(p, a.dy) && NAME(are_adjacent)(p, a.y) && NAME(are_adjacent)(p, a.dz) &&
         NAME(are_adjacent)(p, a.counted))
@@ -284,7 +283,7 @@ static int NAME(apply_converted)(bn_part p, bn_array x, bn_array y, bn_coefficie
                 as_to = y.type ? NAME(packed)(part, to) : y_part;
                 if (x.type)
                     NAME(convert)(part, x_part, from, 0, 0);
-                infinite |= NAME(any_apply)(part, (NAME(arrays)){as_from, {0}, {0}, as_to, {0}, {0}, NULL, 1, 0, 0, 0}, k, streams, how);
+                infinite |= NAME(any_apply)(part, (NAME(arrays)){as_from, {0}, {0}, as_to, {0}, {0}, NULL, 1, 0, 0, NULL}, k, streams, how);
                 if (y.type) {
                     if (NAME(exceeds)(to, part.outer * part.channels * part.inner, y.type))
                         infinite |= how & BOTH ? BN_IN_Y_OF_BOTH : BN_IN_Y;
@@ -297,7 +296,7 @@ static int NAME(apply_converted)(bn_part p, bn_array x, bn_array y, bn_coefficie
 /* both: only without residual and relu. Then nothing but converted values is stored past the cache. */
 static int NAME(apply)(bn_part p, bn_array x, bn_array z, bn_array y, bn_coefficients c, int relu,
                        int stream, int both) {
-    NAME(arrays) a = {x, z, {0}, y, {0}, {0}, NULL, 1, 0, 0, 0};
+    NAME(arrays) a = {x, z, {0}, y, {0}, {0}, NULL, 1, 0, 0, NULL};
     int how = (z.data ? RESIDUAL : 0) | (relu ? RELU : 0);
     /* If y is converted, only the converted values are stored past the cache. */
     if (x.type || y.type)
@@ -307,7 +306,7 @@ static int NAME(apply)(bn_part p, bn_array x, bn_array z, bn_array y, bn_coeffic
 
 static void NAME(backward_apply)(bn_part p, bn_array x, bn_array z, bn_array dy, bn_array dx,
                                  bn_array dz, bn_array counted, bn_coefficients c, int relu, int stream) {
-    NAME(arrays) a = {x, z, dy, dx, dz, counted, NULL, 1, 0, 0, 0};
+    NAME(arrays) a = {x, z, dy, dx, dz, counted, NULL, 1, 0, 0, NULL};
     NAME(any_apply)(p, a, c, stream,
                     BACKWARD | (z.data ? RESIDUAL : 0) | (counted.data ? COUNTED : 0) | (relu ? RELU : 0) | (stream ? STREAM : 0));
 }

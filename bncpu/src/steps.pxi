@@ -31,9 +31,8 @@ cdef void _decay_block(job *j, double *to, Py_ssize_t n_channels, Py_ssize_t row
 cdef void _sums_of(job *j, place at) noexcept nogil:
     cdef Py_ssize_t channel = _channel(j.g, at)
     cdef double *to = j.sums + at.block * j.width + channel
-    j.leaves.backward_sums[j.is_double](at.part, _part(j.x, at), _part(j.z, at), _part(j.dy, at), _part(j.counted, at),
-                                        j.center + channel, _of_channels(j.c, j.itemsize * channel), j.relu, to,
-                                        to + j.field)
+    j.leaves.backward_sums[j.is_double](at.part, _part(j.x, at), _part(j.z, at), _part(j.dy, at), j.center + channel,
+                                        _of_channels(j.c, j.itemsize * channel), j.relu, to, to + j.field)
 
 
 # ---- in between: the sums of a channel in all blocks are folded into its coefficients ----

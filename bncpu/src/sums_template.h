@@ -4,7 +4,7 @@
 
 /* ---- sums: s += w*g, q += w*g*d, n += w with d = x - shift, everything in float64 ----
  * g is d itself in moments, and dy in a backward pass. n is summed only with MASKED. With COUNTED w is 1 where a value counts,
- * and 0 elsewhere: there d is 0, but in a backward pass only if g is. */
+ * and 0 elsewhere: there d is 0. */
 
 typedef struct {
     HT mean, scale, shift;
@@ -23,7 +23,7 @@ INLINE void NAME(accumulate)(NAME(runs) r, ptrdiff_t i, const ptrdiff_t lanes, v
         w = observed(d, w);
         d = observed(d, d);
     }
-    if (how & COUNTED && !(how & BACKWARD))
+    if (how & COUNTED)
         d = where(w > 0, d, vdouble_all(0.0));
     g = d;
     if (how & BACKWARD) {
@@ -35,8 +35,6 @@ INLINE void NAME(accumulate)(NAME(runs) r, ptrdiff_t i, const ptrdiff_t lanes, v
             dy = NAME(where_above_0_ht)(y, dy);
         }
         g = NAME(widen)(dy);
-        if (how & COUNTED)
-            d = where((w > 0) | (g != 0), d, vdouble_all(0.0));
     }
     if (how & WEIGHTED)
         g = w * g;
@@ -62,6 +60,7 @@ typedef struct {
     NAME(arrays) a;
     const double *weights;
     ptrdiff_t channels;
+    const ptrdiff_t *rows; /* with BY_ROW; else the rows from there on */
 } NAME(start);
 
 /* Sums `n_rows` rows of each stream, from row `first` on, the streams in turn. It takes the columns from j on that fit
@@ -95,18 +94,12 @@ INLINE void NAME(rows_sums_at)(const NAME(start) *from, const int streams, ptrdi
         UNROLL
         for (h = 0; h < streams; h++) {
             NAME(arrays) a = from[h].a;
-            NAME(runs) r = NAME(run)(a, u, 0, how);
+            NAME(runs) r = NAME(run)(a, how & BY_ROW ? from[h].rows[u] : u, 0, how);
             const double *weights = how & WEIGHTED ? from[h].weights + u * a.joined : NULL;
-            const int counts = !(how & BY_ROW) || *r.counted > 0;
-            if (!counts && !(how & BACKWARD))
-                continue;
             UNROLL
             for (g = 0; g < registers; g++) {
                 ptrdiff_t i = j + g * LANES;
-                const ptrdiff_t n_values = g + 1 < registers ? LANES : lanes;
                 vdouble w = vdouble_all(how & WEIGHTED ? weights[row[g]] : 1.0);
-                if (how & COUNTED)
-                    w = NAME(widen)(NAME(load_ht)(r.counted + i, n_values));
                 if (wide && i % (64 / sizeof(T)) == 0) {
                     PREFETCH(r.x + i + ahead + (ends ? a.x.outer - width : 0));
                     if (how & BACKWARD)
@@ -114,10 +107,7 @@ INLINE void NAME(rows_sums_at)(const NAME(start) *from, const int streams, ptrdi
                     if (how & RESIDUAL)
                         PREFETCH(r.z + i + ahead + (ends ? a.z.outer - width : 0));
                 }
-                if (counts)
-                    NAME(accumulate)(r, i, n_values, center[g], w, f[g], &n[g], &s[g], &q[g], how);
-                else
-                    NAME(accumulate)(r, i, n_values, center[g], vdouble_all(0.0), f[g], &n[g], &s[g], &q[g], how | COUNTED);
+                NAME(accumulate)(r, i, g + 1 < registers ? LANES : lanes, center[g], w, f[g], &n[g], &s[g], &q[g], how);
             }
         }
     }
@@ -142,7 +132,9 @@ INLINE void NAME(rows_sums_of)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t apart, con
     UNROLL
     for (h = 0; h != streams; h++) {
         NAME(arrays) at = a;
-        if (!(how & BACKWARD) && a.x.type) {
+        if (how & BY_ROW)
+            from[h].rows = a.rows + o + h * apart;
+        else if (!(how & BACKWARD) && a.x.type) {
             bn_part rows = {n_rows, width, 1};
             at.x.data = NAME(at)(a.x, o + h * apart, 0, 0);
             NAME(convert)(rows, at.x, a.converted + h * n_rows * width, 0, 0);
@@ -153,8 +145,6 @@ INLINE void NAME(rows_sums_of)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t apart, con
             at.dy.data = (char *)NAME(run)(a, o + h * apart, 0, how).dy;
         if (how & RESIDUAL)
             at.z.data = (char *)NAME(run)(a, o + h * apart, 0, how).z;
-        if (how & (COUNTED | BY_ROW))
-            at.counted.data = (char *)NAME(run)(a, o + h * apart, 0, how).counted;
         from[h].a = at;
         from[h].channels = channels;
         from[h].weights = how & WEIGHTED ? weights + (o + h * apart) * a.joined : NULL;
@@ -249,7 +239,7 @@ INLINE void NAME(part_sums)(bn_part p, NAME(arrays) a, const double *weights,
                             ptrdiff_t weight_stride, NAME(about) k, NAME(sums) to, const int how) {
     ptrdiff_t o, c, joined = 1, rows, columns;
     int is_rows = NAME(is_rows)(p, a.x);
-    if (is_rows && !(how & WEIGHTED && p.channels % 8) && !(how & (COUNTED | BY_ROW)) && p.outer > 1 && a.x.outer == p.channels &&
+    if (is_rows && !(how & WEIGHTED && p.channels % 8) && p.outer > 1 && a.x.outer == p.channels &&
         (!(how & BACKWARD) || a.dy.outer == p.channels) &&
         (!(how & RESIDUAL) || a.z.outer == p.channels))
         joined = rows_joined(p.channels) < p.outer ? rows_joined(p.channels) : p.outer;
@@ -302,6 +292,28 @@ INLINE void NAME(part_sums)(bn_part p, NAME(arrays) a, const double *weights,
         if (how & RELU)
             about = k;
         NAME(rows_sums)(at, rows, columns, about, weights, sums, how);
+    }
+}
+
+/* The sums of what counts: of rows as a whole, or of single values of planes. x is of the type computed in. */
+static void NAME(counted_sums)(bn_part p, NAME(arrays) a, NAME(about) k, NAME(sums) to) {
+    ptrdiff_t list[LISTED], n, first, o, c;
+    memset(to.s, 0, p.channels * sizeof(double));
+    memset(to.q, 0, p.channels * sizeof(double));
+    if (!NAME(is_rows)(p, a.x)) {
+        for (o = 0; o < p.outer; o++)
+            for (c = 0; c < p.channels; c++)
+                NAME(plane_sums)(a, o, c, p.inner, (NAME(about)){k.center + c, NULL, NULL, NULL}, NULL,
+                                 (NAME(sums)){to.n + c, to.s + c, to.q + c}, COUNTED);
+        return;
+    }
+    a.rows = list;
+    for (first = 0; first < p.outer; first += LISTED) {
+        for (n = 0, o = first; o < p.outer && o < first + LISTED; o++) {
+            list[n] = o;
+            n += ((const T *)a.counted.data)[o * a.counted.outer] > 0;
+        }
+        NAME(rows_sums)(a, n, p.channels, k, NULL, to, BY_ROW);
     }
 }
 
@@ -401,20 +413,13 @@ static int NAME(recentre)(ptrdiff_t channels, bn_type type, const double *n, con
     return moved;
 }
 
-/* Whether a row counts as a whole. */
-INLINE int NAME(by_row)(bn_part p, bn_array x, bn_array counted) {
-    return NAME(is_rows)(p, x) && counted.channel == 0;
-}
-
 static void NAME(sums_about)(bn_part p, bn_array x, bn_array counted, T *converted, const double *weights,
                              ptrdiff_t weight_stride, int masked, double *shift, double *n, double *s, double *q) {
-    NAME(arrays) a = {x, {0}, {0}, {0}, {0}, counted, converted, 1, 0, 0, 0};
+    NAME(arrays) a = {x, {0}, {0}, {0}, {0}, counted, converted, 1, 0, 0, NULL};
     NAME(about) k = {shift, NULL, NULL, NULL};
     NAME(sums) to = {n, s, q};
-    if (counted.data && NAME(by_row)(p, x, counted))
-        NAME(part_sums)(p, a, NULL, 0, k, to, BY_ROW);
-    else if (counted.data)
-        NAME(part_sums)(p, a, NULL, 0, k, to, COUNTED);
+    if (counted.data)
+        NAME(counted_sums)(p, a, k, to);
     else if (weights && masked)
         NAME(part_sums)(p, a, weights, weight_stride, k, to, WEIGHTED | MASKED);
     else if (weights)
@@ -465,11 +470,11 @@ static int NAME(moments)(bn_part p, bn_array x, bn_array counted, const double *
 }
 
 static void NAME(backward_sums)(bn_part p, bn_array x, bn_array z, bn_array dy,
-                                bn_array counted, const double *center_, bn_coefficients c, int relu, double *sum,
+                                const double *center_, bn_coefficients c, int relu, double *sum,
                                 double *product) {
     double center[BN_TILE], n[BN_TILE], s[BN_TILE], q[BN_TILE];
     T mean[BN_TILE], scale[BN_TILE], shift[BN_TILE];
-    NAME(arrays) a = {x, z, dy, {0}, {0}, counted, NULL, 1, 0, 0, 0};
+    NAME(arrays) a = {x, z, dy, {0}, {0}, {0}, NULL, 1, 0, 0, NULL};
     NAME(about) k = {center, mean, scale, shift};
     NAME(sums) to = {n, s, q};
     memcpy(center, center_, p.channels * sizeof(double));
@@ -478,23 +483,12 @@ static void NAME(backward_sums)(bn_part p, bn_array x, bn_array z, bn_array dy,
         memcpy(scale, c.scale, p.channels * sizeof(T));
         memcpy(shift, c.shift, p.channels * sizeof(T));
     }
-    switch ((relu ? z.data ? RELU | RESIDUAL : RELU : 0) |
-            (!counted.data ? 0 : NAME(by_row)(p, x, counted) ? BY_ROW : COUNTED)) {
-#define CASE(flags)                                                            \
-    case flags:                                                                \
-        NAME(part_sums)(p, a, NULL, 0, k, to, BACKWARD | (flags));             \
-        break;                                                                 \
-    case (flags) | COUNTED:                                                    \
-        NAME(part_sums)(p, a, NULL, 0, k, to, BACKWARD | COUNTED | (flags));   \
-        break;                                                                 \
-    case (flags) | BY_ROW:                                                     \
-        NAME(part_sums)(p, a, NULL, 0, k, to, BACKWARD | BY_ROW | (flags));    \
-        break;
-        CASE(RELU | RESIDUAL)
-        CASE(RELU)
-        CASE(0)
-#undef CASE
-    }
+    if (relu && z.data)
+        NAME(part_sums)(p, a, NULL, 0, k, to, BACKWARD | RELU | RESIDUAL);
+    else if (relu)
+        NAME(part_sums)(p, a, NULL, 0, k, to, BACKWARD | RELU);
+    else
+        NAME(part_sums)(p, a, NULL, 0, k, to, BACKWARD);
     memcpy(sum, s, p.channels * sizeof(double));
     memcpy(product, q, p.channels * sizeof(double));
 }
