@@ -264,7 +264,8 @@ class Pass:
         layouts: Sequence[_layout.Layout] = found
         dy = None if dy is None else _layout.like(layouts, dy, x)
         residual = None if residual is None else _layout.like(layouts, residual, x)
-        counted, self._order = None, None
+        counted = None
+        self._order: _layout.Layout | None = None  # the memory order of the results, if x was copied in another
         if where is not None:
             counted, layouts, x, dy, residual = self._with_counted(where, layouts, kept, x, dy, residual)
         result = x if read_only else _layout.target(layouts, out, x, dy, residual)

@@ -161,8 +161,8 @@ def test_the_loops_over_data_are_those_that_the_design_lists():
     insides = {"rows_sums_of", "rows_sums_at", "rows_apply_line", "apply_line"}
     # A part walks the runs, or the pieces, that the loops are called for; the others go over channels.
     parts = {"part_sums", "part_apply", "outer_apply", "apply_converted"}
-    # These read what counts, not data.
-    counting = {"first_counted", "n_counted"}
+    # These read what counts, and call a loop for it.
+    counting = {"first_counted", "n_counted", "counted_sums"}
     assert looping == listed | insides | parts | counting | {"recentre", "moments"}
     sources = [ROOT / "bncpu" / "_sparse.pyx", *sorted((ROOT / "bncpu" / "src").glob("*.pxi"))]
     kernels = "\n".join(path.read_text() for path in sources)

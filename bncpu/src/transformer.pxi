@@ -274,14 +274,20 @@ def apply_plain(X, channel_axis, out, dtype, n_threads, cnp.ndarray values, cnp.
 
 cdef bint _hides(job *j) noexcept:
     """Whether a channel may be of finite results where `x` is infinite."""
+    cdef const double *mean = <const double *> j.c.mean
+    cdef const double *scale = <const double *> j.c.scale
+    cdef const double *shift = <const double *> j.c.shift
+    cdef const float *mean32 = <const float *> j.c.mean
+    cdef const float *scale32 = <const float *> j.c.scale
+    cdef const float *shift32 = <const float *> j.c.shift
     cdef Py_ssize_t c
     cdef bint shows = True
     if j.is_double:
         for c in range(j.width):
-            shows &= _shows((<const double *> j.c.mean)[c], (<const double *> j.c.scale)[c], (<const double *> j.c.shift)[c])
+            shows &= _shows(mean[c], scale[c], shift[c])
     else:
         for c in range(j.width):
-            shows &= _shows((<const float *> j.c.mean)[c], (<const float *> j.c.scale)[c], (<const float *> j.c.shift)[c])
+            shows &= _shows(mean32[c], scale32[c], shift32[c])
     return not shows
 
 
