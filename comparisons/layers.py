@@ -1,4 +1,4 @@
-"""Trained batch norm layers of PyTorch and Keras in scikit-learn pipelines, and back: the same results.
+"""Trained batch norm layers of PyTorch, Keras and Flax as transformers, and back; Keras's mask: the same results.
 
     pip install -r comparisons/requirements.txt && pip install . && python comparisons/layers.py
 
@@ -10,6 +10,8 @@ import sys
 
 os.environ["KERAS_BACKEND"] = "torch"
 
+import flax
+import jax
 import keras
 import numpy as np
 import torch
@@ -17,7 +19,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
-from bncpu import BatchNormTransformer
+from bncpu import BatchNormTransformer, batch_norm_backward, batch_norm_forward
 
 EPS = np.finfo(np.float32).eps
 # The layers compute inference in float32, in another order; training steps add their own roundings.
@@ -101,9 +103,47 @@ def of_keras():
     yield "to Keras", apart(infer(back), mine.transform(X))
 
 
+def of_mask():
+    """Differences from Keras's layer with a mask, at every position, and of the gradient."""
+    rng = np.random.default_rng(0)
+    x, dy = rng.normal(3, 2, (2, 16, 12, 64)).astype(np.float32)
+    where = np.arange(12) < rng.integers(1, 13, 16)[:, None]
+    layer = keras.layers.BatchNormalization(epsilon=1e-3)
+    data = torch.from_numpy(x).requires_grad_()
+    theirs = layer(data, training=True, mask=torch.from_numpy(where))
+    theirs.backward(torch.from_numpy(dy))
+    y, saved = batch_norm_forward(x, channel_axis=-1, eps=1e-3, where=where)
+    dx, _, _ = batch_norm_backward(dy, x, saved, channel_axis=-1, where=where)
+    yield "Keras, mask: result", apart(y, theirs.detach().numpy())
+    yield "Keras, mask: gradient", apart(dx, data.grad.numpy())
+    mean, var = np.zeros(64), np.ones(64)
+    batch_norm_forward(x, channel_axis=-1, where=where, running_mean=mean, running_var=var, momentum=layer.momentum)
+    yield "Keras, mask: running mean", apart(layer.get_weights()[2], mean)
+    yield "Keras, mask: running variance", apart(layer.get_weights()[3], var)
+
+
+def of_flax():
+    """Differences from Flax."""
+    layer = flax.linen.BatchNorm(momentum=0.9)
+    variables = layer.init(jax.random.key(0), X, use_running_average=False)
+    variables["params"]["scale"] = jax.numpy.linspace(0.5, 2, 64)
+    step = lambda batch: layer.apply(variables, batch, use_running_average=False, mutable=["batch_stats"])[1]  # noqa: E731
+    for batch in BATCHES:
+        variables = variables | step(batch)
+    given = variables["params"], variables["batch_stats"]
+    frozen = BatchNormTransformer.from_flax(*given)
+    yield "Flax, use_running_average", apart(frozen.transform(X), layer.apply(variables, X, use_running_average=True))
+    learning = BatchNormTransformer.from_flax(*given, momentum=layer.momentum)
+    for batch in BATCHES[::-1]:
+        learning.partial_fit(batch)
+        variables = variables | step(batch)
+    yield "Flax, in training again: mean", apart(learning.running_mean_, variables["batch_stats"]["mean"])
+    yield "Flax, in training again: variance", apart(learning.running_var_, variables["batch_stats"]["var"])
+
+
 torch.manual_seed(0)
 worst = 0.0
-for make in (of_torch, of_keras):
+for make in (of_torch, of_keras, of_mask, of_flax):
     for what, difference in make():
         worst = max(worst, difference)
         print(f"{what:40} {difference:6.1f} eps")
