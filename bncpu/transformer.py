@@ -74,7 +74,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         the weight of the OLD value: PyTorch's ``momentum=0.1`` is 0.9 here. A batch with a single value of
         a feature is refused.
     halflife : float or duration, optional
-        After how many rows a row counts half; or after what time, as datetime.timedelta, :class:`numpy.timedelta64`,
+        After how many rows a row counts half; or after what time, as datetime.timedelta, numpy.timedelta64,
         pandas' Timedelta or, with pandas, a text such as "14D": then :meth:`partial_fit` needs `times`. The weights are
         those of pandas' ``ewm(halflife=..., times=...)``. Excludes `momentum` and `window`.
     window : int, optional

@@ -40,7 +40,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"sklearn\..*"),  # other projects' pages are not looked up
     (r"py:obj", r".*[a-z]_|.*\.(columns|notes)"),  # attributes stand in the docstring of their class
 ]
-autodoc_mock_imports = autosummary_mock_imports = ["llvmlite", "numba", "numba_cuda", "onnx", "skl2onnx"]
+autodoc_mock_imports = autosummary_mock_imports = ["cuda", "llvmlite", "numba", "numba_cuda", "onnx", "skl2onnx"]
 autodoc_typehints = "none"  # numpydoc's types say more
 numpydoc_show_class_members = False  # _templates/autosummary/class.rst lists methods
 templates_path = ["_templates"]
