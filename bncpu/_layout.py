@@ -275,7 +275,8 @@ def n_counted(where: NDArray[np.bool_], shape: tuple[int, ...], kept: tuple[int,
     """How many values of an array of `shape` count along the axes that are not `kept`; `where` as for `counted`."""
     others = [axis for axis in range(len(shape)) if axis not in kept]
     each = prod(shape[axis] for axis in others if where.shape[axis] == 1)
-    rows = where.transpose([*kept, *others]).reshape(prod(where.shape[axis] for axis in kept), -1)
+    own = prod(where.shape[axis] for axis in kept)
+    rows = where.transpose([*kept, *others]).reshape(own, where.size // max(1, own))
     # A row at a time is many times as fast as along an axis, unless rows are short.
     n = list(map(np.count_nonzero, rows)) if rows.shape[1] > 64 else np.count_nonzero(rows, axis=1)
     counts = np.asarray(n, np.int64).reshape([where.shape[axis] for axis in kept]) * each

@@ -381,6 +381,14 @@ def test_bad_where_is_refused_by_name(where, error, match):
     assert_array_equal([mean, var], [np.zeros(3), np.ones(3)])
 
 
+@pytest.mark.parametrize("shape", [(0, 4, 3), (2, 4, 0), (0, 4)])
+def test_where_of_nothing_gives_nothing(shape):
+    x, where = np.zeros(shape), np.ones((shape[0], *shape[2:]), bool)
+    for norm in NORMS.values():
+        called = norm(4)
+        assert called.forward(bncpu, x, {"gamma": None, "beta": None}, channel_axis=1, where=where)[0].shape == shape
+
+
 def test_an_instance_of_one_value_is_refused():
     with pytest.raises(ValueError, match="needs at least 2 values per channel of a sample, got 1"):
         bncpu.instance_norm(np.zeros((2, 3, 4)), where=np.array([[1, 1, 0, 0], [0, 0, 0, 1]], bool))
