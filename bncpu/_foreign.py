@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bncpu.gpu._library import library_of
+
 CPU = 1  # in DLPack's list of devices
 
 # Arguments that must be arrays. Parameters are read as lists are.
@@ -23,7 +25,7 @@ def is_foreign(x: object) -> bool:
     """Whether `x` is an array in CPU memory, of another library than NumPy."""
     if isinstance(x, (np.ndarray, np.generic)) or not hasattr(x, "__dlpack_device__"):
         return False
-    return bool(x.__dlpack_device__()[0] == CPU)
+    return library_of(x) is None and bool(x.__dlpack_device__()[0] == CPU)
 
 
 def shared(name: str, a: Any) -> NDArray[Any]:
