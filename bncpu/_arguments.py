@@ -56,7 +56,7 @@ def backward(dy: Any, x: Array, activation_: Any, residual: Any, out: Any, n_thr
 
 
 def where(value: Any, x: Array, axis: int | None, *, along: bool = False) -> NDArray[np.bool_] | None:
-    """Which values of `x` count, with as many axes as `x`, each of its length or 1; None stays None.
+    """Which values of `x` count, with as many axes as `x`, of its lengths but along `axis`; None stays None.
 
     Parameters
     ----------
@@ -67,7 +67,10 @@ def where(value: Any, x: Array, axis: int | None, *, along: bool = False) -> NDA
     """
     if value is None:
         return None
-    counts = np.asarray(value) if isinstance(value, (bool, list, tuple)) else value
+    try:
+        counts = np.asarray(value) if isinstance(value, (bool, list, tuple)) else value
+    except ValueError as error:
+        raise ValueError(f"where must be an array of booleans: {error}") from None
     plain_array("where", counts)
     if counts.dtype != np.bool_:
         raise TypeError(f"where must be boolean, True for values that count; got {counts.dtype}")
@@ -79,7 +82,10 @@ def where(value: Any, x: Array, axis: int | None, *, along: bool = False) -> NDA
     if counts.ndim != x.ndim or any(n not in (1, full) for n, full in zip(counts.shape, positions, strict=True)):
         expected = f"the shape of x, {x.shape}" + ("" if axis is None else f", without its axis {axis}")
         raise ValueError(f"where must broadcast to {expected}; got {shape}")
-    return counts
+    full = list(x.shape)
+    if axis is not None:
+        full[axis] = counts.shape[axis]
+    return np.broadcast_to(counts, full)
 
 
 def activation(value: Any) -> bool:
@@ -139,7 +145,8 @@ def values_per_channel(name: str, n: float, ddof: float) -> None:
         each, hint = "channel", "for single values use batch_norm with running statistics"
         if name == "instance_norm":
             each, hint = "channel of a sample", "without axes beside samples and channels use layer_norm or batch_norm"
-        raise ValueError(f"{name} needs at least {needed} values per {each}, got {n:g}; {hint}")
+        more = f" with ddof={ddof:g}" if needed > 2 else ""
+        raise ValueError(f"{name} needs at least {needed} values per {each}, got {n:g}{more}; {hint}")
 
 
 # ---- what a forward pass saved ----
@@ -185,6 +192,10 @@ def sums_of_all(name: str, kind: Any, s: Any, n: int, n_channels: int, count: An
     if not isinstance(s, kind):
         raise TypeError(f"{name} must be {kind.__name__}, got {type(s).__name__}")
     whole = kind(*(required(f"{name}.{field}", a, n_channels) for field, a in zip(kind._fields, s, strict=True)))
+    for field in {"count", "m2"} & set(kind._fields):
+        values = getattr(whole, field)
+        if np.any(values < 0) or (field == "count" and not np.all(np.isfinite(values))):
+            raise ValueError(f"{name}.{field} must be finite and not negative, got {np.min(values):g}")
     if np.any(whole.count < n):
         raise ValueError(
             f"{name} must be merged from all parts of the batch: x has {n} values per channel, "

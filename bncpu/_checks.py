@@ -61,7 +61,7 @@ def whole(name: str, value: Any, *, low: int | None = None) -> int | None:
         raise TypeError(f"{name} must be an integer, got {value}")
     if value is not None:
         check_scalar(value, name, numbers.Integral, min_val=low)
-    return value
+    return None if value is None else int(value)  # narrow integers of NumPy overflow
 
 
 class Real(NamedTuple):

@@ -25,14 +25,23 @@ def is_foreign(x: object) -> bool:
     """Whether `x` is an array in CPU memory, of another library than NumPy."""
     if isinstance(x, (np.ndarray, np.generic)) or not hasattr(x, "__dlpack_device__"):
         return False
-    return library_of(x) is None and bool(x.__dlpack_device__()[0] == CPU)
+    try:
+        return library_of(x) is None and bool(x.__dlpack_device__()[0] == CPU)
+    except (AttributeError, BufferError, RuntimeError, TypeError, ValueError):  # of no device that DLPack knows
+        return False
 
 
 def shared(name: str, a: Any) -> NDArray[Any]:
     """The memory of another library's array as a NumPy array."""
     no_gradients(name, a)
+    if any(getattr(a, bit, bool)() for bit in ("is_neg", "is_conj")):  # a view whose memory has other values
+        raise TypeError(f"{name} must hold its values as they are, got a {type(a).__name__} that negates them: copy it")
     try:
-        return np.from_dlpack(a)
+        view = np.from_dlpack(a)
+        if not view.flags.writeable and hasattr(a, "__array__"):  # older DLPack cannot tell
+            other = np.asarray(a)
+            view = other if other.flags.writeable and np.may_share_memory(other, view) else view
+        return view
     except (AttributeError, BufferError, RuntimeError, TypeError, ValueError) as error:
         raise TypeError(f"{name} must be an array in CPU memory, got {type(a).__name__}: {error}") from None
 

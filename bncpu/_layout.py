@@ -81,6 +81,11 @@ class Layout(NamedTuple):
             return self
         return self._replace(starts=(channels + 1, channels + 1, inner))
 
+    def all_apart(self) -> Layout:
+        """The same, but each channel is a group, if nothing else is outside; else itself."""
+        outer, channels, inner = self.starts
+        return self if outer < channels else self._replace(starts=(inner, inner, inner))
+
     def form(self, a: Array) -> Array:
         """`view` of an array that is known to need no copy."""
         view = self.view(a)
@@ -268,7 +273,10 @@ def counted(where: NDArray[np.bool_], layouts: Sequence[Layout], x: Array) -> tu
             return numbers, some
     full = empty_in(layouts[0], x.shape, x.dtype)
     full[...] = where
-    return None if layouts[0].view(full, repeated=True) is None else (full, layouts)
+    for some in (layouts, [layouts[0].all_apart(), *layouts[1:]]):
+        if some[0].view(full, repeated=True) is not None:
+            return full, some
+    return None
 
 
 def n_counted(where: NDArray[np.bool_], shape: tuple[int, ...], kept: tuple[int, ...]) -> NDArray[np.int64]:

@@ -186,9 +186,10 @@ def fold_conv(
     array([-1.5, -5. ], dtype=float32)
     """
     _check_weight(weight, "convolution", 3, 4, 5)
-    if whole("groups", groups, low=1) is None:
+    n_groups = whole("groups", groups, low=1)
+    if n_groups is None:
         raise TypeError("groups must be an integer, got None")
-    channel = _output_channels(weight, mean, channel_axis, CONV, TRANSPOSED, groups)
+    channel = _output_channels(weight, mean, channel_axis, CONV, TRANSPOSED, n_groups)
     return _folded(weight, bias, channel, mean, var, gamma, beta, eps)
 
 

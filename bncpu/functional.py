@@ -8,7 +8,7 @@ The four passes send arrays of CuPy, PyTorch and Numba on a GPU to `bncpu.gpu`.
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -270,7 +270,7 @@ def batch_norm_forward(
     else:
         saved = saved_statistics(moments, eps)
         arrays.whole.apply(fold_saved(saved, scale, shift))
-    call = call_of(axis, activation, gamma, beta, residual)
+    call = call_of(axis, activation, gamma, beta, residual, where=where)
     saved = saved._replace(count=count, kind="training", call=call)
     y = arrays.result()
     if running_mean is not None and running_var is not None and not is_empty:
@@ -415,7 +415,8 @@ def _is_of(saved: SavedStatistics, x: Any, channel_axis: int, gamma: Any) -> boo
     if type(x) is not np.ndarray or x.ndim < 2:
         return False
     axis, then, count = _short_axis(x, channel_axis), saved.call, saved.count
-    called_so = saved.kind != "frozen" and (then is None or then[:3] == (axis, None, gamma is not None))
+    named = saved.kind is None or type(saved.kind) is str
+    called_so = named and saved.kind != "frozen" and (then is None or then[:3] == (axis, None, gamma is not None))
     return called_so and (count is None or (type(count) is int and count * x.shape[axis] == x.size))
 
 
@@ -503,7 +504,11 @@ def batch_norm_backward_frozen(
     """
     if _foreign.is_foreign(x):
         return _foreign.called(batch_norm_backward_frozen, locals())
-    return _backward(dy, x, saved, gamma, beta, channel_axis, "frozen", None, activation, residual, out, n_threads)
+    return _backward(dy, x, saved, gamma, beta, channel_axis, _FROZEN, None, activation, residual, out, n_threads)
+
+
+# In place of sums: statistics are constants.
+_FROZEN: Any = object()
 
 
 def _backward(
@@ -513,14 +518,14 @@ def _backward(
     gamma: ArrayLike | None,
     beta: ArrayLike | None,
     channel_axis: int,
-    sums: BackwardSums | Literal["frozen"] | None,
+    sums: BackwardSums | None,
     where: NDArray[np.bool_] | None,
     activation: Activation,
     residual: Array | None,
     out: Array | None,
     n_threads: int | None,
 ) -> tuple[Array, ...]:
-    frozen = isinstance(sums, str)
+    frozen = sums is _FROZEN
     if (device := _dispatch.device_functions(x)) is not None:
         _arguments.whole_batch("sums", None if frozen else sums)
         _arguments.whole_batch("where", where)
@@ -530,7 +535,7 @@ def _backward(
     axis = _arguments.data("x", x, channel_axis)
     n_channels = x.shape[axis]
     where = _arguments.where(where, x, axis)
-    call, count = call_of(axis, activation, gamma, beta, residual), _n_counted(x, axis, where)
+    call, count = call_of(axis, activation, gamma, beta, residual, where=where), _n_counted(x, axis, where)
     as_in_forward(saved, call, None if frozen else count, of_part=sums is not None)
     whole = getattr(saved, "count", None)
     saved = _arguments.saved(saved, (n_channels,), "one value per channel")
@@ -694,6 +699,7 @@ def batch_norm_backward_sums(
         return _foreign.called(batch_norm_backward_sums, locals())
     axis = _arguments.data("x", x, channel_axis)
     n_channels = x.shape[axis]
+    _arguments.activation(activation)
     call = call_of(axis, activation, gamma, beta, residual)
     call = call if activation else call._replace(gamma=None, beta=None, residual=None)
     where = _arguments.where(where, x, axis)

@@ -597,7 +597,8 @@ def _group_forward(
         moments, saved = _forward_in_one_step(arrays, scale, shift, eps)
     y = _layout.channels_joined(arrays.result(), axis)
     if keep:
-        call, count = call_of(axis, activation, gamma, beta, residual), _values(x, n_groups, axis, where)
+        call = call_of(axis, activation, gamma, beta, residual, where=where)
+        count = _values(x, n_groups, axis, where)
         saved = saved._replace(count=count, kind="training", call=call)
     return y if out is None else out, saved, moments
 
@@ -619,7 +620,7 @@ def _group_backward(
     n_channels, n_samples = x.shape[axis], x.shape[0 if axis else 1]
     where = _arguments.where(where, x, axis)
     count = _values(x, n_groups, axis, where)
-    as_in_forward(saved, call_of(axis, activation, gamma, beta, residual), count)
+    as_in_forward(saved, call_of(axis, activation, gamma, beta, residual, where=where), count)
     saved = _arguments.saved(saved, (n_samples, n_groups), "one value per sample and group of channels")
     scale, shift = _grouped("gamma", gamma, n_channels, n_groups), _grouped("beta", beta, n_channels, n_groups)
     arrays = _group_pass(x, n_groups, axis, where, _arguments.backward(dy, x, activation, residual, out, n_threads))
@@ -655,9 +656,10 @@ def _grouped(name: str, a: ArrayLike | None, n_channels: int, n_groups: int) -> 
 
 def _groups(n_groups: Any, n_channels: int) -> int:
     """`n_groups`, a divisor of the number of channels."""
-    if n_groups is None or not _checks.whole("n_groups", n_groups, low=1) or n_channels % n_groups:
+    n = _checks.whole("n_groups", n_groups, low=1)
+    if n is None or n_channels % n:
         raise ValueError(f"n_groups must divide the number of channels, {n_channels}; got {_checks.shown(n_groups)}")
-    return int(n_groups)
+    return n
 
 
 def _groups_of(s: Any, n_channels: int) -> int:

@@ -295,7 +295,7 @@ def rms_norm(
     where : ndarray of bool, optional
         Which values count: False for padding, or for missing pixels. It has as many axes as `x`, and broadcasts to its
         shape; where one axis is normalized, it may lack that axis. All values get a result; statistics are those of the
-        ones that count. Where there are none, the result is `beta`.
+        ones that count. Where there are none, the result is 0.
     activation : {None, "relu"}, default=None
         Applied last.
     residual : ndarray of the shape and dtype of `x`, optional
@@ -371,7 +371,7 @@ def rms_norm_forward(
     where : ndarray of bool, optional
         Which values count: False for padding, or for missing pixels. It has as many axes as `x`, and broadcasts to its
         shape; where one axis is normalized, it may lack that axis. All values get a result; statistics are those of the
-        ones that count. Where there are none, the result is `beta`.
+        ones that count. Where there are none, the result is 0.
     activation : {None, "relu"}, default=None
         Applied last.
     residual : ndarray of the shape and dtype of `x`, optional
@@ -541,7 +541,7 @@ def _layer_forward(
         return y if out is None else out, None
     saved = changed(statistics(moments, eps), lambda a: np.moveaxis(a.reshape(a.shape + ones), -1, axis))
     at = None if channel_axis is None else axis % x.ndim
-    call = call_of(at, activation, gamma, beta, residual, shape)
+    call = call_of(at, activation, gamma, beta, residual, shape, where)
     count = _values(x, shape, channel_axis, where)
     return y if out is None else out, saved._replace(count=count, kind="training", call=call)
 
@@ -644,7 +644,7 @@ def _as_in_forward(
         expected, over = x.shape[:-k] + (1,) * k, x.shape[-k:]
     where = _where(where, x, over, axis)
     count = _values(x, over, axis, where)
-    as_in_forward(s, call_of(axis, *given), count)
+    as_in_forward(s, call_of(axis, *given, where=where), count)
     what = f"that of x, {x.shape}, with 1 for the axes normalized over"
     return over, _arguments.saved(s, expected, what, centred=centred), count, where
 

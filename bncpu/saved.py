@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -19,6 +21,7 @@ class Call(NamedTuple):
     beta: bool | None
     residual: bool | None
     normalized: tuple[int, ...] | None = None  # of layer and RMS normalization
+    where: int | None = None  # a checksum
 
 
 def call_of(
@@ -28,11 +31,13 @@ def call_of(
     beta: Any,
     residual: Any,
     normalized: tuple[int, ...] | None = None,
+    where: Any = None,
 ) -> Call:
     """What a pass was called with; the channel axis counted from 0."""
     if activation is not None and not isinstance(activation, str):  # refused later; an array would not compare
         activation = type(activation).__name__
-    return Call(channel_axis, activation, gamma is not None, beta is not None, residual is not None, normalized)
+    call = Call(channel_axis, activation, gamma is not None, beta is not None, residual is not None, normalized)
+    return call if where is None else call._replace(where=zlib.crc32(np.ascontiguousarray(where).data))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,10 +114,15 @@ class SavedStatistics:
         >>> frozen.invstd, frozen.kind
         (array([0.5]), 'frozen')
         """
+        center, spread = _numbers("mean", mean), _numbers("var", var)
+        if center.ndim and center.shape != spread.shape:
+            raise ValueError(f"mean and var must have the same shape, got {center.shape} and {spread.shape}")
+        if isinstance(eps, (bool, np.bool_)) or not isinstance(eps, Real) or not 0 <= eps < np.inf:
+            raise ValueError(f"eps must be a finite number that is not negative, got {type(eps).__name__} {eps!s:.40}")
         with np.errstate(all="ignore"):
-            std = np.sqrt(np.asarray(var, np.float64) + eps)
+            std = np.sqrt(spread + float(eps))
             invstd = np.divide(1.0, std, out=np.zeros_like(std), where=std != 0)
-        return cls(np.array(mean, np.float64), invstd, kind="frozen")
+        return cls(center, invstd, kind="frozen")
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.mean, self.invstd))
@@ -133,6 +143,18 @@ class SavedStatistics:
         return replace(self, **changes)
 
 
+def _numbers(name: str, a: Any) -> Any:
+    """Real numbers, as a new array of float64."""
+    a = a.detach() if hasattr(a, "detach") else a
+    try:
+        values = np.asarray(a)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise TypeError(f"{name} must hold real numbers in CPU memory, got {type(a).__name__}: {error}") from None
+    if isinstance(a, np.ma.MaskedArray) or values.dtype.kind not in "fiub":
+        raise TypeError(f"{name} must hold real numbers, got {type(a).__name__} of {values.dtype}")
+    return np.array(values, np.float64)
+
+
 def as_in_forward(saved: Any, now: Call, n_values: Any, *, of_part: bool = False) -> None:
     """Refuse a backward pass that is not that of the forward pass which saved this: its gradients would be wrong.
 
@@ -150,10 +172,12 @@ def as_in_forward(saved: Any, now: Call, n_values: Any, *, of_part: bool = False
     if not isinstance(saved, SavedStatistics):
         return
     kind = "frozen" if n_values is None else "training"
-    if saved.kind not in (None, kind):
+    if saved.kind is not None and not (isinstance(saved.kind, str) and saved.kind == kind):
         raise ValueError(f"saved must be of kind {kind!r}, {_KINDS[kind]}; got one of kind {saved.kind!r}")
+    if not isinstance(saved.call, (Call, type(None))):
+        raise TypeError(f"saved.call must be that of a forward pass, or None; got a {type(saved.call).__name__}")
     if saved.call is not None and saved.call != now:
-        _compare(saved.call, now)
+        _compare(saved.call, now._replace(where=saved.call.where) if of_part else now)
     count = saved.count
     if count is None or n_values is None or (type(count) is int and type(n_values) is int and count == n_values):
         return
@@ -184,6 +208,8 @@ def _compare(then: Call, now: Call) -> None:
         if getattr(then, name) != getattr(now, name):
             expected, got = getattr(then, name), getattr(now, name)
             raise ValueError(f"{name} must be that of the forward pass that made saved, {expected!r}; got {got!r:.50}")
+    if then.where != now.where:
+        raise ValueError("where must be that of the forward pass that made saved, the same where; got another")
     for name in ("gamma", "beta", "residual"):
         had, has = getattr(then, name), getattr(now, name)
         if has and not had:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from arrays import LAYOUTS
 
+import bncpu
 from bncpu import batch_norm, batch_norm_forward
 
 X = np.zeros((4, 3))
@@ -91,3 +92,35 @@ def test_shared_running_arrays_are_refused():
 def test_refused_statistics(mean, var, error, message):
     with pytest.raises(error, match=message):
         batch_norm(X, mean, var)
+
+
+def test_moments_and_sums_that_cannot_be_are_refused():
+    x = np.random.default_rng(0).normal(size=(6, 2))
+    good, n = bncpu.batch_norm_moments(x), np.full(2, 6.0)
+    for field, values in (("count", n * np.inf), ("count", n * np.nan), ("m2", -n)):
+        with pytest.raises(ValueError, match=f"moments.{field} must be finite and not negative"):
+            bncpu.batch_norm_forward(x, moments=good._replace(**{field: values}))
+    _, saved = bncpu.batch_norm_forward(x)
+    by_hand = bncpu.SavedStatistics(*saved)
+    sums = bncpu.batch_norm_backward_sums(x, x, by_hand)
+    with pytest.raises(ValueError, match=r"sums\.count must be finite"):
+        bncpu.batch_norm_backward(x, x, by_hand, sums=sums._replace(count=n * np.nan))
+    for wrong in ("frozen", "a", 1.0):
+        with pytest.raises(TypeError, match="sums must be BackwardSums"):
+            bncpu.batch_norm_backward(x, x, by_hand, sums=wrong)
+
+
+@pytest.mark.parametrize("change", [{"call": "x"}, {"call": (1, 2)}, {"kind": np.ones(3)}])
+def test_saved_statistics_made_up_are_refused_by_name(change):
+    x = np.random.default_rng(0).normal(size=(6, 2))
+    _, saved = bncpu.batch_norm_forward(x)
+    with pytest.raises((TypeError, ValueError), match="saved"):
+        bncpu.batch_norm_backward(x, x, saved._replace(**change))
+
+
+def test_narrow_integers_are_integers():
+    x = np.random.default_rng(0).normal(size=(2, 300, 4))
+    np.testing.assert_array_equal(bncpu.group_norm(x, np.uint8(2)), bncpu.group_norm(x, 2))
+    weight = np.random.default_rng(1).normal(size=(8, 200, 3, 3))
+    new, _ = bncpu.fold_conv(weight, None, np.zeros(400), np.ones(400), channel_axis=1, groups=np.uint8(2))
+    assert new.shape == weight.shape

@@ -126,6 +126,7 @@ class Tensor:
     ("x", "match"),
     [
         (Tensor(2), "x must be a NumPy array, got Tensor"),
+        (Tensor(__array_namespace__=lambda: xp, is_neg=lambda: True), "x must hold its values as they are"),
         (Tensor(), "x must be an array of NumPy, or of a library with from_dlpack; got Tensor"),
         (
             Tensor(__array_namespace__=lambda: xp),

@@ -227,3 +227,22 @@ def test_a_count_that_is_no_number_is_refused_by_name(count):
     x = normal(67, (6, 3))
     with pytest.raises(TypeError, match=r"saved\.count must be a number"):
         batch_norm_backward(x, x, SavedStatistics(np.zeros(3), np.ones(3), count=count))
+
+
+@pytest.mark.parametrize(
+    ("mean", "var", "eps", "match"),
+    [
+        (np.ma.masked_array([1.0, 2.0], [0, 1]), [1, 1], 0, "mean must hold real numbers"),
+        (np.zeros(2, "M8[s]"), [1, 1], 0, "mean must hold real numbers"),
+        ([0, 0], None, 0, "var must hold real numbers"),
+        ([0, 0], [1, 1, 1], 0, "mean and var must have the same shape"),
+        ([0, 0], [1, 1], True, "eps must be a finite number"),
+        ([0, 0], [1, 1], -3, "eps must be a finite number"),
+        ([0, 0], [1, 1], np.nan, "eps must be a finite number"),
+        ([0, 0], [1, 1], [1, 2], "eps must be a finite number"),
+        ([0, 0], [1, 1], None, "eps must be a finite number"),
+    ],
+)
+def test_constants_that_are_no_numbers_are_refused_by_name(mean, var, eps, match):
+    with pytest.raises((TypeError, ValueError), match=match):
+        SavedStatistics.from_variance(mean, var, eps=eps)

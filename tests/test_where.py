@@ -369,6 +369,7 @@ def test_a_backward_pass_with_another_where_is_refused():
         (np.ones((2, 4, 1, 6), bool), ValueError, "where must broadcast"),
         (np.ma.masked_array(np.ones((4, 6), bool), False), TypeError, "where must be a NumPy array, got MaskedArray"),
         ("padding", TypeError, "where must be a NumPy array, got str"),
+        ([[True], [True, False]], ValueError, "where must be an array of booleans"),
         (np.zeros((4, 6), bool), ValueError, "needs at least 2 values per channel, got 0"),
         (np.arange(24).reshape(4, 6) == 3, ValueError, "needs at least 2 values per channel, got 1"),
     ],
@@ -379,6 +380,33 @@ def test_bad_where_is_refused_by_name(where, error, match):
     with pytest.raises(error, match=match):
         bncpu.batch_norm_forward(x, where=where, running_mean=mean, running_var=var)
     assert_array_equal([mean, var], [np.zeros(3), np.ones(3)])
+
+
+@pytest.mark.parametrize(("shape", "axes"), [((2, 3, 1), None), ((2, 1, 4, 5), 1), ((2, 3, 4, 1), None)])
+def test_single_values_give_beta_whether_they_count_or_not(shape, axes):
+    x, dy, _, _, _ = case(16, shape, -1)
+    where = np.random.default_rng(17).random(shape) < 0.5
+    for name, beta in (("layer_norm", [2.0]), ("rms_norm", None)):
+        called, p = Norm(name, 1), {"gamma": np.array([3.0]), "beta": beta and np.array(beta)}
+        y, saved = called.forward(bncpu, x, p, channel_axis=axes, where=where)
+        expected = called.forward(_reference, x, p, channel_axis=axes, where=where)[0]
+        assert_allclose(y, expected, atol=1e-12)
+        dx, *_ = called.backward(bncpu, dy, x, saved, p, channel_axis=axes, where=where)
+        wanted, *_ = called.backward(_reference, dy, x, saved, p, channel_axis=axes, where=where)
+        assert_allclose(dx, wanted, atol=1e-9)
+
+
+def test_another_where_of_as_many_values_is_refused():
+    x, dy, _, p, where = case(18, (4, 6, 5), 1)
+    where[:] = True
+    other = where.copy()
+    where[0, 0] = other[1, 1] = False
+    for norm in NORMS.values():
+        called = norm(6)
+        _, saved = called.forward(bncpu, x, p, channel_axis=1, where=where)
+        with pytest.raises(ValueError, match="the same where"):
+            called.backward(bncpu, dy, x, saved, p, channel_axis=1, where=other)
+        called.backward(bncpu, dy, x, saved, p, channel_axis=1, where=where.tolist())
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 3), (2, 4, 0), (0, 4)])
