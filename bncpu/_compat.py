@@ -75,11 +75,22 @@ def is_lazy(X: Any) -> bool:
 
 
 def as_table(X: Any) -> Any:
-    """A record batch of pyarrow as a table, so that scikit-learn finds its names; anything else as it is."""
+    """A table or record batch of pyarrow as a table, so that scikit-learn finds its names; anything else as it is.
+
+    Encoded columns are decoded: NumPy would get the last of the dictionary for a null.
+    """
     pyarrow = sys.modules.get("pyarrow")
-    if pyarrow is not None and isinstance(X, pyarrow.RecordBatch):
-        return pyarrow.Table.from_batches([X])
-    return X
+    if pyarrow is None or not isinstance(X, (pyarrow.RecordBatch, pyarrow.Table)):
+        return X
+    table = pyarrow.Table.from_batches([X]) if isinstance(X, pyarrow.RecordBatch) else X
+    for k, of in enumerate(table.schema.types):
+        if pyarrow.types.is_dictionary(of):
+            table = table.set_column(k, table.field(k).name, table.column(k).cast(of.value_type))
+        elif pyarrow.types.is_run_end_encoded(of):
+            import pyarrow.compute as compute
+
+            table = table.set_column(k, table.field(k).name, compute.run_end_decode(table.column(k)))
+    return table
 
 
 def numbers_of_table(X: Any) -> NDArray[Any] | None:
@@ -95,7 +106,7 @@ def numbers_of_table(X: Any) -> NDArray[Any] | None:
         wide = ("Int128", "UInt128")  # not in NumPy
         columns = [(c.cast(polars.Float64) if str(c.dtype) in wide else c).to_numpy() for c in X.get_columns()]
     elif pyarrow is not None and isinstance(X, pyarrow.Table) and X.num_columns:
-        columns = [column.to_numpy() for column in X.columns]
+        columns = [column.to_numpy() for column in as_table(X).columns]
     else:
         return None
     if any(column.dtype.kind not in "iuf" for column in columns):
@@ -117,6 +128,8 @@ def duration_of_text(name: str, text: str) -> Any:
         raise ValueError(f"{name} must be a duration with a unit, such as '14D', got {text[:50]!r}")
     try:
         return Timedelta(text).to_timedelta64()
+    except AttributeError:  # NaT
+        raise ValueError(f"{name} must be a duration such as '14D', got {text[:50]!r}") from None
     except ValueError as error:
         raise ValueError(f"{name} must be a duration such as '14D', got {text[:50]!r}: {error!s:.100}") from None
 

@@ -87,14 +87,13 @@ def samples(X: Any, channel_axis: int | None) -> Samples:
             f"Found array with dim {X.ndim}, while dim <= 2 is required; for shape {X.shape} say by channel_axis which "
             "axis holds the features: 1 for images (N, C, H, W)"
         )
-    X = numbers_only("X", X)
+    X = numbers_only("X", X if type(X) is np.ndarray else as_table(X))
     if type(X) is np.ndarray and channel_axis is None:
         return Samples(X)
     if library_of(X) is not None:
         return Samples(_on_device(X, channel_axis))
     if is_lazy(X):
         return _lazy_samples(X, channel_axis)
-    X = as_table(X)
     xp, device = foreign_namespace(X), None
     if xp is not None:
         X, device = _foreign.shared("X", X), X.device
@@ -132,6 +131,7 @@ def numbers_only(name: str, X: Any) -> Any:
     _foreign.no_gradients(name, X)
     if isinstance(X, (list, tuple)) and any(isinstance(row, np.ma.MaskedArray) for row in X):
         X = np.ma.array(X)
+        _refuse_no_numbers(name, [(None, X.dtype)], X)
     elif isinstance(X, (list, tuple)):
         try:
             values = np.asarray(X)
@@ -146,6 +146,8 @@ def numbers_only(name: str, X: Any) -> Any:
         _refuse_no_numbers(name, zip(X.schema.names, X.schema.types, strict=True), None)
     elif hasattr(X, "dtype"):
         _refuse_no_numbers(name, [(None, X.dtype)], X)
+    elif hasattr(X, "type"):  # of pyarrow
+        _refuse_no_numbers(name, [(None, X.type)], None)
     return _with_gaps(X) if isinstance(X, np.ma.MaskedArray) else X
 
 
@@ -158,7 +160,9 @@ def _refuse_a_query(name: str, X: Any) -> None:
 def _refuse_no_numbers(name: str, types: Iterable[tuple[Any, Any]], values: Any) -> None:
     other = [
         (column, dtype)
-        for column, dtype in types
+        for column, given in types
+        # Of categories, what they are categories of.
+        for dtype in [getattr(getattr(given, "categories", None), "dtype", getattr(given, "value_type", given))]
         if str(dtype).lower().startswith(NO_NUMBERS) or (isinstance(dtype, np.dtype) and dtype.names is not None)
     ]
     if not other and isinstance(values, np.ndarray) and values.dtype == object:
@@ -275,6 +279,8 @@ def stream(t: Any, batches: Any) -> Any:
             f"batches must be an iterable of batches, got one {type(batches).__name__}; "
             "for one batch use fit or partial_fit, for files the command `bncpu fit`"
         )
+    if not hasattr(batches, "__iter__") and not hasattr(batches, "__getitem__"):
+        raise TypeError(f"batches must be an iterable of batches, got {shown(batches)}")
     return iter(batches)
 
 
@@ -615,6 +621,12 @@ def _not_all_zero(sample_weight: Any, X: Any) -> NDArray[np.float64]:
         weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
     except OverflowError:
         raise ValueError("sample_weight must be finite in float64, got an integer beyond it") from None
+    except (TypeError, ValueError) as error:
+        if "float()" in str(error) or "could not convert" in str(error) or "sequence" in str(error):
+            raise type(error)(f"sample_weight must hold numbers: {error}") from None
+        raise
+    if not np.all(np.isfinite(weights)):  # a single number, of which scikit-learn says nothing
+        raise ValueError(f"sample_weight must be finite, got {shown(sample_weight)}")
     if not np.any(weights):
         raise ValueError(ALL_ZERO)
     return np.ascontiguousarray(weights)

@@ -170,13 +170,13 @@ def scaled(m: Moments, factor: Float64 | float) -> Moments:
 
 
 def variance(m: Moments, ddof: float = 0) -> Float64:
-    """``m2 / (count - ddof)``; NaN where count is `too_small`."""
+    """``m2 / (count - ddof)``; NaN where count is not above ddof."""
     return np.asarray(_kernels.variance(m.count, m.m2, ddof))
 
 
 def too_small(count: Float64, ddof: float) -> NDArray[np.bool_]:
-    """Where a number of values, or their weight, is not above `ddof`, rounding aside."""
-    return np.isnan(_kernels.variance(count, 0.0, ddof))
+    """Where a number of values, or a sum of weights of float32 perhaps, is not above `ddof`, rounding aside."""
+    return np.asarray(count - ddof <= 1e-6 * ddof)
 
 
 def update_cumulative(running: Moments, batch: Moments) -> Moments:

@@ -332,3 +332,69 @@ def test_workers_without_rows_change_nothing():
     assert not hasattr(fresh, "running_mean_")
     with pytest.raises(ValueError, match="halflife"):
         bn.merge(BatchNormTransformer(halflife=3.0))
+
+
+ENCODED = pa.array([1.0, None, 5.0]).dictionary_encode()
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        ENCODED,
+        pa.chunked_array([ENCODED, ENCODED]),
+        pa.array([1, None, 5]).dictionary_encode(),
+        pa.RunEndEncodedArray.from_arrays([1, 2, 3], pa.array([1.0, None, 5.0])),
+    ],
+    ids=["dictionary", "chunks", "integers", "run ends"],
+)
+@pytest.mark.parametrize("batches", [False, True])
+def test_nulls_of_encoded_columns_are_missing(column, batches):
+    table = pa.table({"a": column})
+    X = table.to_batches()[0] if batches else table
+    bn = BatchNormTransformer().fit(X)
+    assert bn.mean_ == 3
+    np.testing.assert_array_equal(bn.transform(X)[:3, 0], [-1, np.nan, 1])
+
+
+@pytest.mark.parametrize(
+    "X",
+    [
+        pd.DataFrame({"when": pd.Categorical(DATES)}),
+        pd.DataFrame({"when": pd.Categorical(DATES - DATES[0])}),
+        pa.table({"when": pa.array(DATES).dictionary_encode()}),
+        pa.table({"when": pa.RunEndEncodedArray.from_arrays([3], pa.array(DATES[:1]))}),
+    ],
+    ids=["categories", "categories of durations", "dictionary", "run ends"],
+)
+def test_dates_in_other_clothes_are_no_numbers(X):
+    bn = BatchNormTransformer()
+    for call in (bn.fit, bn.partial_fit):
+        unchanged(bn, call, X, match="X must hold numbers, got column 'when'")
+
+
+def test_masked_rows_of_dates_are_no_numbers():
+    bn = BatchNormTransformer()
+    unchanged(bn, bn.fit, [np.ma.masked_array(DATES, mask=DATES[0] == DATES)], match="X must hold numbers")
+
+
+@pytest.mark.parametrize(
+    ("weights", "match"),
+    [
+        (pa.array(DATES), "sample_weight must hold numbers, got timestamp"),
+        (pd.Series(pd.Categorical(DATES)), "sample_weight must hold numbers, got datetime64"),
+        (np.nan, "sample_weight must be finite"),
+        ([datetime.date(2020, 1, 1)] * 3, "sample_weight must hold numbers"),
+        (np.array([1, pd.NA, 1], object), "sample_weight must hold numbers"),
+        (["x", 1, 1], "sample_weight must hold numbers"),
+    ],
+)
+def test_weights_that_are_no_numbers_are_named(weights, match):
+    bn = BatchNormTransformer()
+    n = 3 if np.ndim(weights) == 0 else len(weights)
+    with pytest.raises((TypeError, ValueError), match=match):
+        bn.fit(np.arange(float(n))[:, None], sample_weight=weights)
+
+
+def test_what_gives_no_batches_is_refused():
+    bn = BatchNormTransformer()
+    unchanged(bn, bn.fit_stream, 5, match="batches must be an iterable of batches, got 5")

@@ -363,3 +363,15 @@ def test_features_selected_and_joined_go_on_from_the_last_time():
     expected = early.partial_fit(X[5:, :1], times=times[5:])
     np.testing.assert_allclose(joined.running_var_[0], expected.running_var_[0], rtol=1e-12)
     np.testing.assert_allclose(joined.running_mean_[0], expected.running_mean_[0], rtol=1e-12)
+
+
+def test_a_variance_after_a_long_gap_is_that_of_the_formula():
+    """One row now, and hardly anything left of what came before: more than ddof by almost nothing is more."""
+    times = np.datetime64("2026-01-01", "ns") + np.zeros(20, "m8[ns]")
+    x = np.random.default_rng(31).normal(size=(20, 1))
+    bn = BatchNormTransformer(halflife="1D", ddof=1).partial_fit(x, times=times)
+    bn.partial_fit([[3.0]], times=times[:1] + np.timedelta64(25, "D"))
+    w = np.append(np.full(20, 0.5**25), 1.0)
+    values = np.append(x, 3.0)
+    mean = np.average(values, weights=w)
+    np.testing.assert_allclose(bn.running_var_, (w * (values - mean) ** 2).sum() / (w.sum() - 1), rtol=1e-6)

@@ -72,10 +72,10 @@ static inline double bn_sum_blocks(double *values, ptrdiff_t n, ptrdiff_t stride
     return values[0];
 }
 
-/* NaN where count is not above ddof: by a millionth of it, as a sum of weights, of float32 perhaps, is rounded. */
+/* NaN where count is not above ddof. */
 static inline double bn_variance(double count, double m2, double ddof) {
     double degrees = count - ddof;
-    return degrees > 1e-6 * ddof ? m2 / degrees : NAN;
+    return degrees > 0 ? m2 / degrees : NAN;
 }
 
 /* The exponential average over batches. `count` is the sum of the weights, 1 - momentum**k after k batches; bn_merge divides
