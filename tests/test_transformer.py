@@ -190,9 +190,11 @@ def test_rows_of_weight_1_are_rows_even_if_too_few_for_ddof(kind):
     assert np.isnan(ours.running_var_).tolist() == [False, True]
     with pytest.raises(ValueError, match="sample_weight"):
         BatchNormTransformer(ddof=1, **kind).partial_fit(X[:1], sample_weight=[0.5])
-    # Enough for one feature: the other has no variance, as without weights; not one that rounding made.
-    some = BatchNormTransformer(ddof=1).fit(np.vstack([X[:2], X]), sample_weight=[0.75] * 4 + [1 + 1e-9])
-    assert np.isnan(some.running_var_).tolist() == [False, True]
+    # Enough for one feature: the other has no variance, as without weights, or no spread.
+    for weight, expected in ((1.0, np.nan), (1 + 1e-9, 0.0)):
+        some = BatchNormTransformer(ddof=1).fit(np.vstack([X[:2], X]), sample_weight=[0.75] * 4 + [weight])
+        np.testing.assert_array_equal(some.running_var_[1], expected)
+        assert some.running_var_[0] > 0
 
 
 def test_from_statistics_needs_a_weight_above_ddof_rounding_aside():
