@@ -117,10 +117,11 @@ class SavedStatistics:
         center, spread = _numbers("mean", mean), _numbers("var", var)
         if center.ndim and center.shape != spread.shape:
             raise ValueError(f"mean and var must have the same shape, got {center.shape} and {spread.shape}")
-        if isinstance(eps, (bool, np.bool_)) or not isinstance(eps, Real) or not 0 <= eps < np.inf:
+        number: Any = eps
+        if isinstance(number, (bool, np.bool_)) or not isinstance(number, Real) or not 0 <= float(number) < np.inf:
             raise ValueError(f"eps must be a finite number that is not negative, got {type(eps).__name__} {eps!s:.40}")
         with np.errstate(all="ignore"):
-            std = np.sqrt(spread + float(eps))
+            std = np.sqrt(spread + float(number))
             invstd = np.divide(1.0, std, out=np.zeros_like(std), where=std != 0)
         return cls(center, invstd, kind="frozen")
 
@@ -172,8 +173,9 @@ def as_in_forward(saved: Any, now: Call, n_values: Any, *, of_part: bool = False
     if not isinstance(saved, SavedStatistics):
         return
     kind = "frozen" if n_values is None else "training"
-    if saved.kind is not None and not (isinstance(saved.kind, str) and saved.kind == kind):
-        raise ValueError(f"saved must be of kind {kind!r}, {_KINDS[kind]}; got one of kind {saved.kind!r}")
+    was: Any = saved.kind
+    if was is not None and not (isinstance(was, str) and was == kind):
+        raise ValueError(f"saved must be of kind {kind!r}, {_KINDS[kind]}; got one of kind {str(was)[:20]!r}")
     if not isinstance(saved.call, (Call, type(None))):
         raise TypeError(f"saved.call must be that of a forward pass, or None; got a {type(saved.call).__name__}")
     if saved.call is not None and saved.call != now:

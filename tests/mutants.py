@@ -679,7 +679,7 @@ MUTANTS = [
     Mutant(
         "constants-for-statistics",
         "bncpu/saved.py",
-        "if saved.kind is not None and not (isinstance(saved.kind, str) and saved.kind == kind):",
+        "if was is not None and not (isinstance(was, str) and was == kind):",
         "if False:",
         "saved",
     ),
