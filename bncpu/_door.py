@@ -216,10 +216,17 @@ def feature_names(names: ArrayLike, n_features: int) -> NDArray[Any]:
 
 def indices_of(features: Any, names: NDArray[Any] | None, n_features: int) -> NDArray[np.intp]:
     """Indices of the features that names, indices, a mask or a slice select, each once."""
+    if isinstance(features, np.ma.MaskedArray):
+        raise TypeError("features must not be masked, got a MaskedArray")
     if isinstance(features, slice):
-        found = np.arange(n_features)[features]
+        try:
+            found = np.arange(n_features)[features]
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"features must be a slice of indices, got {features}: {error}") from None
     else:
         wanted = np.atleast_1d(np.asarray(features))
+        if wanted.dtype.kind == "U" and not isinstance(features, np.ndarray):
+            wanted = np.atleast_1d(np.asarray(features, object))  # 1 beside "a" is no name
         if wanted.dtype == bool and wanted.shape == (n_features,) and np.ndim(features):
             found = np.flatnonzero(wanted)
         elif wanted.ndim == 1 and wanted.dtype.kind in "iu":
@@ -230,7 +237,7 @@ def indices_of(features: Any, names: NDArray[Any] | None, n_features: int) -> ND
         elif wanted.ndim == 1 and len(wanted) and all(isinstance(name, str) for name in wanted):
             found = _indices_of_names(wanted, names)
         elif not wanted.size:
-            found = wanted
+            found = wanted.reshape(-1)
         else:
             raise TypeError(
                 f"features must be names, indices, a mask of {n_features} booleans, or a slice; got {features!r:.100}"
@@ -289,7 +296,11 @@ def of_stream(item: Any, key: Any = None) -> Any:
     becomes an array.
     """
     if key is not None:
-        item = key(item) if callable(key) else item[key]
+        try:
+            item = key(item) if callable(key) else item[key]
+        except (IndexError, KeyError, TypeError) as error:
+            what = f"key={key!r:.50} must be that of a part of each batch, a {type(item).__name__}"
+            raise type(error)(f"{what}: {error!r}") from error
     elif isinstance(item, Mapping) and not hasattr(item, "columns"):
         raise TypeError(f"each batch must be an array or a frame, got a {type(item).__name__}; say by key= which part")
     elif (isinstance(item, tuple) and len(item)) or (isinstance(item, list) and _is_pair(item)):

@@ -398,3 +398,22 @@ def test_weights_that_are_no_numbers_are_named(weights, match):
 def test_what_gives_no_batches_is_refused():
     bn = BatchNormTransformer()
     unchanged(bn, bn.fit_stream, 5, match="batches must be an iterable of batches, got 5")
+
+
+@pytest.mark.parametrize(
+    ("item", "key"), [({"x": NUMBERS}, "z"), ((0, NUMBERS), 9), (NUMBERS, "a"), (5, lambda x: x[0])]
+)
+def test_a_key_of_no_part_is_named(item, key):
+    bn = BatchNormTransformer()
+    with pytest.raises((IndexError, KeyError, TypeError), match=r"key=.* must be that of a part"):
+        bn.fit_stream([item], key=key)
+    assert "n_features_in_" not in vars(bn)
+
+
+@pytest.mark.parametrize(
+    "features", [np.ma.masked_array([0, 1], [0, 1]), ["a", 1], slice("a", "c"), slice(0, 2, 0), [[]]]
+)
+def test_features_that_are_none_are_refused(features):
+    bn = BatchNormTransformer().fit(pd.DataFrame(NUMBERS, columns=["a", "1"]))
+    with pytest.raises((TypeError, ValueError), match="features must"):
+        bn.select(features)
