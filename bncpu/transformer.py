@@ -99,7 +99,8 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         Shift of the result, 0 if not given.
     clip : float, optional
         Limit what :meth:`transform` returns to ``[-clip, clip]``, after `gamma` and `beta`; NaN stays NaN.
-        :meth:`inverse_transform` cannot tell what was clipped: that comes back as the limit. Not for arrays on a GPU.
+        :meth:`inverse_transform` cannot tell what was clipped: that comes back as the limit. A limit beyond the type of
+        the result is the largest number of that type. Not for arrays on a GPU.
     channel_axis : int, optional
         The axis of dense X that holds the features: 1 for images (N, C, H, W), -1 for (N, H, W, C). Then a feature
         has a value per sample and position, samples lie along the first other axis, names are not looked at, and
@@ -856,7 +857,8 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         ----------
         mean : array-like of shape (n_features,)
             Mean of each feature. Copied. Beside an array, a number stands for all features, here and below. Arrays of
-            other libraries must be in CPU memory.
+            other libraries must be in CPU memory. Values belong together by their position: an index of pandas does not
+            count.
         var : array-like of shape (n_features,), or None
             Variance of each feature, with the divisor that `ddof` says. Copied. None, with ``with_std=False`` only, if
             it is not known: then it is taken as 0.
