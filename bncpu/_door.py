@@ -299,7 +299,7 @@ def of_stream(item: Any, key: Any = None) -> Any:
         try:
             item = key(item) if callable(key) else item[key]
         except (IndexError, KeyError, TypeError) as error:
-            what = f"key={key!r:.50} must be that of a part of each batch, a {type(item).__name__}"
+            what = f"key={shown(key)} must be that of a part of each batch, a {type(item).__name__}"
             raise type(error)(f"{what}: {error!r}") from error
     elif isinstance(item, Mapping) and not hasattr(item, "columns"):
         raise TypeError(f"each batch must be an array or a frame, got a {type(item).__name__}; say by key= which part")
