@@ -1,5 +1,7 @@
 """Forward and backward passes of the functions, on activations of convolutional networks and of transformers."""
 
+import numpy as np
+
 from .common import bncpu, channel_axis, data
 
 NORMS = ("batch", "layer", "rms", "instance", "group")
@@ -58,6 +60,19 @@ class Fused(_Passes):
     def setup(self, shape, fused):
         residual = {"residual": data(shape)} if "residual" in fused else {}
         self.passes("batch", shape, activation="relu", **residual)
+
+
+class Padded(_Passes):
+    """Four fifths of each sample count, the rest is padding, as in batches of sequences or of images of several sizes."""
+
+    params = (["batch", "instance", "group", "layer"], ["NCHW", "NHWC"])
+    param_names = ("norm", "shape")
+
+    def setup(self, norm, shape):
+        positions = np.delete(data(shape).shape, channel_axis(shape))
+        n = int(np.prod(positions[1:]))
+        where = np.arange(n).reshape(positions[1:]) < max(2, 4 * n // 5)
+        self.passes(norm, shape, where=np.broadcast_to(where, positions))
 
 
 class Memory(_Passes):
