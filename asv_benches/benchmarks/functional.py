@@ -63,7 +63,7 @@ class Fused(_Passes):
 
 
 class Padded(_Passes):
-    """Four fifths of each sample count, the rest is padding, as in batches of sequences or of images of several sizes."""
+    """Four fifths of each sample count, the rest is padding, as in batches of sequences of several lengths."""
 
     params = (["batch", "instance", "group", "layer"], ["NCHW", "NHWC"])
     param_names = ("norm", "shape")
