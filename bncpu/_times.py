@@ -91,7 +91,7 @@ def _of_objects(values: NDArray[Any]) -> NDArray[Any]:
 
 def _of_one(value: Any) -> np.datetime64:
     if value is None:
-        return np.datetime64("NaT")
+        return np.datetime64("NaT", "D")
     if hasattr(value, "to_datetime64"):  # of pandas, in UTC
         return value.to_datetime64()
     if getattr(value, "tzinfo", None) is not None:
