@@ -31,10 +31,19 @@ def _duration(value: datetime.timedelta | np.timedelta64) -> np.timedelta64:
     exact: np.timedelta64 = getattr(value, "to_timedelta64", lambda: np.timedelta64(value))()  # pandas has nanoseconds
     if np.datetime_data(exact.dtype)[0] in ("generic", "Y", "M"):
         raise ValueError(f"halflife must have a unit of fixed length, such as days; got {value!r}")
-    found = exact.astype("m8[ns]")
-    if not (found > np.timedelta64(0, "ns") and found.astype(exact.dtype) == exact):
+    found = _exactly(exact, "m8[ns]")
+    if found is None or not found > np.timedelta64(0, "ns"):
         raise ValueError(f"halflife must be whole nanoseconds, longer than 0 and at most 292 years; got {value!r}")
     return found
+
+
+def _exactly(values: Any, dtype: str) -> Any:
+    """The same in another unit, or None if that cannot hold them: NumPy from 2.5 says so, others wrap around."""
+    try:
+        found = values.astype(dtype)
+    except OverflowError:
+        return None
+    return found if np.array_equal(found.astype(values.dtype), values) else None
 
 
 def nanoseconds(times: Any, n_samples: int) -> NDArray[np.int64]:
@@ -45,13 +54,13 @@ def nanoseconds(times: Any, n_samples: int) -> NDArray[np.int64]:
     missing = np.flatnonzero(np.isnat(values))
     if len(missing):
         raise ValueError(f"times must all be known, got NaT at {missing[0]}")
-    found = values.astype("M8[ns]")
-    if np.any(found.astype(values.dtype) != values):
+    found = _exactly(values, "M8[ns]")
+    if found is None:
         raise ValueError("times must be whole nanoseconds, between the years 1678 and 2261")
     back = np.flatnonzero(found[1:] < found[:-1])
     if len(back):
         raise ValueError(f"times must be in order, got {values[back[0] + 1]} after {values[back[0]]}, at {back[0] + 1}")
-    return found.astype(np.int64)
+    return np.asarray(found.astype(np.int64))
 
 
 def since(times: NDArray[np.int64], last: int | None) -> NDArray[np.float64]:
