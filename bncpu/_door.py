@@ -300,7 +300,8 @@ def of_stream(item: Any, key: Any = None) -> Any:
             item = key(item) if callable(key) else item[key]
         except (IndexError, KeyError, TypeError) as error:
             what = f"key={shown(key)} must be that of a part of each batch, a {type(item).__name__}"
-            raise type(error)(f"{what}: {error!r}") from error
+            kind = next(kind for kind in (IndexError, KeyError, TypeError) if isinstance(error, kind))
+            raise kind(f"{what}: {error!r}") from error
     elif isinstance(item, Mapping) and not hasattr(item, "columns"):
         raise TypeError(f"each batch must be an array or a frame, got a {type(item).__name__}; say by key= which part")
     elif (isinstance(item, tuple) and len(item)) or (isinstance(item, list) and _is_pair(item)):
@@ -634,7 +635,8 @@ def _not_all_zero(sample_weight: Any, X: Any) -> NDArray[np.float64]:
         raise ValueError("sample_weight must be finite in float64, got an integer beyond it") from None
     except (TypeError, ValueError) as error:
         if "float()" in str(error) or "could not convert" in str(error) or "sequence" in str(error):
-            raise type(error)(f"sample_weight must hold numbers: {error}") from None
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"sample_weight must hold numbers: {error}") from None
         raise
     if not np.all(np.isfinite(weights)):  # a single number, of which scikit-learn says nothing
         raise ValueError(f"sample_weight must be finite, got {shown(sample_weight)}")

@@ -34,7 +34,7 @@ def is_foreign(x: object) -> bool:
 def shared(name: str, a: Any) -> NDArray[Any]:
     """The memory of another library's array as a NumPy array."""
     no_gradients(name, a)
-    if any(getattr(a, bit, bool)() for bit in ("is_neg", "is_conj")):  # a view whose memory has other values
+    if getattr(a, "is_neg", bool)():  # PyTorch's view of values whose sign DLPack does not tell
         raise TypeError(f"{name} must hold its values as they are, got a {type(a).__name__} that negates them: copy it")
     try:
         view = np.from_dlpack(a)

@@ -88,7 +88,7 @@ class Part:
     def moments(self, layout: _layout.Layout | None = None) -> Moments:
         """Moments along the kept axes of the first step, or of `layout`, in which `x` must have a view."""
         layout = layout or self.layouts[0]
-        x4, counted = layout.form(self.x), None if self.counted is None else self._counted(layout)
+        x4, counted = layout.form(self.x), self._counted(layout)
         found, _ = _normalize.moments(x4, None, skip_missing=False, n_threads=self.n_threads, counted=counted)
         return Moments(*layout.unflat(found, self.x.shape))
 

@@ -223,7 +223,8 @@ def instance_norm_forward(
     _arguments.running_pair(running_mean, running_var, n_channels, others)
     momentum = _arguments.momentum(momentum, running_mean)
     ddof = _checks.real("ddof", ddof, low=0)
-    counts = np.asarray(_values(x, n_channels, axis, _arguments.where(where, x, axis)))
+    where = _arguments.where(where, x, axis)
+    counts = np.asarray(_values(x, n_channels, axis, where))
     if np.any(counts):
         _arguments.values_per_channel("instance_norm", np.min(counts[counts > 0]), ddof)
     y, saved, moments = _group_forward(
@@ -685,8 +686,10 @@ def _forward_in_one_step(
         saved = saved_statistics(moments[-1], eps)
         mean, invstd, mean_lo = saved.mean[..., None], saved.invstd[..., None], saved.mean_lo[..., None]
         part.apply(fold(mean, invstd, scale, shift, mean_lo))
+    if len(moments) == 1:
+        return moments[0], saved
     whole = joined(moments)
-    return whole, saved if len(moments) == 1 else saved_statistics(whole, eps)
+    return whole, saved_statistics(whole, eps)
 
 
 def _backward_in_one_step(

@@ -147,11 +147,12 @@ class SavedStatistics:
 def _numbers(name: str, a: Any) -> Any:
     """Real numbers, as a new array of float64."""
     a = a.detach() if hasattr(a, "detach") else a
+    a = a.float() if str(getattr(a, "dtype", "")) == "torch.bfloat16" else a
     try:
         values = np.asarray(a)
     except (RuntimeError, TypeError, ValueError) as error:
         raise TypeError(f"{name} must hold real numbers in CPU memory, got {type(a).__name__}: {error}") from None
-    if isinstance(a, np.ma.MaskedArray) or values.dtype.kind not in "fiub":
+    if isinstance(a, np.ma.MaskedArray) or (values.dtype.kind not in "fiub" and values.dtype.name != "bfloat16"):
         raise TypeError(f"{name} must hold real numbers, got {type(a).__name__} of {values.dtype}")
     return np.array(values, np.float64)
 
