@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import time
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +26,8 @@ HERE = Path(__file__).parent
 N_BATCHES = 60
 START = dict(n=16, k=12, gamma=1, beta=0, eps=1e-5, momentum=0.9, sorted=False, kind="transformer")
 FEATURES = ["alcohol", "proline"]
+# Readers of the page may move the slider anywhere; code of it that is copied warns them.
+pytestmark = pytest.mark.filterwarnings("ignore:.* momentum=.* is the weight of the old value")
 
 
 # What the library says
@@ -54,9 +55,7 @@ def by_library(X, p, last):
         if p["kind"] == "layer":
             inference, everything = (batch_norm(x, running_mean, running_var, gamma, beta, eps=eps) for x in (batch, X))
         else:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "BatchNormTransformer's momentum")
-                transformer.partial_fit(batch)
+            transformer.partial_fit(batch)
             running_mean, running_var = transformer.running_mean_, transformer.running_var_
             inference, everything = transformer.transform(batch), transformer.transform(X)
         steps.append(
@@ -211,9 +210,7 @@ def test_a_constant_gives_exactly_beta(call, kind):
 def run_python(code):
     """The names that the Python code of the page leaves behind."""
     names = {}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "BatchNormTransformer's momentum")
-        exec(code, names)
+    exec(code, names)
     return names
 
 
