@@ -1,76 +1,28 @@
 """Batch normalization for NumPy people: a scikit-learn transformer that learns from batches, and plain functions."""
 
-from importlib.metadata import version
+import os
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
-from bncpu import _dispatch, gpu  # noqa: F401  (_dispatch first: it says so if there is no compiled kernel)
-from bncpu._versions import show_versions
-from bncpu.buffers import release_buffers, set_buffer_limit
-from bncpu.display import BatchNormDisplay
-from bncpu.folding import fold_conv, fold_linear
-from bncpu.functional import (
-    batch_norm,
-    batch_norm_backward,
-    batch_norm_backward_frozen,
-    batch_norm_backward_sums,
-    batch_norm_forward,
-    batch_norm_moments,
-    merge,
-)
-from bncpu.group_norms import (
-    group_norm,
-    group_norm_backward,
-    group_norm_forward,
-    instance_norm,
-    instance_norm_backward,
-    instance_norm_forward,
-)
-from bncpu.layer_norms import (
-    layer_norm,
-    layer_norm_backward,
-    layer_norm_forward,
-    rms_norm,
-    rms_norm_backward,
-    rms_norm_forward,
-)
-from bncpu.moments import BackwardSums, Moments
-from bncpu.pipelines import simplify
-from bncpu.saved import SavedStatistics
-from bncpu.transformer import BatchNormTransformer, concatenate
+# The command imports what it needs when it needs it, so that `bncpu --version` waits for nothing.
+_IS_COMMAND = os.path.basename(sys.argv[0] if sys.argv else "") in ("-m", "bncpu", "bncpu.exe")
 
-__version__ = version("bncpu")
+if TYPE_CHECKING or not _IS_COMMAND:
+    from bncpu._public import *  # noqa: F403
+    from bncpu._public import __all__ as __all__
+    from bncpu._public import __version__ as __version__
 
-__all__ = [
-    "BackwardSums",
-    "BatchNormDisplay",
-    "BatchNormTransformer",
-    "Moments",
-    "SavedStatistics",
-    "__version__",
-    "batch_norm",
-    "batch_norm_backward",
-    "batch_norm_backward_frozen",
-    "batch_norm_backward_sums",
-    "batch_norm_forward",
-    "batch_norm_moments",
-    "concatenate",
-    "fold_conv",
-    "fold_linear",
-    "gpu",
-    "group_norm",
-    "group_norm_backward",
-    "group_norm_forward",
-    "instance_norm",
-    "instance_norm_backward",
-    "instance_norm_forward",
-    "layer_norm",
-    "layer_norm_backward",
-    "layer_norm_forward",
-    "merge",
-    "release_buffers",
-    "rms_norm",
-    "rms_norm_backward",
-    "rms_norm_forward",
-    "set_buffer_limit",
-    "show_versions",
-    "simplify",
-]
+
+def __getattr__(name: str) -> Any:
+    """A public name or a module that has not been imported."""
+    if _IS_COMMAND and (name in ("__all__", "__version__") or not name.startswith("_")):
+        if name == "__version__":
+            return import_module("importlib.metadata").version("bncpu")
+        if find_spec(f"bncpu.{name}") is not None:
+            return import_module(f"bncpu.{name}")
+        public = import_module("bncpu._public")
+        if name in (*public.__all__, "__all__"):
+            return getattr(public, name)
+    raise AttributeError(f"module 'bncpu' has no attribute {name!r}")

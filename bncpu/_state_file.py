@@ -8,10 +8,11 @@ import hashlib
 import json
 import os
 import re
-import secrets
 import stat
 from collections.abc import Iterator
 from typing import Any, BinaryIO
+
+from bncpu._temporary import NAME, temporary
 
 VERSION = 1
 
@@ -24,7 +25,9 @@ START = re.compile(rb'\{"format": "([\w.]{1,40})", "version": (\d{1,9}), "sha256
 LONGEST_START = 200
 
 
-def write(path: str | os.PathLike[str], content: dict[str, Any], kind: str = TRANSFORMER) -> None:
+def write(
+    path: str | os.PathLike[str], content: dict[str, Any], kind: str = TRANSFORMER, *, force: bool = False
+) -> None:
     """Write `content` to exactly `path`. Whatever happens, the file holds the whole old state or the whole new one.
 
     Parameters
@@ -35,13 +38,16 @@ def write(path: str | os.PathLike[str], content: dict[str, Any], kind: str = TRA
         JSON values; floats must be finite.
     kind : str, default="bncpu.BatchNormTransformer"
         What kind of file this is; `read` must be called with the same.
+    force : bool, default=False
+        Replace whatever file is there.
 
     Raises
     ------
     OSError
         If the file cannot be written, or if there is a file that this function has not written. The old file stays.
     """
-    may_replace(path)
+    if not force:
+        may_replace(path)
     head = {"format": kind, "version": VERSION, "sha256": UNSIGNED}
     text = json.dumps({**head, **content}, allow_nan=False, default=float) + "\n"
     text = text.replace(UNSIGNED, hashlib.sha256(text.encode()).hexdigest(), 1)
@@ -49,16 +55,16 @@ def write(path: str | os.PathLike[str], content: dict[str, Any], kind: str = TRA
         file.write(text.encode("ascii"))
 
 
-def may_replace(path: str | os.PathLike[str]) -> None:
+def may_replace(path: str | os.PathLike[str], ours: re.Pattern[bytes] = START) -> None:
     """Refuse to overwrite a file that does not begin like one of ours. Empty files may be overwritten."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             return  # `replacing` refuses it
         with open(path, "rb") as file:
-            head = file.read(LONGEST_START)
+            head = file.read(20 * LONGEST_START)
     except FileNotFoundError:
         return
-    if head and not START.match(head):
+    if head and not ours.match(head):
         message = "It is there, and no file of bncpu's; remove it first, or choose another name"
         raise FileExistsError(errno.EEXIST, message, os.fsdecode(path))
 
@@ -83,7 +89,6 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         If the file cannot be written. The old file stays.
     """
     final = os.path.realpath(os.fsdecode(path))
-    beside = os.path.join(os.path.dirname(final), f".bncpu-{secrets.token_hex(8)}.tmp")
     try:
         try:
             old = os.stat(final).st_mode
@@ -92,19 +97,20 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         if old is not None and not stat.S_ISREG(old):
             raise OSError(errno.EINVAL, "Not a regular file")
         mode = 0o666 if old is None else stat.S_IMODE(old)
-        with open(beside, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+        with temporary(os.path.dirname(final), mode) as (beside, file):
             yield file
             file.flush()
             os.fsync(file.fileno())
-        if old is not None:
-            os.chmod(beside, mode)
-        os.replace(beside, final)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            os.remove(beside)
-        if isinstance(error, OSError) and error.filename in (None, beside):
-            error.filename, error.filename2 = final, None  # not the temporary file
-        raise
+            if old is not None:
+                os.chmod(beside, mode)
+            file.close()
+            os.replace(beside, final)
+    except OSError as error:
+        if error.filename is not None and not NAME.fullmatch(os.path.basename(error.filename)):
+            raise
+        if error.errno is None:  # not of the system
+            raise OSError(f"{final!r} cannot be written: {error}") from None
+        raise OSError(error.errno, error.strerror, final) from None  # not the temporary file
     _sync_folder(os.path.dirname(final))
 
 

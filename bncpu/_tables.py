@@ -1,7 +1,9 @@
-"""Tables in files, never loaded whole. This module and `_writing` alone know the formats of the commands.
+"""Tables in files, never loaded whole.
 
 A file is opened as a `Table`, which reads only its head. Its rows come in pieces, of whatever size the format has.
 `cut` makes batches of the pieces. Batches depend on the rows alone, not on how files and their row groups divide them.
+
+Here are .npy, which NumPy reads, and Parquet and Arrow, which pyarrow reads; text is in `_text`, writing in `_writing`.
 """
 
 from __future__ import annotations
@@ -9,9 +11,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-import mmap
+import json
 import os
-import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,9 +29,9 @@ from bncpu.moments import Moments
 BATCH_BYTES = 8 << 20
 BATCH_ROWS = 65536
 
-# Bytes of a Parquet file read and decoded at a time, as float64: a batch. Large row groups are not read whole, and more
-# would not fit the caches.
-PARQUET_BYTES = BATCH_BYTES
+# Bytes of a file read and decoded at a time, as float64: a batch. Large row groups of Parquet are not read whole, and
+# more would not fit the caches.
+PIECE_BYTES = BATCH_BYTES
 
 # Threads that decode columns of a Parquet file, at most: more would only wait for the file.
 MOST_SHARES = 8
@@ -38,14 +39,37 @@ MOST_SHARES = 8
 # How many pieces each of these threads may be ahead. It keeps the moments of a piece, not its values.
 LEARNED_AHEAD = 8
 
-# Bytes of a .npy mapped into memory at a time: a map of the whole file might not fit the address space.
-WINDOW_BYTES = 32 << 20
-
-# Block sizes for .csv, in bytes, tried in order until one holds the first row. pyarrow reads several blocks ahead.
-CSV_BYTES = (1 << 20, 1 << 24, 1 << 28)
-
 Array = NDArray[Any]
 T = TypeVar("T")
+
+
+class Reading(NamedTuple):
+    """How files are read, as far as it is not found out."""
+
+    format: str | None = None  # of FORMATS; None: as the ending says
+    delimiter: str | None = None
+    decimal: str | None = None
+    encoding: str | None = None
+    comment: str | None = None
+    skip_rows: int = 0
+    header: bool | None = None
+    missing: Sequence[str] = ()
+    temporary: contextlib.ExitStack | None = None  # where temporary files end
+
+
+class Column(NamedTuple):
+    """What is known of a column from the head of its file."""
+
+    title: str  # its name in the file
+    type: str
+    numeric: bool = True  # or without a value so far
+    empty: bool = False  # without a value so far
+    why_not: str = ""  # why it is not learned unless it is named
+    missing: str = ""  # how many values
+
+
+class Located(ValueError):
+    """An error that says where it is."""
 
 
 class Piece(Protocol):
@@ -58,7 +82,7 @@ class Piece(Protocol):
         """Copy rows from `start` on into X, which has a column for each of `names` and as many rows as are wanted."""
 
     def in_place(self, start: int, n_rows: int, dtype: np.dtype[Any], names: Sequence[str]) -> Any:
-        """Rows without a copy: mapped into memory, or as columns; None where they must be copied."""
+        """Rows without a copy, as a batch of columns; None where they must be copied."""
 
     def carried(self, start: int, n_rows: int) -> Any:
         """The same rows as a record batch with all columns that were read; None if there are only numbers."""
@@ -70,14 +94,17 @@ class Table:
     Parameters
     ----------
     path : Path
+        As messages name it.
+    reading : Reading
+    data : Path, optional
+        What is opened, if it is not `path`.
 
     Attributes
     ----------
-    columns : list of str
-        Names of all columns. Those of a .npy are x0, x1, ...
-    numbers : list of str
-        Names of the columns of numbers. Columns without a value so far, which may hold numbers, are included; they
-        are also in `empty`.
+    columns : dict of str to Column
+        Names of all columns, each once. Those of a .npy are x0, x1, ...
+    said : list of str
+        What was found out or left out.
     n_rows : int or None
         None if the head does not tell.
     order : {"C", "F"}
@@ -98,18 +125,18 @@ class Table:
     position = 0
     learn = 0
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.size = os.stat(path).st_size
-        self.columns: list[str] = []
-        self.numbers: list[str] = []
-        self.empty: list[str] = []
+    def __init__(self, path: Path, reading: Reading, data: Path | None = None) -> None:
+        self.path, self.reading, self.data = path, reading, data or path
+        self.size = os.stat(self.data).st_size
+        self.columns: dict[str, Column] = {}
+        self.said: list[str] = []
         with self.named_errors():
             self.read_head()
-        if not self.numbers:
-            other = [c for c in ";\t|" if len(self.columns) == 1 and c in self.columns[0]]
-            hint = f"; columns must have commas between them, not {other[0]!r}" if other else ""
-            raise ValueError(f"{str(path)!r} has no column of numbers{hint}")
+
+    @property
+    def numbers(self) -> list[str]:
+        """Names of the columns that are learned unless others are named."""
+        return [name for name, column in self.columns.items() if column.numeric and not column.why_not]
 
     @contextlib.contextmanager
     def named_errors(self) -> Iterator[None]:
@@ -120,7 +147,11 @@ class Table:
             if error.filename is None:  # pyarrow's
                 raise OSError(f"{str(self.path)!r} cannot be read: {error}") from None
             raise
-        except (ValueError, NotImplementedError) as error:  # a codec that pyarrow was built without, say
+        except Located:
+            raise
+        except Exception as error:
+            if not isinstance(error, (ValueError, RecursionError)) and "Arrow" not in type(error).__name__:
+                raise
             raise ValueError(self.explained(str(error))) from None
 
     def explained(self, error: str) -> str:
@@ -136,15 +167,7 @@ class Table:
         raise NotImplementedError
 
     def pieces(self, names: Sequence[str], skip: int = 0, carry: str | None = None) -> Iterator[Piece]:
-        """The rows from `skip` on, with the columns `names`.
-
-        Parameters
-        ----------
-        names : sequence of str
-        skip : int, default=0
-        carry : {"text", "typed"}, optional
-            Read the other columns, too. "text": those of a .csv as text; "typed": as the type that they seem to have.
-        """
+        """The rows from `skip` on, with the columns `names`; and with all others, if `carry` says where they go."""
         with self.named_errors():
             yield from self.read_pieces(names, skip, carry)
         self.position = self.size
@@ -153,9 +176,27 @@ class Table:
         """`pieces`, with errors as the reader has them."""
         raise NotImplementedError
 
+    def empty_batch(self) -> list[Any]:
+        """No rows with all columns, as `Piece.carried` has them."""
+        return []
+
     def place(self, row: int) -> str:
         """Where in the file a row is, counted from 0."""
         return f"{str(self.path)!r}, row {row:,}"
+
+
+TWICE = "another column has its name"
+
+
+def named(titles: Sequence[str]) -> dict[str, str]:
+    """Names for the columns with these titles, each once, and why some are not learned unless they are named."""
+    n_of, names = Counter(titles), dict[str, str]()
+    for k, title in enumerate(titles):
+        name = title or f"column{k}"
+        while name in names or (name != title and name in n_of):
+            name += "_1"
+        names[name] = "" if title and n_of[title] == 1 else TWICE if title else "it has no name"
+    return names
 
 
 # ---- .npy ----
@@ -164,14 +205,15 @@ SHORTER = "it became shorter while it was read"
 
 
 class Npy(Table):
-    """An array of numbers. In C order it is mapped into memory, a window at a time; in Fortran order it is read."""
+    """An array of numbers. It is read, not mapped: a mapped file that is cut meanwhile would end the process."""
 
     kind = "an array of numbers as np.save writes it"
     named = False
     n_rows: int
+    reads_ahead = False
 
     def read_head(self) -> None:
-        with open(self.path, "rb") as file:
+        with open(self.data, "rb") as file:
             if file.read(4) == b"PK\3\4":
                 raise ValueError("it holds several arrays")
             file.seek(0)
@@ -179,23 +221,30 @@ class Npy(Table):
             if version not in ((1, 0), (2, 0)):
                 raise ValueError(f"it has version {version}")
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, fortran, self.numpy_dtype = read(file)
+            try:
+                shape, fortran, self.numpy_dtype = read(file)
+            except ValueError:
+                raise
+            except Exception as error:  # Python's parser has many
+                raise ValueError(f"its head cannot be read: {type(error).__name__}") from None
             self.start = file.tell()
         if len(shape) != 2 or self.numpy_dtype.kind not in "biuf":
             raise ValueError(f"it must hold numbers of shape (n_rows, n_columns), got {self.numpy_dtype} of {shape}")
-        self.n_rows, n_columns = shape
+        self.n_rows, self.n_columns = shape
         self.order = "F" if fortran else "C"
-        self.reads_ahead = not fortran
-        missing = self.start + self.n_rows * n_columns * self.numpy_dtype.itemsize - self.size
-        if missing > 0:
-            raise ValueError(f"{missing:,} bytes are missing at its end")
-        self.columns = self.numbers = [f"x{c}" for c in range(n_columns)]
+        more = self.size - self.start - self.n_rows * self.n_columns * self.numpy_dtype.itemsize
+        if more < 0:
+            raise ValueError(f"{-more:,} bytes are missing at its end")
+        if more > 0:
+            raise ValueError(f"{more:,} bytes follow the array")
+        if self.n_rows:
+            self.columns = {f"x{c}": Column(f"x{c}", str(self.numpy_dtype)) for c in range(self.n_columns)}
 
     def dtype(self, names: Sequence[str]) -> np.dtype[Any]:
         return self.numpy_dtype
 
     def read_pieces(self, names: Sequence[str], skip: int, carry: str | None) -> Iterator[Piece]:
-        with open(self.path, "rb", buffering=0) as file:
+        with open(self.data, "rb", buffering=0) as file:
             yield _NpyRows(self, file, skip)
 
 
@@ -204,7 +253,6 @@ class _NpyRows:
 
     def __init__(self, table: Npy, file: Any, skip: int) -> None:
         self.table, self.file, self.skip = table, file, skip
-        self.window, self.first = np.empty((0, len(table.columns)), table.numpy_dtype), 0  # rows from `first` on
 
     def __len__(self) -> int:
         return max(0, self.table.n_rows - self.skip)
@@ -218,29 +266,14 @@ class _NpyRows:
             X[...] = part
             return
         if table.order == "C":
-            self.fill(X, start * len(table.columns))
+            self.fill(X, start * table.n_columns)
         else:
             for c in range(X.shape[1]):
                 self.fill(X[:, c], c * table.n_rows + start)
-        table.position = table.start + start * len(table.columns) * table.numpy_dtype.itemsize
+        table.position = table.start + start * table.n_columns * table.numpy_dtype.itemsize
 
-    def in_place(self, start: int, n_rows: int, dtype: np.dtype[Any], names: Sequence[str]) -> Array | None:
-        table, start = self.table, start + self.skip
-        if table.order != "C" or dtype != table.numpy_dtype or not hasattr(mmap, "MAP_SHARED"):
-            return None
-        if not self.first <= start <= start + n_rows <= self.first + len(self.window):
-            row = len(table.columns) * dtype.itemsize
-            begin, size = table.start + start * row, min(max(n_rows * row, WINDOW_BYTES), (table.n_rows - start) * row)
-            if os.fstat(self.file.fileno()).st_size < begin + size:
-                raise ValueError(self.table.explained(SHORTER))
-            skipped = begin % mmap.ALLOCATIONGRANULARITY
-            mapped = mmap.mmap(self.file.fileno(), skipped + size, prot=mmap.PROT_READ, offset=begin - skipped)
-            if hasattr(os, "posix_fadvise"):
-                os.posix_fadvise(self.file.fileno(), begin + size, size, os.POSIX_FADV_WILLNEED)
-            values = np.frombuffer(mapped, dtype, size // row * len(table.columns), skipped)
-            self.window, self.first = values.reshape(-1, len(table.columns)), start
-        table.position = table.start + (start + n_rows) * len(table.columns) * dtype.itemsize
-        return self.window[start - self.first :][:n_rows]
+    def in_place(self, start: int, n_rows: int, dtype: np.dtype[Any], names: Sequence[str]) -> None:
+        return None
 
     def fill(self, to: Array, first: int) -> None:
         """Read contiguous values from the number `first` on."""
@@ -315,26 +348,22 @@ def _as_numbers(column: Any, dtype: np.dtype[Any]) -> Array:
     return np.asarray(column.to_numpy(zero_copy_only=False))
 
 
-class ArrowTable(Table):
-    """A file that pyarrow reads."""
+class Columnar(Table):
+    """A file that comes as Arrow's record batches."""
 
-    schema: Any
+    arrow: Any
 
     def read_head(self) -> None:
-        self.schema = self.read_schema(pyarrow_for(self.path))
-        self.columns = list(self.schema.names)
-        self.numbers, self.empty = _numbers(self.schema)
+        self.arrow = pyarrow_for(self.path)
+        self.read_columns()
 
-    def read_schema(self, arrow: Any) -> Any:
+    def read_columns(self) -> None:
+        """Set `columns`, and what else the head tells."""
         raise NotImplementedError
-
-    def dtype(self, names: Sequence[str]) -> np.dtype[Any]:
-        single = all(str(self.schema.field(name).type) == "float" for name in names)
-        return np.dtype(np.float32 if single else np.float64)
 
     def read_pieces(self, names: Sequence[str], skip: int, carry: str | None) -> Iterator[Piece]:
         skipped = self.skipped(skip)
-        for piece in self.decoded(pyarrow_for(self.path), skipped, names, carry):
+        for piece in self.decoded(skipped, names, carry):
             skip -= skipped
             skipped = min(skip, len(piece))
             if not skipped:
@@ -346,93 +375,58 @@ class ArrowTable(Table):
         """How many of the first `skip` rows need not be read."""
         return 0
 
-    def decoded(self, arrow: Any, skipped: int, names: Sequence[str], carry: str | None) -> Iterator[Piece]:
+    def decoded(self, skipped: int, names: Sequence[str], carry: str | None) -> Iterator[Piece]:
         """Pieces of all but the first `skipped` rows, each made while the one before is in use."""
-        return map(_Columns, ahead(self.record_batches(arrow, skipped, names, carry)))
+        return map(_Columns, ahead(self.record_batches(skipped, names, carry)))
 
-    def record_batches(self, arrow: Any, skipped: int, names: Sequence[str], carry: str | None) -> Iterator[Any]:
+    def record_batches(self, skipped: int, names: Sequence[str], carry: str | None) -> Iterator[Any]:
         """Record batches of all but the first `skipped` rows."""
         raise NotImplementedError
 
+    def empty_batch(self) -> list[Any]:
+        kinds = [self.arrow.float64() if c.numeric else self.arrow.string() for c in self.columns.values()]
+        empty = [self.arrow.array([], kind) for kind in kinds]
+        return [self.arrow.RecordBatch.from_arrays(empty, names=list(self.columns))]
 
-class Csv(ArrowTable):
-    """CSV in UTF-8 with a header line; compressed with gzip if it ends in .gz."""
+    def rows_of_a_piece(self, n_columns: int) -> int:
+        """How many rows to decode at a time."""
+        return max(1, PIECE_BYTES // (8 * max(1, n_columns)))
 
-    kind = "UTF-8 with a header line and commas, each column of one type"
-    block = CSV_BYTES[0]
 
-    def read_schema(self, arrow: Any) -> Any:
-        try:
-            with self.opened(arrow, self.block, {})[1] as reader:
-                return reader.schema
-        except ValueError as error:
-            larger = [size for size in CSV_BYTES if size > self.block]
-            if not re.search("straddling|file or block", str(error)) or not larger:
-                raise
-            self.block = larger[0]
-            return self.read_schema(arrow)
+class ArrowTable(Columnar):
+    """A file that pyarrow reads."""
 
-    def opened(self, arrow: Any, block: int, types: dict[str, Any], names: Sequence[str] | None = None) -> Any:
-        """The raw file, for its position, and a reader. One thread is as fast for pyarrow, and its errors name rows."""
-        csv = arrow.csv
-        raw = file = arrow.OSFile(str(self.path))
-        if self.path.suffix.lower() == ".gz":
-            file = arrow.CompressedInputStream(raw, "gzip")
-        return raw, csv.open_csv(
-            file,
-            csv.ReadOptions(use_threads=False, block_size=block),
-            csv.ParseOptions(newlines_in_values=True),
-            csv.ConvertOptions(include_columns=names, column_types=types),
-        )
+    schema: Any
 
-    def record_batches(self, arrow: Any, skipped: int, names: Sequence[str], carry: str | None) -> Iterator[Any]:
-        types, wanted = {}, set(names)
-        for field in self.schema:
-            if field.name in wanted:
-                # Columns that look like integers in the first rows may have fractions later.
-                if not arrow.types.is_boolean(field.type):
-                    types[field.name] = arrow.float64()
-            elif carry == "text" or arrow.types.is_null(field.type):
-                types[field.name] = arrow.string()
-            elif carry:
-                types[field.name] = field.type
-        raw, reader = self.opened(arrow, self.block, types, None if carry else names)
-        with raw, reader:
-            for batch in reader:
-                self.position = raw.tell()
-                yield batch
+    def dtype(self, names: Sequence[str]) -> np.dtype[Any]:
+        single = all(str(self.schema.field(self.columns[name].title).type) == "float" for name in names)
+        return np.dtype(np.float32 if single else np.float64)
 
-    def explained(self, error: str) -> str:
-        found = re.search(r"Row #(\d+): (.*)", error, flags=re.DOTALL)
-        if found is None:
-            return super().explained(error)
-        place, what = f"{str(self.path)!r}, line {self.line(int(found[1])):,}", found[2]
-        column = re.search(r"In CSV column #(\d+)", error)
-        value = re.search(r"invalid value '(.*)'", what, flags=re.DOTALL)
-        if column and value:
-            return f"{place}: {value[1]!r} in column {self.columns[int(column[1])]!r} is no number"
-        return f"{place}: {' '.join(what.split())}"
+    def describe(self, schema: Any, missing: Sequence[str] | None = None) -> None:
+        """Set `columns` from a schema, and the numbers of missing values of each."""
+        from pyarrow import types
 
-    def place(self, row: int) -> str:
-        return f"{str(self.path)!r}, line {self.line(row + 2):,}"
+        self.schema = schema
+        index = [i for i in json.loads((schema.metadata or {}).get(b"pandas", b"{}")).get("index_columns", []) if i]
+        tests = (types.is_integer, types.is_floating, types.is_boolean, types.is_decimal, types.is_null)
+        for k, (name, why_not) in enumerate(named(schema.names).items()):
+            title, kind = schema.names[k], schema.types[k]
+            numeric = any(test(kind) for test in tests)
+            if title in index:
+                why_not = "it is the index of a pandas DataFrame"
+            why_not = why_not or ("" if numeric else "not numbers")
+            self.columns[name] = Column(
+                title, str(kind), numeric, types.is_null(kind), why_not, missing[k] if missing else ""
+            )
 
-    def line(self, record: int) -> int:
-        """The number of the line in which a record begins, as quoted values may hold line breaks.
+    def empty_batch(self) -> list[Any]:
+        empty = [self.arrow.array([], kind) for kind in self.schema.types]
+        return [self.arrow.RecordBatch.from_arrays(empty, schema=self.schema).rename_columns(list(self.columns))]
 
-        Both count from 1; the header is record 1.
-        """
-        import gzip
-
-        opener: Any = gzip.open if self.path.suffix.lower() == ".gz" else open
-        quotes = 0
-        with opener(self.path, "rb") as file:
-            for number, line in enumerate(file, 1):
-                if quotes % 2 == 0 and line.strip(b"\r\n"):
-                    record -= 1
-                    if record == 0:
-                        return number
-                quotes += line.count(b'"')
-        raise AssertionError
+    def renamed(self, batch: Any) -> Any:
+        """A record batch of all columns, with their names as titles."""
+        names = list(self.columns)
+        return batch if names == batch.schema.names else batch.rename_columns(names)
 
 
 class Parquet(ArrowTable):
@@ -440,33 +434,46 @@ class Parquet(ArrowTable):
 
     kind = "a Parquet file"
 
-    def read_schema(self, arrow: Any) -> Any:
-        with arrow.parquet.ParquetFile(self.path) as file:
-            self.n_rows = file.metadata.num_rows
+    def read_columns(self) -> None:
+        with self.arrow.parquet.ParquetFile(self.data) as file:
+            about = file.metadata
+            self.n_rows = about.num_rows
             # Number of rows before each row group, and of all.
-            lengths = [file.metadata.row_group(k).num_rows for k in range(file.metadata.num_row_groups)]
-            self.starts = np.cumsum([0, *lengths])
-            return file.schema_arrow
+            groups = [about.row_group(k) for k in range(about.num_row_groups)]
+            self.starts = np.cumsum([0, *(group.num_rows for group in groups)])
+            self.describe(file.schema_arrow, self.missing(groups, file.schema_arrow))
+
+    @staticmethod
+    def missing(groups: list[Any], schema: Any) -> list[str] | None:
+        """The number of nulls of each column, as far as the statistics in the file tell."""
+        if not groups or groups[0].num_columns != len(schema.names):  # nested columns
+            return None
+        found = []
+        for c in range(len(schema.names)):
+            counts = [group.column(c).statistics for group in groups]
+            known = all(count is not None and count.has_null_count for count in counts)
+            found.append(f"{sum(count.null_count for count in counts):,}" if known else "")
+        return found
 
     def skipped(self, skip: int) -> int:
         return int(self.starts[self.starts <= skip][-1])
 
-    def decoded(self, arrow: Any, skipped: int, names: Sequence[str], carry: str | None) -> Iterator[Piece]:
+    def decoded(self, skipped: int, names: Sequence[str], carry: str | None) -> Iterator[Piece]:
         if not self.learn or skipped % self.learn:
-            return super().decoded(arrow, skipped, names, carry)
-        return self.learned(arrow, skipped, names)
+            return super().decoded(skipped, names, carry)
+        return self.learned(skipped, names)
 
-    def learned(self, arrow: Any, skipped: int, names: Sequence[str]) -> Iterator[Piece]:
+    def learned(self, skipped: int, names: Sequence[str]) -> Iterator[Piece]:
         """Pieces of `learn` rows as their moments, and a shorter last piece with its values.
 
         Each thread decodes a share of the columns, and learns them. (pyarrow's own threads share the columns of a piece
         and wait for each other at its end; by then what they decoded has left the caches.)
         """
-        n_shares = min(arrow.cpu_count(), len(names), MOST_SHARES)
+        n_shares = min(self.arrow.cpu_count(), len(names), MOST_SHARES)
         ends = np.linspace(0, len(names), n_shares + 1).astype(int)
         shares = [list(names[start:end]) for start, end in itertools.pairwise(ends)]
         dtype, start = self.dtype(names), skipped
-        learned = [ahead(self.learned_share(arrow, skipped, share, dtype), LEARNED_AHEAD) for share in shares]
+        learned = [ahead(self.learned_share(skipped, share, dtype), LEARNED_AHEAD) for share in shares]
         for parts in zip(*learned, strict=True):
             batches, found = zip(*parts, strict=True)
             if batches[0] is None:
@@ -476,14 +483,14 @@ class Parquet(ArrowTable):
             else:
                 columns = [column for batch in batches for column in batch.columns]
                 every = [name for batch in batches for name in batch.schema.names]
-                yield _Columns(arrow.RecordBatch.from_arrays(columns, names=every))
+                yield _Columns(self.arrow.RecordBatch.from_arrays(columns, names=every))
             start += self.learn
 
     def learned_share(
-        self, arrow: Any, skipped: int, names: list[str], dtype: np.dtype[Any]
+        self, skipped: int, names: list[str], dtype: np.dtype[Any]
     ) -> Iterator[tuple[Any, tuple[Moments, bool] | None]]:
         """For some columns, what `learned` yields: moments, or the shorter piece; the other is None."""
-        for batch in self.batches(arrow, skipped, self.learn, names, use_threads=False):
+        for batch in self.batches(skipped, self.learn, names, use_threads=False):
             if batch.num_rows < self.learn:
                 yield batch, None
             else:
@@ -492,59 +499,60 @@ class Parquet(ArrowTable):
 
     def values(self, start: int, names: Sequence[str]) -> Array:
         """`learn` rows, read again."""
-        return next(cut(open_table(self.path).pieces(names, start), names, self.learn, self.dtype(names), "F")).X
+        again = Parquet(self.path, self.reading, self.data).pieces(names, start)
+        return next(cut(again, names, self.learn, self.dtype(names), "F")).X
 
-    def record_batches(self, arrow: Any, skipped: int, names: Sequence[str], carry: str | None) -> Iterator[Any]:
-        rows = max(1, PARQUET_BYTES // (8 * len(self.columns if carry else names)))
-        return self.batches(arrow, skipped, rows, None if carry else list(names))
+    def record_batches(self, skipped: int, names: Sequence[str], carry: str | None) -> Iterator[Any]:
+        rows = self.rows_of_a_piece(len(self.columns if carry else names))
+        return self.batches(skipped, rows, None if carry else list(names))
 
-    def batches(
-        self, arrow: Any, skipped: int, rows: int, names: list[str] | None, *, use_threads: bool = True
-    ) -> Iterator[Any]:
+    def batches(self, skipped: int, rows: int, names: list[str] | None, *, use_threads: bool = True) -> Iterator[Any]:
         """Record batches of `rows` rows."""
         groups = range(int(np.searchsorted(self.starts, skipped)), len(self.starts) - 1)
         done, buffer = skipped, max(1 << 14, 8 * rows)
         # With pre_buffer pyarrow would keep the bytes of every row group read so far.
-        with arrow.parquet.ParquetFile(self.path, buffer_size=buffer, pre_buffer=False) as file:
+        with self.arrow.parquet.ParquetFile(self.data, buffer_size=buffer, pre_buffer=False) as file:
             for batch in file.iter_batches(rows, row_groups=groups, columns=names, use_threads=use_threads):
                 done += batch.num_rows
                 self.position = self.size * done // max(1, int(self.starts[-1]))
-                yield batch
+                yield self.renamed(batch) if names is None else batch
+
+
+# What a stream ends with, unless its writer was stopped.
+END_OF_STREAM = (b"\xff\xff\xff\xff\0\0\0\0", b"\0\0\0\0")
 
 
 class Ipc(ArrowTable):
-    """Arrow's own format, as a file or a stream."""
+    """Arrow's own format, as a file or a stream. It is read, not mapped, and checked, so that damage is a message."""
 
     kind = "an Arrow file or stream"
 
-    def opened(self, arrow: Any, options: Any = None) -> tuple[Any, Any, bool]:
+    def opened(self, options: Any = None) -> tuple[Any, Any, bool]:
         """The file, a reader, and whether the reader knows where each record batch is."""
-        try:
-            file = arrow.memory_map(str(self.path))  # as a record batch may be larger than memory
-        except OSError:  # the file is larger than the address space allows
-            file = arrow.OSFile(str(self.path))
+        file = self.arrow.OSFile(str(self.data))
         with_places = file.read(6) == b"ARROW1"
         file.seek(0)
-        reader = (arrow.ipc.open_file if with_places else arrow.ipc.open_stream)(file, options=options)
-        return file, reader, with_places
+        ipc = self.arrow.ipc
+        return file, (ipc.open_file if with_places else ipc.open_stream)(file, options=options), with_places
 
-    def read_schema(self, arrow: Any) -> Any:
-        file, reader, _ = self.opened(arrow)
+    def read_columns(self) -> None:
+        file, reader, with_places = self.opened()
         with file:
-            return reader.schema
+            self.describe(reader.schema)
+            file.seek(max(0, self.size - 8))
+            if not with_places and not file.read(8).endswith(END_OF_STREAM):
+                self.said.append("its end is not marked: rows may be missing")
 
-    def record_batches(self, arrow: Any, skipped: int, names: Sequence[str], carry: str | None) -> Iterator[Any]:
-        wanted = None if carry else [self.columns.index(name) for name in names]
-        file, reader, with_places = self.opened(arrow, arrow.ipc.IpcReadOptions(included_fields=wanted))
+    def record_batches(self, skipped: int, names: Sequence[str], carry: str | None) -> Iterator[Any]:
+        order = list(self.columns)
+        wanted = None if carry else [order.index(name) for name in names]
+        file, reader, with_places = self.opened(self.arrow.ipc.IpcReadOptions(included_fields=wanted))
+        n = reader.num_record_batches if with_places else 0
         with file:
-            if not with_places:
-                for batch in reader:
-                    self.position = file.tell()
-                    yield batch
-            else:
-                for k in range(reader.num_record_batches):
-                    yield reader.get_batch(k)
-                    self.position = self.size * (k + 1) // reader.num_record_batches
+            for k, batch in enumerate(map(reader.get_batch, range(n)) if with_places else reader, 1):
+                batch.validate(full=True)
+                self.position = self.size * k // n if with_places else file.tell()
+                yield self.renamed(batch) if carry else batch
 
 
 def pyarrow_for(path: Path) -> Any:
@@ -558,52 +566,7 @@ def pyarrow_for(path: Path) -> Any:
     return pyarrow
 
 
-def _numbers(schema: Any) -> tuple[list[str], list[str]]:
-    """Names of the columns of numbers, and of those among them that have no value so far."""
-    from pyarrow import types
-
-    twice = [name for name, n in Counter(schema.names).items() if n > 1]
-    if twice:
-        raise ValueError(f"two columns are named {twice[0]!r}")
-    tests = (types.is_integer, types.is_floating, types.is_boolean, types.is_decimal, types.is_null)
-    numbers = [field.name for field in schema if any(test(field.type) for test in tests)]
-    return numbers, [field.name for field in schema if types.is_null(field.type)]
-
-
-# ---- any file ----
-
-FORMATS: dict[str, type[Table]] = {
-    ".npy": Npy,
-    ".csv": Csv,
-    ".csv.gz": Csv,
-    ".parquet": Parquet,
-    ".arrow": Ipc,
-    ".feather": Ipc,
-    ".ipc": Ipc,
-}
-
-
-def ending(path: Path) -> str | None:
-    """The ending of a file name, if it is one of `FORMATS`; else None."""
-    return next((end for end in FORMATS if path.name.lower().endswith(end)), None)
-
-
-def open_table(path: Path) -> Table:
-    """Read the head of the file `path`. Its ending decides the format.
-
-    Raises
-    ------
-    ImportError
-        If pyarrow is needed and not installed.
-    OSError
-        If the file cannot be read.
-    ValueError
-        If it is no table of numbers.
-    """
-    end = ending(path)
-    if end is None:
-        raise ValueError(f"the file must end in {', '.join(FORMATS)}; got {str(path)!r}")
-    return FORMATS[end](path)
+# ---- batches ----
 
 
 class Batch(NamedTuple):
@@ -679,34 +642,3 @@ def ahead(items: Iterator[T], n: int = 1) -> Iterator[T]:
         while (item := coming.popleft().result()) is not None:
             coming.append(reader.submit(next, items, None))
             yield item
-
-
-# ---- for the demo ----
-
-
-class Numbers(NamedTuple):
-    """The numbers of a file."""
-
-    columns: list[str]
-    left_out: list[str]  # columns that are not numbers
-    n_batches: int | None  # None where the file does not tell
-    batches: Iterator[Array]  # of shape (n_rows, n_columns), each overwritten by the second after it
-
-
-def read(path: Path, n_batches: int = 1) -> Numbers:
-    """All numbers of the file `path`; of a small file, in about `n_batches` batches. Raises as `open_table`."""
-    table = open_table(path)
-    if isinstance(table, Csv) and table.block == CSV_BYTES[0]:
-        table.block = min(BATCH_BYTES // 4, max(1 << 12, table.size // n_batches))
-    step = max(1, min(BATCH_ROWS, BATCH_BYTES // (8 * len(table.numbers)), -(-(table.n_rows or 0) // n_batches)))
-    pieces: Iterable[Piece] = table.pieces(table.numbers)
-    names, dtype = table.numbers, table.dtype(table.numbers)
-    if table.n_rows is None:
-        whole = (cut([piece], names, max(1, len(piece)), dtype, table.order) for piece in pieces)
-        batches: Iterator[Batch] = itertools.chain.from_iterable(whole)
-    else:
-        batches = cut(pieces, names, step, dtype, table.order)
-    known = set(names)
-    left_out = [name for name in table.columns if name not in known]
-    n = None if table.n_rows is None else -(-table.n_rows // step)
-    return Numbers(names, left_out, n, (batch.X for batch in batches))

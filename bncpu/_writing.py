@@ -1,16 +1,19 @@
-"""Tables written to files, in the formats that `_tables` reads."""
+"""Tables written to files, in the formats that are read."""
 
 from __future__ import annotations
 
+import bz2
 import contextlib
-from collections.abc import Iterable, Sequence
+import io
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bncpu import _state_file, _tables
+from bncpu import _inputs, _tables, _text
 
 
 class Result(NamedTuple):
@@ -19,76 +22,141 @@ class Result(NamedTuple):
     Y: NDArray[Any]  # of shape (n_rows, n_columns)
     names: Sequence[str]  # of its columns
     carried: list[Any]  # as in a `_tables.Batch`; empty if there are no other columns
+    titles: dict[str, str]  # what the columns are called where they come from
 
 
-def write(path: Path, results: Iterable[Result]) -> None:
-    """Write rows to the file `path`, in the format of its ending. Whatever happens, the whole old or new file is there.
+def write(path: Path, file: BinaryIO, ending: str, results: Iterable[Result], raw: bool) -> None:
+    """Write rows to `file`, in the format of `ending`.
 
-    Raises
-    ------
-    ImportError, OSError
-        As `_tables.open_table`, and what `results` raises.
+    Parameters
+    ----------
+    path : Path
+        What messages name.
+    file : file object
+    ending : str
+        With what it is compressed with: .csv.gz, say.
+    results : iterable of Result
+        One at least.
+    raw : bool
+        Whether what is carried is JSON.
     """
-    with _state_file.replacing(path) as file:
-        if _tables.FORMATS[str(_tables.ending(path))] is _tables.Npy:
-            _write_npy(file, results)
-        else:
-            _write_arrow(path, file, results)
-
-
-def _write_npy(file: BinaryIO, results: Iterable[Result]) -> None:
-    n_rows = 0
-    for result in results:
-        if n_rows == 0:
-            dtype, n_columns = result.Y.dtype, result.Y.shape[1]
-            _npy_header(file, (0, n_columns), dtype)
-        file.write(np.ascontiguousarray(result.Y).data)
-        n_rows += len(result.Y)
-    if n_rows:
-        file.seek(0)
-        _npy_header(file, (n_rows, n_columns), dtype)  # of the same length: NumPy leaves room for axis 0 to grow
-
-
-def _npy_header(file: BinaryIO, shape: tuple[int, int], dtype: np.dtype[Any]) -> None:
-    head = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(file, head)
-
-
-def _write_arrow(path: Path, file: BinaryIO, results: Iterable[Result]) -> None:
+    kind = _inputs.FORMATS[_inputs.format_of(Path(ending))]
+    if kind is _tables.Npy:
+        _write_npy(file, results)
+        return
     arrow = _tables.pyarrow_for(path)
-    makers: dict[Any, Any] = {
-        _tables.Csv: arrow.csv.CSVWriter,
-        _tables.Parquet: arrow.parquet.ParquetWriter,
-        _tables.Ipc: arrow.ipc.new_file,
-    }
-    make = makers[_tables.FORMATS[str(_tables.ending(path))]]
     with contextlib.ExitStack() as stack:
-        sink: Any = file
-        if path.suffix.lower() == ".gz":
-            own = stack.enter_context(
-                open(file.fileno(), "wb", closefd=False)
-            )  # pyarrow closes what it compresses into
-            sink = stack.enter_context(arrow.CompressedOutputStream(own, "gzip"))
-        writer = None
+        sink = _compressed(arrow, file, ending, stack)
+        writer: Any = None
         for result in results:
             table = _arrow_table(arrow, result)
             if writer is None:
-                writer = stack.enter_context(make(sink, table.schema))
+                writer = stack.enter_context(_writer(arrow, kind, sink, table.schema, raw))
             writer.write_table(table)
+
+
+def _compressed(arrow: Any, file: BinaryIO, ending: str, stack: contextlib.ExitStack) -> Any:
+    how = {".gz": "gzip", ".zst": "zstd"}.get(Path(ending).suffix)
+    if ending.endswith(".bz2"):
+        return stack.enter_context(bz2.open(file, "wb"))
+    if how is None:
+        return file
+    # pyarrow closes what it compresses into.
+    own: Any = stack.enter_context(open(file.fileno(), "wb", closefd=False))  # noqa: SIM115 (the stack closes it)
+    return stack.enter_context(arrow.CompressedOutputStream(own, how))
+
+
+def _writer(arrow: Any, kind: type[_tables.Table], sink: Any, schema: Any, raw: bool) -> Any:
+    if issubclass(kind, _text.JsonLines):
+        return _JsonWriter(sink, raw)
+    if issubclass(kind, _text.Csv):
+        delimiter = "\t" if kind is _text.Tsv else ","
+        return arrow.csv.CSVWriter(sink, schema, write_options=arrow.csv.WriteOptions(delimiter=delimiter))
+    if kind is _tables.Parquet:
+        return arrow.parquet.ParquetWriter(sink, schema)
+    return arrow.ipc.new_file(sink, schema)
+
+
+class _JsonWriter:
+    """An object in each line."""
+
+    def __init__(self, sink: Any, raw: bool) -> None:
+        self.sink, self.raw = sink, raw
+
+    def __enter__(self) -> _JsonWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def write_table(self, table: Any) -> None:
+        columns = [
+            [f"{json.dumps(field.name)}: {text}" for text in self.texts(column, field)]
+            for field, column in zip(table.schema, table.columns, strict=True)
+        ]
+        self.sink.write("".join(f"{{{', '.join(row)}}}\n" for row in zip(*columns, strict=True)).encode())
+
+    def texts(self, column: Any, field: Any) -> Iterator[str]:
+        """The values of a column in JSON."""
+        for value in column.to_pylist():
+            if value is None or (isinstance(value, float) and not np.isfinite(value)):
+                yield "null"
+            elif self.raw and isinstance(value, str):
+                yield value
+            else:
+                yield json.dumps(value, default=str)
+
+
+def _write_npy(file: BinaryIO, results: Iterable[Result]) -> None:
+    n_rows, space = 0, io.BytesIO()
+    seekable = file.seekable()
+    to: Any = file if seekable else space  # the head comes first, and holds the number of rows
+    for result in results:
+        if n_rows == 0:
+            dtype, n_columns = result.Y.dtype, result.Y.shape[1]
+            start = to.tell()
+            _npy_header(to, (0, n_columns), dtype)
+        to.write(np.ascontiguousarray(result.Y).data)
+        n_rows += len(result.Y)
+    to.seek(start)
+    _npy_header(to, (n_rows, n_columns), dtype)  # of the same length: NumPy leaves room for axis 0 to grow
+    if not seekable:
+        file.write(space.getbuffer())
+
+
+def _npy_header(file: Any, shape: tuple[int, int], dtype: np.dtype[Any]) -> None:
+    head = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, head)
 
 
 def _arrow_table(arrow: Any, result: Result) -> Any:
     """A table with the results in place of the columns that they come from. Nulls stay nulls."""
     columns = dict(zip(result.names, result.Y.T, strict=True))
     if not result.carried:
-        return arrow.table({name: arrow.array(y) for name, y in columns.items()})
+        return arrow.table({result.titles[name]: arrow.array(y) for name, y in columns.items()})
     before = arrow.Table.from_batches(result.carried)
     arrays, fields = [], []
     for field, column in zip(before.schema, before.columns, strict=True):
+        title = result.titles[field.name]
         if field.name in columns:
             missing = column.is_null().to_numpy() if column.null_count else None
             column = arrow.array(columns[field.name], mask=missing)
-            field = arrow.field(field.name, column.type, metadata=field.metadata)
+            field = arrow.field(title, column.type, metadata=field.metadata)
+        elif arrow.types.is_dictionary(field.type):
+            column = column.unify_dictionaries() if column.num_chunks > 1 else column
         arrays.append(column)
-        fields.append(field)
-    return arrow.Table.from_arrays(arrays, schema=arrow.schema(fields, before.schema.metadata))
+        fields.append(field.with_name(title))
+    metadata = _with_types(before.schema.metadata, {result.titles[name]: str(y.dtype) for name, y in columns.items()})
+    return arrow.Table.from_arrays(arrays, schema=arrow.schema(fields, metadata))
+
+
+def _with_types(metadata: dict[bytes, bytes] | None, types: dict[str, str]) -> dict[bytes, bytes] | None:
+    """The metadata of a schema; what pandas keeps there says the types of the results."""
+    if not metadata or b"pandas" not in metadata:
+        return metadata
+    about = json.loads(metadata[b"pandas"])
+    for column in about.get("columns", []):
+        if column.get("field_name") in types:
+            kind = types[column["field_name"]]
+            column.update(pandas_type=kind, numpy_type=kind, metadata=None)
+    return {**metadata, b"pandas": json.dumps(about).encode()}

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 import bncpu
-from bncpu import _contenders, _kernels
+from bncpu import _contenders, _kernels, _pictures
 from bncpu._contenders import OURS, PEERS, SLOW_TO_PREPARE, Call, Case, Data
 from bncpu._yardsticks import ARRAYS, LOOPS, Limit, Yardstick, limit_of, loops
 
@@ -560,21 +560,13 @@ def save_picture(rows: Sequence[Row], path: Path, caption: str) -> None:
     figure.legend(*all_axes[0, 0].get_legend_handles_labels(), loc="outside right upper")
     figure.suptitle("Less is better", fontsize="medium")
     figure.supxlabel(caption, fontsize="x-small")
-    figure.savefig(path, dpi=110)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of ``bncpu bench``."""
-    parser.add_argument("--json", type=Path, metavar="FILE", help="save every figure with its spread")
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw them (needs matplotlib)")
-    parser.add_argument("--markdown", action="store_true", help="print the table as the README has it")
-    parser.add_argument("--threads", type=int, default=1, help="for everybody (%(default)s)")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="of measuring for each row (%(default)s)")
-    parser.add_argument("--compile", action="store_true", help="torch.compile, too: a minute or more of compiling")
+    _pictures.save(figure, path)
 
 
 def run(options: argparse.Namespace) -> int:
     """Measure, print and save. Returns 0, whoever is faster."""
+    _pictures.may_replace(options.json)
+    _pictures.may_replace(options.picture)
     if options.picture is not None:
         _matplotlib()  # so that it fails before a minute of measuring, not after
     command = _command(options)

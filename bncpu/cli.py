@@ -4,13 +4,33 @@ from __future__ import annotations
 
 import argparse
 import csv
+import signal
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bncpu import BatchNormTransformer, __version__, _files, _tables, bench, show_versions, state
+if TYPE_CHECKING:
+    from bncpu._tables import Reading
+
+# What is not needed to read the arguments is imported where it is used: `bncpu --version` waits for nothing.
+
+Parser = argparse.ArgumentParser
+Work = Callable[[], "str | int | None"]
+
+TABLES = ".npy, .csv, .tsv, .jsonl, .parquet, .arrow, .feather or .ipc; text also with .gz, .zst or .bz2"
+FORMATS = ("csv", "tsv", "jsonl", "npy", "parquet", "arrow")
+COMPRESSIONS = ("", ".gz", ".zst", ".bz2")
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: Parser, *_: Any) -> None:
+        from bncpu import __version__
+
+        print(f"bncpu {__version__}")
+        parser.exit()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,89 +44,73 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0; 1 after an error and 130 after Ctrl-C, with a line on stderr. Wrong arguments exit with 2.
+        0; 1 after an error, or if a report is beyond its limit; 128 and the number of the signal that ended it, 130
+        after Ctrl-C; with a line on stderr. Wrong arguments exit with 2.
     """
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    return _run(lambda: COMMANDS[options.command](parser, options)())
+
+
+def _parser() -> Parser:
     parser = argparse.ArgumentParser(prog="bncpu", description="Batch normalization for NumPy people.")
-    parser.add_argument("--version", action="version", version=f"bncpu {__version__}")
+    parser.add_argument("-V", "--version", action=_Version, nargs=0, help="show program's version number and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    demo = commands.add_parser(
+
+    def add(name: str, what: str, description: str, examples: str = "") -> Parser:
+        added: Parser = commands.add_parser(name, help=what, description=description, epilog=examples or None)
+        return added
+
+    demo = add(
         "demo",
-        help="stream real data through BatchNormTransformer, beside StandardScaler",
-        description="Stream the digits and 531,720 patches of two photographs, both from scikit-learn, or the numbers "
+        "stream real data through BatchNormTransformer, beside StandardScaler",
+        "Stream the digits and 531,720 patches of two photographs, both from scikit-learn, or the numbers "
         "of a file, through BatchNormTransformer; compare with StandardScaler. A file is never loaded whole.",
-        epilog="examples: bncpu demo; bncpu demo measurements.parquet --picture settling.png",
+        "examples: bncpu demo; bncpu demo measurements.parquet --picture settling.png",
     )
     demo.add_argument("file", type=Path, nargs="?", metavar="FILE", help="a table in .npy, .csv or .parquet")
     demo.add_argument("--picture", type=Path, default=Path("bncpu-demo.png"), help="where to save it (%(default)s)")
     demo.add_argument(
         "--rows", type=int, default=None, help="use only the first so many rows of FILE, or of each photograph"
     )
-    benchmark = commands.add_parser(
+    bench = add(
         "bench",
-        help="how fast it is on this machine, beside what memory allows and other libraries",
-        description="Time our functions on this machine, in turn with the least that memory must do for them (read "
+        "how fast it is on this machine, beside what memory allows and other libraries",
+        "Time our functions on this machine, in turn with the least that memory must do for them (read "
         "the array, copy it, or make a third of two) and with every library that is installed and can do the same. "
         "Takes about a minute; mind what else keeps the processors busy.",
-        epilog="examples: bncpu bench; bncpu bench --threads 2 --json here.json --picture here.png",
+        "examples: bncpu bench; bncpu bench --threads 2 --json here.json --picture here.png",
     )
-    bench.add_arguments(benchmark)
-    _add_file_commands(commands)
-    commands.add_parser("versions", help="print versions and what the kernels use, for bug reports")
-    options = parser.parse_args(arguments)
-    if options.command == "versions":
-        show_versions()
-        return 0
-    if options.command == "bench":
-        return _bench(parser, options)
-    if options.command in FILE_COMMANDS:
-        return _run(FILE_COMMANDS[options.command](parser, options))
-    if options.rows is not None and options.rows < 1:
-        parser.error(f"--rows must be at least 1, got {options.rows}")
-    if not options.picture.parent.is_dir():
-        parser.error(f"--picture must be in an existing folder, got {options.picture}")
-    try:
-        from bncpu import demo as demonstration
-
-        demonstration.run(options.picture, options.file, options.rows)
-    except (ImportError, OSError, ValueError) as error:
-        print(f"bncpu: {error}", file=sys.stderr)
-        return 1
-    return 0
+    bench.add_argument("--json", type=Path, metavar="FILE", help="save every figure with its spread")
+    bench.add_argument("--picture", type=Path, metavar="FILE", help="draw them (needs matplotlib)")
+    bench.add_argument("--markdown", action="store_true", help="print the table as the README has it")
+    bench.add_argument("--threads", type=int, default=1, help="for everybody (%(default)s)")
+    bench.add_argument("--seconds", type=float, default=1.5, help="of measuring for each row (%(default)s)")
+    bench.add_argument("--compile", action="store_true", help="torch.compile, too: a minute or more of compiling")
+    _add_file_commands(add)
+    add("versions", "print versions and what the kernels use, for bug reports", "")
+    completion = add(
+        "completion",
+        "print what makes a shell complete our options",
+        "Print a script that makes a shell complete the names and options of the commands.",
+        'example: eval "$(bncpu completion bash)"',
+    )
+    completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
+    return parser
 
 
-def _bench(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
-    if options.threads < 1:
-        parser.error(f"--threads must be at least 1, got {options.threads}")
-    for name in ("json", "picture"):
-        path = getattr(options, name)
-        if path is not None and not path.parent.is_dir():
-            parser.error(f"--{name} must be in an existing folder, got {path}")
-    try:
-        return bench.run(options)
-    except (ImportError, OSError, ValueError) as error:
-        print(f"bncpu: {error}", file=sys.stderr)
-        return 1
-
-
-# ---- over files ----
-
-TABLES = ".npy, .csv, .csv.gz, .parquet, .arrow, .feather or .ipc"
-
-
-def _add_file_commands(commands: Any) -> None:
-    def add(name: str, what: str, description: str, example: str) -> argparse.ArgumentParser:
-        return commands.add_parser(name, help=what, description=description, epilog=f"example: {example}")
-
+def _add_file_commands(add: Callable[..., Parser]) -> None:
     fit = add(
         "fit",
         "learn the statistics of files of any size",
         f"Learn mean and variance of every column of numbers in {TABLES}; nothing is loaded whole. A label of 0 and 1 "
         "is numbers, too: --exclude it. The rows of all files are one stream. A checkpoint, OUT.partial, is written "
         "every few seconds until the end, and --resume goes on from there after a crash, to the same result.",
-        "bncpu fit 'measured/*.parquet' -o state.json --resume",
+        "example: bncpu fit 'measured/*.parquet' -o state.json --resume",
     )
-    fit.add_argument("inputs", nargs="+", metavar="IN", help=f"{TABLES}; a folder of them; or a pattern in quotes")
-    fit.add_argument("-o", "--out", type=Path, required=True, help="the state file to write")
+    _add_inputs(fit)
+    fit.add_argument("-o", "--out", type=Path, help="the state file to write")
+    fit.add_argument("--dry-run", action="store_true", help="only say what would be learned of each column, and why")
     forgetting = fit.add_mutually_exclusive_group()
     forgetting.add_argument("--momentum", type=float, metavar="M", help="weight of the old value: average over batches")
     forgetting.add_argument("--halflife", type=float, metavar="H", help="rows after which a row counts half")
@@ -120,102 +124,341 @@ def _add_file_commands(commands: Any) -> None:
     which.add_argument("--exclude", metavar="A,B,C", help="all that hold numbers but these: a label, say")
     fit.add_argument("--weights", metavar="COLUMN", help="the column that holds sample weights")
     fit.add_argument("--resume", action="store_true", help="go on from OUT.partial if it is there")
+    fit.add_argument("--force", action="store_true", help="replace whatever file OUT is")
+    _add_reading(fit)
 
     transform = add(
         "transform",
-        "normalize a file of any size",
+        "normalize files of any size",
         "Normalize the columns that the state knows, by name; others stay as they are, in their place. "
-        f"The format of both files follows from their endings: {TABLES}.",
-        "bncpu transform state.json measured.csv -o normalized.parquet",
+        f"The formats follow from the endings of the files: {TABLES}. Several files go to a folder.",
+        "examples: bncpu transform state.json measured.csv -o normalized.parquet; "
+        "bncpu transform state.json measured -o normalized/",
     )
     transform.add_argument("state", type=Path, metavar="STATE", help="what bncpu fit wrote")
-    transform.add_argument("input", type=Path, metavar="IN")
-    transform.add_argument("-o", "--out", type=Path, required=True)
+    _add_inputs(transform)
+    transform.add_argument("-o", "--out", required=True, help="the file or folder to write; - is standard output")
+    transform.add_argument("--inverse", action="store_true", help="undo a normalization")
+    transform.add_argument("--float32", action="store_true", help="write single precision, half the size")
+    transform.add_argument("--force", action="store_true", help="replace a file that is there")
+    _add_reading(transform)
+
+    report = add(
+        "report",
+        "how files differ from a state: drift",
+        "Print how the columns of files differ from the statistics in a state, the largest difference first.",
+        "example: bncpu report state.json today.csv --max-shift 0.5",
+    )
+    report.add_argument("state", type=Path, metavar="STATE", help="what bncpu fit wrote")
+    _add_inputs(report)
+    report.add_argument("--json", action="store_true", help="print every figure as JSON")
+    report.add_argument("--min-shift", type=float, default=0.1, metavar="S", help="what is remarked on (%(default)s)")
+    report.add_argument(
+        "--max-shift",
+        type=float,
+        metavar="S",
+        help="exit with 1 if a mean has moved by more standard deviations, or a constant has changed",
+    )
+    _add_reading(report)
 
     merge = add(
         "merge",
         "join states as if one fit had seen all rows",
         "Join the cumulative statistics of several states. The parameters are those of the first.",
-        "bncpu merge monday.json tuesday.json -o both.json",
+        "example: bncpu merge monday.json tuesday.json -o both.json",
     )
     merge.add_argument("states", type=Path, nargs="+", metavar="STATE")
     merge.add_argument("-o", "--out", type=Path, required=True, help="the state file to write")
+    merge.add_argument("--force", action="store_true", help="replace whatever file OUT is")
+    merge.add_argument("--quiet", action="store_true", help="say nothing but errors")
 
-    show = add("show", "print a state", "Print the parameters and statistics in a state file.", "bncpu show state.json")
+    what = "Print the parameters and statistics in a state file."
+    show = add("show", "print a state", what, "example: bncpu show state.json")
     show.add_argument("state", type=Path, metavar="STATE")
+    show.add_argument("--json", action="store_true", help="print it as JSON")
 
 
-def _fit(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Callable[[], str | None]:
-    _in_existing_folder(parser, options.out)
+def _add_inputs(parser: Parser) -> None:
+    what = "a table; a folder of them; a pattern in quotes; - is standard input"
+    parser.add_argument("inputs", nargs="+", metavar="IN", help=what)
+
+
+def _add_reading(parser: Parser) -> None:
+    text = parser.add_argument_group("reading", "What is not given is found out, and said unless it is usual.")
+    text.add_argument(
+        "--format",
+        choices=[f"{name}{end}" for name in FORMATS for end in (COMPRESSIONS if name in FORMATS[:3] else ("",))],
+        metavar="F",
+        help=f"of - and of names without a known ending: {', '.join(FORMATS)}; text also with .gz, .zst or .bz2",
+    )
+    text.add_argument("--delimiter", metavar="D", help="between columns: one character, or tab")
+    text.add_argument("--decimal", choices=(".", ","), help="in front of fractions")
+    text.add_argument("--encoding", metavar="E", help="cp1252, say")
+    text.add_argument("--comment", metavar="C", help="leave out lines that begin with this character")
+    text.add_argument("--skip-rows", type=int, default=0, metavar="N", help="leave out the first N lines")
+    text.add_argument(
+        "--header", action=argparse.BooleanOptionalAction, help="whether the first line has the names of the columns"
+    )
+    text.add_argument("--missing", action="append", default=[], metavar="TEXT", help="a missing value; may be repeated")
+    text.add_argument("--strict", action="store_true", help="what would be said is an error: nothing is guessed")
+    text.add_argument("--quiet", action="store_true", help="say nothing but errors")
+
+
+# ---- what each command does ----
+
+
+def _demo(parser: Parser, options: argparse.Namespace) -> Work:
+    if options.rows is not None and options.rows < 1:
+        parser.error(f"--rows must be at least 1, got {options.rows}")
+    _in_existing_folder(parser, "--picture", options.picture)
+
+    def work() -> None:
+        from bncpu import demo
+
+        demo.run(options.picture, options.file, options.rows)
+
+    return work
+
+
+def _bench(parser: Parser, options: argparse.Namespace) -> Work:
+    if options.threads < 1:
+        parser.error(f"--threads must be at least 1, got {options.threads}")
+    for name in ("json", "picture"):
+        if getattr(options, name) is not None:
+            _in_existing_folder(parser, f"--{name}", getattr(options, name))
+
+    def work() -> int:
+        from bncpu import bench
+
+        return bench.run(options)
+
+    return work
+
+
+def _versions(parser: Parser, options: argparse.Namespace) -> Work:
+    def work() -> None:
+        from bncpu import show_versions
+
+        show_versions()
+
+    return work
+
+
+def _completion(parser: Parser, options: argparse.Namespace) -> Work:
+    def work() -> None:
+        try:
+            import shtab
+        except ImportError:
+            raise ImportError("completion needs shtab: pip install 'bncpu[io]'") from None
+        print(shtab.complete(parser, shell=options.shell))
+
+    return work
+
+
+def _fit(parser: Parser, options: argparse.Namespace) -> Work:
+    if options.out is None and not options.dry_run:
+        parser.error("the following arguments are required: -o/--out")
+    if options.out is not None:
+        _in_existing_folder(parser, "-o", options.out)
     if options.batch_rows is not None and options.batch_rows < 1:
         parser.error(f"--batch-rows must be at least 1, got {options.batch_rows}")
     columns, excluded = (_names(parser, option, getattr(options, option)) for option in ("columns", "exclude"))
     if options.weights in columns:
         parser.error(f"--weights {options.weights} is one of --columns")
+    reading = _reading(parser, options)
+    from bncpu import BatchNormTransformer, _files, _inputs, state
+
     parameters = {name: getattr(options, name) for name in ("momentum", "halflife", "window", "eps", "ddof", "clip")}
     transformer = BatchNormTransformer(**parameters)
     try:
         state.parameters(transformer)
     except (TypeError, ValueError) as error:
         parser.error(str(error))
-    plan = _files.Plan(transformer, columns or None, options.weights, options.batch_rows, excluded)
-    return lambda: _files.fit(_files.found(options.inputs), options.out, plan, resume=options.resume, tell=_tell)
+    plan = _files.Plan(transformer, columns or None, options.weights, options.batch_rows, excluded, reading)
+    tell = _teller(options)
+
+    def work() -> str | None:
+        inputs = _inputs.found(options.inputs, tell)
+        if options.dry_run:
+            print(_files.dry_run(inputs, plan, tell))
+            return None
+        return _files.fit(inputs, options.out, plan, resume=options.resume, force=options.force, tell=tell)
+
+    return work
 
 
-def _names(parser: argparse.ArgumentParser, option: str, value: str | None) -> list[str]:
+def _names(parser: Parser, option: str, value: str | None) -> list[str]:
     names = [] if value is None else next(csv.reader([value]), [])
     if value is not None and (not all(names) or len(set(names)) < len(names) or not names):
         parser.error(f"--{option} must be different names with commas between them, got {value!r}")
     return names
 
 
-def _transform(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Callable[[], str | None]:
-    _in_existing_folder(parser, options.out)
-    if _tables.ending(options.out) is None:
-        parser.error(f"-o must end in {TABLES}, got {options.out}")
-    return lambda: _files.transform(options.state, options.input, options.out)
+def _transform(parser: Parser, options: argparse.Namespace) -> Work:
+    reading = _reading(parser, options)
+    from bncpu import _files, _inputs
+
+    out, tell = Path(options.out), _teller(options)
+    many = len(options.inputs) > 1 or options.out.endswith("/") or any(Path(name).is_dir() for name in options.inputs)
+    if not many and not out.is_dir():
+        _in_existing_folder(parser, "-o", out)
+        if out != _inputs.STANDARD and _inputs.ending(out) is None and options.format is None:
+            parser.error(f"-o must end in {TABLES}, or be a folder/; got {out}")
+    change = _files.Change(options.inverse, options.float32, reading, options.force)
+
+    def work() -> str:
+        inputs = _inputs.found(options.inputs, tell)
+        outs = _files.outputs(options.inputs, inputs, Path(out), options.format, as_folder=many)
+        return _files.transform(options.state, inputs, outs, change, tell=tell)
+
+    return work
 
 
-def _merge(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Callable[[], str | None]:
-    _in_existing_folder(parser, options.out)
-    return lambda: _files.merge(options.states, options.out)
+def _report(parser: Parser, options: argparse.Namespace) -> Work:
+    for name in ("min_shift", "max_shift"):
+        value = getattr(options, name)
+        if value is not None and not value >= 0:
+            parser.error(f"--{name.replace('_', '-')} must not be negative, got {value}")
+    reading = _reading(parser, options)
+    from bncpu import _files, _inputs
+
+    tell = _teller(options)
+
+    def work() -> int:
+        inputs = _inputs.found(options.inputs, tell)
+        found = _files.report(options.state, inputs, options.min_shift, options.max_shift, reading, tell)
+        print(_files.as_json(found) if options.json else found.report)
+        if found.beyond:
+            _tell(f"beyond --max-shift {options.max_shift:g}: {', '.join(found.beyond)}")
+        return 1 if found.beyond else 0
+
+    return work
 
 
-def _show(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Callable[[], str | None]:
-    return lambda: print(_files.show(options.state))
+def _merge(parser: Parser, options: argparse.Namespace) -> Work:
+    _in_existing_folder(parser, "-o", options.out)
+
+    def work() -> str:
+        from bncpu import _files
+
+        return _files.merge(options.states, options.out, force=options.force)
+
+    return work
 
 
-FILE_COMMANDS = {"fit": _fit, "transform": _transform, "merge": _merge, "show": _show}
+def _show(parser: Parser, options: argparse.Namespace) -> Work:
+    def work() -> None:
+        from bncpu import _files
+
+        print(_files.show(options.state, as_json=options.json))
+
+    return work
 
 
-def _in_existing_folder(parser: argparse.ArgumentParser, path: Path) -> None:
+FILE_COMMANDS = {"fit": _fit, "transform": _transform, "report": _report, "merge": _merge, "show": _show}
+COMMANDS = {**FILE_COMMANDS, "demo": _demo, "bench": _bench, "versions": _versions, "completion": _completion}
+
+
+def _reading(parser: Parser, options: argparse.Namespace) -> Reading:
+    if options.skip_rows < 0:
+        parser.error(f"--skip-rows must not be negative, got {options.skip_rows}")
+    for name in ("delimiter", "comment"):
+        value = getattr(options, name)
+        if value is not None and (len(value) != 1 or value in '"\n\r') and value not in ("tab", "\\t"):
+            parser.error(f"--{name} must be one character, got {value!r}")
+    from bncpu._tables import Reading
+
+    given = {name: getattr(options, name) for name in Reading._fields if name != "temporary"}
+    return Reading(**given)
+
+
+def _in_existing_folder(parser: Parser, option: str, path: Path) -> None:
     if not path.parent.is_dir():
-        parser.error(f"-o must be in an existing folder, got {path}")
+        parser.error(f"{option} must be in an existing folder, got {path}")
 
 
-def _run(work: Callable[[], str | None]) -> int:
+# ---- running it ----
+
+
+def _run(work: Work) -> int:
     """Run `work` and return the exit status. Errors and warnings become lines on stderr."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _ended_by_signals():
         warnings.showwarning = lambda message, *_: _tell(str(message))
         try:
             said = work()
-        except KeyboardInterrupt:
+            sys.stdout.flush()
+        except KeyboardInterrupt as stop:
             _tell("interrupted")
-            return 130
-        except _files.Interrupted as stop:
-            _tell(str(stop))
-            return 130
-        except (MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and "start new thread" not in str(error):
-                raise
-            _tell(f"not enough memory ({error}); a smaller --batch-rows needs less")
-            return 1
-        except (ImportError, OSError, ValueError) as error:
-            _tell(str(error))
-            return 1
+            return 128 + int(getattr(stop, "number", signal.SIGINT))
+        except BrokenPipeError:
+            # What reads has had enough, as in `bncpu show state.json | head -1`.
+            sys.stdout = None  # or Python would flush it at its end
+            return 0
+        except Exception as error:
+            stopped = getattr(error, "number", None)
+            if stopped is not None:
+                _tell(str(error))
+                return 128 + int(stopped)
+            return _failed(error)
+    if isinstance(said, int):
+        return said
     if said and sys.stderr.isatty():
         print(said, file=sys.stderr)
     return 0
+
+
+def _failed(error: Exception) -> int:
+    """Say what went wrong in a line; what is a fault of ours is raised."""
+    no_thread = isinstance(error, RuntimeError) and "start new thread" in str(error)
+    if isinstance(error, MemoryError) or no_thread:
+        _tell(f"not enough memory ({error}); a smaller --batch-rows needs less")
+        return 1
+    if isinstance(error, (ImportError, OSError, ValueError)) or "Arrow" in type(error).__name__:
+        _tell(str(error))
+        return 1
+    raise error
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Let the signals that ask a process to end do what Ctrl-C does."""
+
+    def end(number: int, _: object) -> None:
+        from bncpu._files import Stopped
+
+        stop = Stopped()
+        stop.number = signal.Signals(number)
+        raise stop
+
+    before = {}
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        try:
+            if number is not None and signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores SIGHUP
+                before[number] = signal.signal(number, end)
+        except ValueError:  # not the main thread
+            break
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _teller(options: argparse.Namespace) -> Callable[[str], None]:
+    """What takes lines for the user."""
+    if options.quiet:
+        from bncpu import _files
+
+        _files.SHOWS_PROGRESS = False
+
+    def tell(line: str) -> None:
+        if options.strict:
+            raise ValueError(f"{line} (--strict)")
+        if not options.quiet:
+            _tell(line)
+
+    return tell
 
 
 def _tell(line: str) -> None:

@@ -19,7 +19,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from bncpu import BatchNormTransformer, _tables
+from bncpu import BatchNormTransformer, _inputs, _pictures
 from bncpu._kernels import max_threads
 
 try:
@@ -55,6 +55,7 @@ class Stream(NamedTuple):
 
 def run(picture: Path, file: Path | None = None, rows: int | None = None) -> None:
     """Run the demo, and save `picture`. With `rows`, use only so many rows of the file, or of each photograph."""
+    _pictures.may_replace(picture)
     console = Console(highlight=False, soft_wrap=True)
     if file is None:
         digits(console)
@@ -69,7 +70,7 @@ def run(picture: Path, file: Path | None = None, rows: int | None = None) -> Non
             "Running standard deviation\nbrightness of the centre pixel (0-255)": seen.stds,
         }
     else:
-        table = _tables.read(file, n_batches=20)
+        table = _inputs.read(file, n_batches=20)
         console.print(f"[bold]{escape(file.name)}[/bold], read batch by batch")
         if table.left_out:
             console.print(f"  left out, not numbers: {escape(', '.join(table.left_out))}")
@@ -241,4 +242,4 @@ def save_picture(panels: dict[str, NDArray[np.float64]], shown: dict[str, int], 
     figure.supxlabel("thin lines: after all batches", fontsize="small")
     if shown:
         figure.legend(*axes.get_legend_handles_labels(), loc="outside right center")
-    figure.savefig(path, dpi=110)
+    _pictures.save(figure, path)

@@ -158,7 +158,7 @@ def ours(d: Data) -> dict[str, Call]:
     p = d.parameters
     affine = {"gamma": p["gamma"], "beta": p["beta"], "channel_axis": d.axis}
     running = dict(zip(("running_mean", "running_var"), map(copied, (p["mean"], p["var"])), strict=True))
-    saved = batch_norm_forward(d.x, channel_axis=d.axis)[1]
+    saved = batch_norm_forward(d.x, **affine)[1]
     return {
         "batch_norm": lambda: batch_norm(d.x, p["mean"], p["var"], **affine),
         "batch_norm_forward": lambda: batch_norm_forward(d.x, **affine, **running, ddof=1),

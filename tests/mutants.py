@@ -105,7 +105,7 @@ MUTANTS = [
     Mutant("lists-of-arrays-cut", DOOR, "if isinstance(item[0], np.ndarray) or", "if", "door"),
     Mutant("empty-batches-counted", DOOR, "return len(shape) > 1 and shape[0] == 0", "return False", "door"),
     Mutant(
-        "other-files-replaced", "bncpu/_state_file.py", "if head and not START.match(head):", "if False:", "state_file"
+        "other-files-replaced", "bncpu/_state_file.py", "if head and not ours.match(head):", "if False:", "state_file"
     ),
     # ---- short rows ----
     Mutant("short-turned-twice", SHORT, "next[2 * k + 1] = NAME(high)", "next[2 * k + 1] = NAME(low)", "short", "avx2"),
@@ -588,7 +588,7 @@ MUTANTS = [
         "state_file",
     ),
     # ---- files ----
-    Mutant("checkpoint-forgets-its-rows", FILES, '"rows": rows[bn.n_batches_seen_]', '"rows": 0', "files"),
+    Mutant("checkpoint-forgets-its-rows", FILES, '"rows": learning.rows', '"rows": 0', "files"),
     Mutant("small-rest-is-a-batch", FILES, "fewest=kind.fewest_values(bn.ddof)", "fewest=0", "files"),
     Mutant("resumed-row-group-learned-twice", TABLES, "skipped = min(skip, len(piece))", "skipped = 0", "files"),
     Mutant(

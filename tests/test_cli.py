@@ -35,7 +35,7 @@ from bncpu import __version__, cli
         (["fit", "x.npy", "-o", "s.json", "--exclude", ",a"], "--exclude must be different names"),
         (["fit", "x.npy", "-o", "s.json", "--exclude", "a", "--columns", "b"], "not allowed with argument --exclude"),
         (["fit", "x.npy", "-o", "s.json", "--columns", "a,b", "--weights", "b"], "--weights b is one of --columns"),
-        (["transform", "s.json", "x.npy", "-o", "y.txt"], "-o must end in .npy, .csv, .csv.gz, .parquet"),
+        (["transform", "s.json", "x.npy", "-o", "y.txt"], "-o must end in .npy, .csv, .tsv, .jsonl, .parquet"),
         (["merge", "-o", "s.json"], "the following arguments are required: STATE"),
     ],
 )

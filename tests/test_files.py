@@ -17,7 +17,7 @@ import pyarrow.parquet
 import pytest
 from arrays import examples, normal, slow
 
-from bncpu import BatchNormTransformer, _door, _files, _tables, cli
+from bncpu import BatchNormTransformer, _door, _inputs, _tables, _text, cli
 
 ENDINGS = ["npy", "csv", "csv.gz", "parquet", "arrow", "feather", "ipc"]
 NAMES = ["a", "b c", "d,e"]
@@ -250,7 +250,7 @@ def test_folders_patterns_and_files_are_read_in_order(X, tmp_path):
     for ignored in ("deep/readme.txt", "deep/.x.csv", "deep/_hidden/x.csv"):
         (tmp_path / ignored).write_text("nothing")
     inputs = [tmp_path / "deep", tmp_path / "p*.csv", tmp_path / "last.feather"]
-    assert [p.relative_to(tmp_path).as_posix() for p in _files.found(list(map(str, inputs)))] == [
+    assert [p.relative_to(tmp_path).as_posix() for p in _inputs.found(list(map(str, inputs)), print)] == [
         *names[:2],
         "p10.csv",
         "p2.csv",
@@ -388,7 +388,7 @@ def test_ctrl_c_before_anything_was_learned_keeps_nothing(X, tmp_path, capsys, m
     run("fit", path, "-o", tmp_path / "state.json")
     monkeypatch.setattr(BatchNormTransformer, "transform", interrupted)
     (tmp_path / "out.csv").write_text("old")
-    assert run("transform", tmp_path / "state.json", path, "-o", tmp_path / "out.csv") == 130
+    assert run("transform", tmp_path / "state.json", path, "-o", tmp_path / "out.csv", "--force") == 130
     assert capsys.readouterr().err == f"bncpu: interrupted; '{tmp_path / 'out.csv'}' is as it was\n"
     assert (tmp_path / "out.csv").read_text() == "old"
     assert sorted(os.listdir(tmp_path)) == ["out.csv", "state.json", "x.csv"]
@@ -419,9 +419,9 @@ def test_a_failed_fit_says_that_its_checkpoint_stays_and_skips_what_was_read(
     partial = tmp_path / "state.json.partial"
     assert capsys.readouterr().err == f"bncpu: the disk is gone (the checkpoint '{partial}' stays)\n"
     opened = []
-    pieces = _tables.Csv.record_batches
+    pieces = _text.Csv.record_batches
     monkeypatch.setattr(
-        _tables.Csv, "record_batches", lambda table, *rest: opened.append(table.path.name) or pieces(table, *rest)
+        _text.Csv, "record_batches", lambda table, *rest: opened.append(table.path.name) or pieces(table, *rest)
     )
     assert run(*checkpoint, "--resume") == 0
     assert opened == ["1.csv"]
@@ -479,15 +479,14 @@ def test_nothing_to_resume_is_a_fresh_start(X, tmp_path):
 # Each file is several times what the process may have beside what it has after its imports.
 LIMITED = """
     import re, resource, sys
-    from bncpu import cli
+    from bncpu import _files, cli
     import pyarrow.csv, pyarrow.parquet, pyarrow.ipc
     with open("/proc/self/status") as file:
         now = int(re.search(r"VmData:\\s+(\\d+)", file.read())[1]) << 10
     array, table, state = sys.argv[1:]
-    resource.setrlimit(resource.RLIMIT_DATA, (now + (60 << 20), -1))
+    resource.setrlimit(resource.RLIMIT_DATA, (now + (80 << 20), -1))
     assert cli.main(["fit", array, "-o", state, "--batch-rows", "30000"]) == 0
     assert cli.main(["transform", state, array, "-o", state + ".parquet"]) == 0
-    resource.setrlimit(resource.RLIMIT_DATA, (now + (80 << 20), -1))
     assert cli.main(["fit", table, "-o", state, "--batch-rows", "30000"]) == 0
 """
 
@@ -496,7 +495,7 @@ LIMITED = """
 @pytest.mark.parametrize("times", [2, *slow(10)])
 def test_files_several_times_larger_than_memory_are_learned_and_transformed(times, tmp_path):
     with open(tmp_path / "x.npy", "wb") as file:  # zeros that take no place on the disk
-        shape = (times * (60 << 20) // 64, 8)
+        shape = (times * (80 << 20) // 64, 8)
         np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": shape})
         file.truncate(file.tell() + shape[0] * 64)
     n_rows = (80 << 20) // 64
@@ -561,8 +560,10 @@ def test_other_columns_are_carried_through_in_their_place(ending, into, X, tmp_p
     before, after = read(path), read(out)
     assert list(before) == list(after) == ["id", "label", "day", *NAMES]
     for name in ("id", "label", "day", "b c"):
-        np.testing.assert_array_equal(before[name], after[name])
-        assert before[name].dtype == after[name].dtype
+        # Text stays text, where the other format could tell a type.
+        same = before[name].astype(str).astype(object) if ending == "csv" and into != "csv" else before[name]
+        np.testing.assert_array_equal(same, after[name])
+        assert same.dtype == after[name].dtype
     bn = BatchNormTransformer().fit(X[:, [2, 0]])
     np.testing.assert_allclose(np.stack([after["d,e"], after["a"]], axis=1), bn.transform(X[:, [2, 0]]), rtol=1e-9)
 
@@ -657,7 +658,7 @@ def test_show_prints_a_half_life_of_time(tmp_path, capsys):
     ("text", "message"),
     [
         ("a,b\n1,2\n\n3,oops\n", r"line 4: 'oops' in column 'b' is no number"),
-        ("a,b\n1,2\n3,4,5\n", "line 3: Expected 2 columns, got 3: 3,4,5"),
+        ("a,b\n1,2\n3,4,5\n", "line 3 has 3 fields, not 2"),
         ('t,a,b\n"one\ntwo",1,2\nx,3,-inf\n', "line 4: infinity in column 'b'; leave it out or make it missing"),
         ("a,b\r\n1,inf\r\n\r\ninf,3\r\n", "line 2: infinity in column 'b' and 1 more; leave it out or make it missing"),
     ],
@@ -695,7 +696,7 @@ def test_a_bad_row_of_a_binary_file_is_named_by_its_number(ending, X, tmp_path, 
     assert not out.exists()
     run("fit", first, "-o", out)
     old = write(tmp_path / f"out.{ending}", X[:2]).read_bytes()
-    assert run("transform", out, second, "-o", tmp_path / f"out.{ending}") == 1
+    assert run("transform", out, second, "-o", tmp_path / f"out.{ending}", "--force") == 1
     assert where in capsys.readouterr().err
     assert (tmp_path / f"out.{ending}").read_bytes() == old
     assert len(os.listdir(tmp_path)) == 4
@@ -721,7 +722,6 @@ def test_a_bad_weight_is_named_by_its_line(weight, X, tmp_path, capsys):
         ({"0.csv": "a\n1\n"}, ["--weights", "b"], "0.csv' has no column 'b'"),
         ({"0.csv": "a\n1\n"}, ["--weights", "a"], "0.csv' has no column of numbers beside the weights"),
         ({"0.csv": "a\nx\n"}, [], "0.csv' has no column of numbers"),
-        ({"0.csv": "a;b\n1;2\n"}, [], "has no column of numbers; columns must have commas between them, not ';'"),
         ({"0.csv": "a,b\n1,2\n"}, ["--exclude", "c"], "0.csv' has no column 'c'"),
         ({"0.csv": "a,b\n1,2\n"}, ["--exclude", "a,b"], "0.csv' has no column of numbers beside .* those excluded"),
         ({"0.csv": "a\n1\n"}, ["--momentum", "0.9"], "line 2.*: with momentum a batch needs at least two values"),
@@ -734,7 +734,7 @@ def test_inputs_that_do_not_fit_are_one_line(files, more, message, tmp_path, cap
     for name, text in files.items():
         (tmp_path / "in" / name).write_text(text)
     assert run("fit", tmp_path / "in", "-o", tmp_path / "s.json", *more) == 1
-    assert re.fullmatch(rf"bncpu: .*{message}.*\n", capsys.readouterr().err)
+    assert re.fullmatch(rf"(bncpu: left out, .*\n)?bncpu: .*{message}.*\n", capsys.readouterr().err)
     assert os.listdir(tmp_path) == ["in"]
 
 
@@ -773,13 +773,11 @@ def test_a_table_that_the_state_does_not_fit_is_one_line(X, tmp_path, capsys):
     state, out = tmp_path / "s.json", tmp_path / "out.npy"
     run("fit", table, "-o", state, "--columns", "a,b c")
     other = write(tmp_path / "other.csv", X, ["a", "b", "c"])
-    (tmp_path / "empty.csv").write_text("a,b c\n")
     (tmp_path / "three.npy").write_bytes(write(tmp_path / "y.npy", X).read_bytes())
     for source, message in (
         (table, "a .npy cannot hold the column 'id' of '.*x.csv' beside the numbers"),
         (other, "other.csv' has no column 'b c'"),
         (tmp_path / "three.npy", "three.npy' has 3 columns of numbers, and '.*s.json' 2"),
-        (tmp_path / "empty.csv", "empty.csv' has no rows"),
     ):
         assert run("transform", state, source, "-o", out) == 1
         assert re.fullmatch(rf"bncpu: .*{message}\n", capsys.readouterr().err)

@@ -27,7 +27,7 @@ from own_process import run
 from sklearn.exceptions import NotFittedError
 
 import bncpu
-from bncpu import BatchNormTransformer, _state_file
+from bncpu import BatchNormTransformer, _state_file, _temporary
 
 MODES = {
     "cumulative": {},
@@ -211,7 +211,7 @@ def test_a_failure_while_writing_leaves_the_old_file_and_nothing_else(path, monk
         return file
 
     failures = [(_state_file.os, name, full) for name in ("open", "fsync", "chmod", "replace")]
-    for module, name, failure in [*failures, (_state_file, "open", open_on_a_full_disk)]:
+    for module, name, failure in [*failures, (_temporary, "open", open_on_a_full_disk)]:
         with monkeypatch.context() as patch:
             patch.setattr(module, name, failure, raising=False)
             with pytest.raises(OSError, match="No space left") as refusal:
@@ -230,7 +230,7 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform h
 IMPORTS = """
     import os, random, re, signal, sys, time
     import numpy as np
-    from bncpu import BatchNormTransformer, _state_file
+    from bncpu import BatchNormTransformer, _state_file, _temporary
     path = sys.argv[1]
 """
 
@@ -286,7 +286,7 @@ def test_a_save_killed_at_any_of_its_lines_leaves_the_old_state_or_the_new_one(p
         seen = 0
         def trace(frame, event, _):
             nonlocal seen
-            if frame.f_code.co_filename == _state_file.__file__:
+            if frame.f_code.co_filename in (_state_file.__file__, _temporary.__file__):
                 seen += 1
                 if seen > line:
                     os.kill(os.getpid(), signal.SIGKILL)
