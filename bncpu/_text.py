@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import codecs
 import csv
+import functools
 import io
 import itertools
 import json
+import math
 import os
 import re
 import sys
@@ -26,7 +28,7 @@ from bncpu._tables import Column, Columnar, Located, named
 from bncpu._temporary import temporary
 
 # Bytes that tell what a file is written in, and what its columns hold: tried in order until they hold two lines.
-HEAD_BYTES = (1 << 20, 1 << 24, 1 << 28)
+HEAD_BYTES = (1 << 18, 1 << 22, 1 << 28)
 
 # Bytes of one line at most. (DuckDB's own limit is 2 MB.)
 LINE_BYTES = 100 << 20
@@ -147,25 +149,36 @@ class Text(Columnar):
         return np.dtype(np.float64)
 
     def record_batches(self, skipped: int, names: Sequence[str], carry: str | None) -> Iterator[Any]:
-        rows = self.rows_of_a_piece(len(self.columns if carry else names))
-        database, n_read = self.duckdb.connect(), 0
-        try:
-            database.execute("SET preserve_insertion_order = true")
-            for batch in database.sql(self.query(names, carry)).to_arrow_reader(rows):
-                n_read += batch.num_rows
-                per_row = self.n_bytes_of_head / max(1, self.n_rows_of_head)
-                self.position = min(self.size, int(n_read * per_row))
-                yield batch
-        except (self.duckdb.Error, self.arrow.ArrowException, OSError) as error:
-            fault = self.fault(names)
-            if fault is None:
-                raise ValueError(str(error).partition("\n")[0]) from None
-            raise Located(fault) from None
-        finally:
-            database.close()
+        rows, n_read = self.rows_of_a_piece(len(self.columns if carry else names)), 0
+        per_row = self.n_bytes_of_head / max(1, self.n_rows_of_head)
+        for rare in (False, True):
+            skip = n_read
+            try:
+                for batch in self.queried(self.query(names, carry, rare=rare), rows):
+                    n = batch.num_rows
+                    if n > skip:
+                        n_read += n - skip
+                        self.position = min(self.size, int(n_read * per_row))
+                        yield batch.slice(skip)
+                    skip = max(0, skip - n)
+                return
+            except (self.duckdb.Error, self.arrow.ArrowException, OSError) as error:
+                if rare:
+                    fault = self.fault(names)
+                    if fault is None:
+                        raise ValueError(str(error).partition("\n")[0]) from None
+                    raise Located(fault) from None
 
-    def query(self, names: Sequence[str], carry: str | None) -> str:
-        """SQL for the rows: `names` as numbers, with `carry` all others as they are."""
+    def queried(self, query: str, rows: int) -> Iterator[Any]:
+        """Record batches of `rows` rows, in the order of the file."""
+        with database(os.getpid()).cursor() as cursor:
+            yield from cursor.sql(query).to_arrow_reader(rows)
+
+    def query(self, names: Sequence[str], carry: str | None, *, rare: bool) -> str:
+        """SQL for the rows: `names` as numbers, with `carry` all others as they are.
+
+        What is `rare` costs time: lines beyond DuckDB's limit, and missing values that the head has not.
+        """
         raise NotImplementedError
 
     def fault(self, names: Sequence[str]) -> str | None:
@@ -267,6 +280,7 @@ class Csv(Text):
                 raise Located(fault)
         self.n_rows_of_head = len(records)
         self.missing_text = set(self.missing)
+        self.seen_missing: set[str] = set()
         columns = [_Values(self, c, records) for c in range(len(titles))]
         if self.reading.decimal is None and self.delimiter != ",":
             commas = sum(bool(re.fullmatch(r"\s*[+-]?\d*,\d+([eE][+-]?\d+)?\s*", v)) for c in columns for v in c.values)
@@ -295,7 +309,7 @@ class Csv(Text):
         if len(self.columns) == 1 and any(not "".join(fields) for _, fields, _ in records):
             self.said.append("empty lines are missing values")
 
-    def query(self, names: Sequence[str], carry: str | None) -> str:
+    def query(self, names: Sequence[str], carry: str | None, *, rare: bool) -> str:
         wanted = set(names)
         types, chosen = [], []
         for name, column in self.columns.items():
@@ -312,7 +326,8 @@ class Csv(Text):
                 value = f"CASE WHEN {value} THEN 1.0 WHEN NOT {value} THEN 0.0 END::DOUBLE"
             if learned or carry:
                 chosen.append(f"{value} AS {_name(name)}")
-        nulls = [""] if carry else list(dict.fromkeys([*self.missing, *(f" {text}" for text in self.missing)]))
+        missing = self.missing if rare else [text for text in self.missing if text in self.seen_missing]
+        nulls = [""] if carry else list(dict.fromkeys(["", *missing, *(f" {text}" for text in missing)]))
         options = {
             "auto_detect": "false",
             "delim": _text(self.delimiter or ","),
@@ -321,12 +336,13 @@ class Csv(Text):
             "header": "false",
             "skip": str(self.skip),
             "strict_mode": "true",
-            "max_line_size": str(LINE_BYTES),
             "compression": _text(self.compression or "none"),
             "columns": f"{{{', '.join(types)}}}",
             "nullstr": f"[{', '.join(map(_text, nulls))}]",
             "allow_quoted_nulls": "false" if carry else "true",
         }
+        if rare:
+            options["max_line_size"] = str(LINE_BYTES)
         if self.decimal != "." and not carry:
             options["decimal_separator"] = _text(self.decimal)
         if self.comment:
@@ -352,7 +368,8 @@ class Csv(Text):
                             continue
                         right = value.lower() in BOOLEANS if name in truths else _is_number(value, self.decimal)
                         if not right:
-                            return f"{place}: {_shown(value)} in column {name!r} is no number"
+                            hint = f"; --missing {value!r} if it is none" if value in COMMON else ""
+                            return f"{place}: {_shown(value)} in column {name!r} is no number{hint}"
             except Located as error:
                 return str(error)
         return None
@@ -387,8 +404,15 @@ class _Values:
     def look(self, decimal: str, more: Iterable[str]) -> None:
         """Count numbers and others; `more` are missing values that were found meanwhile."""
         missing = self.table.missing_text
-        there = Counter(self.values)
+        try:  # most columns hold numbers only
+            plain = (
+                decimal == "." and all(map(math.isfinite, map(float, self.values))) and "_" not in "".join(self.values)
+            )
+        except ValueError:
+            plain = False
+        there = Counter(self.values[:1] if plain else self.values)
         self.n_missing = sum(n for value, n in there.items() if value in missing)
+        self.table.seen_missing |= missing & set(there)
         self.truths = {value.lower() for value in there if value not in missing} <= BOOLEANS
         self.bad = {v: n for v, n in there.items() if v not in missing and not _is_number(v, decimal)}
         self.n_good = len(self.values) - self.n_missing - sum(self.bad.values())
@@ -445,7 +469,7 @@ class JsonLines(Text):
             raise Located(f"{str(self.path)!r}, line {number:,} is no object of names and values")
         return row
 
-    def query(self, names: Sequence[str], carry: str | None) -> str:
+    def query(self, names: Sequence[str], carry: str | None, *, rare: bool) -> str:
         wanted = set(names)
         types = [f"{_text(c.title)}: '{'DOUBLE' if name in wanted else 'JSON'}'" for name, c in self.columns.items()]
         chosen = []
@@ -455,7 +479,8 @@ class JsonLines(Text):
                 value = f"CAST({value} AS VARCHAR)" if carry == ".jsonl" else f"{value} ->> '$'"
             if name in wanted or carry:
                 chosen.append(f"{value} AS {_name(name)}")
-        settings = f"format = 'newline_delimited', columns = {{{', '.join(types)}}}, maximum_object_size = {LINE_BYTES}"
+        settings = f"format = 'newline_delimited', columns = {{{', '.join(types)}}}"
+        settings += f", maximum_object_size = {LINE_BYTES}" if rare else ""
         if self.compression:
             settings += f", compression = {_text(self.compression)}"
         return f"SELECT {', '.join(chosen)} FROM read_json({_text(str(self.data))}, {settings})"
@@ -518,6 +543,14 @@ def _text(value: str) -> str:
 def _name(value: str) -> str:
     """A name of SQL."""
     return '"' + value.replace('"', '""') + '"'
+
+
+@functools.lru_cache(maxsize=1)
+def database(process: int) -> Any:
+    """One for all files of a process: its threads take longer to start than a small file to be read."""
+    import duckdb
+
+    return duckdb.connect(config={"preserve_insertion_order": "true"})
 
 
 def duckdb_for(path: Path) -> Any:

@@ -1,12 +1,13 @@
-"""`bncpu fit` and `bncpu transform` beside bare reading, and reading and writing, of the same files.
+"""`bncpu fit` and `bncpu transform` beside bare reading, reading and writing, and the same statistics in SQL and polars.
 
-    pip install ".[io]" && python comparisons/files.py            # 2 GB of files in a temporary folder
+    pip install ".[io]" polars && python comparisons/files.py     # 2 GB of files in a temporary folder
     python comparisons/files.py --memory 200                      # .npy alone: may map so many MB for its data
 
 Each takes turns with what it is compared to, in one process, from the page cache; figures are medians of paired ratios:
-above 1, ours is faster than reading alone. Bare reading of Parquet has the settings that were fastest here, beside
-pyarrow's defaults; that of CSV has pyarrow's. What is written is a new file, synced, that takes the place of the old
-one: a file that is overwritten reuses its memory in the page cache.
+above 1, ours is faster. Bare reading gives batches in order and keeps none: with pyarrow (of Parquet with the settings that were
+fastest here, beside its defaults), DuckDB and polars. The statistics of DuckDB are `avg, var_pop`, those of polars `mean, var` of
+its lazy engine: of any order, and of one sum, where ours are exact. What is written is a new file, synced, that takes the place of
+the old one: a file that is overwritten reuses its memory in the page cache.
 """
 
 import argparse
@@ -17,7 +18,9 @@ import time
 from functools import partial
 from pathlib import Path
 
+import duckdb
 import numpy as np
+import polars
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
@@ -28,12 +31,12 @@ ROUNDS = 7
 PIECE = 8 << 20
 
 
-def make(folder, n_rows, parquet):
+def make(folder, n_rows, tables):
     """The files: noise in float64, and the same rounded to 2 digits where text is what takes the room."""
     rng = np.random.default_rng(0)
     columns = {f"c{k}": rng.standard_normal(n_rows) for k in range(32)}
     np.save(folder / "noise.npy", np.column_stack(list(columns.values())))
-    if parquet:
+    if tables:
         noise = pa.table(columns)
         rounded = pa.table({name: np.round(a, 2) for name, a in columns.items()})
         pyarrow.parquet.write_table(noise, folder / "noise.parquet")
@@ -42,7 +45,7 @@ def make(folder, n_rows, parquet):
 
 
 def pieces(path, defaults=False):
-    """What a file is read as, a piece at a time."""
+    """What a file is read as, a piece at a time: by NumPy's way or by pyarrow."""
     if path.suffix == ".npy":
         space = np.empty(PIECE, np.uint8)
         with open(path, "rb", buffering=0) as file:
@@ -56,15 +59,57 @@ def pieces(path, defaults=False):
         yield from pyarrow.csv.open_csv(path)
 
 
-def read(path, defaults=False):
+def in_duckdb(path):
+    """The file as a table of DuckDB."""
+    return f"read_{path.suffix[1:]}('{path}')"
+
+
+def in_polars(path):
+    """The file as a lazy frame."""
+    return (polars.scan_csv if path.suffix == ".csv" else polars.scan_parquet)(path)
+
+
+def read(batches):
     """Read all of it."""
-    for _ in pieces(path, defaults):
+    for _ in batches():
         pass
+
+
+def reading(path):
+    """Ways to read a file."""
+    ways = {"bare reading": partial(pieces, path)}
+    if path.suffix == ".parquet":
+        ways["pyarrow's defaults"] = partial(pieces, path, defaults=True)
+    if path.suffix != ".npy":
+        ways["DuckDB's reading"] = lambda: duckdb.connect().sql(f"FROM {in_duckdb(path)}").to_arrow_reader(65536)
+        ways["polars' reading"] = lambda: in_polars(path).collect_batches(chunk_size=65536, maintain_order=True)
+    return {name: partial(read, way) for name, way in ways.items()}
+
+
+def asking(path):
+    """Ways to ask for mean and variance of every column."""
+    if path.suffix == ".npy":
+        return {
+            "NumPy's mean and var, mapped": lambda: [f(np.load(path, mmap_mode="r"), axis=0) for f in (np.mean, np.var)]
+        }
+    names = [f"c{k}" for k in range(32)]
+    query = ", ".join(f"avg({name}), var_pop({name})" for name in names)
+    every = polars.all()
+    lazy = [every.mean().name.suffix("_mean"), every.var(ddof=0).name.suffix("_var")]
+    return {
+        "duckdb avg, var_pop": lambda: duckdb.connect().sql(f"SELECT {query} FROM {in_duckdb(path)}").fetchall(),
+        "polars mean, var": lambda: in_polars(path).select(lazy).collect(engine="streaming"),
+    }
 
 
 def fit(path, state):
     """As the command does."""
-    _files.fit([path], state, _files.Plan(BatchNormTransformer()), resume=False, tell=print)
+    _files.fit([path], state, _files.Plan(BatchNormTransformer()), tell=print)
+
+
+def transform(state, path, out):
+    """As the command does."""
+    _files.transform(state, [path], [out], _files.Change(force=True), tell=print)
 
 
 def copy(path, to):
@@ -82,7 +127,7 @@ def copy(path, to):
 
 
 def report(what, calls):
-    """Median of what the first call takes to what each other takes, in turns."""
+    """Median of what each other call takes to what the first takes, in turns."""
     seconds = {name: [] for name in calls}
     for k in range(ROUNDS + 1):
         for name in list(calls)[:: 1 if k % 2 else -1]:
@@ -91,10 +136,11 @@ def report(what, calls):
             if k:
                 seconds[name].append(time.perf_counter() - start)
     ours, *others = seconds
+    print(f"{what:20} {statistics.median(seconds[ours]):.2f} s", flush=True)
     for name in others:
         ratios = [theirs / mine for theirs, mine in zip(seconds[name], seconds[ours], strict=True)]
         ends = f"{min(ratios):.2f}-{max(ratios):.2f}"
-        print(f"{what:28} {statistics.median(ratios):5.2f} of the speed of {name} ({ends})", flush=True)
+        print(f"{'':20} {statistics.median(ratios):5.2f} of the speed of {name} ({ends})", flush=True)
 
 
 def main():
@@ -105,19 +151,19 @@ def main():
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        make(folder, asked.rows, parquet=asked.memory is None)
+        make(folder, asked.rows, tables=asked.memory is None)
         if asked.memory is not None:
             now = int(Path("/proc/self/status").read_text().split("VmData:")[1].split()[0]) << 10
             resource.setrlimit(resource.RLIMIT_DATA, (now + (asked.memory << 20),) * 2)
         for path in sorted(folder.iterdir()):
             print(f"{path.name}: {path.stat().st_size / 1e9:.1f} GB")
             state, out, copied = folder / "state.json", folder / f"out{path.suffix}", folder / f"copy{path.suffix}"
-            calls = {"fit": partial(fit, path, state), "bare reading": partial(read, path)}
-            if path.suffix == ".parquet":
-                calls["pyarrow's defaults"] = partial(read, path, defaults=True)
-            report(f"fit {path.suffix}", calls)
-            transform, bare = partial(_files.transform, state, path, out), partial(copy, path, copied)
-            report(f"transform {path.suffix}", {"transform": transform, "reading and writing": bare})
+            others = {**reading(path), **({} if asked.memory else asking(path))}
+            report(f"fit {path.suffix}", {"fit": partial(fit, path, state), **others})
+            report(
+                f"transform {path.suffix}",
+                {"transform": partial(transform, state, path, out), "reading and writing": partial(copy, path, copied)},
+            )
             for done in (out, copied, state, path):
                 done.unlink()
 
