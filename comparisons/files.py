@@ -1,13 +1,13 @@
-"""`bncpu fit` and `bncpu transform` beside bare reading, reading and writing, and the same statistics in SQL and polars.
+"""`bncpu fit` and `bncpu transform` beside bare reading and writing, and the same statistics in SQL and polars.
 
     pip install ".[io]" polars && python comparisons/files.py     # 2 GB of files in a temporary folder
     python comparisons/files.py --memory 200                      # .npy alone: may map so many MB for its data
 
 Each takes turns with what it is compared to, in one process, from the page cache; figures are medians of paired ratios:
-above 1, ours is faster. Bare reading gives batches in order and keeps none: with pyarrow (of Parquet with the settings that were
-fastest here, beside its defaults), DuckDB and polars. The statistics of DuckDB are `avg, var_pop`, those of polars `mean, var` of
-its lazy engine: of any order, and of one sum, where ours are exact. What is written is a new file, synced, that takes the place of
-the old one: a file that is overwritten reuses its memory in the page cache.
+above 1, ours is faster. Bare reading gives batches in order and keeps none: with pyarrow (of Parquet with the settings
+that were fastest here, beside its defaults), DuckDB and polars. The statistics of DuckDB are `avg, var_pop`, those of
+polars `mean, var` of its lazy engine: in any order, and less exact than ours. What is written is a new file, synced,
+that takes the place of the old one: a file that is overwritten reuses its memory in the page cache.
 """
 
 import argparse

@@ -71,7 +71,7 @@ RUNNING, STATE = "bncpu/running.py", "bncpu/state.py"
 LAYOUT, PASSES = "bncpu/_layout.py", "bncpu/_passes.py"
 TIMES, REPORT = "bncpu/_times.py", "bncpu/_report.py"
 SUMS, RESULTS = "bncpu/src/sums_template.h", "bncpu/src/results_template.h"
-FILES, TABLES = "bncpu/_files.py", "bncpu/_tables.py"
+FILES, TABLES, TEXT = "bncpu/_files.py", "bncpu/_tables.py", "bncpu/_text.py"
 
 MUTANTS = [
     # ---- kinds of running statistics ----
@@ -606,6 +606,49 @@ MUTANTS = [
         "missing = column.is_null().to_numpy() if column.null_count else None",
         "missing = None",
         "files",
+    ),
+    Mutant(
+        "rows-read-twice-after-a-rare-text",
+        TEXT,
+        "rare in (False, True):\n            skip = n_read",
+        "rare in (False, True):\n            skip = 0",
+        "text",
+    ),
+    Mutant("rare-texts-refused", TEXT, "for rare in (False, True):", "for rare in (False,):", "text"),
+    Mutant("missing-texts-lost-where-carried", TEXT, 'nulls = [""] if carry else', "nulls = [] if carry else", "text"),
+    Mutant("quoted-nothing-is-missing", TEXT, '"false" if carry else "true"', '"true"', "text"),
+    Mutant(
+        "rows-of-fewer-fields-taken",
+        TEXT,
+        '"strict_mode": "true"',
+        '"strict_mode": "false", "null_padding": "true"',
+        "text",
+    ),
+    Mutant("decimal-commas-not-found", TEXT, 'self.decimal = ","\n', 'self.decimal = "."\n', "text"),
+    Mutant("units-learned", TEXT, "            self.skip = last\n", "", "text"),
+    Mutant("killed-files-stay", "bncpu/_temporary.py", "if not _lock(file):", "if True:", "commands"),
+    Mutant("others-files-removed", "bncpu/_temporary.py", "if not _lock(file):", "if False:", "commands"),
+    Mutant("sigterm-ends-at-once", "bncpu/cli.py", '("SIGTERM", "SIGHUP")', '("SIGHUP",)', "commands"),
+    Mutant(
+        "old-results-replaced",
+        FILES,
+        "if not change.force and out != STANDARD",
+        "if False and out != STANDARD",
+        "commands",
+    ),
+    Mutant(
+        "stale-types-for-pandas",
+        "bncpu/_writing.py",
+        "column.update(pandas_type=kind, numpy_type=kind, metadata=None)",
+        "pass",
+        "text",
+    ),
+    Mutant(
+        "order-of-files-decides",
+        FILES,
+        "column.numeric and not column.empty and not column.why_not",
+        "column.numeric and not column.why_not",
+        "text",
     ),
     # ---- ReLU and gradients ----
     Mutant(

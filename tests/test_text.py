@@ -4,10 +4,12 @@ What is right is what pandas reads when it is told how, and what the text says.
 """
 
 import bz2
+import csv
 import gzip
 import io
 import json
 import re
+import warnings
 import zipfile
 
 import duckdb
@@ -18,6 +20,9 @@ import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet
 import pytest
+from arrays import examples
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from bncpu import BatchNormTransformer, cli
 
@@ -373,3 +378,56 @@ def test_damaged_binary_files_are_one_line(tmp_path, capsys):
 def test_decompressed_by_what_they_hold_not_by_their_names(tmp_path):
     (tmp_path / "x.csv").write_bytes(bz2.compress(PLAIN.encode()))
     assert fit(tmp_path / "x.csv")[0] == 0
+
+
+@pytest.mark.parametrize("late", ["NA", " NA", "2" * 3_000_000, '"1"'])
+def test_what_is_rare_is_read_where_it_comes(late, tmp_path, monkeypatch):
+    """Texts that the head has not, and lines beyond DuckDB's usual limit: after pieces that have been read already."""
+    monkeypatch.setattr("bncpu._tables.PIECE_BYTES", 8 * 2 * 10_000)
+    n = 50_000
+    (tmp_path / "x.csv").write_text("a,b\n" + "1,2\n" * n + f"3,{late}\n" + "4,5\n" * 7)
+    status, bn = fit(tmp_path / "x.csv")
+    if late.startswith("2"):  # beyond float64
+        assert status == 1
+        return
+    assert status == 0
+    counts = [n + 8, n + 8 - ("NA" in late)]
+    np.testing.assert_array_equal(np.broadcast_to(bn.n_samples_seen_, 2), counts)
+    assert bn.running_mean_[0] == pytest.approx((n + 3 + 28) / (n + 8), rel=1e-12)
+    assert run("transform", tmp_path / "state.json", tmp_path / "x.csv", "-o", tmp_path / "y.parquet") == 0
+    assert pyarrow.parquet.read_table(tmp_path / "y.parquet")["a"].to_pylist()[-9:-7] == pytest.approx(
+        bn.transform(pd.DataFrame({"a": [1.0, 3.0], "b": [0.0, 0.0]}))[:, 0], rel=1e-12
+    )
+
+
+words = st.text(st.characters(codec="utf-8", exclude_characters="\x00", exclude_categories=("Cs",)), max_size=8)
+finite = st.floats(allow_nan=False, allow_infinity=False, width=32).map(float)
+
+
+@settings(max_examples=examples(60, 600), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    numbers=st.lists(st.tuples(finite, st.none() | finite), min_size=2, max_size=12),
+    texts=st.lists(words, min_size=12, max_size=12),
+    delimiter=st.sampled_from([",", ";", "\t", "|"]),
+    line_end=st.sampled_from(["\n", "\r\n", "\r"]),
+    quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC]),
+    encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
+)
+def test_any_table_in_any_dialect(numbers, texts, delimiter, line_end, quoting, encoding, tmp_path):
+    """What Python's csv module writes comes back: numbers to the bit, texts byte for byte."""
+    path, state, out = tmp_path / "x.csv", tmp_path / "s.json", tmp_path / "y.parquet"
+    with open(path, "w", newline="", encoding=encoding) as file:
+        writer = csv.writer(file, delimiter=delimiter, lineterminator=line_end, quoting=quoting)
+        writer.writerow(["first", "second", "text"])
+        writer.writerows([a, "" if b is None else b, text] for (a, b), text in zip(numbers, texts, strict=False))
+    assert run("fit", path, "-o", state, "--columns", "first,second", "--quiet", "--delimiter", delimiter) == 0
+    X = np.array([[a, np.nan if b is None else b] for a, b in numbers])
+    expected = BatchNormTransformer().partial_fit(np.asfortranarray(X))
+    bn = BatchNormTransformer.load(state)
+    np.testing.assert_array_equal(bn._state.running.values, expected._state.running.values)
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert run("transform", state, path, "-o", out, "--force", "--quiet", "--delimiter", delimiter) == 0
+    # A quoted line end inside a text is kept, unless all line ends had to be made one kind.
+    got = [text or "" for text in pyarrow.parquet.read_table(out)["text"].to_pylist()]
+    assert got == texts[: len(numbers)]
