@@ -86,7 +86,7 @@ class Text(Columnar):
         except LookupError:
             raise Located(f"--encoding must be one that Python knows, got {encoding!r}") from None
         outside = re.sub(r'"[^"]*"', "", text)
-        mixed = "\r\n" in outside and bool(re.search(r"(?<!\r)\n|\r(?!\n)", outside.removesuffix("\r")))
+        mixed = len(set(re.findall(r"\r\n|\r|\n", outside if self.complete else outside.removesuffix("\r")))) > 1
         plain = codecs.lookup(encoding).name in ("utf-8", "utf-8-sig", "ascii")
         if not plain or mixed or self.compression == "bz2" or set("*?[") & set(str(self.data)):
             self.rewrite(encoding, None if mixed else "")

@@ -416,6 +416,8 @@ finite = st.floats(allow_nan=False, allow_infinity=False, width=32).map(float)
 def test_any_table_in_any_dialect(numbers, texts, delimiter, line_end, quoting, encoding, tmp_path):
     """What Python's csv module writes comes back: numbers to the bit, texts byte for byte."""
     path, state, out = tmp_path / "x.csv", tmp_path / "s.json", tmp_path / "y.parquet"
+    if any("\r" in text or "\n" in text for text in texts):  # Python's writer quotes only the line end that it writes
+        quoting = csv.QUOTE_NONNUMERIC
     with open(path, "w", newline="", encoding=encoding) as file:
         writer = csv.writer(file, delimiter=delimiter, lineterminator=line_end, quoting=quoting)
         writer.writerow(["first", "second", "text"])
@@ -428,6 +430,5 @@ def test_any_table_in_any_dialect(numbers, texts, delimiter, line_end, quoting, 
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert run("transform", state, path, "-o", out, "--force", "--quiet", "--delimiter", delimiter) == 0
-    # A quoted line end inside a text is kept, unless all line ends had to be made one kind.
     got = [text or "" for text in pyarrow.parquet.read_table(out)["text"].to_pylist()]
     assert got == texts[: len(numbers)]
