@@ -6,6 +6,7 @@ ValueError, and leaves every byte of the state.
 
 import pickle
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -51,10 +52,10 @@ class Stream:
         self.parameters = {
             "gamma": gamma, "beta": beta, "channel_axis": axis, "n_threads": source.choice((None, 1, 3)),
             "eps": source.choice((1e-5, 0.25, np.float32(1))), "with_mean": not source.flag(),
-            "with_std": not source.flag(), "copy": not source.flag(),
+            "with_std": not source.flag(), "copy": not source.flag(), "clip": source.choice((None, None, 0.5, 3)),
         }  # fmt: skip
         self.bn = bncpu.BatchNormTransformer(**self.parameters)
-        self.learned: list[Any] = []  # float64, copies
+        self.learned: list[tuple[Any, Any]] = []  # values and their weights, float64, copies
 
     def batch(self, source: Source) -> tuple[Any, Any]:
         """A batch somehow, and its values."""
@@ -73,6 +74,17 @@ class Stream:
         X = X.view(Subclass) if subclass else X
         X.flags.writeable = not read_only
         return X, np.array(X, subok=False, order="C")
+
+    def weights(self, source: Source, shape: Sequence[int]) -> Any:
+        """None, or a weight for every sample or position of a batch, the first not 0."""
+        kind, positions = source.byte() % 4, [n for k, n in enumerate(shape) if k != self.axis]
+        if kind < 2 or not np.prod(shape):
+            return None
+        samples = shape[self.apart]
+        rng = np.random.default_rng(source.byte())
+        weights = rng.choice([0.0, 0.5, 1.0, 3.0], [samples] if kind == 2 else positions)
+        weights.flat[0] = 2
+        return weights
 
     def bad(self, source: Source) -> Any:
         """What no transformer learns."""
@@ -99,9 +111,15 @@ class Stream:
                 self.refuse(self.bn.partial_fit, X)
                 accepted = False
                 continue
-            assert self.bn.partial_fit(X) is self.bn
+            weights = self.weights(source, wide.shape)
+            assert self.bn.partial_fit(X, sample_weight=weights) is self.bn
             self.memory.check()
-            self.learned.append(wide)
+            weights = np.float64(1) if weights is None else weights
+            if np.ndim(weights) == 1:
+                weights = weights.reshape([-1 if k == self.apart else 1 for k in range(wide.ndim)])
+            elif np.ndim(weights):
+                weights = np.expand_dims(weights, self.axis)
+            self.learned.append((wide, np.broadcast_to(weights, wide.shape)))
         if self.learned:
             self.check_statistics()
             for _ in range(1 + source.byte() % 2):
@@ -129,13 +147,18 @@ class Stream:
 
     def check_statistics(self) -> None:
         """Mean and variance are those of all batches at once."""
-        rows = np.concatenate([self.rows(a) for a in self.learned], axis=1)
+        rows, weights = (np.concatenate([self.rows(pair[k]) for pair in self.learned], axis=1) for k in (0, 1))
+        weights = np.where(np.isnan(rows), 0, weights)
+        rows = np.where(weights > 0, rows, np.nan)
         n, largest = rows.shape[1], np.nanmax(np.abs(rows), axis=1, initial=0)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of channels without values
-            first = np.nanmean(rows, axis=1)
-            rest = np.nanmean(rows - first[:, None], axis=1)
-            mean, var = first + rest, np.nanmean((rows - first[:, None] - rest[:, None]) ** 2, axis=1)
+
+        def average(a: Any) -> Any:
+            return np.nansum(a * weights, axis=1) / weights.sum(axis=1)
+
+        with np.errstate(all="ignore"):  # channels without values
+            first = average(rows)
+            rest = average(rows - first[:, None])
+            mean, var = first + rest, average((rows - first[:, None] - rest[:, None]) ** 2)
         assert np.array_equal(np.isnan(self.bn.running_mean_), np.isnan(mean))
         deviations = np.nanmax(np.abs(rows - mean[:, None]), axis=1, initial=0)
         more = eps_of(mean) * largest
@@ -173,6 +196,8 @@ class Stream:
             sizes = (np.abs(x) + np.abs(mean).reshape(per)) * np.abs(scale).reshape(per) + np.reshape(
                 np.abs(beta) * np.ones_like(mean), per
             )
+            if p["clip"] is not None:
+                wanted = np.clip(wanted, -p["clip"], p["clip"])
             close("y", y, wanted, 4 * eps_of(y) * sizes)
         np.testing.assert_array_equal(np.isnan(y) | np.isinf(y), np.isnan(wanted) | np.isinf(y))
 
