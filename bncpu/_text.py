@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from bncpu import _kernels
 from bncpu._tables import Column, Columnar, Located, named
 from bncpu._temporary import temporary
 
@@ -550,7 +551,9 @@ def database(process: int) -> Any:
     """One for all files of a process: its threads take longer to start than a small file to be read."""
     import duckdb
 
-    return duckdb.connect(config={"preserve_insertion_order": "true"})
+    never = ("autoinstall_known_extensions", "autoload_known_extensions")  # what it does not need
+    settings = {"preserve_insertion_order": True, "threads": _kernels.max_threads(), "temp_directory": ""}
+    return duckdb.connect(config={**settings, **dict.fromkeys(never, False)})
 
 
 def duckdb_for(path: Path) -> Any:
