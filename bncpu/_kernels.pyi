@@ -4,8 +4,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_BLOCKS: int
-STREAM_BYTES: int
-STREAM_BYTES_FUSED: int
+PAST_CACHE_BYTES: int
+PAST_CACHE_BYTES_FUSED: int
 SHORT: int
 WIDE_ROW: int
 BYTES_PER_THREAD: int
@@ -70,7 +70,7 @@ def apply(
     scale: NDArray[Any],
     shift: NDArray[Any],
     relu: bool,
-    stream: bool,
+    past_cache: bool,
     n_threads: int | None,
     both: bool = ...,
 ) -> int: ...
@@ -98,7 +98,7 @@ def backward_apply(
     x_scale: NDArray[Any],
     offset: NDArray[Any],
     relu: bool,
-    stream: bool,
+    past_cache: bool,
     n_threads: int | None,
     counted: NDArray[Any] | None = ...,
 ) -> None: ...
@@ -122,7 +122,7 @@ def normalize(
     eps: float,
     centred: bool,
     keep: bool,
-    stream: bool,
+    past_cache: bool,
     n_threads: int | None,
 ) -> tuple[NDArray[Any] | None, NDArray[Any]]: ...
 def backward(

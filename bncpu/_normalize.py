@@ -110,7 +110,7 @@ def apply(
     *,
     residual: Array | None = None,
     relu: bool = False,
-    stream: bool | None = None,
+    past_cache: bool | None = None,
     n_threads: int | None = None,
     both: bool | None = None,
 ) -> int:
@@ -127,7 +127,7 @@ def apply(
         Added to the result. Then all are float32 or float64.
     relu : bool, default=False
         Replace negative results by 0, after `residual` was added.
-    stream : bool, optional
+    past_cache : bool, optional
         Whether to store past the cache; by default what `streams` says of these arrays.
     n_threads : int or None
     both : bool, optional
@@ -136,16 +136,16 @@ def apply(
     """
     c, fits = rounded(coefficients, _computed_in(x4, y4))
     n = _kernels.threads(n_threads, _computed_bytes(x4))
-    stream = streams(y4, x4, residual) if stream is None else stream
+    past_cache = streams(y4, x4, residual) if past_cache is None else past_cache
     both = residual is None and not relu and _hides(coefficients) if both is None else both
     if fits is None:
-        return _kernels.apply(x4, y4, residual, *c, relu, stream, n, both)
+        return _kernels.apply(x4, y4, residual, *c, relu, past_cache, n, both)
     seen = 0
     for arrays, own, fit in _runs((x4, residual, y4), fits):
         if fit:
             x, z, y = arrays
             mean, scale, shift = _of(c, own)
-            seen |= _kernels.apply(x, y, z, mean, scale, shift, relu, stream, n, both)
+            seen |= _kernels.apply(x, y, z, mean, scale, shift, relu, past_cache, n, both)
             continue
         for (x, z, y), some in _pieces(arrays, _of(coefficients, own)):
             wide, added = _float64(x), None if z is None else _float64(z)
@@ -208,7 +208,7 @@ def backward_apply(
     relu: Coefficients | None = None,
     residual: Array | None = None,
     dresidual: Array | None = None,
-    stream: bool | None = None,
+    past_cache: bool | None = None,
     n_threads: int | None = None,
     counted: Array | None = None,
 ) -> None:
@@ -224,7 +224,7 @@ def backward_apply(
         Of the forward pass, if that had ReLU: its result is computed again, and g is 0 where that is 0, else `dy4`.
     residual, dresidual : ndarray of the shape, dtype and form of `x4`, optional
         The residual of the forward pass, if that had ReLU, and where to write its gradient.
-    stream : bool, optional
+    past_cache : bool, optional
         As for `apply`.
     n_threads : int or None
     counted : ndarray, optional
@@ -234,16 +234,16 @@ def backward_apply(
     c, relu_fits = (NOTHING, None) if relu is None else rounded(relu, x4.dtype)
     fits = fits if relu_fits is None else relu_fits if fits is None else fits & relu_fits
     n = _kernels.threads(n_threads, x4.nbytes)
-    stream = streams(dx4, dy4, x4, residual) if stream is None else stream
+    past_cache = streams(dx4, dy4, x4, residual) if past_cache is None else past_cache
     every = (k.mean, c.scale, c.shift, k.dy_scale, k.x_scale, k.offset)
     if fits is None:
-        _kernels.backward_apply(dy4, x4, residual, dx4, dresidual, *every, relu is not None, stream, n, counted)
+        _kernels.backward_apply(dy4, x4, residual, dx4, dresidual, *every, relu is not None, past_cache, n, counted)
         return
     for arrays, own, fit in _runs((dy4, x4, residual, dresidual, dx4, counted), fits):
         if fit:
             dy, x, z, dz, dx, counts = arrays
             of_channels: tuple[Any, Any, Any, Any, Any, Any] = _of(every, own)
-            _kernels.backward_apply(dy, x, z, dx, dz, *of_channels, relu is not None, stream, n, counts)
+            _kernels.backward_apply(dy, x, z, dx, dz, *of_channels, relu is not None, past_cache, n, counts)
             continue
         for (dy, x, z, dz, dx, counts), (some, forward) in _pieces(arrays, (_of(gradient, own), _of(relu, own))):
             g = dy if forward is None else _passed(dy, x, forward, z)
@@ -308,7 +308,7 @@ def normalize(
     affine: Coefficients | None,
     *,
     keep: bool,
-    stream: bool,
+    past_cache: bool,
     n_threads: int | None,
 ) -> Moments:
     """Normalize each of many short channels by its own `statistics`, then apply `affine` along them.
@@ -325,15 +325,15 @@ def normalize(
         Of `inner` values each, in the dtype of `x4`; its mean is 0.
     keep : bool
         Whether to return the moments; otherwise empty ones are returned.
-    stream : bool
+    past_cache : bool
     n_threads : int or None
     """
     channels, inner = x4.shape[2:]
     gamma, beta = (None, None) if affine is None else affine[1:]
-    stream = stream and (channels == 1 or y4.strides[2] == inner * y4.itemsize)
+    past_cache = past_cache and (channels == 1 or y4.strides[2] == inner * y4.itemsize)
     n = _kernels.threads(n_threads, x4.nbytes)
     centred = statistics is saved_statistics
-    sums, done = _kernels.normalize(x4, y4, gamma, beta, eps, centred, keep, stream, n)
+    sums, done = _kernels.normalize(x4, y4, gamma, beta, eps, centred, keep, past_cache, n)
     table = np.empty((3, 0)) if sums is None else sums[:, 0]
     found = Moments(np.full(table.shape[1], float(inner)), *table)
     if not done.all():
@@ -343,10 +343,10 @@ def normalize(
             some, _ = moments(x, None, skip_missing=False, n_threads=n_threads)
             c = fold_saved(statistics(some, eps))
             flat = (np.ascontiguousarray(np.broadcast_to(values, some.mean.shape)) for values in c)
-            apply(x, y, Coefficients(*flat), stream=False, n_threads=n_threads)
+            apply(x, y, Coefficients(*flat), past_cache=False, n_threads=n_threads)
             if affine is not None:
                 rows = y.transpose(0, 2, 3, 1)
-                apply(rows, rows, affine, stream=False, n_threads=n_threads)
+                apply(rows, rows, affine, past_cache=False, n_threads=n_threads)
             if keep:
                 for to, values in zip(found, some, strict=True):
                     to[own] = values
@@ -450,7 +450,7 @@ def _computed_bytes(x: Array) -> int:
 
 def streams(y: Array, *others: Array | None) -> bool:
     """Whether to store `y` past the cache: if it is large, and not read, too."""
-    return y.nbytes >= _kernels.STREAM_BYTES and _is_apart(y, *others)
+    return y.nbytes >= _kernels.PAST_CACHE_BYTES and _is_apart(y, *others)
 
 
 def _is_apart(y: Array, *others: Array | None) -> bool:

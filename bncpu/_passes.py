@@ -41,7 +41,7 @@ class Part:
         The gradient of the result; the array added before the activation; and its gradient.
     counted : ndarray or None
         1 where a value counts in the statistics, else 0, of the shape and dtype of `x`. None: all count.
-    relu, stream : bool
+    relu, past_cache : bool
         Whether ReLU is applied, and whether the result is stored past the cache.
     n_threads : int or None
     """
@@ -55,7 +55,7 @@ class Part:
     dresidual: Array | None
     counted: Array | None
     relu: bool
-    stream: bool
+    past_cache: bool
     n_threads: int | None
 
     def _flat(self, values: Any, step: int) -> Any:
@@ -123,9 +123,9 @@ class Part:
     ) -> Moments:
         """Both steps of short parts, without residual and activation; their moments, if they are to be kept."""
         x4, y4 = self._forms(0, self.x, self.result if y is None else y)
-        affine, stream = self._flat(affine, 1), self.stream and y is None
+        affine, past_cache = self._flat(affine, 1), self.past_cache and y is None
         found = _normalize.normalize(
-            x4, y4, eps, statistics, affine, keep=keep, stream=stream, n_threads=self.n_threads
+            x4, y4, eps, statistics, affine, keep=keep, past_cache=past_cache, n_threads=self.n_threads
         )
         return Moments(*self._unflat(found, 0)) if keep else found
 
@@ -136,8 +136,8 @@ class Part:
         x4, y4, z4 = self._forms(
             step, self.x if x is None else x, self.result if y is None else y, self.residual if last else None
         )
-        relu, stream = self.relu and last, self.stream and y is None
-        how: dict[str, Any] = {"relu": relu, "stream": stream, "both": False, "n_threads": self.n_threads}
+        relu, past_cache = self.relu and last, self.past_cache and y is None
+        how: dict[str, Any] = {"relu": relu, "past_cache": past_cache, "both": False, "n_threads": self.n_threads}
         _normalize.apply(x4, y4, self._flat(c, step), residual=z4, **how)
 
     def sums(
@@ -204,7 +204,7 @@ class Part:
             relu=self._flat(relu, step),
             residual=z4,
             dresidual=dz4,
-            stream=self.stream and dx is None,
+            past_cache=self.past_cache and dx is None,
             n_threads=self.n_threads,
             counted=None if step else self._counted(self.layouts[0]),
         )
@@ -269,8 +269,8 @@ class Pass:
         if where is not None:
             counted, layouts, x, dy, residual = self._with_counted(where, layouts, kept, x, dy, residual)
         result = x if read_only else _layout.target(layouts, out, x, dy, residual)
-        stream = _normalize.streams(result, x, dy, residual)
-        self.whole = Part(slice(None), layouts, x, result, dy, residual, None, counted, relu, stream, n_threads)
+        past_cache = _normalize.streams(result, x, dy, residual)
+        self.whole = Part(slice(None), layouts, x, result, dy, residual, None, counted, relu, past_cache, n_threads)
         if dy is not None and residual is not None and not read_only:
             self.whole.dresidual = _layout.empty_in(layouts[0], x.shape, x.dtype)
 

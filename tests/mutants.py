@@ -795,8 +795,8 @@ MUTANTS = [
     Mutant(
         "streamed-in-place",
         NORMALIZE,
-        "STREAM_BYTES and _is_apart(y, *others)",
-        "STREAM_BYTES",
+        "PAST_CACHE_BYTES and _is_apart(y, *others)",
+        "PAST_CACHE_BYTES",
         "normalize",
     ),
     Mutant(

@@ -278,10 +278,10 @@ def test_same_bits_for_any_thread_count_and_variant(shape, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_row_has_the_same_bits_alone_in_any_batch_streamed_or_in_place(dtype, isa):
     channels = 24
-    x = normal(13, (_kernels.STREAM_BYTES // channels // np.dtype(dtype).itemsize + 100, channels, 1), dtype=dtype)
+    x = normal(13, (_kernels.PAST_CACHE_BYTES // channels // np.dtype(dtype).itemsize + 100, channels, 1), dtype=dtype)
     c = coefficients(channels)
     y = np.empty_like(x)
-    assert y.nbytes >= _kernels.STREAM_BYTES
+    assert y.nbytes >= _kernels.PAST_CACHE_BYTES
     apply(x, y, c)
     for rows in (slice(0, 1), slice(5, 6), slice(-1, None), slice(3, 1000), slice(77, 100_000)):
         part = np.empty_like(x[rows])
@@ -407,7 +407,7 @@ def test_gradients_have_the_same_bits_for_any_thread_count_and_variant(shape, dt
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_streamed_and_written_in_place_a_gradient_has_the_same_bits(dtype, isa):
-    for shape in ((_kernels.STREAM_BYTES // 24 // np.dtype(dtype).itemsize + 100, 24, 1), (30, 7, 20_011)):
+    for shape in ((_kernels.PAST_CACHE_BYTES // 24 // np.dtype(dtype).itemsize + 100, 24, 1), (30, 7, 20_011)):
         x, dy, _, c = gradients(shape, dtype)
         k, dx = gradient_of(shape[1], c.mean), np.empty_like(x)
         assert _normalize.streams(dx, x, dy)

@@ -180,7 +180,7 @@ def test_relu_is_recomputed_in_float64_where_the_forward_pass_was():
 
 
 def test_a_result_that_is_read_too_is_never_stored_past_the_cache():
-    x, y = np.empty((2, _kernels.STREAM_BYTES // 8))
+    x, y = np.empty((2, _kernels.PAST_CACHE_BYTES // 8))
     assert _normalize.streams(y, x, None)
     for others in ((y,), (x, y), (x, None, y[5:])):
         assert not _normalize.streams(y, *others)

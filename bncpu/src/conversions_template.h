@@ -78,8 +78,8 @@ INLINE char *NAME(at)(bn_array a, ptrdiff_t o, ptrdiff_t c, ptrdiff_t i) {
 #undef CONVERTED
 #define CONVERTED ((ptrdiff_t)(16384 / sizeof(T)))
 
-/* Copies and converts the values of a part between `a` and the packed array `values`; past the cache if `stream`. */
-static void NAME(convert)(bn_part p, bn_array a, T *values, int to, int stream) {
+/* Copies and converts the values of a part between `a` and the packed array `values`, past the cache if so asked. */
+static void NAME(convert)(bn_part p, bn_array a, T *values, int to, int past_cache) {
     ptrdiff_t run = p.inner, channels = p.channels, outer = p.outer, o, c;
     T stored[CONVERTED];
     if (a.channel == run) {
@@ -95,7 +95,7 @@ static void NAME(convert)(bn_part p, bn_array a, T *values, int to, int stream) 
             char *at = NAME(at)(a, o, c, 0);
             if (!to)
                 NAME(from)[a.type](at, values, run);
-            else if (!stream)
+            else if (!past_cache)
                 NAME(to)[a.type](values, at, run);
             else {
                 NAME(to)[a.type](values, stored, run);

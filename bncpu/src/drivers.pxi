@@ -70,7 +70,7 @@ IN_Y, IN_X, IN_Y_OF_BOTH = BN_IN_Y, BN_IN_X, BN_IN_Y_OF_BOTH
 
 
 def apply(cnp.ndarray x, cnp.ndarray y, cnp.ndarray residual, cnp.ndarray mean, cnp.ndarray scale,
-          cnp.ndarray shift, bint relu, bint stream, n_threads, bint both=False):
+          cnp.ndarray shift, bint relu, bint past_cache, n_threads, bint both=False):
     """``y = (x - mean) * scale + shift``, then ``+ residual``, then ``max(., 0)``.
 
     Parameters
@@ -82,7 +82,7 @@ def apply(cnp.ndarray x, cnp.ndarray y, cnp.ndarray residual, cnp.ndarray mean, 
         narrower float.
     mean, scale, shift : C-contiguous ndarray of groups * channels values, of the type computed in
     relu : bool
-    stream : bool
+    past_cache : bool
         Store past the cache: for outputs larger than it. Not when `y` is another array, too.
     n_threads : int or None
         None: as many as are allowed, pay, and find a processor idle.
@@ -100,7 +100,7 @@ def apply(cnp.ndarray x, cnp.ndarray y, cnp.ndarray residual, cnp.ndarray mean, 
     j.both = both
     j.z, j.y = _array(residual, j.is_double), _array(y, j.is_double)
     j.c.mean, j.c.scale, j.c.shift = _values(mean), _values(scale), _values(shift)
-    j.result_part, j.relu, j.stream = _result_of, relu, _stream if stream else 0
+    j.result_part, j.relu, j.past_cache = _result_of, relu, _walk if past_cache else 0
     _run_results(&j)
     return j.seen
 
@@ -141,7 +141,7 @@ def backward_sums(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray residual, cnp.ndarr
 
 def backward_apply(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray dx, cnp.ndarray dresidual,
                    cnp.ndarray mean, cnp.ndarray scale, cnp.ndarray shift, cnp.ndarray dy_scale, cnp.ndarray x_scale,
-                   cnp.ndarray offset, bint relu, bint stream, n_threads, cnp.ndarray counted=None):
+                   cnp.ndarray offset, bint relu, bint past_cache, n_threads, cnp.ndarray counted=None):
     """``dx = dy_scale * g + x_scale * (x - mean) + offset`` and ``dresidual = g``, where g is `dy`.
 
     With `relu`, g is 0 where ``apply`` gives 0, with the same arguments.
@@ -155,7 +155,7 @@ def backward_apply(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray residual, cnp.ndar
         The last two are not used without `relu`.
     dy_scale, x_scale, offset : C-contiguous ndarray of groups * channels values, dtype of `x`
     relu : bool
-    stream : bool
+    past_cache : bool
         Store past the cache: for outputs larger than it. Not when `dx` is another array, too.
     n_threads, counted
         As for ``moments``. ``dx = dy_scale * g`` where `x` does not count.
@@ -166,7 +166,7 @@ def backward_apply(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray residual, cnp.ndar
     j.y, j.dz = _array(dx, j.is_double), _array(dresidual, j.is_double)
     j.c.mean, j.c.scale, j.c.shift = _values(mean), _values(scale), _values(shift)
     j.c.dy_scale, j.c.x_scale, j.c.offset = _values(dy_scale), _values(x_scale), _values(offset)
-    j.result_part, j.relu, j.stream = _gradient_of, relu, _stream if stream else 0
+    j.result_part, j.relu, j.past_cache = _gradient_of, relu, _walk if past_cache else 0
     _run_results(&j)
 
 
@@ -217,7 +217,7 @@ SHORT = BN_SHORT
 
 
 def normalize(cnp.ndarray x, cnp.ndarray y, cnp.ndarray gamma, cnp.ndarray beta, double eps, bint centred, bint keep,
-              bint stream, n_threads):
+              bint past_cache, n_threads):
     """``moments``, their fold, and ``apply`` of short channels, and a second ``apply`` with parameters per inner value.
 
     Parameters
@@ -230,8 +230,8 @@ def normalize(cnp.ndarray x, cnp.ndarray y, cnp.ndarray gamma, cnp.ndarray beta,
         Subtract the mean; else divide by the root of the mean square.
     keep : bool
         Return the moments.
-    stream, n_threads
-        As for ``apply``; `stream` only if the channels of `y` are adjacent.
+    past_cache, n_threads
+        As for ``apply``; `past_cache` only if the channels of `y` are adjacent.
 
     Returns
     -------
@@ -249,7 +249,7 @@ def normalize(cnp.ndarray x, cnp.ndarray y, cnp.ndarray gamma, cnp.ndarray beta,
     done = _fresh(j.g.groups, j.g.whole.channels, cnp.NPY_UINT8)
     j.y, j.done = _array(y, j.is_double), <unsigned char *> cnp.PyArray_DATA(done)
     j.c.scale, j.c.shift = _values(gamma), _values(beta)
-    j.eps, j.centred, j.stream = eps, centred, _stream if stream else 0
+    j.eps, j.centred, j.past_cache = eps, centred, _walk if past_cache else 0
     j.result_part = _normalized_of
     _run(&j, _result_task)
     return sums, done

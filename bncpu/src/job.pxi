@@ -17,7 +17,7 @@ cdef struct job:
     # What the leaves are given, and the flags that they raised.
     const bn_leaves *leaves
     bint is_double, relu, skip_missing, centred, both
-    int stream
+    int past_cache
     const double *weights
     const double *center
     bn_coefficients c
@@ -75,9 +75,9 @@ cdef inline int _idle(job *j) noexcept nogil:
     return bn_idle_threads(_paying(bn_max_threads(), _n_bytes(j)))
 
 
-cdef inline int _stream_from(job *j, Py_ssize_t least, bint apart) noexcept nogil:
+cdef inline int _past_cache_from(job *j, Py_ssize_t least, bint apart) noexcept nogil:
     """How to store a result: past the cache if it has at least so many bytes and is `apart` from what is read."""
-    return _stream if apart and _n_bytes(j) >= least else 0
+    return _walk if apart and _n_bytes(j) >= least else 0
 
 
 cdef cnp.ndarray _new_sums(job *j, int rows):

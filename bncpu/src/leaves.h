@@ -71,12 +71,12 @@ typedef int (*bn_moments_fn)(bn_part part, bn_array x, bn_array counted, const d
 typedef enum { BN_IN_Y = 1, BN_IN_X = 2, BN_IN_Y_OF_BOTH = 4 } bn_seen;
 
 /* y = (x - mean) * scale + shift, then + residual (if any), then max(., 0) if relu.
- * stream: 0 for plain stores; else store past the cache, only if y is not x. It is the number of streams (1 or 4), plus the
+ * past_cache: 0 for plain stores; else store past the cache, only if y is not x. It is the number of streams (1 or 4), plus the
  * number of bytes, a multiple of 64, that are fetched ahead of a single stream. Call fence before another thread reads y.
  * Returns bn_seen values, joined. A result that only rounding to another type makes infinite may be reported where it is
  * just the largest that is not. both: look at x and y, apart. */
 typedef int (*bn_apply_fn)(bn_part part, bn_array x, bn_array residual, bn_array y,
-                           bn_coefficients c, int relu, int stream, int both);
+                           bn_coefficients c, int relu, int past_cache, int both);
 
 /* Sums of g and of g * (x - center) per channel. g is dy, but with relu it is 0 where apply gives 0 for the same x,
  * residual and coefficients. Where apply gives NaN, g is dy. */
@@ -88,16 +88,16 @@ typedef void (*bn_backward_sums_fn)(bn_part part, bn_array x, bn_array residual,
  * dx = dy_scale * g where x does not count. */
 typedef void (*bn_backward_apply_fn)(bn_part part, bn_array x, bn_array residual, bn_array dy,
                                      bn_array dx, bn_array dresidual, bn_array counted,
-                                     bn_coefficients c, int relu, int stream);
+                                     bn_coefficients c, int relu, int past_cache);
 
 /* y = (x - mean) / sqrt(var + eps) * gamma + beta, each channel with its own statistics. gamma and beta have one value for
  * each inner position, or are both NULL. Not centred: x / sqrt(mean of x**2 + eps), likewise. outer is 1, inner at most
  * BN_SHORT. Writes mean (mean + mean_lo) and the sum of squared deviations, unless these three are NULL.
  * done: 1 where y was written, with the bits of moments and apply; 0 where it was not, as these channels, or others near
- * them, are not finite or have coefficients that do not fit. stream: as for apply; the channels of y must be adjacent. */
+ * them, are not finite or have coefficients that do not fit. past_cache: as for apply; the channels of y must be adjacent. */
 #define BN_SHORT 64
 typedef void (*bn_normalize_fn)(bn_part part, bn_array x, bn_array y, const char *gamma, const char *beta, double eps,
-                                int centred, int stream, double *mean, double *mean_lo, double *m2,
+                                int centred, int past_cache, double *mean, double *mean_lo, double *m2,
                                 unsigned char *done);
 
 /* Stores past the cache become visible before all later stores of the thread. A fence after every few KB costs a third of

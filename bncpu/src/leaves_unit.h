@@ -127,7 +127,7 @@ enum {
     BACKWARD = 4, /* dy comes with x */
     RELU = 8,
     RESIDUAL = 16,
-    STREAM = 32,  /* stores past the cache */
+    PAST_CACHE = 32,  /* stores past the cache */
     COUNTED = 64, /* some values do not count */
     BY_ROW = 128, /* only some rows are summed: those in a list */
     BOTH = 256    /* says of x and of the result whether they are infinite */
@@ -204,7 +204,7 @@ INLINE void write_line(const char *x, const char *y, char *to, const int past) {
         vbits_f64 v = vbits_load(x + k);
         if (y)
             v ^= vbits_load(y + k);
-        if (past && STREAMING)
+        if (past && HAS_STORES_PAST_CACHE)
             store_f64((double *)(to + k), (vt_f64)v, LANES, 1);
         else
             memcpy(to + k, &v, sizeof v);

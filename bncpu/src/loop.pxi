@@ -26,7 +26,7 @@ cdef void _sum_task(job *j, Py_ssize_t task) noexcept nogil:
 
 cdef void _result_task(job *j, Py_ssize_t task) noexcept nogil:
     j.result_part(j, _place(j.g, task))
-    if j.stream:
+    if j.past_cache:
         j.leaves.fence()
 
 
@@ -62,7 +62,7 @@ cdef bint _run_wide(job *j) except -1:
         _is_packed(j, j.x) and _is_packed(j, j.z) and _is_packed(j, j.dy) and _is_packed(j, j.y) and _is_packed(j, j.dz)
     ) or (j.dy.group0.data != NULL and j.counted.group0.data != NULL):
         return False
-    if j.stream:
+    if j.past_cache:
         head = (64 - <size_t> j.y.group0.data % 64) % 64 // j.y.itemsize
     edges[0], edges[1], edges[2], edges[3] = 0, head, size - (size - head) % period, size
     _repeated = _repeat(j, period + channels, &c)
@@ -153,7 +153,7 @@ cdef tuple _run_both(job *j, int n_sums, bint apart):
         _cut_for_both(&j.g, channels)
         sums, done = _new_sums(j, n_sums), _fresh(j.g.groups, j.g.n_parts.channels, cnp.NPY_UINT8)
         j.done = <unsigned char *> cnp.PyArray_DATA(done)
-        j.stream = _stream_from(j, _stream_bytes_fused, apart)
+        j.past_cache = _past_cache_from(j, _past_cache_bytes_fused, apart)
         _run(j, _both)
         return sums, done, channels
     _cut_for_sums(&j.g)
@@ -162,7 +162,7 @@ cdef tuple _run_both(job *j, int n_sums, bint apart):
     for c in range(j.width):
         fits = j.fold_channel(j, c) and fits
     if fits:
-        j.stream = _stream_from(j, _stream_bytes, apart)
+        j.past_cache = _past_cache_from(j, _past_cache_bytes, apart)
         _run_results(j)
     cnp.PyArray_FILLWBYTE(done, fits)
     return sums, done, j.g.whole.channels
@@ -181,5 +181,5 @@ cdef void _both(job *j, Py_ssize_t task) noexcept nogil:
     if fits:
         for i in range(_ceil_div(j.g.whole.outer, _strip_outer(j.g))):
             j.result_part(j, _strip(j.g, task, i))
-    if j.stream:
+    if j.past_cache:
         j.leaves.fence()

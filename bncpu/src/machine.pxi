@@ -111,14 +111,14 @@ def allowed_threads(Py_ssize_t n_bytes):
 
 # From this size on, storing past the cache wins; below it the result would be missed in the cache. Where both steps of
 # a pass are one, the result is not in the cache before it is written, and storing past it pays earlier.
-STREAM_BYTES = 16 << 20
-STREAM_BYTES_FUSED = 4 << 20
+PAST_CACHE_BYTES = 16 << 20
+PAST_CACHE_BYTES_FUSED = 4 << 20
 
-cdef Py_ssize_t _stream_bytes = STREAM_BYTES, _stream_bytes_fused = STREAM_BYTES_FUSED
+cdef Py_ssize_t _past_cache_bytes = PAST_CACHE_BYTES, _past_cache_bytes_fused = PAST_CACHE_BYTES_FUSED
 
-# What the leaves are given as `stream` for results that are stored past the cache: in how many streams, 1 or 4, and how
+# What the leaves are given as `past_cache` for results that are stored past the cache: in how many streams, 1 or 4, and how
 # far ahead of one what is read is fetched.
-cdef int _stream = 1
+cdef int _walk = 1
 
 # What of the arrays that are read stays in the second-level cache from one step of a pass to the next: half of one that
 # holds 16 lines for each place within 128 KiB.
@@ -143,5 +143,5 @@ def set_walk(int streams, Py_ssize_t resident_bytes, Py_ssize_t places_deep=8, i
     """Set in how many streams results are stored, what is taken to stay in the cache, and how many bytes (a multiple of
     64) ahead of a single stream is read; not while a kernel runs.
     """
-    global _stream, _resident_bytes, _places_deep
-    _stream, _resident_bytes, _places_deep = streams + ahead, resident_bytes, places_deep
+    global _walk, _resident_bytes, _places_deep
+    _walk, _resident_bytes, _places_deep = streams + ahead, resident_bytes, places_deep

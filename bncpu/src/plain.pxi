@@ -155,6 +155,6 @@ cdef int _set_user_threads(job *j, n_threads) except -1:
 
 
 cdef int _run_plain_results(job *j, n_threads, bint apart) except -1:
-    j.result_part, j.stream = _result_of, _stream_from(j, _stream_bytes, apart)
+    j.result_part, j.past_cache = _result_of, _past_cache_from(j, _past_cache_bytes, apart)
     _set_user_threads(j, n_threads)
     return _run_results(j)

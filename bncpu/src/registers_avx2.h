@@ -1,7 +1,7 @@
 /* AVX2: four float64 or eight float32 to a register, 16 registers. */
 #define LANES 4
 #define ROW_REGISTERS 4
-#define STREAMING 1
+#define HAS_STORES_PAST_CACHE 1
 #include "registers_vector.h"
 
 static const int64_t first_64[8] = {-1, -1, -1, -1, 0, 0, 0, 0};

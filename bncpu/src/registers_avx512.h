@@ -1,7 +1,7 @@
 /* AVX-512: eight float64 or sixteen float32 to a register, 32 registers. */
 #define LANES 8
 #define ROW_REGISTERS 8
-#define STREAMING 1
+#define HAS_STORES_PAST_CACHE 1
 #include "registers_vector.h"
 
 #define FIRST(n) ((1u << (n)) - 1)

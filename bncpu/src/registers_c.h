@@ -12,7 +12,7 @@
 /* how many registers of columns are summed together, with their sums in registers */
 #define ROW_REGISTERS 4
 /* whether stores can go past the cache; they must write whole lines, which begin at multiples of 64 bytes */
-#define STREAMING 0
+#define HAS_STORES_PAST_CACHE 0
 
 typedef double vdouble, vt_f64, ht_f64;
 typedef float vt_f32, ht_f32;
@@ -31,9 +31,9 @@ INLINE ht_f32 load_ht_f32(const float *p, const ptrdiff_t n) { (void)n; return *
 INLINE vt_f64 load_f64(const double *p, const ptrdiff_t n) { (void)n; return *p; }
 INLINE ht_f64 load_ht_f64(const double *p, const ptrdiff_t n) { (void)n; return *p; }
 
-/* stream: store past the cache, where that is possible; n is a whole register then. */
-INLINE void store_f32(float *p, vt_f32 v, const ptrdiff_t n, const int stream) { (void)n; (void)stream; *p = v; }
-INLINE void store_f64(double *p, vt_f64 v, const ptrdiff_t n, const int stream) { (void)n; (void)stream; *p = v; }
+/* past_cache: store past the cache, where that is possible; n is a whole register then. */
+INLINE void store_f32(float *p, vt_f32 v, const ptrdiff_t n, const int past_cache) { (void)n; (void)past_cache; *p = v; }
+INLINE void store_f64(double *p, vt_f64 v, const ptrdiff_t n, const int past_cache) { (void)n; (void)past_cache; *p = v; }
 
 /* Stores past the cache become visible before all later stores of the thread. */
 INLINE void fence_stores(void) {}

@@ -3,7 +3,7 @@
 #define ROW_REGISTERS 8
 /* ARM's store with a hint against caching (STNP) has no intrinsic in gcc, and is only a hint. Its larger cores stop
  * filling the cache by themselves once some lines were written whole, one after the other. */
-#define STREAMING 0
+#define HAS_STORES_PAST_CACHE 0
 #include "registers_vector.h"
 
 /* NEON has no masked loads and stores: a part of a register is loaded and stored as two values and one value. */

@@ -54,8 +54,8 @@ INLINE vt_f64 load_f64(const double *p, const ptrdiff_t n) {
 
 INLINE ht_f64 load_ht_f64(const double *p, const ptrdiff_t n) { return load_f64(p, n); }
 
-INLINE void store_f32(float *p, vt_f32 v, const ptrdiff_t n, const int stream) {
-    if (n == 2 * LANES && !stream)
+INLINE void store_f32(float *p, vt_f32 v, const ptrdiff_t n, const int past_cache) {
+    if (n == 2 * LANES && !past_cache)
         *(vt_f32_unaligned *)p = v;
     else if (n == 2 * LANES)
         store_past_cache(p, (vdouble)v);
@@ -63,8 +63,8 @@ INLINE void store_f32(float *p, vt_f32 v, const ptrdiff_t n, const int stream) {
         store_part_f32(p, v, n);
 }
 
-INLINE void store_f64(double *p, vt_f64 v, const ptrdiff_t n, const int stream) {
-    if (n == LANES && !stream)
+INLINE void store_f64(double *p, vt_f64 v, const ptrdiff_t n, const int past_cache) {
+    if (n == LANES && !past_cache)
         *(vdouble_unaligned *)p = v;
     else if (n == LANES)
         store_past_cache(p, v);

@@ -98,7 +98,7 @@ INLINE VBITS NAME(apply_line)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t c, ptrdiff_
     VBITS infinite = (VBITS){0};
     VT v[4][LINE_REGISTERS];
     int u, h;
-    if (how & STREAM && step == 1 && n == LINE) {
+    if (how & PAST_CACHE && step == 1 && n == LINE) {
         NAME(runs) r = NAME(run)(a, o, c, how);
         PREFETCH((const char *)(r.x + i) + a.ahead);
         if (how & BACKWARD)
@@ -119,20 +119,20 @@ INLINE VBITS NAME(apply_line)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t c, ptrdiff_
         for (h = 0; h < LINE_REGISTERS; h++)
             if (n > h * T_LANES)
                 NAME(store)(NAME(run)(a, o + u, c, how).y + i + h * T_LANES, v[u][h], NAME(in_register)(n, h),
-                            n == LINE && how & STREAM);
+                            n == LINE && how & PAST_CACHE);
     return infinite;
 }
 
 /* The number of elements up to the next line of the cache, where stores past the cache may begin. */
 INLINE ptrdiff_t NAME(peel)(const T *y, ptrdiff_t n, const int how) {
-    ptrdiff_t head = how & STREAM && STREAMING ? (ptrdiff_t)(-(uintptr_t)y % 64 / sizeof(T)) : 0;
+    ptrdiff_t head = how & PAST_CACHE && HAS_STORES_PAST_CACHE ? (ptrdiff_t)(-(uintptr_t)y % 64 / sizeof(T)) : 0;
     return head < n ? head : n;
 }
 
 /* Whether four outer positions, from o on, are written together. With stores past the cache only if four streams are wanted,
  * and the lines of all four begin at the same element. */
 INLINE int NAME(together)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t outer, int streams, const int how) {
-    return o + 4 <= outer && (!(how & STREAM) || (streams == 4 && a.y.outer * (ptrdiff_t)sizeof(T) % 64 == 0));
+    return o + 4 <= outer && (!(how & PAST_CACHE) || (streams == 4 && a.y.outer * (ptrdiff_t)sizeof(T) % 64 == 0));
 }
 
 INLINE VBITS NAME(rows_apply_line)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t j, const ptrdiff_t n, NAME(coefficients) c,
@@ -231,17 +231,17 @@ INLINE int NAME(part_apply)(bn_part p, NAME(arrays) a, NAME(coefficients) k, int
     return how & BOTH ? any : any ? BN_IN_Y : 0;
 }
 
-static int NAME(any_apply)(bn_part p, NAME(arrays) a, bn_coefficients c, int stream, int how) {
-    const int streams = stream % 64;
+static int NAME(any_apply)(bn_part p, NAME(arrays) a, bn_coefficients c, int past_cache, int how) {
+    const int streams = past_cache % 64;
     NAME(coefficients) k = {(const T *)c.mean,     (const T *)c.scale,   (const T *)c.shift,
                             (const T *)c.dy_scale, (const T *)c.x_scale, (const T *)c.offset};
-    a.ahead = stream - streams;
+    a.ahead = past_cache - streams;
     switch (how) {
 #define CASE(flags)                                                                               \
     case flags:                                                                                   \
         return NAME(part_apply)(p, a, k, streams, flags);                                                  \
-    case (flags) | STREAM:                                                                        \
-        return NAME(part_apply)(p, a, k, streams, (flags) | STREAM);
+    case (flags) | PAST_CACHE:                                                                    \
+        return NAME(part_apply)(p, a, k, streams, (flags) | PAST_CACHE);
         CASE(RELU | RESIDUAL)
         CASE(RESIDUAL)
         CASE(RELU)
@@ -251,8 +251,8 @@ static int NAME(any_apply)(bn_part p, NAME(arrays) a, bn_coefficients c, int str
         CASE(BACKWARD | COUNTED | RELU | RESIDUAL)
         CASE(BACKWARD | COUNTED | RELU)
         CASE(BACKWARD | COUNTED)
-    case STREAM:
-        return NAME(part_apply)(p, a, k, streams, STREAM);
+    case PAST_CACHE:
+        return NAME(part_apply)(p, a, k, streams, PAST_CACHE);
     case BOTH:
         return NAME(part_apply)(p, a, k, streams, BOTH);
     default:
@@ -295,18 +295,19 @@ static int NAME(apply_converted)(bn_part p, bn_array x, bn_array y, bn_coefficie
 
 /* both: only without residual and relu. Then nothing but converted values is stored past the cache. */
 static int NAME(apply)(bn_part p, bn_array x, bn_array z, bn_array y, bn_coefficients c, int relu,
-                       int stream, int both) {
+                       int past_cache, int both) {
     NAME(arrays) a = {x, z, {0}, y, {0}, {0}, NULL, 1, 0, 0, NULL};
     int how = (z.data ? RESIDUAL : 0) | (relu ? RELU : 0);
     /* If y is converted, only the converted values are stored past the cache. */
     if (x.type || y.type)
-        return NAME(apply_converted)(p, x, y, c, stream, how | (both ? BOTH : stream && !y.type ? STREAM : 0));
-    return NAME(any_apply)(p, a, c, stream, how | (both ? BOTH : stream ? STREAM : 0));
+        return NAME(apply_converted)(p, x, y, c, past_cache, how | (both ? BOTH : past_cache && !y.type ? PAST_CACHE : 0));
+    return NAME(any_apply)(p, a, c, past_cache, how | (both ? BOTH : past_cache ? PAST_CACHE : 0));
 }
 
 static void NAME(backward_apply)(bn_part p, bn_array x, bn_array z, bn_array dy, bn_array dx,
-                                 bn_array dz, bn_array counted, bn_coefficients c, int relu, int stream) {
+                                 bn_array dz, bn_array counted, bn_coefficients c, int relu, int past_cache) {
     NAME(arrays) a = {x, z, dy, dx, dz, counted, NULL, 1, 0, 0, NULL};
-    NAME(any_apply)(p, a, c, stream,
-                    BACKWARD | (z.data ? RESIDUAL : 0) | (counted.data ? COUNTED : 0) | (relu ? RELU : 0) | (stream ? STREAM : 0));
+    NAME(any_apply)(p, a, c, past_cache,
+                    BACKWARD | (z.data ? RESIDUAL : 0) | (counted.data ? COUNTED : 0) | (relu ? RELU : 0) |
+                        (past_cache ? PAST_CACHE : 0));
 }

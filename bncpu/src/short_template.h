@@ -171,7 +171,7 @@ INLINE int NAME(normalize_turned)(const T *x, ptrdiff_t stride, const ptrdiff_t 
 }
 
 static void NAME(normalize)(bn_part p, bn_array x, bn_array y, const char *gamma_, const char *beta_, double eps,
-                            int centred, int stream, double *mean, double *mean_lo, double *m2, unsigned char *done) {
+                            int centred, int past_cache, double *mean, double *mean_lo, double *m2, unsigned char *done) {
     const T *from = (const T *)x.data, *gamma = (const T *)gamma_, *beta = (const T *)beta_;
     const int adjacent = y.channel == p.inner;
     T waiting[CONVERTED + T_LANES];
@@ -203,7 +203,7 @@ static void NAME(normalize)(bn_part p, bn_array x, bn_array y, const char *gamma
         /* Results wait, and are written together: when there is no more room, before a gap, and at the end. */
         if (n_waiting && (!fits || n_waiting + T_LANES * p.inner > CONVERTED || first + planes == p.channels)) {
             to += (fits ? planes * p.inner : 0) - n_waiting;
-            if (stream)
+            if (past_cache)
                 copy_unfenced((const char *)waiting, (char *)to, n_waiting * sizeof(T));
             else
                 memcpy(to, waiting, n_waiting * sizeof(T));

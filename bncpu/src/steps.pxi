@@ -74,7 +74,7 @@ cdef bint _backward_fold(job *j, Py_ssize_t c) noexcept nogil:
 
 cdef void _result_of(job *j, place at) noexcept nogil:
     cdef int seen = j.leaves.apply[j.is_double](at.part, _part(j.x, at), _part(j.z, at), _part(j.y, at),
-                                                _of_channels(j.c, j.itemsize * _channel(j.g, at)), j.relu, j.stream,
+                                                _of_channels(j.c, j.itemsize * _channel(j.g, at)), j.relu, j.past_cache,
                                                 j.both)
     if seen:
         bn_raise_flags(&j.seen, seen)
@@ -83,12 +83,12 @@ cdef void _result_of(job *j, place at) noexcept nogil:
 cdef void _gradient_of(job *j, place at) noexcept nogil:
     j.leaves.backward_apply[j.is_double](at.part, _part(j.x, at), _part(j.z, at), _part(j.dy, at), _part(j.y, at),
                                          _part(j.dz, at), _part(j.counted, at),
-                                         _of_channels(j.c, j.itemsize * _channel(j.g, at)), j.relu, j.stream)
+                                         _of_channels(j.c, j.itemsize * _channel(j.g, at)), j.relu, j.past_cache)
 
 
 cdef void _normalized_of(job *j, place at) noexcept nogil:
     cdef Py_ssize_t channel = _channel(j.g, at)
     cdef double *to = NULL if j.sums == NULL else j.sums + channel
     j.leaves.normalize[j.is_double](at.part, _part(j.x, at), _part(j.y, at), j.c.scale, j.c.shift, j.eps, j.centred,
-                                    j.stream, to, to + j.field if to != NULL else to,
+                                    j.past_cache, to, to + j.field if to != NULL else to,
                                     to + 2 * j.field if to != NULL else to, j.done + channel)
