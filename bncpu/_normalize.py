@@ -136,7 +136,7 @@ def apply(
     """
     c, fits = rounded(coefficients, _computed_in(x4, y4))
     n = _kernels.threads(n_threads, _computed_bytes(x4))
-    past_cache = streams(y4, x4, residual) if past_cache is None else past_cache
+    past_cache = goes_past_cache(y4, x4, residual) if past_cache is None else past_cache
     both = residual is None and not relu and _hides(coefficients) if both is None else both
     if fits is None:
         return _kernels.apply(x4, y4, residual, *c, relu, past_cache, n, both)
@@ -234,7 +234,7 @@ def backward_apply(
     c, relu_fits = (NOTHING, None) if relu is None else rounded(relu, x4.dtype)
     fits = fits if relu_fits is None else relu_fits if fits is None else fits & relu_fits
     n = _kernels.threads(n_threads, x4.nbytes)
-    past_cache = streams(dx4, dy4, x4, residual) if past_cache is None else past_cache
+    past_cache = goes_past_cache(dx4, dy4, x4, residual) if past_cache is None else past_cache
     every = (k.mean, c.scale, c.shift, k.dy_scale, k.x_scale, k.offset)
     if fits is None:
         _kernels.backward_apply(dy4, x4, residual, dx4, dresidual, *every, relu is not None, past_cache, n, counted)
@@ -448,7 +448,7 @@ def _computed_bytes(x: Array) -> int:
     return max(x.nbytes, 4 * x.size)
 
 
-def streams(y: Array, *others: Array | None) -> bool:
+def goes_past_cache(y: Array, *others: Array | None) -> bool:
     """Whether to store `y` past the cache: if it is large, and not read, too."""
     return y.nbytes >= _kernels.PAST_CACHE_BYTES and _is_apart(y, *others)
 

@@ -269,7 +269,7 @@ class Pass:
         if where is not None:
             counted, layouts, x, dy, residual = self._with_counted(where, layouts, kept, x, dy, residual)
         result = x if read_only else _layout.target(layouts, out, x, dy, residual)
-        past_cache = _normalize.streams(result, x, dy, residual)
+        past_cache = _normalize.goes_past_cache(result, x, dy, residual)
         self.whole = Part(slice(None), layouts, x, result, dy, residual, None, counted, relu, past_cache, n_threads)
         if dy is not None and residual is not None and not read_only:
             self.whole.dresidual = _layout.empty_in(layouts[0], x.shape, x.dtype)

@@ -410,7 +410,7 @@ def test_streamed_and_written_in_place_a_gradient_has_the_same_bits(dtype, isa):
     for shape in ((_kernels.PAST_CACHE_BYTES // 24 // np.dtype(dtype).itemsize + 100, 24, 1), (30, 7, 20_011)):
         x, dy, _, c = gradients(shape, dtype)
         k, dx = gradient_of(shape[1], c.mean), np.empty_like(x)
-        assert _normalize.streams(dx, x, dy)
+        assert _normalize.goes_past_cache(dx, x, dy)
         _normalize.backward_apply(dy[None], x[None], dx[None], k, relu=c)
         for rows in (slice(0, 1), slice(3, 9)):
             part = np.empty_like(x[rows])

@@ -181,10 +181,10 @@ def test_relu_is_recomputed_in_float64_where_the_forward_pass_was():
 
 def test_a_result_that_is_read_too_is_never_stored_past_the_cache():
     x, y = np.empty((2, _kernels.PAST_CACHE_BYTES // 8))
-    assert _normalize.streams(y, x, None)
+    assert _normalize.goes_past_cache(y, x, None)
     for others in ((y,), (x, y), (x, None, y[5:])):
-        assert not _normalize.streams(y, *others)
-    assert not _normalize.streams(y[1:], x)
+        assert not _normalize.goes_past_cache(y, *others)
+    assert not _normalize.goes_past_cache(y[1:], x)
 
 
 def test_moments_of_nothing_are_empty():

@@ -116,7 +116,7 @@ PAST_CACHE_BYTES_FUSED = 4 << 20
 
 cdef Py_ssize_t _past_cache_bytes = PAST_CACHE_BYTES, _past_cache_bytes_fused = PAST_CACHE_BYTES_FUSED
 
-# What the leaves are given as `past_cache` for results that are stored past the cache: in how many streams, 1 or 4, and how
+# What the leaves are given as `past_cache` where results are stored so: in how many streams, 1 or 4, and how
 # far ahead of one what is read is fetched.
 cdef int _walk = 1
 
