@@ -266,7 +266,7 @@ def _fit(parser: Parser, options: argparse.Namespace) -> Work:
     if options.weights in columns:
         parser.error(f"--weights {options.weights} is one of --columns")
     reading = _reading(parser, options)
-    from bncpu import BatchNormTransformer, _files, _inputs, state
+    from bncpu import BatchNormTransformer, _files, _inputs, _stream, state
 
     parameters = {name: getattr(options, name) for name in ("momentum", "halflife", "window", "eps", "ddof", "clip")}
     transformer = BatchNormTransformer(**parameters)
@@ -274,7 +274,7 @@ def _fit(parser: Parser, options: argparse.Namespace) -> Work:
         state.parameters(transformer)
     except (TypeError, ValueError) as error:
         parser.error(str(error))
-    plan = _files.Plan(transformer, columns or None, options.weights, options.batch_rows, excluded, reading)
+    plan = _stream.Plan(transformer, columns or None, options.weights, options.batch_rows, excluded, reading)
     tell = _teller(options)
 
     def work() -> str | None:
@@ -448,9 +448,9 @@ def _ended_by_signals() -> Iterator[None]:
 def _teller(options: argparse.Namespace) -> Callable[[str], None]:
     """What takes lines for the user."""
     if options.quiet:
-        from bncpu import _files
+        from bncpu import _stream
 
-        _files.SHOWS_PROGRESS = False
+        _stream.SHOWS_PROGRESS = False
 
     def tell(line: str) -> None:
         if options.strict:

@@ -108,9 +108,9 @@ def warn_of_pytorchs_momentum(p: Parameters) -> None:
         _checks.warn_of_pytorchs(p.momentum, "BatchNormTransformer's", stacklevel=3)
 
 
-def warn_of_a_fit_without_times(p: Parameters) -> None:
+def warn_of_a_fit_without_times(kind: Kind) -> None:
     """Warn that `fit` cannot forget by time, as in a Pipeline."""
-    if p.kind.has_times:
+    if kind.has_times:
         warnings.warn(
             "fit knows no times: all rows weigh alike, whatever the halflife; partial_fit(X, times=...) forgets",
             stacklevel=3,

@@ -258,11 +258,13 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         after = self._as_it_is()
         p = states.parameters(after)
         states.warn_of_pytorchs_momentum(p)
-        states.warn_of_a_fit_without_times(p)
-        kind = p.kind if after.batch_size is not None else p.kind.of_one_batch
-        if after.batch_size is None and after._fit_plain(X, sample_weight, p, kind):
-            self._take(after)
-            return self
+        kind = p.kind
+        states.warn_of_a_fit_without_times(kind)
+        if after.batch_size is None:
+            if after._fit_plain(X, sample_weight, p, kind):
+                self._take(after)
+                return self
+            kind = kind.of_one_batch
         return self._fit(X, y, sample_weight, p, kind, after, new=True, batch_size=after.batch_size)
 
     def partial_fit(
@@ -387,7 +389,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         return now
 
     def _fit_plain(self, X: Any, sample_weight: Any, p: Parameters, kind: Kind) -> bool:
-        """Fit a plain array the short way, as `kind` does; False, with nothing changed, if that cannot take it."""
+        """Fit a plain array as one batch, the short way; False, with nothing changed, if that cannot take it."""
         x = _door.as_array(X)
         if x is None or x.ndim < 2 or is_watched(self):
             return False
@@ -395,12 +397,12 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         if not -x.ndim <= axis < x.ndim:
             return False
         p = p.for_features(self, x.shape[axis])
-        state = _learned(None, kind, p, x, p.channel_axis, sample_weight, self.n_threads)
+        state = _learned(None, kind.of_one_batch, p, x, p.channel_axis, sample_weight, self.n_threads)
         if state is None:
             return False
         self.__dict__.pop("feature_names_in_", None)
         self.n_features_in_ = x.shape[axis]
-        self._state = state._replace(kind=p.kind)
+        self._state = state._replace(kind=kind)
         return True
 
     def _learn_plain(self, X: Any, sample_weight: Any) -> bool:

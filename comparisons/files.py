@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from bncpu import BatchNormTransformer, _files, _state_file
+from bncpu import BatchNormTransformer, _files, _state_file, _stream
 
 ROUNDS = 7
 PIECE = 8 << 20
@@ -104,7 +104,7 @@ def asking(path):
 
 def fit(path, state):
     """As the command does."""
-    _files.fit([path], state, _files.Plan(BatchNormTransformer()), tell=print)
+    _files.fit([path], state, _stream.Plan(BatchNormTransformer()), tell=print)
 
 
 def transform(state, path, out):

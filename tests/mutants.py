@@ -72,6 +72,7 @@ LAYOUT, PASSES = "bncpu/_layout.py", "bncpu/_passes.py"
 TIMES, REPORT = "bncpu/_times.py", "bncpu/_report.py"
 SUMS, RESULTS = "bncpu/src/sums_template.h", "bncpu/src/results_template.h"
 FILES, TABLES, TEXT = "bncpu/_files.py", "bncpu/_tables.py", "bncpu/_text.py"
+FILES_AS_ONE = "bncpu/_stream.py"
 
 MUTANTS = [
     # ---- kinds of running statistics ----
@@ -589,7 +590,7 @@ MUTANTS = [
     ),
     # ---- files ----
     Mutant("checkpoint-forgets-its-rows", FILES, '"rows": learning.rows', '"rows": 0', "files"),
-    Mutant("small-rest-is-a-batch", FILES, "fewest=kind.fewest_values(bn.ddof)", "fewest=0", "files"),
+    Mutant("small-rest-is-a-batch", FILES_AS_ONE, "fewest=kind.fewest_values(bn.ddof)", "fewest=0", "files"),
     Mutant("resumed-row-group-learned-twice", TABLES, "skipped = min(skip, len(piece))", "skipped = 0", "files"),
     Mutant(
         "shares-of-columns-exchanged",
@@ -645,7 +646,7 @@ MUTANTS = [
     ),
     Mutant(
         "order-of-files-decides",
-        FILES,
+        FILES_AS_ONE,
         "column.numeric and not column.empty and not column.why_not",
         "column.numeric and not column.why_not",
         "text",

@@ -184,7 +184,7 @@ def test_every_source_has_its_test_file():
     sources = {path.stem.strip("_") for path in (ROOT / "bncpu").glob("*.py*") if path.stem.strip("_") != "init"}
     tests = {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
     elsewhere = {"layer_norms", "group_norms", "two_steps"}  # tested as one, case by case
-    elsewhere |= {"writing"}  # by test_files.py
+    elsewhere |= {"stream", "writing"}  # by test_files.py
     elsewhere |= {"inputs", "pictures", "public", "temporary"}  # by test_commands.py
     # __main__ calls cli; what Python code finds in _kernels is tested through moments and the transformer.
     assert sources - elsewhere - {"main", "algebra", "sparse"} | {"gpu", "norms"} <= tests
