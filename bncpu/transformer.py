@@ -258,13 +258,12 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         after = self._as_it_is()
         p = states.parameters(after)
         states.warn_of_pytorchs_momentum(p)
-        kind = p.kind
-        states.warn_of_a_fit_without_times(kind)
-        if after.batch_size is None:
-            if after._fit_plain(X, sample_weight, p, kind):
-                self._take(after)
-                return self
-            kind = kind.of_one_batch
+        own = p.kind
+        states.warn_of_a_fit_without_times(own)
+        kind = own if after.batch_size is not None else own.of_one_batch
+        if after.batch_size is None and after._fit_plain(X, sample_weight, p, kind, own):
+            self._take(after)
+            return self
         return self._fit(X, y, sample_weight, p, kind, after, new=True, batch_size=after.batch_size)
 
     def partial_fit(
@@ -388,8 +387,9 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         now.__dict__.update({name: dict(value) for name, value in vars(now).items() if type(value) is dict})
         return now
 
-    def _fit_plain(self, X: Any, sample_weight: Any, p: Parameters, kind: Kind) -> bool:
-        """Fit a plain array as one batch, the short way; False, with nothing changed, if that cannot take it."""
+    def _fit_plain(self, X: Any, sample_weight: Any, p: Parameters, kind: Kind, own: Kind) -> bool:
+        """Fit a plain array as `kind` does, the short way, to statistics of the kind `own`; False, with nothing changed, if
+        that cannot take it."""
         x = _door.as_array(X)
         if x is None or x.ndim < 2 or is_watched(self):
             return False
@@ -397,12 +397,12 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         if not -x.ndim <= axis < x.ndim:
             return False
         p = p.for_features(self, x.shape[axis])
-        state = _learned(None, kind.of_one_batch, p, x, p.channel_axis, sample_weight, self.n_threads)
+        state = _learned(None, kind, p, x, p.channel_axis, sample_weight, self.n_threads)
         if state is None:
             return False
         self.__dict__.pop("feature_names_in_", None)
         self.n_features_in_ = x.shape[axis]
-        self._state = state._replace(kind=kind)
+        self._state = state._replace(kind=own)
         return True
 
     def _learn_plain(self, X: Any, sample_weight: Any) -> bool:
@@ -477,7 +477,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         """Learn one batch of several, from row `first_row` on, or the only one: the short way, or else the long one."""
         learned = False
         if first_row is not None and p.channel_axis is None:
-            learned = self._fit_plain(X, weights, p, kind) if new else self._learn_plain(X, weights)
+            learned = self._fit_plain(X, weights, p, kind, p.kind) if new else self._learn_plain(X, weights)
         if not learned:
             self._learn(X, weights, p, kind, first_row or 0, new=new, times=times)
 
