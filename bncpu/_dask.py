@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bncpu import _batches, _door, _infinities, _layout
+from bncpu import _batches, _door, _infinities, _layout, _weights
 from bncpu._batches import Summary
 from bncpu._door import Block
 from bncpu.moments import Coefficients, Moments
@@ -36,7 +36,7 @@ def weights(sample_weight: Any, X: Any) -> Any:
 
     if hasattr(X, "chunks") and hasattr(sample_weight, "to_dask_array"):  # a Series
         sample_weight = sample_weight.to_dask_array()
-    sample_weight, known = _door.lazy_weights(sample_weight, X)
+    sample_weight, known = _weights.of_lazy(sample_weight, X)
     return dask.array.asarray(sample_weight).rechunk((X.chunks[0],)) if known else sample_weight
 
 
@@ -142,7 +142,7 @@ def _read(
     X = _door.block(block, at)
     batch = _door.as_batch(X if names is None else _layout.settled(X, "F"))
     with np.errstate(over="ignore", invalid="ignore"):
-        made = _batches.summary(batch, _door.block_weights(weights, X), **options)
+        made = _batches.summary(batch, _weights.of_block(weights, X), **options)
     _infinities.finite_moments(at, batch, made.moments, names, first_row)
     return made
 

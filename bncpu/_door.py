@@ -8,16 +8,16 @@ from __future__ import annotations
 import math
 import numbers
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy.sparse import issparse
 from sklearn import get_config
 from sklearn.utils import _safe_indexing, check_array
-from sklearn.utils.validation import _check_sample_weight, _get_feature_names, validate_data
+from sklearn.utils.validation import _get_feature_names, validate_data
 
 from bncpu import _foreign, _layout, state
 from bncpu._batches import Batch, Dense, Lazy, Sparse
@@ -30,6 +30,8 @@ from bncpu.running import Kind
 from bncpu.state import Parameters
 
 FLOATS = (np.float64, np.float32, np.float16)
+
+ALL_ZERO = "Sample weights must contain at least one non-zero number; sample_weight is all 0."
 
 
 class Samples(NamedTuple):
@@ -204,76 +206,6 @@ def _lazy_samples(X: Any, channel_axis: int | None) -> Samples:
     if not -X.ndim <= channel_axis < X.ndim or X.ndim < 2:
         raise ValueError(f"channel_axis={channel_axis} must name an axis of X, got shape {X.shape}")
     return Samples(_layout.channels_second(X, channel_axis), channel_axis)
-
-
-def feature_names(names: ArrayLike, n_features: int) -> NDArray[Any]:
-    """Names of features as scikit-learn keeps them."""
-    found = np.array(names, dtype=object)
-    if found.shape != (n_features,) or not all(isinstance(name, str) for name in found):
-        raise ValueError(f"feature_names must be {n_features} strings, one per feature; got {shown(names)}")
-    return found
-
-
-def indices_of(features: Any, names: NDArray[Any] | None, n_features: int) -> NDArray[np.intp]:
-    """Indices of the features that names, indices, a mask or a slice select, each once."""
-    if isinstance(features, np.ma.MaskedArray):
-        raise TypeError("features must not be masked, got a MaskedArray")
-    if isinstance(features, slice):
-        try:
-            found = np.arange(n_features)[features]
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"features must be a slice of indices, got {features}: {error}") from None
-    else:
-        wanted = np.atleast_1d(np.asarray(features))
-        if wanted.dtype.kind == "U" and not isinstance(features, np.ndarray):
-            wanted = np.atleast_1d(np.asarray(features, object))  # 1 beside "a" is no name
-        if wanted.dtype == bool and wanted.shape == (n_features,) and np.ndim(features):
-            found = np.flatnonzero(wanted)
-        elif wanted.ndim == 1 and wanted.dtype.kind in "iu":
-            found = np.where(wanted < 0, wanted + n_features, wanted)
-            outside = wanted[(found < 0) | (found >= n_features)]
-            if len(outside):
-                raise ValueError(f"features must be indices below {n_features}, got {outside[0]}")
-        elif wanted.ndim == 1 and len(wanted) and all(isinstance(name, str) for name in wanted):
-            found = _indices_of_names(wanted, names)
-        elif not wanted.size:
-            found = wanted.reshape(-1)
-        else:
-            raise TypeError(
-                f"features must be names, indices, a mask of {n_features} booleans, or a slice; got {features!r:.100}"
-            )
-    if not len(found):
-        raise ValueError(f"features must select at least one feature, got {features!r:.100}")
-    if len(set(found.tolist())) < len(found):
-        raise ValueError(f"features must name each feature once, got {features!r:.100}")
-    return found.astype(np.intp)
-
-
-def _indices_of_names(wanted: NDArray[Any], names: NDArray[Any] | None) -> NDArray[np.intp]:
-    if names is None:
-        raise ValueError(f"features must be indices, as fit saw no names; got {wanted[0]!r:.100}")
-    known = names.tolist()
-    for name in wanted.tolist():
-        if known.count(name) != 1:
-            kind = "unknown" if name not in known else "the name of several features"
-            raise ValueError(f"features must be names of fit, got {name!r:.100}, which is {kind}")
-    return np.array([known.index(name) for name in wanted.tolist()])
-
-
-def joined_names(parts: Sequence[NDArray[Any] | None]) -> NDArray[Any] | None:
-    """Names of features, joined; None if there are none."""
-    known = [names for names in parts if names is not None]
-    if not known:
-        return None
-    if len(known) < len(parts):
-        raise ValueError(
-            "transformers must all have names of features, or none; select() and from_statistics give them"
-        )
-    names = np.concatenate(known)
-    values, counts = np.unique(names.astype(str), return_counts=True)
-    if np.any(counts > 1):
-        raise ValueError(f"transformers must have different features, got {str(values[counts > 1][0])!r} twice")
-    return names
 
 
 def stream(t: Any, batches: Any) -> Any:
@@ -476,43 +408,6 @@ def block(X: Any, at: Block) -> Any:
     return X
 
 
-def block_weights(weights: Any, X: Any) -> NDArray[np.float64] | None:
-    """Weights of a block, which may all be 0."""
-    if weights is None:
-        return None
-    weights = check_array(weights, ensure_2d=False, dtype=np.float64, ensure_min_samples=0, input_name="sample_weight")
-    if weights.shape != X.shape[:1]:
-        raise ValueError(
-            f"sample_weight must be cut into blocks as X is, got one of shape {weights.shape} beside one of {X.shape}"
-        )
-    if np.any(weights < 0):
-        raise ValueError(f"Negative values in data passed to `sample_weight`, got {np.min(weights)}")
-    return np.ascontiguousarray(weights)
-
-
-def lazy_weights(sample_weight: Any, X: Any) -> tuple[Any, bool]:
-    """Weights for a Dask X: of Dask, or float64 in memory; and whether they are to be cut as X is."""
-    chunks = X.chunks[0] if hasattr(X, "chunks") else (math.nan,) * X.npartitions
-    n_samples = sum(chunks)
-    if not is_lazy(sample_weight):
-        if math.isnan(n_samples):
-            raise ValueError(
-                "sample_weight must be a Dask array or Series, cut as X is, where X does not know the sizes of its "
-                f"blocks; got {type(sample_weight).__name__}"
-            )
-        return _not_all_zero(sample_weight, range(n_samples)), True
-    if sample_weight.ndim != 1:
-        raise ValueError(f"Sample weights must be 1D array or scalar, got {sample_weight.ndim}D array.")
-    theirs = sample_weight.chunks[0] if hasattr(sample_weight, "chunks") else (math.nan,) * sample_weight.npartitions
-    if math.isnan(n_samples + sum(theirs)):
-        if len(theirs) != len(chunks):
-            raise ValueError(f"sample_weight must have as many blocks as X, {len(chunks)}, got {len(theirs)}")
-        return sample_weight, False
-    if sum(theirs) != n_samples:
-        raise ValueError(f"sample_weight.shape == {sample_weight.shape}, expected {(n_samples,)}!")
-    return sample_weight, True
-
-
 def observed(t: Any, n_samples: int, n_positive: int, n_features: int) -> None:
     """Check that a Dask X, now computed, has rows, and some of positive weight."""
     if not n_samples:
@@ -593,56 +488,6 @@ def stays_sparse(X: Any, p: Parameters, verb: str = "center") -> None:
         raise ValueError(f"Cannot {verb} sparse matrices: pass `with_mean=False` instead, or make X dense.")
     if p.beta is not None and np.any(p.beta):
         raise ValueError("Cannot shift sparse matrices: beta must be 0 everywhere, or X dense.")
-
-
-ALL_ZERO = "Sample weights must contain at least one non-zero number; sample_weight is all 0."
-
-
-def sample_weight(sample_weight: Any, X: Any) -> NDArray[np.float64] | None:
-    """Weights as contiguous float64: finite, not negative, not all 0."""
-    if sample_weight is None:
-        return None
-    if library_of(sample_weight) is not None:
-        raise TypeError(f"sample_weight must be in CPU memory, got a device array: {type(sample_weight).__name__}")
-    if foreign_namespace(sample_weight) is not None:
-        sample_weight = _foreign.shared("sample_weight", sample_weight)
-    if isinstance(sample_weight, np.ma.MaskedArray):
-        sample_weight = sample_weight.filled(0)
-    sample_weight = numbers_only("sample_weight", sample_weight)
-    if getattr(X, "ndim", 0) > 2 and np.ndim(sample_weight) > 1:
-        return _of_positions(np.asarray(sample_weight), X)
-    # scikit-learn looks at the number of samples alone.
-    return _not_all_zero(sample_weight, np.empty((len(X), 0)) if isinstance(X, Batch) else X)
-
-
-def _of_positions(weights: NDArray[Any], X: Any) -> NDArray[np.float64]:
-    """Weights of the positions of X, whose channels are on axis 1."""
-    shape = (X.shape[0], *X.shape[2:])
-    if weights.shape != shape:
-        raise ValueError(
-            f"sample_weight must have a weight for each of {X.shape[0]} samples, or for each of their positions, "
-            f"{shape}; got shape {weights.shape}"
-        )
-    if isinstance(X, DeviceBatch):
-        raise TypeError("sample_weight must have one weight per sample for device arrays, got weights of positions")
-    return _not_all_zero(weights.reshape(-1), np.empty((weights.size, 0))).reshape(shape)
-
-
-def _not_all_zero(sample_weight: Any, X: Any) -> NDArray[np.float64]:
-    try:
-        weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
-    except OverflowError:
-        raise ValueError("sample_weight must be finite in float64, got an integer beyond it") from None
-    except (TypeError, ValueError) as error:
-        if "float()" in str(error) or "could not convert" in str(error) or "sequence" in str(error):
-            kind = TypeError if isinstance(error, TypeError) else ValueError
-            raise kind(f"sample_weight must hold numbers: {error}") from None
-        raise
-    if not np.all(np.isfinite(weights)):  # a single number, of which scikit-learn says nothing
-        raise ValueError(f"sample_weight must be finite, got {shown(sample_weight)}")
-    if not np.any(weights):
-        raise ValueError(ALL_ZERO)
-    return np.ascontiguousarray(weights)
 
 
 def to_transform(t: Any, X: Any, p: Parameters, *, only_read: bool = False) -> Samples:

@@ -18,7 +18,21 @@ from sklearn.utils._set_output import _wrap_data_with_container
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import _num_samples, check_is_fitted
 
-from bncpu import _batches, _dask, _door, _infinities, _kernels, _layers, _layout, _report, _state_file, _times, moments
+from bncpu import (
+    _batches,
+    _dask,
+    _door,
+    _infinities,
+    _kernels,
+    _layers,
+    _layout,
+    _names,
+    _report,
+    _state_file,
+    _times,
+    _weights,
+    moments,
+)
 from bncpu import state as states
 from bncpu._batches import Batch, Dense
 from bncpu._checks import as_values, real, threads
@@ -388,8 +402,10 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         return now
 
     def _fit_plain(self, X: Any, sample_weight: Any, p: Parameters, kind: Kind, own: Kind) -> bool:
-        """Fit a plain array as `kind` does, the short way, to statistics of the kind `own`; False, with nothing changed, if
-        that cannot take it."""
+        """Fit a plain array as `kind` does, the short way; its state is of the kind `own`.
+
+        False, with nothing changed, if the short way cannot take it.
+        """
         x = _door.as_array(X)
         if x is None or x.ndim < 2 or is_watched(self):
             return False
@@ -443,7 +459,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
     ) -> BatchNormTransformer:
         """Learn X in `after`, a copy, batch by batch, as `kind` does; then replace the state in one assignment."""
         given = _door.samples(X, p.channel_axis)
-        weights = (_dask.weights if given.lazy else _door.sample_weight)(sample_weight, given.X)
+        weights = (_dask.weights if given.lazy else _weights.of_samples)(sample_weight, given.X)
         batches = [slice(None)]
         sliceable = given.X if batch_size is None else _door.sliceable(given.X, p)
         cut = batch_size is not None and _num_samples(sliceable) > 0
@@ -773,7 +789,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         check_is_fitted(self)
         made = self._apart()
         names = getattr(made, "feature_names_in_", None)
-        which = _door.indices_of(features, names, made.n_features_in_)
+        which = _names.indices_of(features, names, made.n_features_in_)
         for name in states.OF_FEATURES:
             values = getattr(made, name)
             if values is not None:
@@ -835,7 +851,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         state, p = now._state, now._state.parameters
         min_shift = real("min_shift", min_shift, low=0)
         given = _door.to_report(now, X, p)
-        weights = _door.sample_weight(sample_weight, given if given.dense is None else given.dense)
+        weights = _weights.of_samples(sample_weight, given if given.dense is None else given.dense)
         weights = None if weights is None else weights / np.max(weights)
         names = getattr(now, "feature_names_in_", None)
         found, _ = given.moments(weights, now.n_threads)
@@ -900,7 +916,7 @@ class BatchNormTransformer(CallbackSupportMixin, OneToOneFeatureMixin, Transform
         _infinities.finite_moments(made, None, found, None)
         made.n_features_in_ = len(mean)
         if feature_names is not None:
-            made.feature_names_in_ = _door.feature_names(feature_names, len(mean))
+            made.feature_names_in_ = _names.feature_names(feature_names, len(mean))
         seen = collapsed(count, states.is_weighted(as_values("n_samples", n_samples)))
         made._state = State.of(p.kind, Running.of(found), seen, 1, p.for_features(made, len(mean)))
         return made
@@ -1377,7 +1393,7 @@ def concatenate(*transformers: BatchNormTransformer) -> BatchNormTransformer:
     parts = [t._as_it_is() for t in transformers]
     made, sizes = parts[0]._apart(), [part.n_features_in_ for part in parts]
     states.alike(parts)
-    names = _door.joined_names([getattr(part, "feature_names_in_", None) for part in parts])
+    names = _names.joined_names([getattr(part, "feature_names_in_", None) for part in parts])
     for name, default in states.OF_FEATURES.items():
         values = [getattr(part, name) for part in parts]
         for own, size in zip(values, sizes, strict=True):
