@@ -552,7 +552,7 @@ def database(process: int) -> Any:
     import duckdb
 
     never = ("autoinstall_known_extensions", "autoload_known_extensions")  # what it does not need
-    settings = {"preserve_insertion_order": True, "threads": _kernels.max_threads(), "temp_directory": ""}
+    settings: dict[str, Any] = {"preserve_insertion_order": True, "threads": _kernels.max_threads(), "temp_directory": ""}
     return duckdb.connect(config={**settings, **dict.fromkeys(never, False)})
 
 
