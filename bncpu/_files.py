@@ -212,7 +212,7 @@ def _identity(tables: Sequence[Table], names: list[str], plan: Plan, batch_rows:
     options |= {"--columns": names, "--weights": plan.weights, "--batch-rows": batch_rows}
     reading = {name: value for name, value in plan.reading._asdict().items() if name != "temporary"}
     options["the way of reading"] = json.loads(json.dumps(reading))
-    stats = [(os.path.realpath(table.path), os.stat(table.data)) for table in tables]
+    stats = [(os.path.realpath(table.path), os.stat(table.source)) for table in tables]
     return {"options": options, "inputs": [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]}
 
 

@@ -148,7 +148,8 @@ def columns_of_all(tables: Sequence[Table], plan: Plan, tell: Tell) -> list[str]
         if table.n_rows == 0 and some:
             tell(f"{str(table.path)!r} has no rows")
     if not some:
-        raise ValueError("there are no rows")
+        more = f" and {len(tables) - 1:,} more" if len(tables) > 1 else ""
+        raise ValueError(f"there are no rows in {str(tables[0].path)!r}{more}")
     first, other = some[0], {*plan.exclude, plan.weights}
     for table in some:
         if table.named and not first.named:
@@ -157,8 +158,8 @@ def columns_of_all(tables: Sequence[Table], plan: Plan, tell: Tell) -> list[str]
             raise ValueError(f"{str(table.path)!r} has other columns than {str(first.path)!r}: {_widths(table, first)}")
     if not first.named and (plan.columns or plan.exclude or plan.weights):
         raise ValueError(f"{str(first.path)!r} has no column names, for --columns, --exclude or --weights")
-    for name in [*plan.exclude, *(plan.columns or ())]:
-        if name not in first.columns:
+    for name in plan.exclude:
+        if not any(name in table.columns for table in some):
             raise ValueError(f"{str(first.path)!r} has no column {name!r}")
     names = plan.columns or _columns_found(some, other, tell)
     if not names:

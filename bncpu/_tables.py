@@ -97,7 +97,7 @@ class Table:
         As messages name it.
     reading : Reading
     data : Path, optional
-        What is opened, if it is not `path`.
+        What is opened, if it is not `path`. A table may make a copy of this, its `source`, and read that.
 
     Attributes
     ----------
@@ -126,7 +126,8 @@ class Table:
     learn = 0
 
     def __init__(self, path: Path, reading: Reading, data: Path | None = None) -> None:
-        self.path, self.reading, self.data = path, reading, data or path
+        self.path, self.reading = path, reading
+        self.source = self.data = Path(os.path.abspath(data or path))
         self.size = os.stat(self.data).st_size
         self.columns: dict[str, Column] = {}
         self.said: list[str] = []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import enum
 import functools
 import io
 import itertools
@@ -56,44 +57,104 @@ COMMON += ("?", "-", "--", ".", "*", "#DIV/0!", "#VALUE!", "#REF!", "#NAME?", "#
 
 BOOLEANS = {"true", "false"}
 
+# What may surround a value. A line end or a space of another script is part of a text.
+BLANKS = " \t"
+
+# Units that look like words.
+UNITS = {
+    "m",
+    "s",
+    "kg",
+    "g",
+    "mm",
+    "cm",
+    "km",
+    "ms",
+    "h",
+    "min",
+    "K",
+    "C",
+    "F",
+    "V",
+    "A",
+    "W",
+    "N",
+    "Pa",
+    "hPa",
+    "Hz",
+    "eV",
+    "mol",
+}
+UNITS |= {
+    "m s-1",
+    "kg m-3",
+    "psu",
+    "ppm",
+    "usd",
+    "USD",
+    "EUR",
+    "px",
+    "deg",
+    "rad",
+    "dB",
+    "kW",
+    "kWh",
+    "MPa",
+    "kPa",
+    "GHz",
+    "MHz",
+}
+
 # A column with fewer texts than that among its numbers is said to be one of numbers with faults.
 MANY = 0.2
 
 
+class _TooShort(Exception):
+    """A head that does not hold two records."""
+
+
 class Text(Columnar):
-    """A file of lines, each a row. It may be compressed with gzip, zstd or bzip2."""
+    """A file of lines, each a row. It may be compressed with gzip, zstd or bzip2.
+
+    DuckDB reads `data`. That is a temporary copy in UTF-8 where the file, `source`, is anything else, is compressed, or
+    has lines that are no rows. `source` is read for its head, and for the place of a fault.
+    """
 
     compression: str | None = None
+    encoding = "utf-8-sig"
+    one_line_end = False  # whether line ends outside of quotes are made one
     n_rows_of_head = 0
     n_bytes_of_head = 1
 
     def read_columns(self) -> None:
         self.duckdb = duckdb_for(self.path)
-        self.found: list[str] = []
-        self.missing = [*MISSING, *self.reading.missing]
-        with open(self.data, "rb") as file:
+        self.missing = [*MISSING, *(text.strip(" \t") for text in self.reading.missing)]
+        with open(self.source, "rb") as file:
             mark = file.read(4)
         self.compression = next((name for start, name in COMPRESSIONS.items() if mark.startswith(start)), None)
-        head = b""
-        with self.decompressed() as file:
-            for n in HEAD_BYTES:
-                head += file.read(n - len(head))
-                if len(head.splitlines()) > 2:
-                    break
-            self.complete = not file.read(1)
-        encoding = self.reading.encoding or self.encoding(head)
-        try:
-            text = codecs.getincrementaldecoder(encoding)().decode(head, final=self.complete)
-        except LookupError:
-            raise Located(f"--encoding must be one that Python knows, got {encoding!r}") from None
-        outside = re.sub(r'"[^"]*"', "", text)
-        mixed = len(set(re.findall(r"\r\n|\r|\n", outside if self.complete else outside.removesuffix("\r")))) > 1
-        plain = codecs.lookup(encoding).name in ("utf-8", "utf-8-sig", "ascii")
-        if not plain or mixed or self.compression == "bz2" or set("*?[") & set(str(self.data)):
-            self.rewrite(encoding, None if mixed else "")
-        self.head(io.StringIO(text.removeprefix("\ufeff"), newline=""))
+        for n in HEAD_BYTES:
+            with self.decompressed() as file:
+                head = file.read(n)
+                self.complete = not file.read(1)
+            self.found: list[str] = []
+            try:
+                self.encoding = self.given_encoding() or self.encoding_of(head)
+                text = codecs.getincrementaldecoder(self.encoding)().decode(head, final=self.complete)
+                self.head(io.StringIO(text.removeprefix("\ufeff"), newline="").readlines())
+                break
+            except _TooShort:
+                self.columns = {}
+                if self.complete:
+                    n_skipped = self.reading.skip_rows
+                    raise ValueError(
+                        f"it has no more than {n_skipped:,} lines" if n_skipped else "it is empty"
+                    ) from None
+        else:
+            raise ValueError(f"its first {HEAD_BYTES[-1]:,} bytes are one record")
         self.n_bytes_of_head = max(1, len(head))
-        self.n_rows = self.n_rows_of_head if self.complete else None
+        if self.is_copied(head) or set("*?[") & set(str(self.data)):
+            self.copy()
+        self.after_head()
         if self.found:
             self.said.append(", ".join(self.found))
 
@@ -104,13 +165,24 @@ class Text(Columnar):
 
     def decompressed(self) -> Any:
         """The file as bytes, without its compression."""
-        return self.arrow.input_stream(str(self.data), compression=self.compression)
+        return self.arrow.input_stream(str(self.source), compression=self.compression)
 
-    def lines(self) -> Any:
+    def lines(self, errors: str = "replace") -> Any:
         """The file as lines of text with their ends."""
-        return io.TextIOWrapper(self.decompressed(), "utf-8-sig", errors="replace", newline="")
+        return io.TextIOWrapper(self.decompressed(), self.encoding, errors=errors, newline="")
 
-    def encoding(self, head: bytes) -> str:
+    def given_encoding(self) -> str | None:
+        """The encoding that was asked for."""
+        given = self.reading.encoding
+        if given is None:
+            return None
+        try:
+            assert isinstance("".encode(given), bytes)  # an encoding of text, not of bytes
+            return "utf-8-sig" if codecs.lookup(given).name == "utf-8" else given
+        except (AssertionError, LookupError, TypeError, ValueError):
+            raise Located(f"--encoding must be one of text that Python knows, got {given!r}") from None
+
+    def encoding_of(self, head: bytes) -> str:
         """What the file is encoded in."""
         for mark, name in MARKS.items():
             if head.startswith(mark):
@@ -128,23 +200,40 @@ class Text(Columnar):
             name = "latin-1" if undefined else "cp1252"
             self.found.append(f"encoding {name}")
             return name
-        return "utf-8"
+        return "utf-8-sig"
 
-    def rewrite(self, encoding: str, newline: str | None) -> None:
-        """Read a temporary copy in UTF-8 instead. With newline None, all line ends become the same."""
+    def not_encoded(self) -> str:
+        """What is wrong with a line that cannot be decoded."""
+        if self.encoding == "utf-8-sig":
+            return "is not UTF-8; --encoding cp1252 may read it"
+        return f"is not {self.encoding}; --encoding may say what it is"
+
+    def is_copied(self, head: bytes) -> bool:
+        """Whether DuckDB needs a copy."""
+        return self.compression is not None or self.encoding != "utf-8-sig" or self.one_line_end
+
+    def copy(self) -> None:
+        """Let DuckDB read a temporary copy: UTF-8, and rows only."""
         stack = self.reading.temporary
         if stack is None:
-            raise ValueError(f"its encoding is {encoding}")
+            raise ValueError(f"it needs a temporary copy, as its encoding is {self.encoding}, or it is compressed")
         path, copy = stack.enter_context(temporary(tempfile.gettempdir()))
-        with io.TextIOWrapper(self.decompressed(), encoding, newline=newline) as text:
-            while part := text.read(1 << 20):
+        with self.lines("strict") as lines:
+            for part in self.rows_of(lines):
                 copy.write(part.encode())
         copy.flush()
-        self.data, self.compression, self.size = Path(path), None, os.stat(path).st_size
+        self.data, self.size = Path(path), os.stat(path).st_size
 
-    def head(self, text: io.StringIO) -> None:
-        """Set `columns` and what else the first lines tell."""
+    def rows_of(self, lines: Iterable[str]) -> Iterator[str]:
+        """What `copy` keeps."""
         raise NotImplementedError
+
+    def head(self, lines: list[str]) -> None:
+        """Set `columns` and what else the first lines tell; `_TooShort` if they are too few."""
+        raise NotImplementedError
+
+    def after_head(self) -> None:
+        """Look at more than the head."""
 
     def dtype(self, names: Sequence[str]) -> np.dtype[Any]:
         return np.dtype(np.float64)
@@ -152,10 +241,10 @@ class Text(Columnar):
     def record_batches(self, skipped: int, names: Sequence[str], carry: str | None) -> Iterator[Any]:
         rows, n_read = self.rows_of_a_piece(len(self.columns if carry else names)), 0
         per_row = self.n_bytes_of_head / max(1, self.n_rows_of_head)
-        for rare in (False, True):
+        for effort in Effort:
             skip = n_read
             try:
-                for batch in self.queried(self.query(names, carry, rare=rare), rows):
+                for batch in self.queried(names, carry, rows, effort):
                     n = batch.num_rows
                     if n > skip:
                         n_read += n - skip
@@ -164,27 +253,43 @@ class Text(Columnar):
                     skip = max(0, skip - n)
                 return
             except (self.duckdb.Error, self.arrow.ArrowException, OSError) as error:
-                if rare:
-                    fault = self.fault(names)
-                    if fault is None:
-                        raise ValueError(str(error).partition("\n")[0]) from None
+                if effort is Effort.USUAL:
+                    continue
+                fault = self.fault(names)
+                if fault is not None:
                     raise Located(fault) from None
+                if effort is Effort.ALL or not self.can_do_more():
+                    raise ValueError(str(error).partition("\n")[0]) from None
 
-    def queried(self, query: str, rows: int) -> Iterator[Any]:
+    def can_do_more(self) -> bool:
+        """Whether the file may be read in another way, after it was read to its end without a fault."""
+        return False
+
+    def queried(self, names: Sequence[str], carry: str | None, rows: int, effort: Effort) -> Iterator[Any]:
+        """Record batches of `rows` rows: `names` as numbers, with `carry` all others as they are."""
+        raise NotImplementedError
+
+    def asked(self, query: str, rows: int) -> Iterator[Any]:
         """Record batches of `rows` rows, in the order of the file."""
         with database(os.getpid()).cursor() as cursor:
             yield from cursor.sql(query).to_arrow_reader(rows)
 
-    def query(self, names: Sequence[str], carry: str | None, *, rare: bool) -> str:
-        """SQL for the rows: `names` as numbers, with `carry` all others as they are.
-
-        What is `rare` costs time: lines beyond DuckDB's limit, and missing values that the head has not.
-        """
-        raise NotImplementedError
+    def named(self, columns: dict[str, Any]) -> Any:
+        """A record batch of these columns, in the order of the table."""
+        names = [name for name in self.columns if name in columns]
+        return self.arrow.RecordBatch.from_arrays([columns[name] for name in names], names=names)
 
     def fault(self, names: Sequence[str]) -> str | None:
         """The first fault of the file, found by reading it again."""
         raise NotImplementedError
+
+
+class Effort(enum.Enum):
+    """What a query may take: what is rare costs time, so a file is read again for it."""
+
+    USUAL = 0
+    RARE = 1  # lines beyond DuckDB's limit, and missing values that the head has not
+    ALL = 2  # and what reading all of the file has found
 
 
 class Csv(Text):
@@ -193,62 +298,106 @@ class Csv(Text):
     kind = "a table of text"
     delimiter: str | None = None
 
-    def head(self, text: io.StringIO) -> None:
+    def head(self, lines: list[str]) -> None:
         given = self.reading
-        self.comment, self.decimal = given.comment, given.decimal or "."
-        lines = text.readlines()
-        top = given.skip_rows
-        comments = 0
-        while top < len(lines) and (not lines[top].strip() or lines[top].startswith(given.comment or "#")):
-            comments += bool(lines[top].strip())
+        self.comment, self.decimal, self.one_line_end = given.comment, given.decimal or ".", False
+        top, above = given.skip_rows, []
+        if (mark := re.fullmatch(r"sep=(.)\s*", lines[top])) if top < len(lines) else None:  # Excel's
+            self.sep, top = mark[1], top + 1
+        else:
+            self.sep = None
+        while top < len(lines) and (
+            self.is_comment(lines[top]) or (not lines[top].strip() and given.header is not False)
+        ):
+            if lines[top].strip():
+                above.append(lines[top])
             top += 1
-        named_above = lines[top - 1].lstrip("# ") if top > given.skip_rows else ""
-        if len(lines) <= top:
-            raise ValueError("it is empty")
-        delimiter = self.reading.delimiter or self.delimiter or self.delimiter_of(lines[top : top + 50])
-        self.delimiter = "\t" if delimiter in ("\\t", "tab") else delimiter
-        if len(self.delimiter) != 1:
-            raise Located(f"--delimiter must be one character, got {delimiter!r}")
         self.skip = top
+        self.delimiter = self.delimiter_of(lines[top : top + 50])
         records = list(self.records(lines, cut_off=not self.complete))
-        if not self.complete and len(records) > 1:
-            records.pop()
+        if not self.complete:
+            records = records[:-1]
+        if len(records) < (1 if self.complete else 2):
+            raise _TooShort
         first = records[0][1]
-        width = len(first)
-        if width > 1:
+        if len(first) > 1:
             records = [record for record in records if record[1] != [""]]
+        titles, is_header = self.titles_of(records, above)
+        if is_header:
+            self.skip = records.pop(0)[2]
+        if records and all(len(fields) == len(titles) + 1 and not fields[-1] for _, fields, _ in records):
+            titles.append("")
+        ends = {line[len(line.rstrip("\r\n")) :] for _, line, inside in self.numbered(lines) if not inside}
+        self.one_line_end = len(ends - {""} - ({"\r"} if not self.complete and lines[-1].endswith("\r") else set())) > 1
+        self.describe(titles, records, is_header)
+        # DuckDB skips records where we skip lines, and takes what follows a comment's mark anywhere for one.
+        skipped = lines[: self.skip]
+        self.drops_lines = self.comment is not None or any(line.count('"') % 2 for line in skipped)
+        self.n_rows = self.n_rows_of_head if self.complete else None
+
+    def is_comment(self, line: str) -> bool:
+        """Whether a line above the table is a comment."""
+        mark = self.comment or "#"
+        texts = (*MISSING, *COMMON) if self.comment is None else ()
+        return line.startswith(mark) and not any(text and line.startswith(text) for text in texts)
+
+    def titles_of(self, records: list[tuple[int, list[str], int]], above: list[str]) -> tuple[list[str], bool]:
+        """The names of the columns, and whether the first record holds them."""
+        given, first = self.reading, records[0][1]
+        numbers = [_is_number(field.strip(BLANKS)) for field in first]
         header = given.header
         if header is None:
-            header = not all(_is_number(field) or field in self.missing for field in first)
-        titles = [field.strip() for field in first]
-        if header:
-            self.skip = records.pop(0)[2]
-            evident = any(map(_is_number, first)) and given.header is None
-            if evident:
-                self.found.append(f"line {self.skip} as names (--no-header if it is a row)")
+            header = not all(
+                number or field.strip(BLANKS) in self.missing for number, field in zip(numbers, first, strict=True)
+            )
+        last = above[-1].lstrip("# ").rstrip("\r\n") if above else ""
+        names = [name.strip(BLANKS) for name in next(csv.reader([last], delimiter=self.delimiter or ","), [])]
+        fits = len(names) == len(first) and not any(map(_is_number, names)) and (len(names) > 1 or " " not in last)
+        n_comments = len(above)
+        if fits and last and given.header is None and any(numbers):
+            self.found.append(f"names from the comment in line {records[0][0] - 1}")
+            titles, header, n_comments = names, False, n_comments - 1
+        elif header:
+            titles = [field.strip(BLANKS) for field in first]
+            if any(numbers) and given.header is None:
+                self.found.append(f"line {records[0][0]} as names (--no-header if it is a row)")
         else:
-            above = next(csv.reader([named_above], delimiter=self.delimiter), [])
-            names_above = len(above) == width and not any(map(_is_number, above))
-            titles = [field.strip() for field in above] if names_above else [f"x{c}" for c in range(width)]
-            if names_above:
-                self.found.append(f"names from the comment in line {top}")
-            elif given.header is None:
+            titles = [f"x{c}" for c in range(len(first))]
+            if given.header is None:
                 self.found.append("no line of names (--header if its first line is one)")
-        comments -= bool(not header and names_above)
-        if comments and not given.comment:
-            self.found.append(f"{_n(comments, 'comment line')} above the table")
-        if records and all(len(fields) == width + 1 and not fields[-1] for _, fields, _ in records if fields):
-            titles.append("")
-        if self.delimiter != "," and not given.delimiter and type(self).delimiter is None:
-            self.found.insert(0, f"delimiter {self.delimiter!r}")
-        self.describe(titles, records)
+        if n_comments and not given.comment:
+            self.found.append(f"{_n(n_comments, 'comment line')} above the table")
+        return titles, header
 
     def delimiter_of(self, lines: list[str]) -> str:
         """What stands between the columns."""
-        plain = [re.sub(r'"[^"]*"', "", line) for line in lines if line.strip()]
-        counts = {d: [line.count(d) for line in plain] for d in DELIMITERS}
+        given = self.reading.delimiter or type(self).delimiter
+        if given is not None:
+            return "\t" if given in ("\\t", "tab") else given
+        if self.sep is not None:
+            return self.sep
+        plain = [line for line in re.sub(r'"[^"]*"', '""', "".join(lines)).splitlines() if line.strip()]
+        counts = {d: [line.count(d) for line in plain] or [0] for d in DELIMITERS}
         same = [d for d in DELIMITERS if counts[d][0] and len(set(counts[d])) == 1]
-        return same[0] if same else max(reversed(DELIMITERS), key=lambda d: counts[d][0])
+        found = same[0] if same else max(reversed(DELIMITERS), key=lambda d: counts[d][0])
+        if found != ",":
+            self.found.append(f"delimiter {found!r}")
+        return found
+
+    def numbered(self, lines: Iterable[str]) -> Iterator[tuple[int, str, bool]]:
+        """The lines after those to skip, without comments: number, line, and whether a quote is open at its end."""
+        inside = False
+        for number, line in enumerate(lines, 1):
+            if number > self.skip and (inside or not (self.comment and line.startswith(self.comment))):
+                inside ^= line.count('"') % 2 == 1
+                yield number, line, inside
+
+    def rows_of(self, lines: Iterable[str]) -> Iterator[str]:
+        for _, line, inside in self.numbered(lines):
+            yield line if inside or not self.one_line_end else line.rstrip("\r\n") + "\n"
+
+    def is_copied(self, head: bytes) -> bool:
+        return super().is_copied(head) or self.drops_lines
 
     def records(self, lines: Iterable[str], cut_off: bool = False) -> Iterator[tuple[int, list[str], int]]:
         """The records after the lines to skip: first line, fields, last line. Lines count from 1."""
@@ -256,10 +405,9 @@ class Csv(Text):
 
         def counted() -> Iterator[str]:
             nonlocal first, number
-            for number, line in enumerate(lines, 1):
-                if number > self.skip and not (self.comment and line.startswith(self.comment)):
-                    first = first or number
-                    yield line
+            for number, line, _ in self.numbered(lines):
+                first = first or number
+                yield line
 
         csv.field_size_limit(sys.maxsize)
         reader = csv.reader(counted(), delimiter=self.delimiter or ",", strict=True)
@@ -274,7 +422,7 @@ class Csv(Text):
             what = "a quote opened here is not closed" if "end of data" in str(error) else str(error)
             raise Located(f"{str(self.path)!r}, line {first:,}: {what}") from None
 
-    def describe(self, titles: list[str], records: list[tuple[int, list[str], int]]) -> None:
+    def describe(self, titles: list[str], records: list[tuple[int, list[str], int]], is_header: bool) -> None:
         """Set `columns` from their values in the head."""
         for line, fields, _ in records:
             if fault := self.width_fault(line, fields, len(titles)):
@@ -283,73 +431,111 @@ class Csv(Text):
         self.missing_text = set(self.missing)
         self.seen_missing: set[str] = set()
         columns = [_Values(self, c, records) for c in range(len(titles))]
-        if self.reading.decimal is None and self.delimiter != ",":
-            commas = sum(bool(re.fullmatch(r"\s*[+-]?\d*,\d+([eE][+-]?\d+)?\s*", v)) for c in columns for v in c.values)
-            if commas and not any("." in v and _is_number(v) for c in columns for v in c.values):
-                self.decimal = ","
-                self.found.append("decimal ','")
+        if self.reading.decimal is None:
+            self.decimal = self.decimal_of(columns)
         for column in columns:
-            column.look(self.decimal, ())
+            column.look(self.decimal)
         common = sorted({v for c in columns if c.n_good for v in c.bad if v in COMMON})
         if common:
             self.missing += common
             self.missing_text.update(common)
             self.found.append(f"missing: {', '.join(map(repr, common))}")
             for column in columns:
-                column.look(self.decimal, common)
-        units = [c for c in columns if c.n_good and c.first_is_bad and len(c.bad) == 1]
-        if units and len(records) > 1 and not any(c.first_is_good for c in columns):
+                column.look(self.decimal)
+        if is_header and len(records) > 1 and self.has_units(columns, records[0][1]):
             line, fields, last = records[0]
             self.found.append(f"line {line} left out, as units: {', '.join(fields)}")
             self.skip = last
             self.n_rows_of_head -= 1
-            for column in units:
-                column.bad.clear()
+            for column in columns:
+                column.bad = {} if column.n_good else column.bad
         for (name, why_not), title, column in zip(named(titles).items(), titles, columns, strict=True):
             self.columns[name] = column.described(title, why_not)
         if len(self.columns) == 1 and any(not "".join(fields) for _, fields, _ in records):
             self.said.append("empty lines are missing values")
 
-    def query(self, names: Sequence[str], carry: str | None, *, rare: bool) -> str:
-        wanted = set(names)
-        types, chosen = [], []
-        for name, column in self.columns.items():
-            learned = name in wanted
-            truth = column.type == "boolean"
-            kind = "VARCHAR" if carry or not learned else "BOOLEAN" if truth else "DOUBLE"
-            types.append(f"{_text(name)}: '{kind}'")
-            value = _name(name)
-            if learned and carry:
-                value = f"CASE WHEN trim({value}) IN ({', '.join(map(_text, self.missing))}) THEN NULL ELSE {value} END"
-                value = f"replace({value}, ',', '.')" if self.decimal == "," else value
-                value = f"CAST({value} AS {'BOOLEAN' if truth else 'DOUBLE'})"
-            if learned and truth:  # a cast to DOUBLE would become one of the text
-                value = f"CASE WHEN {value} THEN 1.0 WHEN NOT {value} THEN 0.0 END::DOUBLE"
-            if learned or carry:
-                chosen.append(f"{value} AS {_name(name)}")
-        missing = self.missing if rare else [text for text in self.missing if text in self.seen_missing]
-        nulls = [""] if carry else list(dict.fromkeys(["", *missing, *(f" {text}" for text in missing)]))
+    def decimal_of(self, columns: list[_Values]) -> str:
+        """What stands in front of fractions; in a table with commas between columns it is a point."""
+        values = [value for column in columns for value in column.values]
+        commas = [value for value in values if re.fullmatch(r"[+-]?\d*,\d+([eE][+-]?\d+)?", value)]
+        if self.delimiter == "," or not commas:
+            return "."
+        points = [value for value in values if "." in value and _is_number(value)]
+        thousands = [value for value in (points or commas) if not re.fullmatch(r"[+-]?[1-9]\d{0,2}([.,]\d{3})+", value)]
+        if not thousands:
+            value = (points or commas)[0]
+            raise Located(f"{str(self.path)!r}: {value!r} may be a fraction or thousands; say which by --decimal")
+        if points:
+            return "."
+        self.found.append("decimal ','")
+        return ","
+
+    @staticmethod
+    def has_units(columns: list[_Values], first: list[str]) -> bool:
+        """Whether the first record below the names is a line of units: no number, above numbers only."""
+        units = [(c, field.strip(BLANKS)) for c, field in zip(columns, first, strict=False) if c.n_good]
+        if not units or not all(c.first_is_bad and len(c.bad) == 1 for c, _ in units):
+            return False
+        clear = [bool(re.search(r"[\[\]()/^%\u00b0\u00b5\u00b2\u00b3]", text)) or text in UNITS for _, text in units]
+        return any(clear) if len(units) == 1 else any(clear) or all(len(text) <= 5 for _, text in units)
+
+    def queried(self, names: Sequence[str], carry: str | None, rows: int, effort: Effort) -> Iterator[Any]:
+        learned = self.asked(self.query(names, effort, numbers=True), rows)
+        rest = [name for name in self.columns if name not in set(names)] if carry else []
+        if not rest:
+            yield from (self.named(dict(zip(names, batch.columns, strict=True))) for batch in learned)
+            return
+        # In a query of their own, so that what is missing in a number stays what it is in a text.
+        others = self.asked(self.query(rest, effort, numbers=False), rows)
+        for batch, other in zip(learned, others, strict=True):
+            columns = dict(zip([*names, *rest], [*batch.columns, *other.columns], strict=True))
+            yield self.named(columns)
+
+    def query(self, names: Sequence[str], effort: Effort, *, numbers: bool) -> str:
+        """SQL for the columns `names`, as numbers or as text."""
+        order = list(self.columns)
+        kinds = dict.fromkeys(order, "VARCHAR")
+        if numbers:
+            kinds |= {name: "DOUBLE" for name in names if self.columns[name].type != "boolean"}
+        # Names of DuckDB's own, as its names are the same in capitals.
+        types = ", ".join(f"'c{k}': '{kinds[name]}'" for k, name in enumerate(order))
+        at = {name: f"c{k}" for k, name in enumerate(order)}
+        chosen = [_truth(at[name]) if numbers and self.columns[name].type == "boolean" else at[name] for name in names]
         options = {
             "auto_detect": "false",
+            "hive_partitioning": "false",
             "delim": _text(self.delimiter or ","),
             "quote": "'\"'",
             "escape": "'\"'",
             "header": "false",
-            "skip": str(self.skip),
+            "skip": "0" if self.data != self.source else str(self.skip),
             "strict_mode": "true",
-            "compression": _text(self.compression or "none"),
-            "columns": f"{{{', '.join(types)}}}",
-            "nullstr": f"[{', '.join(map(_text, nulls))}]",
-            "allow_quoted_nulls": "false" if carry else "true",
+            "compression": "'none'",
+            "columns": f"{{{types}}}",
+            "nullstr": f"[{', '.join(map(_text, self.nulls(effort) if numbers else ['']))}]",
+            "allow_quoted_nulls": "true" if numbers else "false",
         }
-        if rare:
+        if effort is not Effort.USUAL:
             options["max_line_size"] = str(LINE_BYTES)
-        if self.decimal != "." and not carry:
+        if self.decimal != "." and numbers:
             options["decimal_separator"] = _text(self.decimal)
-        if self.comment:
-            options["comment"] = _text(self.comment)
         settings = ", ".join(f"{key} = {value}" for key, value in options.items())
         return f"SELECT {', '.join(chosen)} FROM read_csv({_text(str(self.data))}, {settings})"
+
+    def nulls(self, effort: Effort) -> list[str]:
+        """The texts that are missing values, with the blanks around them that there are."""
+        texts = ["", *(self.seen_missing if effort is Effort.USUAL else {*self.missing, *self.seen_missing})]
+        return [
+            text
+            for text in dict.fromkeys(texts)
+            if not any(c in text for c in (self.delimiter or ",", '"', "\n", "\r"))
+        ]
+
+    def can_do_more(self) -> bool:
+        """Line ends that change after the head; missing values with blanks, which `fault` has found."""
+        self.one_line_end = True
+        self.copy()
+        return True
 
     def fault(self, names: Sequence[str]) -> str | None:
         order, width = list(self.columns), len(self.columns)
@@ -362,10 +548,11 @@ class Csv(Text):
                     if fault := self.width_fault(line, fields, width):
                         return fault
                     if any("\ufffd" in field for field in fields):
-                        return f"{place} is not UTF-8; --encoding cp1252 may read it"
+                        return f"{place} {self.not_encoded()}"
                     for c, name in learned:
-                        value = fields[c].strip()
+                        value = fields[c].strip(BLANKS)
                         if value in self.missing_text:
+                            self.seen_missing.add(fields[c])
                             continue
                         right = value.lower() in BOOLEANS if name in truths else _is_number(value, self.decimal)
                         if not right:
@@ -400,25 +587,28 @@ class _Values:
     def __init__(self, table: Csv, c: int, records: list[tuple[int, list[str], int]]) -> None:
         self.table = table
         self.lines = [line for line, fields, _ in records if c < len(fields)]
-        self.values = [fields[c].strip() for _, fields, _ in records if c < len(fields)]
+        self.raw = [fields[c] for _, fields, _ in records if c < len(fields)]
+        self.values = [value.strip(BLANKS) for value in self.raw]
 
-    def look(self, decimal: str, more: Iterable[str]) -> None:
-        """Count numbers and others; `more` are missing values that were found meanwhile."""
+    def look(self, decimal: str) -> None:
+        """Count numbers and others."""
         missing = self.table.missing_text
         try:  # most columns hold numbers only
-            plain = (
-                decimal == "." and all(map(math.isfinite, map(float, self.values))) and "_" not in "".join(self.values)
-            )
+            plain = decimal == "." and not self.table.reading.missing
+            plain = plain and all(map(math.isfinite, map(float, self.values)))
+            plain = plain and "_" not in "".join(self.values)
         except ValueError:
             plain = False
         there = Counter(self.values[:1] if plain else self.values)
         self.n_missing = sum(n for value, n in there.items() if value in missing)
-        self.table.seen_missing |= missing & set(there)
+        if self.n_missing:
+            self.table.seen_missing.update(
+                raw for raw, value in zip(self.raw, self.values, strict=True) if value in missing
+            )
         self.truths = {value.lower() for value in there if value not in missing} <= BOOLEANS
         self.bad = {v: n for v, n in there.items() if v not in missing and not _is_number(v, decimal)}
         self.n_good = len(self.values) - self.n_missing - sum(self.bad.values())
-        first = self.values[0] if self.values else ""
-        self.first_is_bad, self.first_is_good = first in self.bad, first not in self.bad and first not in missing
+        self.first_is_bad = bool(self.values) and self.values[0] in self.bad
 
     def described(self, title: str, why_not: str) -> Column:
         """The column as its table knows it."""
@@ -441,50 +631,103 @@ class JsonLines(Text):
 
     kind = "JSON lines, an object with names and values in each"
 
-    def head(self, text: io.StringIO) -> None:
-        seen: dict[str, list[tuple[int, Any]]] = {}
+    def head(self, lines: list[str]) -> None:
+        given = self.reading
+        if given.header is not None or any(
+            (given.delimiter, given.decimal, given.comment, given.skip_rows, given.missing)
+        ):
+            raise Located(f"{str(self.path)!r} is JSON: --delimiter, --missing and the like are for CSV")
+        self.seen: dict[str, list[tuple[int, Any]]] = {}
         n = 0
-        for number, line in enumerate(text.readlines(), 1):
-            if not line.strip() or (not self.complete and not line.endswith("\n")):
+        for number, line in enumerate(lines, 1):
+            if not line.strip() or (not self.complete and number == len(lines)):
                 continue
             n += 1
             for name, value in self.parsed(line, number).items():
-                seen.setdefault(name, []).append((number, value))
+                self.seen.setdefault(name, []).append((number, value))
+        if not n:
+            raise _TooShort
         self.n_rows_of_head = n
-        for (name, why_not), title in zip(named(list(seen)).items(), seen, strict=True):
-            values = [(number, value) for number, value in seen[title] if value is not None]
+        self.one_line_end = any(line.endswith("\r") for line in lines)
+        self.n_rows = n if self.complete else None
+
+    def rows_of(self, lines: Iterable[str]) -> Iterator[str]:
+        return (line.rstrip("\r\n") + "\n" for line in lines)
+
+    def after_head(self) -> None:
+        """The names and types of all objects: those of one may come late."""
+        n = self.n_rows_of_head
+        query = "json_group_structure(json), count(*) FILTER (json_type(json) <> 'OBJECT')"
+        try:
+            structure, n_others = next(self.asked(f"SELECT {query} FROM {self.objects(Effort.RARE)}", 1)).columns
+        except (self.duckdb.Error, self.arrow.ArrowException) as error:
+            raise Located(self.fault(()) or str(error).partition("\n")[0]) from None
+        if n_others[0].as_py():
+            raise Located(self.fault(()) or f"{str(self.path)!r} has lines that are no objects")
+        kinds = json.loads(structure[0].as_py())
+        columns = {}
+        titles = [*self.seen, *(name for name in kinds if name not in self.seen)]
+        for (name, why_not), title in zip(named(titles).items(), titles, strict=True):
+            values = [(number, value) for number, value in self.seen.get(title, ()) if value is not None]
             others = [(number, value) for number, value in values if not isinstance(value, (int, float))]
-            numeric = not others
-            kind = "number" if values and numeric else "other" if values else "empty"
+            kind = kinds.get(title)
+            numeric, empty = kind in ("DOUBLE", "BIGINT", "UBIGINT", "HUGEINT", "BOOLEAN", "NULL"), kind == "NULL"
             missing = f"{n - len(values):,}" + ("" if self.complete else f" of the first {n:,}")
-            why_not = why_not or _why_not(others, len(values))
-            self.columns[name] = Column(title, kind, numeric, not values, why_not, missing)
+            if not numeric:
+                why_not = why_not or _why_not(others, len(values)) or self.late(title, bool(values))
+            about = "empty" if empty else "number" if numeric else "other"
+            columns[name] = Column(title, about, numeric, empty, why_not, missing)
+        self.columns = columns
+
+    def late(self, title: str, are_numbers: bool) -> str:
+        """Why a column is not learned that has only numbers in the head, or nothing."""
+        if not are_numbers:
+            return "not numbers"
+        self.columns = {title: Column(title, "number")}
+        fault = self.fault([title]) or ""
+        found = re.search(r", (line [\d,]+): (.*) in column ", fault, flags=re.DOTALL)
+        return f"numbers but for {found[2]} in {found[1]}" if found else "not numbers"
+
+    def objects(self, effort: Effort) -> str:
+        """The file as a table of DuckDB with the column `json`."""
+        settings = "format = 'newline_delimited', hive_partitioning = false"
+        settings += f", maximum_object_size = {LINE_BYTES}" if effort is not Effort.USUAL else ""
+        return f"read_json_objects({_text(str(self.data))}, {settings})"
 
     def parsed(self, line: str, number: int) -> dict[str, Any]:
         """An object; `Located` if it is none."""
+        place = f"{str(self.path)!r}, line {number:,}"
+
+        def once(entries: list[tuple[str, Any]]) -> dict[str, Any]:
+            if len(dict(entries)) < len(entries):
+                raise ValueError("a name stands twice")
+            return dict(entries)
+
+        def refused(constant: str) -> None:
+            raise ValueError(f"{constant} is no number of JSON")
+
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=once, parse_constant=refused)
         except (ValueError, RecursionError) as error:
-            raise Located(f"{str(self.path)!r}, line {number:,} is not JSON: {error}") from None
+            raise Located(f"{place} is not JSON: {error}") from None
         if not isinstance(row, dict):
-            raise Located(f"{str(self.path)!r}, line {number:,} is no object of names and values")
+            raise Located(f"{place} is no object of names and values")
         return row
 
-    def query(self, names: Sequence[str], carry: str | None, *, rare: bool) -> str:
-        wanted = set(names)
-        types = [f"{_text(c.title)}: '{'DOUBLE' if name in wanted else 'JSON'}'" for name, c in self.columns.items()]
-        chosen = []
-        for name, column in self.columns.items():
-            value = _name(column.title)
-            if name not in wanted:
-                value = f"CAST({value} AS VARCHAR)" if carry == ".jsonl" else f"{value} ->> '$'"
-            if name in wanted or carry:
-                chosen.append(f"{value} AS {_name(name)}")
-        settings = f"format = 'newline_delimited', columns = {{{', '.join(types)}}}"
-        settings += f", maximum_object_size = {LINE_BYTES}" if rare else ""
-        if self.compression:
-            settings += f", compression = {_text(self.compression)}"
-        return f"SELECT {', '.join(chosen)} FROM read_json({_text(str(self.data))}, {settings})"
+    def queried(self, names: Sequence[str], carry: str | None, rows: int, effort: Effort) -> Iterator[Any]:
+        rest = [name for name in self.columns if name not in set(names)] if carry else []
+
+        def values(of: Sequence[str], how: str) -> str:
+            paths = [_text("/" + self.columns[name].title.replace("~", "~0").replace("/", "~1")) for name in of]
+            return f"{how}(json, [{', '.join(paths)}])" if of else "NULL"
+
+        text = "json_extract" if carry == ".jsonl" else "json_extract_string"
+        chosen = [f"v[{k}]::DOUBLE" for k in range(1, 1 + len(names))]
+        chosen += [f"w[{k}]::VARCHAR" for k in range(1, 1 + len(rest))]
+        inner = f"SELECT {values(names, 'json_extract')} AS v, {values(rest, text)} AS w FROM {self.objects(effort)}"
+        numbered = ", ".join(f"{value} AS c{k}" for k, value in enumerate(chosen))
+        for batch in self.asked(f"SELECT {numbered} FROM ({inner})", rows):
+            yield self.named(dict(zip([*names, *rest], batch.columns, strict=True)))
 
     def fault(self, names: Sequence[str]) -> str | None:
         titles = [self.columns[name].title for name in names]
@@ -492,6 +735,8 @@ class JsonLines(Text):
             for number, line in enumerate(lines, 1):
                 if not line.strip():
                     continue
+                if "\ufffd" in line:
+                    return f"{str(self.path)!r}, line {number:,} {self.not_encoded()}"
                 try:
                     row = self.parsed(line, number)
                 except Located as error:
@@ -536,14 +781,16 @@ def _n(n: int, thing: str) -> str:
     return f"{n:,} {thing}" + ("" if n == 1 else "s")
 
 
+def _truth(name: str) -> str:
+    """SQL for a column of texts that say true or false."""
+    word = f"lower(trim({name}))"
+    cases = f"WHEN {name} IS NULL THEN NULL WHEN {word} = 'true' THEN 1.0 WHEN {word} = 'false' THEN 0.0"
+    return f"CASE {cases} ELSE error('no boolean') END::DOUBLE AS {name}"
+
+
 def _text(value: str) -> str:
     """A string of SQL."""
     return "'" + value.replace("'", "''") + "'"
-
-
-def _name(value: str) -> str:
-    """A name of SQL."""
-    return '"' + value.replace('"', '""') + '"'
 
 
 @functools.lru_cache(maxsize=1)
@@ -552,7 +799,11 @@ def database(process: int) -> Any:
     import duckdb
 
     never = ("autoinstall_known_extensions", "autoload_known_extensions")  # what it does not need
-    settings: dict[str, Any] = {"preserve_insertion_order": True, "threads": _kernels.max_threads(), "temp_directory": ""}
+    settings: dict[str, Any] = {
+        "preserve_insertion_order": True,
+        "threads": _kernels.max_threads(),
+        "temp_directory": "",
+    }
     return duckdb.connect(config={**settings, **dict.fromkeys(never, False)})
 
 

@@ -184,7 +184,10 @@ def _add_inputs(parser: Parser) -> None:
 
 
 def _add_reading(parser: Parser) -> None:
-    text = parser.add_argument_group("reading", "What is not given is found out, and said unless it is usual.")
+    text = parser.add_argument_group(
+        "reading",
+        "What is not given is found out, and said unless it is usual. All but --format and --encoding are for CSV.",
+    )
     text.add_argument(
         "--format",
         choices=[f"{name}{end}" for name in FORMATS for end in (COMPRESSIONS if name in FORMATS[:3] else ("",))],
@@ -362,6 +365,8 @@ COMMANDS = {**FILE_COMMANDS, "demo": _demo, "bench": _bench, "versions": _versio
 def _reading(parser: Parser, options: argparse.Namespace) -> Reading:
     if options.skip_rows < 0:
         parser.error(f"--skip-rows must not be negative, got {options.skip_rows}")
+    if not all(isinstance(text, str) for text in options.missing):
+        parser.error("--missing must be a text")
     for name in ("delimiter", "comment"):
         value = getattr(options, name)
         if value is not None and (len(value) != 1 or value in '"\n\r') and value not in ("tab", "\\t"):
