@@ -61,49 +61,7 @@ BOOLEANS = {"true", "false"}
 BLANKS = " \t"
 
 # Units that look like words.
-UNITS = {
-    "m",
-    "s",
-    "kg",
-    "g",
-    "mm",
-    "cm",
-    "km",
-    "ms",
-    "h",
-    "min",
-    "K",
-    "C",
-    "F",
-    "V",
-    "A",
-    "W",
-    "N",
-    "Pa",
-    "hPa",
-    "Hz",
-    "eV",
-    "mol",
-}
-UNITS |= {
-    "m s-1",
-    "kg m-3",
-    "psu",
-    "ppm",
-    "usd",
-    "USD",
-    "EUR",
-    "px",
-    "deg",
-    "rad",
-    "dB",
-    "kW",
-    "kWh",
-    "MPa",
-    "kPa",
-    "GHz",
-    "MHz",
-}
+UNITS = re.compile(r"[mck]?m|m?s|min|h|k?g|[KCFVAN]|k?Wh?|[hkM]?Pa|[kMG]?Hz|eV|mol|psu|ppm|dB|px|deg|rad|USD|EUR")
 
 # A column with fewer texts than that among its numbers is said to be one of numbers with faults.
 MANY = 0.2
@@ -123,6 +81,8 @@ class Text(Columnar):
     compression: str | None = None
     encoding = "utf-8-sig"
     one_line_end = False  # whether line ends outside of quotes are made one
+    drops_lines = False  # whether DuckDB must not see all lines
+    rows_only = False  # whether `data` has only rows
     n_rows_of_head = 0
     n_bytes_of_head = 1
 
@@ -152,7 +112,7 @@ class Text(Columnar):
         else:
             raise ValueError(f"its first {HEAD_BYTES[-1]:,} bytes are one record")
         self.n_bytes_of_head = max(1, len(head))
-        if self.is_copied(head) or set("*?[") & set(str(self.data)):
+        if self.is_copied():
             self.copy()
         self.after_head()
         if self.found:
@@ -208,9 +168,10 @@ class Text(Columnar):
             return "is not UTF-8; --encoding cp1252 may read it"
         return f"is not {self.encoding}; --encoding may say what it is"
 
-    def is_copied(self, head: bytes) -> bool:
+    def is_copied(self) -> bool:
         """Whether DuckDB needs a copy."""
-        return self.compression is not None or self.encoding != "utf-8-sig" or self.one_line_end
+        differs = self.compression is not None or self.encoding != "utf-8-sig"
+        return differs or self.one_line_end or self.drops_lines or bool(set("*?[") & set(str(self.data)))
 
     def copy(self) -> None:
         """Let DuckDB read a temporary copy: UTF-8, and rows only."""
@@ -218,8 +179,9 @@ class Text(Columnar):
         if stack is None:
             raise ValueError(f"it needs a temporary copy, as its encoding is {self.encoding}, or it is compressed")
         path, copy = stack.enter_context(temporary(tempfile.gettempdir()))
+        self.rows_only = self.one_line_end or self.drops_lines
         with self.lines("strict") as lines:
-            for part in self.rows_of(lines):
+            for part in self.rows_of(lines) if self.rows_only else iter(functools.partial(lines.read, 1 << 20), ""):
                 copy.write(part.encode())
         copy.flush()
         self.data, self.size = Path(path), os.stat(path).st_size
@@ -274,7 +236,7 @@ class Text(Columnar):
         with database(os.getpid()).cursor() as cursor:
             yield from cursor.sql(query).to_arrow_reader(rows)
 
-    def named(self, columns: dict[str, Any]) -> Any:
+    def in_order(self, columns: dict[str, Any]) -> Any:
         """A record batch of these columns, in the order of the table."""
         names = [name for name in self.columns if name in columns]
         return self.arrow.RecordBatch.from_arrays([columns[name] for name in names], names=names)
@@ -302,10 +264,8 @@ class Csv(Text):
         given = self.reading
         self.comment, self.decimal, self.one_line_end = given.comment, given.decimal or ".", False
         top, above = given.skip_rows, []
-        if (mark := re.fullmatch(r"sep=(.)\s*", lines[top])) if top < len(lines) else None:  # Excel's
-            self.sep, top = mark[1], top + 1
-        else:
-            self.sep = None
+        mark = re.fullmatch(r"sep=(.)\s*", lines[top]) if top < len(lines) else None  # Excel's
+        self.sep, top = (None, top) if mark is None else (mark[1], top + 1)
         while top < len(lines) and (
             self.is_comment(lines[top]) or (not lines[top].strip() and given.header is not False)
         ):
@@ -396,9 +356,6 @@ class Csv(Text):
         for _, line, inside in self.numbered(lines):
             yield line if inside or not self.one_line_end else line.rstrip("\r\n") + "\n"
 
-    def is_copied(self, head: bytes) -> bool:
-        return super().is_copied(head) or self.drops_lines
-
     def records(self, lines: Iterable[str], cut_off: bool = False) -> Iterator[tuple[int, list[str], int]]:
         """The records after the lines to skip: first line, fields, last line. Lines count from 1."""
         first = number = 0
@@ -476,20 +433,23 @@ class Csv(Text):
         units = [(c, field.strip(BLANKS)) for c, field in zip(columns, first, strict=False) if c.n_good]
         if not units or not all(c.first_is_bad and len(c.bad) == 1 for c, _ in units):
             return False
-        clear = [bool(re.search(r"[\[\]()/^%\u00b0\u00b5\u00b2\u00b3]", text)) or text in UNITS for _, text in units]
+        clear = [
+            bool(re.search(r"[\[\]()/^%\u00b0\u00b5\u00b2\u00b3]", text)) or bool(UNITS.fullmatch(text))
+            for _, text in units
+        ]
         return any(clear) if len(units) == 1 else any(clear) or all(len(text) <= 5 for _, text in units)
 
     def queried(self, names: Sequence[str], carry: str | None, rows: int, effort: Effort) -> Iterator[Any]:
         learned = self.asked(self.query(names, effort, numbers=True), rows)
         rest = [name for name in self.columns if name not in set(names)] if carry else []
         if not rest:
-            yield from (self.named(dict(zip(names, batch.columns, strict=True))) for batch in learned)
+            yield from (self.in_order(dict(zip(names, batch.columns, strict=True))) for batch in learned)
             return
         # In a query of their own, so that what is missing in a number stays what it is in a text.
         others = self.asked(self.query(rest, effort, numbers=False), rows)
         for batch, other in zip(learned, others, strict=True):
             columns = dict(zip([*names, *rest], [*batch.columns, *other.columns], strict=True))
-            yield self.named(columns)
+            yield self.in_order(columns)
 
     def query(self, names: Sequence[str], effort: Effort, *, numbers: bool) -> str:
         """SQL for the columns `names`, as numbers or as text."""
@@ -508,7 +468,7 @@ class Csv(Text):
             "quote": "'\"'",
             "escape": "'\"'",
             "header": "false",
-            "skip": "0" if self.data != self.source else str(self.skip),
+            "skip": "0" if self.rows_only else str(self.skip),
             "strict_mode": "true",
             "compression": "'none'",
             "columns": f"{{{types}}}",
@@ -727,7 +687,7 @@ class JsonLines(Text):
         inner = f"SELECT {values(names, 'json_extract')} AS v, {values(rest, text)} AS w FROM {self.objects(effort)}"
         numbered = ", ".join(f"{value} AS c{k}" for k, value in enumerate(chosen))
         for batch in self.asked(f"SELECT {numbered} FROM ({inner})", rows):
-            yield self.named(dict(zip([*names, *rest], batch.columns, strict=True)))
+            yield self.in_order(dict(zip([*names, *rest], batch.columns, strict=True)))
 
     def fault(self, names: Sequence[str]) -> str | None:
         titles = [self.columns[name].title for name in names]
