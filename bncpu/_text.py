@@ -258,6 +258,7 @@ class Csv(Text):
     """Rows of fields with a delimiter between them."""
 
     kind = "a table of text"
+    sep: str | None = None  # what a line of Excel says is between columns
     delimiter: str | None = None
 
     def head(self, lines: list[str]) -> None:
