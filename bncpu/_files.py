@@ -56,12 +56,6 @@ CHECKPOINT_SECONDS = 5.0
 TRANSFORM_BYTES = 8 << 20
 
 
-class Stopped(KeyboardInterrupt):
-    """A signal that ends the command as Ctrl-C does."""
-
-    number = signal.SIGINT
-
-
 class Interrupted(Exception):
     """The command was stopped by the signal `number`. The message says how to go on."""
 

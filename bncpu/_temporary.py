@@ -18,15 +18,12 @@ NAME = re.compile(r"\.bncpu-[0-9a-f]{16}\.tmp")
 @contextlib.contextmanager
 def temporary(folder: str, mode: int = 0o600) -> Iterator[tuple[str, BinaryIO]]:
     """A new file in `folder`: its path, and the file, opened for writing. It is removed at the end, unless moved."""
-    while True:
-        path = os.path.join(folder, f".bncpu-{secrets.token_hex(8)}.tmp")
-        file = open(path, "xb", opener=lambda name, flags: os.open(name, flags, mode))  # noqa: SIM115 (closed below)
-        _lock(file)
-        if os.fstat(file.fileno()).st_nlink or not HAS_LOCKS:
-            break
-        file.close()  # another process has cleared it before it was locked
+    path = os.path.join(folder, f".bncpu-{secrets.token_hex(8)}.tmp")
     try:
-        with file:
+        with open(path, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+            _lock(file)
+            if HAS_LOCKS and not os.fstat(file.fileno()).st_nlink:
+                raise OSError(f"{path!r} was removed before it was locked")
             yield path, file
     finally:
         with contextlib.suppress(OSError):

@@ -25,6 +25,14 @@ FORMATS = ("csv", "tsv", "jsonl", "npy", "parquet", "arrow")
 COMPRESSIONS = ("", ".gz", ".zst", ".bz2")
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal that ends the command as Ctrl-C does."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
 class _Version(argparse.Action):
     def __call__(self, parser: Parser, *_: Any) -> None:
         from bncpu import __version__
@@ -49,7 +57,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     options = parser.parse_args(arguments)
-    return _run(lambda: COMMANDS[options.command](parser, options)())
+    try:
+        work = COMMANDS[options.command](parser, options)
+    except KeyboardInterrupt:
+        _tell("interrupted")
+        return 128 + signal.SIGINT
+    return _run(work)
 
 
 def _parser() -> Parser:
@@ -426,14 +439,13 @@ def _failed(error: Exception) -> int:
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """Let the signals that ask a process to end do what Ctrl-C does."""
+    """Let the signals that ask a process to end do what Ctrl-C does.
+
+    Not while modules are imported: then nothing has been written, and libraries do not expect an exception there.
+    """
 
     def end(number: int, _: object) -> None:
-        from bncpu._files import Stopped
-
-        stop = Stopped()
-        stop.number = signal.Signals(number)
-        raise stop
+        raise Stopped(number)
 
     before = {}
     for name in ("SIGTERM", "SIGHUP"):

@@ -609,13 +609,6 @@ MUTANTS = [
         "files",
     ),
     Mutant("rows-read-twice-after-a-rare-text", TEXT, "            skip = n_read\n", "            skip = 0\n", "text"),
-    Mutant(
-        "rare-texts-refused",
-        TEXT,
-        "if effort is Effort.USUAL else {*self.missing",
-        "if True else {*self.missing",
-        "text",
-    ),
     Mutant("blanks-around-missing-values-refused", TEXT, "self.seen_missing.add(fields[c])", "pass", "text"),
     Mutant("missing-texts-lost-where-carried", TEXT, "if numbers else ['']", "if True else ['']", "text"),
     Mutant("quoted-nothing-is-missing", TEXT, '"true" if numbers else "false"', '"true"', "text"),
