@@ -456,6 +456,7 @@ LATE_OBJECTS = '{"a": 1, "b": 2}\n' * 40_000
         ("x.csv", '"a\r\nq",b\n1,2\n3,4\n', [], ["a\r\nq", "b"], [2, 2], [4, 6]),
         ("x.csv", '"junk\na"\na,b\n1,2\n', ["--skip-rows", "2"], ["a", "b"], [1, 1], [1, 2]),
         ("year=2020/x.csv", "year,v\n1,2\n3,4\n", [], ["year", "v"], [2, 2], [4, 6]),
+        ("c0=2020/x.csv", "year,v\n1,2\n3,4\n", [], ["year", "v"], [2, 2], [4, 6]),
         ("year=2020/x.jsonl", '{"year": 1}\n{"year": 3}\n', [], ["year"], [2], [4]),
         ("x.jsonl", LATE_OBJECTS + '{"c": 5}\n', [], ["a", "b", "c"], [40_000, 40_000, 1], [40_000, 80_000, 5]),
         ("x.csv", "#N/A,1\n#N/A,2\n3,4\n", [], ["x0", "x1"], [1, 3], [3, 7]),
@@ -538,3 +539,12 @@ def test_comments_are_lines_and_not_the_rest_of_one(tmp_path):
     assert run("fit", tmp_path / "x.csv", "-o", tmp_path / "s.json", "--comment", "#") == 0
     assert run("transform", tmp_path / "s.json", tmp_path / "x.csv", "-o", tmp_path / "y.csv", "--comment", "#") == 0
     assert pd.read_csv(tmp_path / "y.csv")["t"].tolist() == ["#ff0000", "room #5", "two\n# lines"]
+
+
+def test_an_empty_text_is_not_a_missing_one(tmp_path):
+    (tmp_path / "x.csv").write_text('x,t\n1,""\n2,\n3,a\n')
+    assert fit(tmp_path / "x.csv")[0] == 0
+    for ending in ("parquet", "csv"):
+        assert run("transform", tmp_path / "state.json", tmp_path / "x.csv", "-o", tmp_path / f"y.{ending}") == 0
+    assert pyarrow.parquet.read_table(tmp_path / "y.parquet")["t"].to_pylist() == ["", None, "a"]
+    assert [line.partition(",")[2] for line in (tmp_path / "y.csv").read_text().splitlines()[1:]] == ['""', "", '"a"']
