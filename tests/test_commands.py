@@ -40,6 +40,17 @@ def state(table, tmp_path, capsys):
 # ---- nothing is lost ----
 
 
+@pytest.fixture
+def signals_of_a_terminal():
+    """What signals do in a terminal, wherever the tests run: under nohup, say, SIGHUP is ignored."""
+    usual = {signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("signals_of_a_terminal")
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
 def test_a_signal_to_end_keeps_what_was_learned(name, tmp_path, capsys, monkeypatch):
     X = np.random.default_rng(0).standard_normal((1000, 3))

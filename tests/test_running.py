@@ -214,7 +214,7 @@ def test_momentum_halflife_and_window_are_compared_with_none_where_kinds_are_mad
     allowed = {
         ("running.py", "kind_of"),
         ("state.py", "warn_of_pytorchs_momentum"),
-        ("transformer.py", "_from_layer"),  # a layer's momentum, or none: for inference only
+        ("_conversions.py", "_from_layer"),  # a layer's momentum, or none: for inference only
     }
     found = set()
     for path in Path(bncpu.__file__).parent.glob("*.py"):
