@@ -77,7 +77,9 @@ def refuse_as_state(out: Path, *, force: bool) -> None:
 
 
 def refuse_input_as_output(inputs: Sequence[Path], out: Path) -> None:
-    """Refuse an output that is also an input."""
+    """Refuse an output that is also an input, or no file."""
+    if out != STANDARD and out.exists() and not out.is_file():
+        raise ValueError(f"the output {str(out)!r} is no regular file; transform -o - writes to standard output")
     if out != STANDARD and any(os.path.realpath(path) == os.path.realpath(out) for path in inputs):
         raise ValueError(f"the output {str(out)!r} is an input")
 
@@ -315,7 +317,8 @@ def transform(state: Path, inputs: Sequence[Path], outs: Sequence[Path], change:
 def _transformed(
     bn: BatchNormTransformer, names: list[str], state: Path, table: Table, out: Path, change: Change
 ) -> str:
-    ending = _inputs.ending(out) or _inputs.format_of(out, change.reading.format)
+    ending = _inputs.ending(out) or f".{change.reading.format}"
+    _inputs.format_of(out, change.reading.format)
     if table.n_rows == 0 and not table.named:
         table.columns = {f"x{c}": _tables.Column(f"x{c}", "") for c in range(bn.n_features_in_)}
     if names and table.named:
@@ -359,12 +362,18 @@ def _transformed(
             nothing = table.empty_batch() if carry is not None else []
             yield _writing.Result(spaces[0][:0], names, nothing, titles)
 
+    if out == STANDARD and sys.stdout is None:
+        raise ValueError("standard output is closed")
     raw = isinstance(table, _text.JsonLines)
     try:
         with contextlib.ExitStack() as stack:
             file: Any = sys.stdout.buffer if out == STANDARD else stack.enter_context(_state_file.replacing(out))
             _writing.write(out, file, ending, _tables.ahead(results()), raw)
             file.flush()
+    except OSError as error:
+        if out == STANDARD and error.filename is None and not isinstance(error, BrokenPipeError):
+            raise OSError(error.errno, error.strerror, "standard output") from None
+        raise
     except KeyboardInterrupt as stop:
         kept = "" if out == STANDARD else f"; {str(out)!r} is as it was"
         raise Interrupted(f"interrupted{kept}", stop) from None

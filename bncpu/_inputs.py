@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import shutil
@@ -46,7 +47,8 @@ def format_of(path: Path, given: str | None = None) -> str:
     """One of `FORMATS`: as the name ends, else as it was given."""
     end = ending(path) or (f".{given}" if given else None)
     if end is None:
-        what = "--format must say what - is" if path == STANDARD else f"the file must end in {', '.join(FORMATS)}"
+        ends = f"{', '.join(FORMATS)} (text also with {', '.join(COMPRESSED)}), or --format must say what it is"
+        what = "--format must say what - is" if path == STANDARD else f"the file must end in {ends}"
         raise ValueError(f"{what}; got {str(path)!r}")
     return next(kind for kind in FORMATS if end.startswith(kind))
 
@@ -66,6 +68,8 @@ def found(names: Sequence[str], tell: Callable[[str], None]) -> list[Path]:
     paths: list[Path] = []
     for name in names:
         path = Path(name)
+        if not name:
+            raise ValueError("an input has an empty name")
         if path.is_dir():
             some = sorted(below(path))
         elif path == STANDARD or path.exists() or not glob.has_magic(name):
@@ -77,10 +81,13 @@ def found(names: Sequence[str], tell: Callable[[str], None]) -> list[Path]:
         paths += some
     seen = set()
     for path in paths:
-        real = os.path.realpath(path)
-        if real in seen:
+        same: Any = os.path.realpath(path)
+        with contextlib.suppress(OSError):
+            about = os.stat(path)
+            same = (about.st_dev, about.st_ino)
+        if same in seen:
             raise ValueError(f"{str(path)!r} is named twice")
-        seen.add(real)
+        seen.add(same)
     by_stem: dict[str, Path] = {}
     for path in paths:
         stem = str(path).removesuffix(ending(path) or "")
@@ -107,7 +114,8 @@ def below(folder: Path) -> Iterator[Path]:
         for name in files:
             path = Path(inner, name)
             if not name.startswith((".", "_")) and ending(path):
-                os.stat(path)  # a link to nothing is an error
+                if not stat.S_ISREG(os.stat(path).st_mode):  # a link to nothing is an error, too
+                    raise OSError(f"{str(path)!r} is no regular file")
                 yield path
 
 
@@ -124,12 +132,18 @@ def open_table(path: Path, reading: Reading) -> Table:
         If it is no table.
     """
     kind = FORMATS[format_of(path, reading.format)]
+    of_csv = (reading.delimiter, reading.decimal, reading.comment, reading.skip_rows, reading.missing)
+    if not issubclass(kind, Csv) and (any(of_csv) or reading.header is not None):
+        options = "--delimiter, --decimal, --comment, --skip-rows, --missing, --header"
+        raise ValueError(f"{str(path)!r} is no CSV, for {options}")
     if path != STANDARD and stat.S_ISREG(os.stat(path).st_mode):
         return kind(path, reading)
     # What comes through a pipe is needed twice, for its head and for its rows.
     if reading.temporary is None:
         raise ValueError(f"{str(path)!r} is no regular file")
     copy, file = reading.temporary.enter_context(temporary(tempfile.gettempdir()))
+    if path == STANDARD and sys.stdin is None:
+        raise ValueError("standard input is closed")
     with sys.stdin.buffer if path == STANDARD else open(path, "rb") as pipe:
         shutil.copyfileobj(pipe, file)
     file.flush()

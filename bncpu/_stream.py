@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -106,7 +107,7 @@ def refused(error: ValueError, batch: Batch, first_row: int, names: Sequence[str
 @contextlib.contextmanager
 def progress(stream: Stream, label: str) -> Iterator[Callable[[int], None]]:
     """A progress bar on a terminal, if rich is installed. Yields a function to call with the number of rows so far."""
-    if not sys.stderr.isatty() or not SHOWS_PROGRESS:
+    if sys.stderr is None or not sys.stderr.isatty() or not SHOWS_PROGRESS:
         yield lambda rows: None
         return
     try:
@@ -209,12 +210,12 @@ def _widths(table: Table, first: Table) -> str:
 
 def require(table: Table, names: Sequence[str]) -> None:
     """Check that a table has these columns, each once, and that they hold numbers."""
-    titles = [column.title for column in table.columns.values()]
+    titles = Counter(column.title for column in table.columns.values())
     for name in names:
         if name not in table.columns:
             raise ValueError(f"{str(table.path)!r} has no column {name!r}")
         column = table.columns[name]
-        if titles.count(column.title) > 1 and column.title:
+        if titles[column.title] > 1 and column.title:
             raise ValueError(f"{str(table.path)!r} has several columns {column.title!r}")
         if not column.numeric:
             what = column.why_not.removeprefix("not numbers")

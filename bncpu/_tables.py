@@ -224,12 +224,10 @@ class Npy(Table):
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             try:
                 shape, fortran, self.numpy_dtype = read(file)
-            except ValueError:
-                raise
             except Exception as error:  # Python's parser has many
                 raise ValueError(f"its head cannot be read: {type(error).__name__}") from None
             self.start = file.tell()
-        if len(shape) != 2 or self.numpy_dtype.kind not in "biuf":
+        if len(shape) != 2 or self.numpy_dtype.kind not in "biuf" or self.numpy_dtype.itemsize > 8:
             raise ValueError(f"it must hold numbers of shape (n_rows, n_columns), got {self.numpy_dtype} of {shape}")
         self.n_rows, self.n_columns = shape
         self.order = "F" if fortran else "C"
@@ -237,7 +235,7 @@ class Npy(Table):
         if more < 0:
             raise ValueError(f"{-more:,} bytes are missing at its end")
         if more > 0:
-            raise ValueError(f"{more:,} bytes follow the array")
+            raise ValueError(f"{more:,} byte(s) follow the array")
         if self.n_rows:
             self.columns = {f"x{c}": Column(f"x{c}", str(self.numpy_dtype)) for c in range(self.n_columns)}
 
@@ -410,8 +408,9 @@ class ArrowTable(Columnar):
         self.schema = schema
         index = [i for i in json.loads((schema.metadata or {}).get(b"pandas", b"{}")).get("index_columns", []) if i]
         tests = (types.is_integer, types.is_floating, types.is_boolean, types.is_decimal, types.is_null)
-        for k, (name, why_not) in enumerate(named(schema.names).items()):
-            title, kind = schema.names[k], schema.types[k]
+        titles, kinds = schema.names, schema.types
+        for k, (name, why_not) in enumerate(named(titles).items()):
+            title, kind = titles[k], kinds[k]
             numeric = any(test(kind) for test in tests)
             if title in index:
                 why_not = "it is the index of a pandas DataFrame"
@@ -554,6 +553,8 @@ class Ipc(ArrowTable):
                 batch.validate(full=True)
                 self.position = self.size * k // n if with_places else file.tell()
                 yield self.renamed(batch) if carry else batch
+            if not with_places and file.tell() < self.size:
+                raise ValueError(f"{self.size - file.tell():,} byte(s) follow the end of its stream")
 
 
 def pyarrow_for(path: Path) -> Any:

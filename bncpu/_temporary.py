@@ -18,16 +18,20 @@ NAME = re.compile(r"\.bncpu-[0-9a-f]{16}\.tmp")
 @contextlib.contextmanager
 def temporary(folder: str, mode: int = 0o600) -> Iterator[tuple[str, BinaryIO]]:
     """A new file in `folder`: its path, and the file, opened for writing. It is removed at the end, unless moved."""
-    path = os.path.join(folder, f".bncpu-{secrets.token_hex(8)}.tmp")
+    paths: list[str] = []
     try:
-        with open(path, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
-            _lock(file)
-            if HAS_LOCKS and not os.fstat(file.fileno()).st_nlink:
-                raise OSError(f"{path!r} was removed before it was locked")
-            yield path, file
+        while True:
+            paths.append(os.path.join(folder, f".bncpu-{secrets.token_hex(8)}.tmp"))
+            with open(paths[-1], "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+                _lock(file)
+                if os.fstat(file.fileno()).st_nlink or not HAS_LOCKS:
+                    yield paths[-1], file
+                    return
+                # Another process has removed it before it was locked.
     finally:
-        with contextlib.suppress(OSError):
-            os.remove(path)
+        for path in paths:
+            with contextlib.suppress(OSError):
+                os.remove(path)
 
 
 def clear(folder: str) -> None:

@@ -593,11 +593,6 @@ class JsonLines(Text):
     kind = "JSON lines, an object with names and values in each"
 
     def head(self, lines: list[str]) -> None:
-        given = self.reading
-        if given.header is not None or any(
-            (given.delimiter, given.decimal, given.comment, given.skip_rows, given.missing)
-        ):
-            raise Located(f"{str(self.path)!r} is JSON: --delimiter, --missing and the like are for CSV")
         self.seen: dict[str, list[tuple[int, Any]]] = {}
         n = 0
         for number, line in enumerate(lines, 1):
@@ -682,7 +677,7 @@ class JsonLines(Text):
             paths = [_text("/" + self.columns[name].title.replace("~", "~0").replace("/", "~1")) for name in of]
             return f"{how}(json, [{', '.join(paths)}])" if of else "NULL"
 
-        text = "json_extract" if carry == ".jsonl" else "json_extract_string"
+        text = "json_extract" if carry and carry.startswith((".jsonl", ".ndjson")) else "json_extract_string"
         chosen = [f"v[{k}]::DOUBLE" for k in range(1, 1 + len(names))]
         chosen += [f"w[{k}]::VARCHAR" for k in range(1, 1 + len(rest))]
         inner = f"SELECT {values(names, 'json_extract')} AS v, {values(rest, text)} AS w FROM {self.objects(effort)}"

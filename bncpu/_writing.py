@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import bz2
 import contextlib
-import io
+import decimal
 import json
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -51,8 +53,20 @@ def write(path: Path, file: BinaryIO, ending: str, results: Iterable[Result], ra
         for result in results:
             table = _arrow_table(arrow, result)
             if writer is None:
+                _refuse_what_text_cannot_hold(arrow, kind, table.schema)
                 writer = stack.enter_context(_writer(arrow, kind, sink, table.schema, raw))
             writer.write_table(table)
+
+
+def _refuse_what_text_cannot_hold(arrow: Any, kind: type[_tables.Table], schema: Any) -> None:
+    """Refuse columns that CSV, or JSON, have no form for."""
+    types = arrow.types
+    for field in schema:
+        tests = [types.is_binary, types.is_large_binary, types.is_fixed_size_binary]
+        tests += [types.is_nested] if issubclass(kind, _text.Csv) else []
+        odd = any(test(field.type) for test in tests) or isinstance(field.type, arrow.BaseExtensionType)
+        if odd and issubclass(kind, _text.Text):
+            raise ValueError(f"the column {field.name!r} ({field.type}) cannot be written as text")
 
 
 def _compressed(arrow: Any, file: BinaryIO, ending: str, stack: contextlib.ExitStack) -> Any:
@@ -99,18 +113,31 @@ class _JsonWriter:
     def texts(self, column: Any, field: Any) -> Iterator[str]:
         """The values of a column in JSON."""
         for value in column.to_pylist():
-            if value is None or (isinstance(value, float) and not np.isfinite(value)):
+            if value is None or (isinstance(value, float) and np.isnan(value)):
                 yield "null"
             elif self.raw and isinstance(value, str):
                 yield value
+            elif isinstance(value, decimal.Decimal):
+                yield str(value)
             else:
-                yield json.dumps(value, default=str)
+                try:
+                    yield json.dumps(value, default=str, allow_nan=False)
+                except ValueError:
+                    raise ValueError(f"the column {field.name!r} holds {value}, for which JSON has no number") from None
 
 
 def _write_npy(file: BinaryIO, results: Iterable[Result]) -> None:
-    n_rows, space = 0, io.BytesIO()
     seekable = file.seekable()
-    to: Any = file if seekable else space  # the head comes first, and holds the number of rows
+    # The head comes first, and holds the number of rows.
+    with contextlib.nullcontext(file) if seekable else tempfile.TemporaryFile() as to:
+        _write_rows(to, results)
+        if not seekable:
+            to.seek(0)
+            shutil.copyfileobj(to, file)
+
+
+def _write_rows(to: Any, results: Iterable[Result]) -> None:
+    n_rows = 0
     for result in results:
         if n_rows == 0:
             dtype, n_columns = result.Y.dtype, result.Y.shape[1]
@@ -120,8 +147,6 @@ def _write_npy(file: BinaryIO, results: Iterable[Result]) -> None:
         n_rows += len(result.Y)
     to.seek(start)
     _npy_header(to, (n_rows, n_columns), dtype)  # of the same length: NumPy leaves room for axis 0 to grow
-    if not seekable:
-        file.write(space.getbuffer())
 
 
 def _npy_header(file: Any, shape: tuple[int, int], dtype: np.dtype[Any]) -> None:
@@ -142,12 +167,28 @@ def _arrow_table(arrow: Any, result: Result) -> Any:
             missing = column.is_null().to_numpy() if column.null_count else None
             column = arrow.array(columns[field.name], mask=missing)
             field = arrow.field(title, column.type, metadata=field.metadata)
-        elif arrow.types.is_dictionary(field.type):
-            column = column.unify_dictionaries() if column.num_chunks > 1 else column
+        else:
+            column = _plain(arrow, column)
         arrays.append(column)
-        fields.append(field.with_name(title))
+        fields.append(field.with_name(title).with_type(column.type))
     metadata = _with_types(before.schema.metadata, {result.titles[name]: str(y.dtype) for name, y in columns.items()})
     return arrow.Table.from_arrays(arrays, schema=arrow.schema(fields, metadata))
+
+
+def _plain(arrow: Any, column: Any) -> Any:
+    """A column in a type that every format can hold, with the same values."""
+    types, kind = arrow.types, column.type
+    if types.is_dictionary(kind):
+        if "view" not in str(kind.value_type):
+            return column.unify_dictionaries() if column.num_chunks > 1 else column
+        kinds = {"string_view": arrow.large_string(), "binary_view": arrow.large_binary()}
+        values = kinds[str(kind.value_type)]
+        return arrow.chunked_array(
+            [chunk.dictionary.cast(values).take(chunk.indices) for chunk in column.chunks], values
+        )
+    if str(kind) == "string_view":
+        return column.cast(arrow.large_string())
+    return column.cast(arrow.large_binary()) if str(kind) == "binary_view" else column
 
 
 def _with_types(metadata: dict[bytes, bytes] | None, types: dict[str, str]) -> dict[bytes, bytes] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import glob
 import signal
 import sys
 import warnings
@@ -314,10 +315,14 @@ def _transform(parser: Parser, options: argparse.Namespace) -> Work:
     reading = _reading(parser, options)
     from bncpu import _files, _inputs
 
+    if not options.out:
+        parser.error("-o must name a file or a folder, got ''")
     out, tell = Path(options.out), _teller(options)
+    patterns = any(glob.has_magic(name) for name in options.inputs)
     many = len(options.inputs) > 1 or options.out.endswith("/") or any(Path(name).is_dir() for name in options.inputs)
-    if not many and not out.is_dir():
-        _in_existing_folder(parser, "-o", out)
+    if not many and not patterns and not out.is_dir():
+        if out != _inputs.STANDARD:
+            _in_existing_folder(parser, "-o", out)
         if out != _inputs.STANDARD and _inputs.ending(out) is None and options.format is None:
             parser.error(f"-o must end in {TABLES}, or be a folder/; got {out}")
     change = _files.Change(options.inverse, options.float32, reading, options.force)
@@ -391,6 +396,8 @@ def _reading(parser: Parser, options: argparse.Namespace) -> Reading:
 
 
 def _in_existing_folder(parser: Parser, option: str, path: Path) -> None:
+    if not path.name or (str(path) == "-" and option == "-o"):
+        parser.error(f"{option} must name a file, got {str(path)!r}")
     if not path.parent.is_dir():
         parser.error(f"{option} must be in an existing folder, got {path}")
 
@@ -404,7 +411,8 @@ def _run(work: Work) -> int:
         warnings.showwarning = lambda message, *_: _tell(str(message))
         try:
             said = work()
-            sys.stdout.flush()
+            if sys.stdout is not None:
+                sys.stdout.flush()
         except KeyboardInterrupt as stop:
             _tell("interrupted")
             return 128 + int(getattr(stop, "number", signal.SIGINT))
@@ -420,7 +428,7 @@ def _run(work: Work) -> int:
             return _failed(error)
     if isinstance(said, int):
         return said
-    if said and sys.stderr.isatty():
+    if said and sys.stderr is not None and sys.stderr.isatty():
         print(said, file=sys.stderr)
     return 0
 
@@ -479,4 +487,6 @@ def _teller(options: argparse.Namespace) -> Callable[[str], None]:
 
 
 def _tell(line: str) -> None:
+    if sys.stderr is None:  # closed
+        return
     print(f"bncpu: {' '.join(line.split())}", file=sys.stderr)

@@ -1,5 +1,6 @@
 """What the commands promise of files, signals, pipes and results beyond one table."""
 
+import decimal
 import json
 import os
 import re
@@ -9,6 +10,8 @@ import sys
 
 import numpy as np
 import pandas as pd
+import polars
+import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
@@ -205,6 +208,33 @@ def test_who_has_read_enough_hears_nothing(tmp_path):
     assert done.stderr == "" and done.stdout.endswith("\n0\n")
 
 
+@pytest.mark.parametrize("ending", ["gz", "zst", "bz2"])
+def test_standard_output_is_compressed_where_asked(ending, table, state, tmp_path):
+    done = piped("transform", state, table, "-o", "-", "--format", f"csv.{ending}")
+    assert run("transform", state, table, "-o", tmp_path / "y.csv") == 0
+    how = {"gz": "gzip", "zst": "zstd", "bz2": "bz2"}[ending]
+    with pa.CompressedInputStream(pa.BufferReader(done.stdout), how) as file:
+        assert file.read() == (tmp_path / "y.csv").read_bytes()
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&-", "<&-"])
+def test_streams_that_are_closed_are_no_tracebacks(closed, table, tmp_path):
+    of_csv = "--format csv"
+    commands = (
+        "fit x.csv -o s.json",
+        f"fit - {of_csv} -o t.json",
+        "show s.json",
+        f"transform s.json x.csv -o - {of_csv}",
+    )
+    for command in commands:
+        shell = f"{sys.executable} -m bncpu {command} {closed} < /dev/null"
+        shell = shell.removesuffix(" < /dev/null") if closed == "<&-" else shell
+        done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=False, cwd=tmp_path)
+        assert "Traceback" not in done.stderr and done.returncode in (0, 1)
+        if command.startswith("fit x.csv"):
+            assert (tmp_path / "s.json").exists() and done.stdout == ""
+
+
 # ---- transform ----
 
 
@@ -340,3 +370,99 @@ def test_the_version_waits_for_no_import():
     code += "finally: print('numpy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == f"bncpu {bncpu.__version__}\nFalse\n"
+
+
+# ---- binary files ----
+
+
+def test_what_is_for_csv_is_refused_for_others(tmp_path, capsys):
+    np.save(tmp_path / "x.npy", np.eye(3))
+    pd.DataFrame({"a": [-999.0, 1.0, 3.0]}).to_parquet(tmp_path / "x.parquet")
+    for name in ("x.npy", "x.parquet"):
+        for option in ("--missing=-999", "--no-header", "--skip-rows=1", "--delimiter=;", "--comment=#"):
+            assert run("fit", tmp_path / name, "-o", tmp_path / "s.json", option) == 1
+            assert f"{name}' is no CSV, for --delimiter" in capsys.readouterr().err
+
+
+def test_what_follows_a_stream_of_arrow_is_refused(tmp_path, capsys):
+    batch = pa.table({"a": np.arange(100.0)})
+    with pa.ipc.new_stream(tmp_path / "one.arrow", batch.schema) as file:
+        file.write_table(batch)
+    (tmp_path / "two.arrow").write_bytes((tmp_path / "one.arrow").read_bytes() * 2)
+    assert run("fit", tmp_path / "one.arrow", "-o", tmp_path / "s.json", "--strict") == 0
+    assert run("fit", tmp_path / "two.arrow", "-o", tmp_path / "t.json") == 1
+    assert "byte(s) follow the end of its stream" in capsys.readouterr().err
+
+
+def test_tables_of_polars_are_carried(tmp_path):
+    columns = {"a": [1.0, 3.0], "s": ["01", "x"], "k": ["u", "v"]}
+    frame = polars.DataFrame(columns, schema_overrides={"k": polars.Categorical})
+    frame.write_ipc(tmp_path / "x.arrow")
+    frame.write_parquet(tmp_path / "x.parquet")
+    for source in ("x.arrow", "x.parquet"):
+        assert run("fit", tmp_path / source, "-o", tmp_path / "s.json") == 0
+        for ending in ("csv", "parquet", "arrow", "jsonl"):
+            out = tmp_path / f"y.{ending}"
+            assert run("transform", tmp_path / "s.json", tmp_path / source, "-o", out, "--force") == 0
+            read = {"csv": pd.read_csv, "parquet": pd.read_parquet, "arrow": pd.read_feather}.get(ending)
+            y = pd.read_json(out, lines=True, dtype=False) if read is None else read(out)
+            assert y["a"].tolist() == [-1, 1] and y["k"].astype(str).tolist() == ["u", "v"]
+            assert y["s"].astype(str).tolist()[1] == "x"
+
+
+@pytest.mark.parametrize(
+    ("column", "into", "message"),
+    [
+        (pa.array([[1], [2]]), "csv", "the column 'c' (list<"),
+        (pa.array([b"x", b"y"]), "csv", "the column 'c' (binary) cannot be written as text"),
+        (pa.array([b"x", b"y"]), "jsonl", "the column 'c' (binary) cannot be written as text"),
+        (pa.array([1.0, np.inf]), "jsonl", "the column 'c' holds inf, for which JSON has no number"),
+        (pa.array([[1.0], [np.nan]]), "jsonl", "the column 'c' holds [nan], for which JSON has no number"),
+    ],
+)
+def test_what_text_cannot_hold_is_refused_by_name(column, into, message, tmp_path, capsys):
+    pyarrow.parquet.write_table(pa.table({"a": [1.0, 3.0], "c": column}), tmp_path / "x.parquet")
+    assert run("fit", tmp_path / "x.parquet", "-o", tmp_path / "s.json", "--columns", "a") == 0
+    assert run("transform", tmp_path / "s.json", tmp_path / "x.parquet", "-o", tmp_path / f"y.{into}") == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / f"y.{into}").exists()
+
+
+def test_decimals_keep_their_digits_in_json(tmp_path):
+    column = pa.array([decimal.Decimal("0.10"), decimal.Decimal("12345678901234567.25")])
+    pyarrow.parquet.write_table(pa.table({"a": [1.0, 3.0], "c": column}), tmp_path / "x.parquet")
+    assert run("fit", tmp_path / "x.parquet", "-o", tmp_path / "s.json", "--columns", "a") == 0
+    assert run("transform", tmp_path / "s.json", tmp_path / "x.parquet", "-o", tmp_path / "y.jsonl") == 0
+    assert '"c": 12345678901234567.25' in (tmp_path / "y.jsonl").read_text()
+
+
+# ---- names that are no files ----
+
+
+def test_names_that_are_no_files_are_refused(table, state, tmp_path, capsys):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    os.mkfifo(folder / "pipe.csv")
+    os.link(table, tmp_path / "again.csv")
+    for command, message in (
+        (["fit", folder, "-o", tmp_path / "t.json"], "pipe.csv' is no regular file"),
+        (["fit", "", "-o", tmp_path / "t.json"], "an input has an empty name"),
+        (["fit", table, tmp_path / "again.csv", "-o", tmp_path / "t.json"], "again.csv' is named twice"),
+        (
+            ["transform", state, table, "-o", "/dev/stdout", "--format", "csv"],
+            "'/dev/stdout' is no regular file; transform -o - writes",
+        ),
+        (["transform", state, table, "-o", folder / "pipe.csv"], "is no regular file"),
+    ):
+        assert run(*command) == 1
+        assert message in capsys.readouterr().err
+    for command in (["fit", table, "-o", "-"], ["fit", table, "-o", ""], ["transform", state, table, "-o", ""]):
+        with pytest.raises(SystemExit):
+            run(*command)
+        assert "-o must name a file" in capsys.readouterr().err
+    assert run("transform", state, f"{tmp_path}/*.csv", "-o", tmp_path / "many") == 1  # the same rows twice
+    os.remove(tmp_path / "again.csv")
+    assert run("transform", state, f"{tmp_path}/x*.csv", "-o", f"{tmp_path / 'many'}/") == 0
+    np.save(tmp_path / "long.npy", np.eye(3, dtype=np.longdouble))
+    assert run("fit", tmp_path / "long.npy", "-o", tmp_path / "t.json") == 1
+    assert "it must hold numbers of shape" in capsys.readouterr().err

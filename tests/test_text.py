@@ -362,7 +362,7 @@ def test_damaged_binary_files_are_one_line(tmp_path, capsys):
     with zipfile.ZipFile(tmp_path / "zip.parquet", "w") as file:
         file.writestr("x", "y")
     for name, status, message in (
-        ("two.npy", 1, r"two.npy' is not an array of numbers as np.save writes it: 176 bytes follow the array"),
+        ("two.npy", 1, r"two.npy' is not an array of numbers as np.save writes it: 176 byte.s. follow the array"),
         ("minus.npy", 1, "minus.npy' is not an array of numbers as np.save writes it: "),
         ("cut.ipc", 0, "cut.ipc': its end is not marked: rows may be missing"),
         ("zip.parquet", 1, "zip.parquet' is not a Parquet file"),
@@ -510,7 +510,7 @@ def test_what_was_read_wrong_once(name, text, options, names, count, total, tmp_
         ("x.jsonl", LATE_OBJECTS + "null\n", [], "line 40,001 is no object"),
         ("x.jsonl", '{"a": 1, "a": 2}\n', [], "line 1 is not JSON: a name stands twice"),
         ("x.jsonl", '{"a": NaN}\n', [], "line 1 is not JSON: NaN is no number of JSON"),
-        ("x.jsonl", '{"a": 1}\n', ["--missing", "1"], "is JSON: --delimiter, --missing and the like are for CSV"),
+        ("x.jsonl", '{"a": 1}\n', ["--missing", "1"], "x.jsonl' is no CSV, for --delimiter, "),
         ("x.csv", "a,b\n1,2\n", ["--encoding", "rot13"], "--encoding must be one of text that Python knows"),
         ("x.csv", "a,b\n1,2\n", ["--skip-rows", "9"], "it has no more than 9 lines"),
         ("x.csv", "x,t\nunknown,a\n3,b\n5,c\n", [], "left out, not numbers: x, t"),
