@@ -126,16 +126,18 @@ def _add_file_commands(add: Callable[..., Parser]) -> None:
     fit.add_argument("-o", "--out", type=Path, help="the state file to write")
     fit.add_argument("--dry-run", action="store_true", help="only say what would be learned of each column, and why")
     forgetting = fit.add_mutually_exclusive_group()
-    forgetting.add_argument("--momentum", type=float, metavar="M", help="weight of the old value: average over batches")
-    forgetting.add_argument("--halflife", type=float, metavar="H", help="rows after which a row counts half")
+    forgetting.add_argument(
+        "--momentum", type=float, metavar="M", help="average over batches: the old mean and variance weigh M"
+    )
+    forgetting.add_argument("--halflife", type=float, metavar="H", help="a row counts half as much after H later rows")
     forgetting.add_argument("--window", type=int, metavar="N", help="learn the last N rows only")
     fit.add_argument("--eps", type=float, default=0.0, help="added to the variance (%(default)s)")
     fit.add_argument("--ddof", type=float, default=0.0, help="the variance divides by n - ddof (%(default)s)")
     fit.add_argument("--clip", type=float, metavar="C", help="let transform limit its results to -C..C")
     fit.add_argument("--batch-rows", type=int, metavar="N", help="rows learned at a time (as many as make 8 MiB)")
     which = fit.add_mutually_exclusive_group()
-    which.add_argument("--columns", metavar="A,B,C", help="only these, in this order (all that hold numbers)")
-    which.add_argument("--exclude", metavar="A,B,C", help="all that hold numbers but these: a label, say")
+    which.add_argument("--columns", metavar="A,B,C", help="only these, in this order (default: all numbers)")
+    which.add_argument("--exclude", metavar="A,B,C", help="not these: a label, say")
     fit.add_argument("--weights", metavar="COLUMN", help="the column that holds sample weights")
     fit.add_argument("--resume", action="store_true", help="go on from OUT.partial if it is there")
     fit.add_argument("--force", action="store_true", help="replace whatever file OUT is")
@@ -145,7 +147,8 @@ def _add_file_commands(add: Callable[..., Parser]) -> None:
         "transform",
         "normalize files of any size",
         "Normalize the columns that the state knows, by name; others stay as they are, in their place. "
-        f"The formats follow from the endings of the files: {TABLES}. Several files go to a folder.",
+        f"The formats follow from the endings of the files: {TABLES}. Several files go to a folder, "
+        "under their own names.",
         "examples: bncpu transform state.json measured.csv -o normalized.parquet; "
         "bncpu transform state.json measured -o normalized/",
     )
@@ -166,7 +169,13 @@ def _add_file_commands(add: Callable[..., Parser]) -> None:
     report.add_argument("state", type=Path, metavar="STATE", help="what bncpu fit wrote")
     _add_inputs(report)
     report.add_argument("--json", action="store_true", help="print every figure as JSON")
-    report.add_argument("--min-shift", type=float, default=0.1, metavar="S", help="what is remarked on (%(default)s)")
+    report.add_argument(
+        "--min-shift",
+        type=float,
+        default=0.1,
+        metavar="S",
+        help="remark on means that moved by S standard deviations (%(default)s)",
+    )
     report.add_argument(
         "--max-shift",
         type=float,
@@ -217,7 +226,7 @@ def _add_reading(parser: Parser) -> None:
         "--header", action=argparse.BooleanOptionalAction, help="whether the first line has the names of the columns"
     )
     text.add_argument("--missing", action="append", default=[], metavar="TEXT", help="a missing value; may be repeated")
-    text.add_argument("--strict", action="store_true", help="what would be said is an error: nothing is guessed")
+    text.add_argument("--strict", action="store_true", help="stop where a note about a guess would be printed")
     text.add_argument("--quiet", action="store_true", help="say nothing but errors")
 
 
