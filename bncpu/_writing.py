@@ -178,17 +178,24 @@ def _arrow_table(arrow: Any, result: Result) -> Any:
 def _plain(arrow: Any, column: Any) -> Any:
     """A column in a type that every format can hold, with the same values."""
     types, kind = arrow.types, column.type
+    plain = {"string_view": arrow.large_string(), "binary_view": arrow.large_binary()}
     if types.is_dictionary(kind):
-        if "view" not in str(kind.value_type):
+        values = plain.get(str(kind.value_type))
+        if values is None:
             return column.unify_dictionaries() if column.num_chunks > 1 else column
-        kinds = {"string_view": arrow.large_string(), "binary_view": arrow.large_binary()}
-        values = kinds[str(kind.value_type)]
-        return arrow.chunked_array(
-            [chunk.dictionary.cast(values).take(chunk.indices) for chunk in column.chunks], values
-        )
-    if str(kind) == "string_view":
-        return column.cast(arrow.large_string())
-    return column.cast(arrow.large_binary()) if str(kind) == "binary_view" else column
+        chunks = [_cast(arrow, chunk.dictionary, values).take(chunk.indices) for chunk in column.chunks]
+        return arrow.chunked_array(chunks, values)
+    values = plain.get(str(kind))
+    if values is None:
+        return column
+    return arrow.chunked_array([_cast(arrow, chunk, values) for chunk in column.chunks], values)
+
+
+def _cast(arrow: Any, array: Any, kind: Any) -> Any:
+    try:
+        return array.cast(kind)
+    except NotImplementedError:  # by pyarrow 17
+        return arrow.array(array.to_pylist(), kind)
 
 
 def _with_types(metadata: dict[bytes, bytes] | None, types: dict[str, str]) -> dict[bytes, bytes] | None:

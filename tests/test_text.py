@@ -44,10 +44,15 @@ def fit(path, *more):
     return status, BatchNormTransformer.load(state) if state.exists() else None
 
 
+def exactly(path):
+    """A CSV as pandas reads it, with every digit."""
+    return pd.read_csv(path, float_precision="round_trip")
+
+
 def read_by_others(path):
     """What a result holds, which pandas, polars and DuckDB must all be able to open."""
     by_pandas, by_polars, by_duckdb = {
-        ".csv": (pd.read_csv, polars.read_csv, duckdb.read_csv),
+        ".csv": (exactly, polars.read_csv, duckdb.read_csv),
         ".parquet": (pd.read_parquet, polars.read_parquet, duckdb.read_parquet),
         ".arrow": (pd.read_feather, polars.read_ipc, None),
         ".feather": (pd.read_feather, polars.read_ipc, None),
