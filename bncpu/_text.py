@@ -137,9 +137,9 @@ class Text(Columnar):
         if given is None:
             return None
         try:
-            assert isinstance("".encode(given), bytes)  # an encoding of text, not of bytes
+            "".encode(given)  # fails for one of bytes, such as zlib
             return "utf-8-sig" if codecs.lookup(given).name == "utf-8" else given
-        except (AssertionError, LookupError, TypeError, ValueError):
+        except (LookupError, TypeError, ValueError):
             raise Located(f"--encoding must be one of text that Python knows, got {given!r}") from None
 
     def encoding_of(self, head: bytes) -> str:
