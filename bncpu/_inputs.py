@@ -158,6 +158,7 @@ class Numbers(NamedTuple):
 
     columns: list[str]
     left_out: list[str]  # columns that are not numbers
+    said: list[str]  # what was found out about the file
     n_batches: int | None  # None where the file does not tell
     batches: Iterator[NDArray[Any]]  # of shape (n_rows, n_columns), each overwritten by the second after it
 
@@ -175,4 +176,5 @@ def read(path: Path, n_batches: int = 1, reading: Reading | None = None) -> Numb
     step = max(1, min(most, -(-(about or most) // n_batches)))
     batches = _tables.cut(table.pieces(names), names, step, table.dtype(names), table.order)
     left_out = [name for name in table.columns if name not in set(names)]
-    return Numbers(names, left_out, None if about is None else -(-about // step), (batch.X for batch in batches))
+    n = None if about is None else -(-about // step)
+    return Numbers(names, left_out, table.said, n, (batch.X for batch in batches))

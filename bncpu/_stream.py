@@ -283,8 +283,8 @@ class Learning:
     def of(self, tables: Sequence[Table], batches: Iterator[Batch], label: str) -> Iterator[None]:
         """Learn all batches; yields after each."""
         bn, (first,) = self.bn, self.after
-        mapped = all(isinstance(table, _tables.Npy) and table.order == "C" for table in tables)
-        with progress(self.stream, label) as show, room_for(beside=not mapped):
+        arrays = all(isinstance(table, _tables.Npy) and table.order == "C" for table in tables)
+        with progress(self.stream, label) as show, room_for(beside=not arrays):
             for n, batch in enumerate(_tables.ahead_of(tables, batches), first):
                 self.after = {n: self.after[n], n + 1: self.after[n] + len(batch.X)}
                 try:

@@ -60,12 +60,13 @@ def write(path: Path, file: BinaryIO, ending: str, results: Iterable[Result], ra
 
 def _refuse_what_text_cannot_hold(arrow: Any, kind: type[_tables.Table], schema: Any) -> None:
     """Refuse columns that CSV, or JSON, have no form for."""
+    if not issubclass(kind, _text.Text):
+        return
     types = arrow.types
+    tests = [types.is_binary, types.is_large_binary, types.is_fixed_size_binary]
+    tests += [types.is_nested] if issubclass(kind, _text.Csv) else []
     for field in schema:
-        tests = [types.is_binary, types.is_large_binary, types.is_fixed_size_binary]
-        tests += [types.is_nested] if issubclass(kind, _text.Csv) else []
-        odd = any(test(field.type) for test in tests) or isinstance(field.type, arrow.BaseExtensionType)
-        if odd and issubclass(kind, _text.Text):
+        if any(test(field.type) for test in tests) or isinstance(field.type, arrow.BaseExtensionType):
             raise ValueError(f"the column {field.name!r} ({field.type}) cannot be written as text")
 
 

@@ -82,7 +82,7 @@ def _parser() -> Parser:
         "of a file, through BatchNormTransformer; compare with StandardScaler. A file is never loaded whole.",
         "examples: bncpu demo; bncpu demo measurements.parquet --picture settling.png",
     )
-    demo.add_argument("file", type=Path, nargs="?", metavar="FILE", help="a table in .npy, .csv or .parquet")
+    demo.add_argument("file", type=Path, nargs="?", metavar="FILE", help="a table, as bncpu fit takes it")
     demo.add_argument("--picture", type=Path, default=Path("bncpu-demo.png"), help="where to save it (%(default)s)")
     demo.add_argument(
         "--rows", type=int, default=None, help="use only the first so many rows of FILE, or of each photograph"
@@ -239,9 +239,10 @@ def _demo(parser: Parser, options: argparse.Namespace) -> Work:
     _in_existing_folder(parser, "--picture", options.picture)
 
     def work() -> None:
-        from bncpu import demo
+        from bncpu import _files, _tables, demo
 
-        demo.run(options.picture, options.file, options.rows)
+        with _files.temporary_files(_tables.Reading()) as reading:
+            demo.run(options.picture, options.file, options.rows, reading)
 
     return work
 

@@ -19,7 +19,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from bncpu import BatchNormTransformer, _inputs, _pictures
+from bncpu import BatchNormTransformer, _inputs, _pictures, _tables
 from bncpu._kernels import max_threads
 
 try:
@@ -53,7 +53,9 @@ class Stream(NamedTuple):
     n_rows: int
 
 
-def run(picture: Path, file: Path | None = None, rows: int | None = None) -> None:
+def run(
+    picture: Path, file: Path | None = None, rows: int | None = None, reading: _tables.Reading | None = None
+) -> None:
     """Run the demo, and save `picture`. With `rows`, use only so many rows of the file, or of each photograph."""
     _pictures.may_replace(picture)
     console = Console(highlight=False, soft_wrap=True)
@@ -70,8 +72,10 @@ def run(picture: Path, file: Path | None = None, rows: int | None = None) -> Non
             "Running standard deviation\nbrightness of the centre pixel (0-255)": seen.stds,
         }
     else:
-        table = _inputs.read(file, n_batches=20)
+        table = _inputs.read(file, n_batches=20, reading=reading)
         console.print(f"[bold]{escape(file.name)}[/bold], read batch by batch")
+        for line in table.said:
+            console.print(f"  {escape(line)}")
         if table.left_out:
             console.print(f"  left out, not numbers: {escape(', '.join(table.left_out))}")
         seen = stream(console, first_rows(table.batches, rows), None if rows else table.n_batches, table.columns)

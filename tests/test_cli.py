@@ -5,12 +5,13 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from own_process import run
 
-from bncpu import __version__, cli
+from bncpu import __version__, _inputs, cli
 
 
 @pytest.mark.parametrize(
@@ -44,6 +45,14 @@ def test_wrong_arguments_exit_with_2(arguments, message, capsys):
         cli.main(arguments)
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_formats_that_can_be_asked_for_are_those_that_are_read():
+    """`cli` lists them again, as it imports no reader to show its help."""
+    asked = {f".{name}" for name in cli.FORMATS}
+    assert asked == {_inputs.format_of(Path("-"), name) for name in cli.FORMATS} <= set(_inputs.FORMATS)
+    assert set(_inputs.FORMATS) - asked == {".feather", ".ipc", ".ndjson"}
+    assert ("", *_inputs.COMPRESSED) == cli.COMPRESSIONS
 
 
 def test_the_version_is_printed(capsys):

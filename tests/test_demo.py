@@ -35,7 +35,7 @@ def test_demo_streams_checks_times_and_draws(tmp_path, capsys):
     check_picture(picture)
 
 
-@pytest.mark.parametrize("kind", ["npy", "csv", "parquet"])
+@pytest.mark.parametrize("kind", ["npy", "csv", "csv.gz", "parquet"])
 def test_demo_of_a_file_shows_its_columns(kind, tmp_path, capsys):
     frame = pd.DataFrame(normal(0, (5000, 15)) + 3).rename(columns="c$[{}]".format)
     frame.iloc[::2, 1] = np.nan
@@ -43,7 +43,7 @@ def test_demo_of_a_file_shows_its_columns(kind, tmp_path, capsys):
     path = tmp_path / f"mine.{kind}"
     if kind == "npy":
         np.save(path, frame.to_numpy())
-    elif kind == "csv":
+    elif kind.startswith("csv"):
         frame.assign(name="x").to_csv(path, index=False)
     else:
         frame.assign(name="x").to_parquet(path)
