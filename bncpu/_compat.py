@@ -56,8 +56,11 @@ UNWATCHED = _Unwatched()
 
 
 def is_watched(estimator: Any) -> bool:
-    """Whether the estimator, or one that it is part of, has callbacks."""
-    return hasattr(estimator, "_skl_callbacks") or hasattr(estimator, "_parent_callback_ctx")
+    """Whether the estimator, or the one around it, has callbacks. A Pipeline has a context without any, too."""
+    if hasattr(estimator, "_skl_callbacks"):
+        return True
+    context = getattr(estimator, "_parent_callback_ctx", None)
+    return context is not None and bool(getattr(context, "_callbacks", True))
 
 
 def fit_task(estimator: Any, n_batches: int) -> Any:

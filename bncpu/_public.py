@@ -4,6 +4,7 @@ from importlib.metadata import version
 
 from bncpu import _dispatch, gpu  # noqa: F401  (_dispatch first: it says so if there is no compiled kernel)
 from bncpu._versions import show_versions
+from bncpu.accel import patch_sklearn, unpatch_sklearn
 from bncpu.buffers import release_buffers, set_buffer_limit
 from bncpu.display import BatchNormDisplay
 from bncpu.folding import fold_conv, fold_linear
@@ -33,9 +34,9 @@ from bncpu.layer_norms import (
     rms_norm_forward,
 )
 from bncpu.moments import BackwardSums, Moments
-from bncpu.pipelines import simplify
+from bncpu.pipelines import concatenate, simplify, streaming_pipeline
 from bncpu.saved import SavedStatistics
-from bncpu.transformer import BatchNormTransformer, concatenate
+from bncpu.transformer import BatchNormTransformer
 
 __version__ = version("bncpu")
 
@@ -66,6 +67,7 @@ __all__ = [
     "layer_norm_backward",
     "layer_norm_forward",
     "merge",
+    "patch_sklearn",
     "release_buffers",
     "rms_norm",
     "rms_norm_backward",
@@ -73,4 +75,6 @@ __all__ = [
     "set_buffer_limit",
     "show_versions",
     "simplify",
+    "streaming_pipeline",
+    "unpatch_sklearn",
 ]

@@ -1,19 +1,25 @@
-"""Fold a fitted transformer into the linear model behind it: one step less, the same predictions."""
+"""What is made of transformers: a pipeline that learns in batches, one without the transformer, several joined."""
 
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn import get_config
+from sklearn.exceptions import NotFittedError
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.utils import get_tags
+from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
+from bncpu import _names
+from bncpu import state as states
 from bncpu._infinities import some
+from bncpu.state import State
 from bncpu.transformer import BatchNormTransformer
-
-if TYPE_CHECKING:
-    from sklearn.pipeline import Pipeline
 
 # Models whose predictions depend on X only by X @ coef_.T + intercept_. Listed by module and name, as importing them
 # takes time. Not SGDOneClassSVM: its score_samples is X @ coef_.T alone, which has no place for the mean.
@@ -28,6 +34,185 @@ LINEAR = {
     },
     "svm": {"LinearSVC", "LinearSVR"},
 }  # fmt: skip
+
+
+def _last_learns_in_batches(pipeline: Pipeline) -> bool:
+    last = pipeline.steps[-1][1]
+    return last is None or last == "passthrough" or _learns(last)
+
+
+def _learns(step: Any) -> bool:
+    return hasattr(step, "partial_fit") and not _is_frozen(step)
+
+
+class StreamingPipeline(Pipeline):  # numpydoc ignore=PR02
+    """A Pipeline with :meth:`partial_fit`; :func:`streaming_pipeline` makes it.
+
+    Parameters
+    ----------
+    steps : list of tuple of (str, estimator)
+        As in :class:`sklearn.pipeline.Pipeline`.
+    transform_input : list of str, optional
+        As there, with metadata routing, in scikit-learn 1.6 and later; :meth:`partial_fit` does not use it.
+    memory : str or joblib.Memory, optional
+        As there; :meth:`partial_fit` does not use it.
+    verbose : bool, default=False
+        As there; :meth:`partial_fit` prints nothing.
+
+    Examples
+    --------
+    >>> from sklearn.linear_model import SGDRegressor
+    >>> from bncpu import BatchNormTransformer
+    >>> from bncpu.pipelines import StreamingPipeline
+    >>> pipeline = StreamingPipeline([("scale", BatchNormTransformer()), ("model", SGDRegressor(random_state=0))])
+    >>> pipeline.partial_fit([[0.0], [1.0]], [0.0, 1.0]).predict([[1.0]]).shape
+    (1,)
+    """
+
+    @available_if(_last_learns_in_batches)
+    def partial_fit(self, X: Any, y: Any = None, *, classes: Any = None, **params: Any) -> StreamingPipeline:
+        """Learn from the next batch: each step in turn, from what the steps before it, which have learned, make of it.
+
+        A transformer without ``partial_fit`` only transforms: it must need no fit, or have been fitted. If a step
+        refuses its batch, no transformer before it has learned from that.
+
+        Parameters
+        ----------
+        X : array-like or sparse matrix of shape (n_samples, n_features)
+            Whatever the first step takes.
+        y : array-like of shape (n_samples,), optional
+            What the last step is to predict. Every step gets it.
+        classes : array-like of shape (n_classes,), optional
+            For the last step, if it is a classifier: all classes that will come. It needs them at the first batch.
+        **params : dict
+            For a step's ``partial_fit``: ``step__name=value``; with metadata routing on, ``name=value`` for the steps
+            that have requested it.
+
+        Returns
+        -------
+        StreamingPipeline
+            Itself.
+
+        Raises
+        ------
+        TypeError
+            If a transformer can neither learn in batches nor transform without a fit.
+        ValueError
+            If `params` names no step, or a step refuses its batch.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from sklearn.datasets import load_wine
+        >>> from sklearn.linear_model import SGDClassifier
+        >>> from bncpu import BatchNormTransformer, streaming_pipeline
+        >>> X, y = load_wine(return_X_y=True)
+        >>> order = np.random.default_rng(0).permutation(len(X))
+        >>> pipeline = streaming_pipeline(BatchNormTransformer(), SGDClassifier(random_state=0))
+        >>> for rows in np.array_split(order, 6):
+        ...     pipeline = pipeline.partial_fit(X[rows], y[rows], classes=[0, 1, 2])
+        >>> pipeline.score(X, y) > 0.9
+        True
+        """
+        self._validate_steps()
+        routed = self._params_of_steps(params)
+        steps = [(name, step) for name, step in self.steps if step is not None and step != "passthrough"]
+        for name, step in steps[:-1]:
+            _check_learns_or_transforms(name, step)
+        if classes is not None:
+            routed[steps[-1][0]]["classes"] = classes
+        before: list[tuple[Any, dict[str, Any]]] = []
+        try:
+            for name, step in steps:
+                is_last = step is steps[-1][1]
+                if _learns(step):
+                    if not is_last:
+                        before.append((step, vars(step)))
+                        step.__dict__ = copy.deepcopy(vars(step))
+                    step.partial_fit(X, y, **routed[name])
+                if not is_last:
+                    X = step.transform(X)
+        except BaseException:
+            for step, attributes in before:
+                step.__dict__ = attributes
+            raise
+        return self
+
+    def _params_of_steps(self, params: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        """What goes to the ``partial_fit`` of each step, by the step's name."""
+        if get_config()["enable_metadata_routing"]:
+            router = MetadataRouter(owner=self)
+            mapping = MethodMapping().add(caller="partial_fit", callee="partial_fit")
+            for name, step in self.steps:
+                if _learns(step):
+                    router.add(method_mapping=mapping, **{name: step})
+            router.validate_metadata(params=params, method="partial_fit")
+            routed = router.route_params(params=params, caller="partial_fit")
+            return {name: dict(routed[name].partial_fit) if name in routed else {} for name, _ in self.steps}
+        found: dict[str, dict[str, Any]] = {name: {} for name, _ in self.steps}
+        for key, value in params.items():
+            name, separator, parameter = key.partition("__")
+            if not separator or name not in found:
+                raise ValueError(
+                    f"{key}= must name a step of this pipeline, as {self.steps[-1][0]}__{parameter or key}= does; its "
+                    f"steps are {', '.join(found)}"
+                )
+            found[name][parameter] = value
+        return found
+
+
+def _check_learns_or_transforms(name: str, step: Any) -> None:
+    if _learns(step) or not get_tags(step).requires_fit:
+        return
+    try:
+        check_is_fitted(step)
+    except NotFittedError:
+        raise TypeError(
+            f"step {name!r} has no partial_fit and is not fitted: fit {type(step).__name__} before, or use another, as "
+            "IncrementalPCA for PCA"
+        ) from None
+
+
+def streaming_pipeline(*steps: Any, memory: Any = None, verbose: bool = False) -> StreamingPipeline:
+    """A scikit-learn Pipeline that learns in batches: its ``partial_fit`` goes through all steps.
+
+    Parameters
+    ----------
+    *steps : estimator
+        Transformers, and at the end any estimator; their names are made as in :func:`sklearn.pipeline.make_pipeline`.
+    memory : str or joblib.Memory, optional
+        For ``fit``, as in make_pipeline.
+    verbose : bool, default=False
+        For ``fit``, as in make_pipeline.
+
+    Returns
+    -------
+    StreamingPipeline
+        A :class:`~sklearn.pipeline.Pipeline` in every other respect.
+
+    See Also
+    --------
+    bncpu.pipelines.StreamingPipeline : What it returns, with names of your own for the steps.
+
+    Notes
+    -----
+    A step learns from what the steps before it made of the batch, as they were then. So the first batches are scaled by
+    statistics of few rows. If that matters, let the scaler learn from a first pass, and freeze it
+    (:class:`sklearn.frozen.FrozenEstimator`).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn.cluster import MiniBatchKMeans
+    >>> from sklearn.decomposition import IncrementalPCA
+    >>> from bncpu import BatchNormTransformer, streaming_pipeline
+    >>> pipeline = streaming_pipeline(BatchNormTransformer(), IncrementalPCA(2), MiniBatchKMeans(2, random_state=0))
+    >>> for batch in np.random.default_rng(0).normal(size=(5, 100, 8)):
+    ...     pipeline = pipeline.partial_fit(batch)
+    >>> pipeline.predict(batch).shape
+    (100,)
+    """
+    return StreamingPipeline(make_pipeline(*steps).steps, memory=memory, verbose=verbose)
 
 
 def simplify(pipeline: Pipeline, *, strict: bool = False) -> Pipeline:
@@ -86,8 +271,6 @@ def simplify(pipeline: Pipeline, *, strict: bool = False) -> Pipeline:
     >>> bool(np.abs(deployed.predict_proba(X) - pipeline.predict_proba(X)).max() < 1e-12)
     True
     """
-    from sklearn.pipeline import Pipeline
-
     if not isinstance(pipeline, Pipeline):
         raise TypeError(f"pipeline must be a scikit-learn Pipeline, got {type(pipeline).__name__}")
     check_is_fitted(pipeline)
@@ -101,6 +284,66 @@ def simplify(pipeline: Pipeline, *, strict: bool = False) -> Pipeline:
     folded = _folded(model, normalizer._state.forward, normalizer)
     simple.steps = [*copy.deepcopy(pipeline.steps[:-2]), (pipeline.steps[-1][0], folded)]
     return simple
+
+
+def concatenate(*transformers: BatchNormTransformer) -> BatchNormTransformer:
+    """Join transformers of different features: one that does to all of them what each does to its own.
+
+    Parameters
+    ----------
+    *transformers : BatchNormTransformer
+        Fitted, of one class, with the same parameters but for `gamma` and `beta`, which are joined. All with names of
+        features, or none. Their numbers of samples may differ. Those with `halflife` or `momentum` are taken to end at
+        the same row; with `momentum` after as many batches. With `window` they must hold the same rows.
+
+    Returns
+    -------
+    BatchNormTransformer
+        A new one, with the features of the first, then those of the second, and so on. `n_batches_seen_` is the
+        largest. It can go on learning.
+
+    Raises
+    ------
+    NotFittedError
+        If one has learned nothing.
+    TypeError
+        If one is no BatchNormTransformer, or of another class than the first.
+    ValueError
+        If there is none, their parameters or kinds differ, or two features have the same name.
+
+    See Also
+    --------
+    BatchNormTransformer.select : The way back.
+    BatchNormTransformer.merge : The same features of more samples.
+
+    Examples
+    --------
+    >>> from bncpu import BatchNormTransformer, concatenate
+    >>> height, weight = BatchNormTransformer().fit([[1.6], [1.8]]), BatchNormTransformer().fit([[60.0], [80.0]])
+    >>> concatenate(height, weight).transform([[1.8, 70.0]]).round(6)
+    array([[1., 0.]])
+    """
+    if not transformers:
+        raise ValueError("transformers must be at least one, got none")
+    kind = type(transformers[0])
+    for t in transformers:
+        if type(t) is not kind or not issubclass(kind, BatchNormTransformer):
+            raise TypeError(f"transformers must be of one class, a BatchNormTransformer, got {type(t).__name__}")
+        check_is_fitted(t)
+    parts = [t._as_it_is() for t in transformers]
+    made, sizes = parts[0]._apart(), [part.n_features_in_ for part in parts]
+    states.alike(parts)
+    names = _names.joined_names([getattr(part, "feature_names_in_", None) for part in parts])
+    for name, default in states.OF_FEATURES.items():
+        values = [getattr(part, name) for part in parts]
+        for own, size in zip(values, sizes, strict=True):
+            states.finite_per_channel(name, own, size)
+        setattr(made, name, states.joined(values, sizes, default))
+    made._state = State.beside([part._state for part in parts])
+    made.n_features_in_ = sum(sizes)
+    if names is not None:
+        made.feature_names_in_ = names
+    return made
 
 
 def _last_two(pipeline: Pipeline) -> tuple[Any, Any]:

@@ -1059,66 +1059,6 @@ class BatchNormTransformer(LayerMixin, CallbackSupportMixin, OneToOneFeatureMixi
         return tags
 
 
-def concatenate(*transformers: BatchNormTransformer) -> BatchNormTransformer:
-    """Join transformers of different features: one that does to all of them what each does to its own.
-
-    Parameters
-    ----------
-    *transformers : BatchNormTransformer
-        Fitted, of one class, with the same parameters but for `gamma` and `beta`, which are joined. All with names of
-        features, or none. Their numbers of samples may differ. Those with `halflife` or `momentum` are taken to end at
-        the same row; with `momentum` after as many batches. With `window` they must hold the same rows.
-
-    Returns
-    -------
-    BatchNormTransformer
-        A new one, with the features of the first, then those of the second, and so on. `n_batches_seen_` is the
-        largest. It can go on learning.
-
-    Raises
-    ------
-    NotFittedError
-        If one has learned nothing.
-    TypeError
-        If one is no BatchNormTransformer, or of another class than the first.
-    ValueError
-        If there is none, their parameters or kinds differ, or two features have the same name.
-
-    See Also
-    --------
-    BatchNormTransformer.select : The way back.
-    BatchNormTransformer.merge : The same features of more samples.
-
-    Examples
-    --------
-    >>> from bncpu import BatchNormTransformer, concatenate
-    >>> height, weight = BatchNormTransformer().fit([[1.6], [1.8]]), BatchNormTransformer().fit([[60.0], [80.0]])
-    >>> concatenate(height, weight).transform([[1.8, 70.0]]).round(6)
-    array([[1., 0.]])
-    """
-    if not transformers:
-        raise ValueError("transformers must be at least one, got none")
-    kind = type(transformers[0])
-    for t in transformers:
-        if type(t) is not kind or not issubclass(kind, BatchNormTransformer):
-            raise TypeError(f"transformers must be of one class, a BatchNormTransformer, got {type(t).__name__}")
-        check_is_fitted(t)
-    parts = [t._as_it_is() for t in transformers]
-    made, sizes = parts[0]._apart(), [part.n_features_in_ for part in parts]
-    states.alike(parts)
-    names = _names.joined_names([getattr(part, "feature_names_in_", None) for part in parts])
-    for name, default in states.OF_FEATURES.items():
-        values = [getattr(part, name) for part in parts]
-        for own, size in zip(values, sizes, strict=True):
-            states.finite_per_channel(name, own, size)
-        setattr(made, name, states.joined(values, sizes, default))
-    made._state = State.beside([part._state for part in parts])
-    made.n_features_in_ = sum(sizes)
-    if names is not None:
-        made.feature_names_in_ = names
-    return made
-
-
 def _fitted(t: BatchNormTransformer) -> dict[str, Any]:
     """The attributes that `t` was fitted to."""
     return {name: value for name, value in vars(t).items() if name in FITTED}

@@ -1,22 +1,28 @@
-"""A pipeline without its normalizing step predicts what it did."""
+"""A pipeline without its normalizing step predicts what it did; one that learns in batches, what its steps learn."""
 
 import importlib
 import inspect
+import pickle
 
 import numpy as np
 import pytest
+import sklearn
+from sklearn.base import BaseEstimator, TransformerMixin, clone
+from sklearn.cluster import MiniBatchKMeans
 from sklearn.datasets import load_diabetes, load_wine
-from sklearn.decomposition import PCA
+from sklearn.decomposition import PCA, IncrementalPCA
 from sklearn.exceptions import NotFittedError
+from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.frozen import FrozenEstimator
-from sklearn.linear_model import LinearRegression, LogisticRegression, SGDOneClassSVM
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.linear_model import LinearRegression, LogisticRegression, SGDClassifier, SGDOneClassSVM, SGDRegressor
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import FunctionTransformer, Normalizer, StandardScaler
 from sklearn.svm import SVC
 from sklearn.tree import DecisionTreeClassifier
 
-from bncpu import BatchNormTransformer, simplify
-from bncpu.pipelines import LINEAR
+import bncpu.sklearn
+from bncpu import BatchNormTransformer, simplify, streaming_pipeline
+from bncpu.pipelines import LINEAR, StreamingPipeline
 
 PARAMETERS = [{}, {"eps": 1e-3, "gamma": np.linspace(-1, 2, 10), "beta": np.linspace(-1, 1, 10)}]
 
@@ -163,3 +169,147 @@ def test_what_is_no_fitted_pipeline_is_refused():
         simplify(LinearRegression())
     with pytest.raises(NotFittedError):
         simplify(make_pipeline(BatchNormTransformer(), LinearRegression()))
+
+
+# ---- pipelines that learn in batches ----
+
+X, Y = load_wine(return_X_y=True)
+ORDER = np.random.default_rng(0).permutation(len(X))
+BATCHES = [(X[rows], Y[rows]) for rows in np.array_split(ORDER, 6)]
+
+
+@pytest.mark.parametrize("scaler", [BatchNormTransformer, StandardScaler, bncpu.sklearn.StandardScaler])
+def test_the_steps_learn_one_after_the_other(scaler):
+    pipeline = streaming_pipeline(scaler(), IncrementalPCA(5), SGDClassifier(random_state=0))
+    scale, pca, model = scaler(), IncrementalPCA(5), SGDClassifier(random_state=0)
+    for x, y in BATCHES:
+        assert pipeline.partial_fit(x, y, classes=[0, 1, 2]) is pipeline
+        z = scale.partial_fit(x).transform(x)
+        model.partial_fit(pca.partial_fit(z).transform(z), y, classes=[0, 1, 2])
+    np.testing.assert_array_equal(pipeline[-1].coef_, model.coef_)
+    np.testing.assert_array_equal(pipeline.predict(X), model.predict(pca.transform(scale.transform(X))))
+    assert pipeline.score(X, Y) > 0.9
+
+
+def test_it_is_a_pipeline_in_every_other_respect():
+    steps = BatchNormTransformer(), LogisticRegression()
+    ours, theirs = streaming_pipeline(*steps, verbose=True), make_pipeline(*map(clone, steps))
+    assert isinstance(ours, Pipeline)
+    assert [name for name, _ in ours.steps] == [name for name, _ in theirs.steps]
+    assert ours.verbose
+    assert not hasattr(ours, "partial_fit")  # as LogisticRegression has none
+    ours.set_params(verbose=False)
+    np.testing.assert_array_equal(ours.fit(X, Y).predict_proba(X), theirs.fit(X, Y).predict_proba(X))
+    for other in (clone(ours), pickle.loads(pickle.dumps(ours))):
+        assert type(other) is StreamingPipeline
+    assert type(ours[:1]) is StreamingPipeline
+
+
+def test_clusters():
+    pipeline = streaming_pipeline(BatchNormTransformer(), MiniBatchKMeans(3, random_state=0, n_init=1))
+    for x, _ in BATCHES:
+        pipeline.partial_fit(x)
+    assert pipeline.predict(X).shape == (len(X),)
+
+
+def test_the_last_step_may_be_a_transformer_or_pass_through():
+    alone = BatchNormTransformer()
+    pipelines = [streaming_pipeline(BatchNormTransformer()), streaming_pipeline(BatchNormTransformer(), "passthrough")]
+    for x, _ in BATCHES:
+        alone.partial_fit(x)
+        for pipeline in pipelines:
+            pipeline.partial_fit(x)
+    for pipeline in pipelines:
+        np.testing.assert_array_equal(pipeline.transform(X), alone.transform(X))
+
+
+def test_transformers_that_do_not_learn():
+    frozen = FrozenEstimator(StandardScaler().fit(X))
+    pipeline = streaming_pipeline(FunctionTransformer(np.log1p), Normalizer(), None, SGDRegressor(random_state=0))
+    frozen_first = streaming_pipeline(frozen, SGDRegressor(random_state=0))
+    for x, y in BATCHES:
+        pipeline.partial_fit(x, y)
+        frozen_first.partial_fit(x, y)
+    np.testing.assert_array_equal(frozen.estimator.mean_, StandardScaler().fit(X).mean_)
+    text = streaming_pipeline(HashingVectorizer(n_features=16), SGDClassifier(random_state=0))
+    assert text.partial_fit(["good", "bad"], [1, 0], classes=[0, 1]).predict(["good"]).shape == (1,)
+
+
+def test_a_transformer_that_cannot_learn_in_batches_is_named():
+    pipeline = streaming_pipeline(BatchNormTransformer(), PCA(2), SGDClassifier())
+    with pytest.raises(TypeError, match=r"step 'pca' has no partial_fit and is not fitted: fit PCA before"):
+        pipeline.partial_fit(*BATCHES[0], classes=[0, 1, 2])
+    assert not hasattr(pipeline[0], "n_features_in_")
+    pipeline[1].fit(X)
+    pipeline.partial_fit(*BATCHES[0], classes=[0, 1, 2])
+
+
+def test_a_refused_batch_changes_no_transformer():
+    pipeline = streaming_pipeline(BatchNormTransformer(), IncrementalPCA(3), SGDClassifier(random_state=0))
+    pipeline.partial_fit(*BATCHES[0], classes=[0, 1, 2])
+    before = pickle.dumps([step for _, step in pipeline.steps[:-1]])
+    for x, y in [(X[:9], Y[:8]), (X[:9, :3], Y[:9]), (X[:9] * np.inf, Y[:9])]:
+        with pytest.raises(ValueError):
+            pipeline.partial_fit(x, y, classes=[0, 1, 2])
+        assert pickle.dumps([step for _, step in pipeline.steps[:-1]]) == before
+
+
+class TestParameters:
+    """What goes to which step."""
+
+    W = np.linspace(0, 1, len(BATCHES[0][0]))
+
+    def test_by_the_name_of_the_step(self):
+        pipeline = streaming_pipeline(BatchNormTransformer(), SGDRegressor(random_state=0))
+        x, y = BATCHES[0]
+        pipeline.partial_fit(x, y, batchnormtransformer__sample_weight=self.W, sgdregressor__sample_weight=self.W)
+        np.testing.assert_array_equal(pipeline[0].mean_, BatchNormTransformer().fit(x, None, self.W).mean_)
+        z = pipeline[0].transform(x)
+        expected = SGDRegressor(random_state=0).partial_fit(z, y, self.W)
+        np.testing.assert_array_equal(pipeline[1].coef_, expected.coef_)
+
+    def test_by_request(self):
+        x, y = BATCHES[0]
+        with sklearn.config_context(enable_metadata_routing=True):
+            scaler = BatchNormTransformer().set_partial_fit_request(sample_weight=True, times=False)
+            model = SGDRegressor(random_state=0).set_partial_fit_request(sample_weight=False)
+            pipeline = streaming_pipeline(scaler, FunctionTransformer(), model).partial_fit(x, y, sample_weight=self.W)
+            with pytest.raises(TypeError, match="weights"):
+                pipeline.partial_fit(x, y, weights=self.W)
+        np.testing.assert_array_equal(pipeline[0].mean_, BatchNormTransformer().fit(x, None, self.W).mean_)
+        expected = SGDRegressor(random_state=0).partial_fit(pipeline[0].transform(x), y)
+        np.testing.assert_array_equal(pipeline[-1].coef_, expected.coef_)
+
+    @pytest.mark.parametrize("name", ["sample_weight", "nothing__sample_weight"])
+    def test_a_name_of_no_step(self, name):
+        pipeline = streaming_pipeline(BatchNormTransformer(), SGDRegressor())
+        with pytest.raises(ValueError, match=rf"{name}= must name a step .*sgdregressor__sample_weight="):
+            pipeline.partial_fit(*BATCHES[0], **{name: self.W})
+
+
+class Slow(TransformerMixin, BaseEstimator):
+    """A transformer that changes its arrays in place."""
+
+    def fit(self, X, y=None):
+        """Forget."""
+        self.seen_ = np.zeros(1)
+        return self.partial_fit(X)
+
+    def partial_fit(self, X, y=None):
+        """Count."""
+        if not hasattr(self, "seen_"):
+            self.seen_ = np.zeros(1)
+        self.seen_ += len(X)
+        return self
+
+    def transform(self, X):
+        """Nothing."""
+        return X
+
+
+def test_what_a_transformer_changes_in_place_is_restored():
+    pipeline = streaming_pipeline(Slow(), SGDRegressor())
+    pipeline.partial_fit(*BATCHES[0])
+    with pytest.raises(ValueError):
+        pipeline.partial_fit(X[:5], Y[:4])
+    assert pipeline[0].seen_ == len(BATCHES[0][0])

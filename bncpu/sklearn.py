@@ -1,0 +1,420 @@
+"""StandardScaler and scale of scikit-learn on our kernels, for code that is to stay as it is.
+
+Arguments, attributes, messages, and what counts as constant are scikit-learn's own code. Ours are the passes over the
+data. A call that the kernels cannot do is handed to scikit-learn's own method: :func:`calls` says which, and why.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import logging
+import os
+import pydoc
+import threading
+import warnings
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import sklearn
+import sklearn.preprocessing
+from numpy.typing import NDArray
+from scipy.sparse import issparse
+from sklearn import get_config
+from sklearn.preprocessing._data import _handle_zeros_in_scale, _is_constant_feature
+from sklearn.utils import assert_all_finite, check_array
+from sklearn.utils.validation import FLOAT_DTYPES, _check_sample_weight, validate_data
+
+from bncpu import _door, _kernels, moments
+from bncpu._batches import Dense
+from bncpu._compat import is_watched
+from bncpu.moments import Coefficients, Moments
+
+__all__ = ["StandardScaler", "calls", "scale"]
+
+THEIRS = {
+    name: vars(sklearn.preprocessing.StandardScaler)[name] for name in ("partial_fit", "transform", "inverse_transform")
+}
+
+LOGGER = logging.getLogger("bncpu.accel")
+if os.environ.get("BNCPU_ACCEL_LOG", "0") not in ("", "0"):
+    LOGGER.setLevel(logging.INFO)
+    LOGGER.addHandler(logging.StreamHandler())
+    LOGGER.handlers[-1].setFormatter(logging.Formatter("%(name)s: %(message)s"))
+
+
+class _NotOurs(Exception):
+    """Why scikit-learn has to do a call."""
+
+
+# What scalers have learned, not rounded: another attribute would be seen, by scikit-learn's tests, too.
+_exact: weakref.WeakKeyDictionary[Any, Moments] = weakref.WeakKeyDictionary()
+
+_counter: collections.Counter[tuple[str, str]] = collections.Counter()
+_counting = threading.Lock()
+
+
+def calls() -> dict[str, int]:
+    """How often our kernels did a call, or scikit-learn's code, and why; since Python was started.
+
+    ``fit`` is counted as ``partial_fit``, which it calls.
+
+    Returns
+    -------
+    dict of str to int
+        From what was called, by what it was done, and why that was scikit-learn's code, to a number of calls.
+
+    Examples
+    --------
+    >>> from bncpu.sklearn import StandardScaler, calls
+    >>> before = calls()
+    >>> fitted = StandardScaler().fit([[0.0], [4.0]])
+    >>> {call: n - before.get(call, 0) for call, n in calls().items() if n > before.get(call, 0)}
+    {'StandardScaler.partial_fit: bncpu': 1}
+    """
+    with _counting:
+        return {_sentence(*call): n for call, n in sorted(_counter.items())}
+
+
+def _sentence(name: str, why: str) -> str:
+    return f"{name}: {f'scikit-learn, because {why}' if why else 'bncpu'}"
+
+
+def _done(name: str, why: str, X: Any) -> None:
+    with _counting:
+        _counter[name, why] += 1
+    if LOGGER.isEnabledFor(logging.INFO):
+        kind = " ".join(str(part) for part in (getattr(X, "dtype", ""), getattr(X, "shape", "")) if str(part))
+        LOGGER.info("%s of %s", _sentence(name, why), f"{type(X).__name__} {kind}".rstrip())
+
+
+def _instead_of(theirs: Any, name: str) -> Callable[[Any], Any]:
+    """Decorate what does the same as `theirs`, a function of scikit-learn, or raises _NotOurs before it changes X."""
+
+    def decorated(ours: Any) -> Any:
+        @functools.wraps(theirs)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            why = ""
+            try:
+                result = ours(*args, **kwargs)
+            except _NotOurs as reason:
+                why = str(reason)
+            X = args[-1] if len(args) == 1 or name == "scale" else args[1]
+            _done(name, why, X)
+            return theirs(*args, **kwargs) if why else result
+
+        return call
+
+    return decorated
+
+
+class StandardScaler(sklearn.preprocessing.StandardScaler):  # numpydoc ignore=PR02
+    """The StandardScaler of scikit-learn, with passes over the data that are faster and more exact.
+
+    It takes, gives, raises and warns as :class:`sklearn.preprocessing.StandardScaler` [1]_ does, and is one.
+    Its attributes can be set. A pickle of it can be read without bncpu: it becomes scikit-learn's own then.
+
+    Statistics and results differ from scikit-learn's by rounding errors, mostly scikit-learn's; and a feature that is
+    missing from a whole batch keeps its statistics in ``partial_fit``, where scikit-learn's become NaN.
+
+    Our kernels read dense X: arrays of any number type and memory order, lists, DataFrames. Sparse X, arrays on a
+    device, negative weights, callbacks, and whatever is refused, are left to scikit-learn's own methods.
+
+    Parameters
+    ----------
+    copy : bool, default=True
+        If False, :meth:`transform` overwrites a float array that is in one piece.
+    with_mean : bool, default=True
+        Center.
+    with_std : bool, default=True
+        Scale to unit variance.
+
+    See Also
+    --------
+    bncpu.patch_sklearn : The same for every StandardScaler of a program.
+    bncpu.BatchNormTransformer : Merges, forgets, takes images, saves itself.
+
+    References
+    ----------
+    .. [1] Pedregosa et al. (2011), "Scikit-learn: Machine Learning in Python", JMLR 12, 2825-2830.
+
+    Examples
+    --------
+    >>> from bncpu.sklearn import StandardScaler
+    >>> scaler = StandardScaler().fit([[0.0], [4.0]])
+    >>> scaler.mean_, scaler.scale_
+    (array([2.]), array([2.]))
+    >>> scaler.transform([[4.0]])
+    array([[1.]])
+    """
+
+    @_instead_of(THEIRS["partial_fit"], "StandardScaler.partial_fit")
+    def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> StandardScaler:
+        """Learn from the next batch; documented by scikit-learn."""
+        _check_parameters(self)
+        if is_watched(self):
+            raise _NotOurs("it has callbacks")
+        new = not hasattr(self, "n_samples_seen_")
+        x, validated = _numbers(self, X, reset=new)
+        width, weighted = x.shape[1], sample_weight is not None
+        known, n_samples = _known(self, width)
+        dtype = x.dtype if x.dtype.kind == "f" else np.dtype(np.float64)
+        weights = _weights(sample_weight, x, dtype) if weighted else None
+        after, found = _learned(x, weights, known)
+        if new and not validated:
+            self.__dict__.pop("feature_names_in_", None)
+            self.n_features_in_ = width
+        seen = n_samples + found.count.astype(_dtype_of_counts(dtype, weighted))
+        if np.max(seen) == np.min(seen):  # as scikit-learn does
+            seen = seen[0]
+        _exact[self] = after
+        self.n_samples_seen_ = seen
+        self.mean_ = _mean(after)
+        self.var_ = self.scale_ = None
+        if self.with_std:
+            self.var_ = moments.variance(after)
+            constant = _is_constant_feature(self.var_, self.mean_, seen)
+            self.scale_ = _handle_zeros_in_scale(np.sqrt(self.var_), copy=False, constant_mask=constant)
+        return self
+
+    @_instead_of(THEIRS["transform"].__wrapped__, "StandardScaler.transform")
+    def transform(self, X: Any, copy: bool | None = None) -> Any:
+        """Center and scale; documented by scikit-learn."""
+        _check_parameters(self)
+        mean, scale = _fitted(self)
+        x, _ = _numbers(self, X, reset=False)
+        with np.errstate(divide="ignore"):
+            return _applied(x, mean, None if scale is None else 1 / scale, None, _may_overwrite(self, X, x, copy))
+
+    @_instead_of(THEIRS["inverse_transform"], "StandardScaler.inverse_transform")
+    def inverse_transform(self, X: Any, copy: bool | None = None) -> Any:
+        """Undo `transform`; documented by scikit-learn."""
+        _check_parameters(self)
+        mean, scale = _fitted(self)
+        x = _plain(X)
+        if x is None:
+            _refuse(X)
+            x = check_array(X, dtype=FLOAT_DTYPES, ensure_all_finite="allow-nan")
+        if x.shape[1] != self.n_features_in_:
+            raise _NotOurs("X has another width than in fit")
+        return _applied(x, None, scale, mean, _may_overwrite(self, X, x, copy))
+
+    def _get_doc_link(self) -> str:
+        link: str = sklearn.preprocessing.StandardScaler()._get_doc_link()
+        return link
+
+    def __copy__(self) -> StandardScaler:
+        made = object.__new__(type(self))
+        made.__dict__.update(vars(self))
+        return made
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if type(self) is not StandardScaler:
+            return super().__reduce_ex__(protocol)
+        # The class that is found where it is read: this one, or scikit-learn's.
+        ours = _Later(pydoc.locate, f"{__name__}.StandardScaler")
+        found = _Later(next, _Later(filter, None, (ours, sklearn.preprocessing.StandardScaler)))
+        return object.__new__, (found,), {**vars(self), "_sklearn_version": sklearn.__version__}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update({name: value for name, value in state.items() if name != "_sklearn_version"})
+
+
+class _Later:
+    """What pickle and deepcopy take for the result of a call."""
+
+    def __init__(self, function: Any, *args: Any) -> None:
+        self.call = function, args
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+@_instead_of(sklearn.preprocessing.scale, "scale")
+def scale(X: Any, *, axis: int = 0, with_mean: bool = True, with_std: bool = True, copy: bool = True) -> Any:
+    """Standardize along an axis; documented by scikit-learn."""
+    flags: tuple[Any, ...] = with_mean, with_std, copy
+    if axis not in (0, 1) or any(type(flag) is not bool for flag in flags):
+        raise _NotOurs("an argument is of another type, or none that is allowed")
+    if not (with_mean or with_std):
+        raise _NotOurs("there is nothing to do")
+    if not copy:
+        raise _NotOurs("copy is False")
+    x = _plain(X)
+    if x is None:
+        _refuse(X)
+        try:
+            x = check_array(X, dtype=FLOAT_DTYPES, ensure_all_finite="allow-nan")
+        except (TypeError, ValueError):
+            raise _NotOurs("X has not 2 axes, or is refused") from None
+    dtype = x.dtype if x.dtype.kind == "f" else np.dtype(np.float64)
+    x = x.T if axis else x
+    _, found = _learned(x, None, np.zeros((5, x.shape[1])))
+    if not found.count.all():
+        raise _NotOurs("a feature has no values")
+    divisor = None
+    if with_std:
+        divisor = np.sqrt(moments.variance(found))
+        constant = divisor < 10 * np.finfo(dtype).eps
+        if divisor[constant].any():
+            raise _NotOurs("a feature is nearly constant")
+        divisor[constant] = 1
+        divisor = 1 / divisor
+    y = _applied(x, found.mean if with_mean else None, divisor, None, False)
+    return y.T if axis else y
+
+
+def _check_parameters(scaler: Any) -> None:
+    if not (type(scaler.with_mean) is type(scaler.with_std) is type(scaler.copy) is bool):
+        raise _NotOurs("a parameter is not True or False")
+    if not (scaler.with_mean or scaler.with_std):
+        raise _NotOurs("it neither centers nor scales")
+
+
+def _refuse(X: Any) -> None:
+    """Leave to scikit-learn what it does not make an array in memory of."""
+    if issparse(X):
+        raise _NotOurs("X is sparse")
+    if get_config()["array_api_dispatch"] and type(X) is not np.ndarray:
+        raise _NotOurs("array_api_dispatch is on")
+
+
+def _plain(X: Any) -> NDArray[Any] | None:
+    """X, if it is an array that the kernels read as it is and scikit-learn would take; else None."""
+    if type(X) is not np.ndarray or X.ndim != 2 or not X.size:
+        return None
+    return X if X.dtype.kind in "biuf" and X.dtype.itemsize <= 8 and X.dtype.isnative else None
+
+
+def _numbers(scaler: Any, X: Any, *, reset: bool) -> tuple[NDArray[Any], bool]:
+    """X as an array, and whether scikit-learn has validated it; else the kernels look for infinities.
+
+    What is wrong with X is said by scikit-learn.
+    """
+    x = _plain(X)
+    if reset and x is not None:
+        return x, False
+    if not reset:
+        fitted = vars(scaler)
+        if x is None and "n_features_in_" in fitted:
+            x = _door.plain(fitted, X)
+        elif "feature_names_in_" in fitted:
+            x = None
+        if x is not None and x.shape[1] == fitted.get("n_features_in_"):
+            return x, False
+    _refuse(X)
+    return validate_data(scaler, X, dtype=FLOAT_DTYPES, ensure_all_finite="allow-nan", reset=reset), True
+
+
+@functools.cache
+def _dtype_of_counts(dtype: np.dtype[Any], weighted: bool) -> np.dtype[Any]:
+    """What `n_samples_seen_` is in this version of scikit-learn."""
+    x = np.zeros((1, 1), dtype)
+    fitted = THEIRS["partial_fit"](sklearn.preprocessing.StandardScaler(), x, None, np.ones(1) if weighted else None)
+    n_samples: np.dtype[Any] = fitted.n_samples_seen_.dtype
+    return n_samples
+
+
+def _weights(sample_weight: Any, x: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[np.float64]:
+    weights = np.ascontiguousarray(_check_sample_weight(sample_weight, x, dtype=dtype), np.float64)
+    if weights.min() < 0 or not weights.any():
+        raise _NotOurs("weights are negative, or all 0")
+    return weights
+
+
+def _mean(of: Moments) -> NDArray[np.float64]:
+    return np.where(of.count > 0, of.mean, np.nan)
+
+
+def _known(scaler: Any, width: int) -> tuple[NDArray[np.float64], Any]:
+    """Count, mean, mean_lo, m2 and 0 of what a scaler has learned, as our merge wants it; and its `n_samples_seen_`.
+
+    The attributes are rounded. Where they are still those of the last moments, these go on.
+    """
+    values = np.zeros((5, width))
+    fitted = vars(scaler)
+    n_samples, mean, var, scale = (fitted.get(name, fitted) for name in ("n_samples_seen_", "mean_", "var_", "scale_"))
+    if n_samples is mean is var is scale is fitted:
+        return values, 0
+    try:
+        values[0], values[1] = n_samples, mean
+        if scaler.with_std:
+            values[3] = var * values[0]
+    except (TypeError, ValueError):
+        raise _NotOurs("its attributes have been set to something else") from None
+    last = _exact.get(scaler, Moments(*values[:4]))
+    if np.array_equal(values[0], last.count) and np.array_equal(mean, _mean(last), equal_nan=True):
+        values[1], values[2] = last.mean, last.mean_lo
+        if scaler.with_std and np.array_equal(var, moments.variance(last), equal_nan=True):
+            values[3] = last.m2
+    values[:, values[0] == 0] = 0  # their mean is NaN
+    if not np.isfinite(values).all():
+        raise _NotOurs("its attributes are not finite")
+    return values, n_samples
+
+
+def _learned(
+    x: NDArray[Any], weights: NDArray[np.float64] | None, known: NDArray[np.float64]
+) -> tuple[Moments, Moments]:
+    """The moments of what is known and x together, and those of x."""
+    update = _kernels.update_plain(x, None, weights, None, known, None, None, 0.0)
+    if update is not None:
+        return Moments(*update[0][:4]), Moments(*update[1])
+    with np.errstate(over="ignore", invalid="ignore"):
+        found, _ = Dense(x).moments(weights, None)
+        after = moments.merge(Moments(*known[:4]), found)
+    if not np.isfinite(after.mean + after.m2).all():
+        raise _NotOurs("X holds an infinity, or its variance overflows float64")
+    return after, found
+
+
+def _fitted(scaler: Any) -> tuple[NDArray[np.float64] | None, NDArray[np.float64] | None]:
+    """The mean and the scale to apply; None for what is not asked for."""
+    fitted = vars(scaler)
+    found: list[Any] = []
+    for wanted, name in ((scaler.with_mean, "mean_"), (scaler.with_std, "scale_")):
+        value = fitted.get(name) if wanted else None
+        if wanted and not (type(value) is np.ndarray and value.shape == (fitted.get("n_features_in_"),)):
+            raise _NotOurs("it is not fitted" if value is None else f"{name} has been set to something else")
+        found.append(None if value is None else value.astype(np.float64, copy=False))
+    return found[0], found[1]
+
+
+def _may_overwrite(scaler: Any, X: Any, x: NDArray[Any], copy: Any) -> bool:
+    if (scaler.copy if copy is None else copy) or x is not X or x.dtype.kind != "f":
+        return False
+    if not (x.flags.writeable and x.flags.forc):
+        raise _NotOurs("copy is False, and X is read-only or not in one piece")
+    try:
+        assert_all_finite(x, allow_nan=True)
+    except ValueError:
+        raise _NotOurs("X holds an infinity") from None
+    return True
+
+
+def _applied(
+    x: NDArray[Any],
+    mean: NDArray[np.float64] | None,
+    scale: NDArray[np.float64] | None,
+    shift: NDArray[np.float64] | None,
+    overwrite: bool,
+) -> NDArray[Any]:
+    """``(x - mean) * scale + shift``, each of the three being left out where it is None; over x, or a new array."""
+    learned = np.zeros((4, x.shape[1]))
+    learned[0] = 1
+    if mean is not None:
+        learned[1] = mean
+    values, single = _kernels.fold_running(learned, None, 0.0, 0.0, True, False, scale, shift)
+    out = x if overwrite else None
+    y = _kernels.apply_plain(x, None, out, None, None, values, single)
+    if type(y) is np.ndarray:
+        return y
+    made, seen = (x, y[1]) if type(y) is tuple else Dense(x).apply(Coefficients(*values[3:]), out=out)
+    if seen and not overwrite:
+        raise _NotOurs("X holds an infinity, or a result is beyond its type")
+    if seen:
+        warnings.warn("overflow encountered in the result", RuntimeWarning, stacklevel=4)
+    result: NDArray[Any] = x if overwrite else made
+    return result

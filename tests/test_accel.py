@@ -1,0 +1,169 @@
+"""scikit-learn patched, in a program, a context, a notebook, other processes and from the command line."""
+
+import os
+import pickle
+import subprocess
+import sys
+import textwrap
+
+import joblib
+import numpy as np
+import pytest
+import sklearn
+import sklearn.preprocessing
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+
+import bncpu
+from bncpu import accel
+from bncpu import sklearn as ours
+
+THEIRS, THEIR_SCALE = sklearn.preprocessing.StandardScaler, sklearn.preprocessing.scale
+X = np.random.default_rng(0).normal(size=(200, 5))
+
+
+@pytest.fixture
+def called():
+    """What has been called since the test began, by what it was done."""
+    before = ours.calls()
+    return lambda: {call: n - before.get(call, 0) for call, n in ours.calls().items() if n > before.get(call, 0)}
+
+
+@pytest.fixture
+def patched():
+    """scikit-learn, patched in the test."""
+    with bncpu.patch_sklearn():
+        yield
+
+
+class TestPatch:
+    """scikit-learn patched and unpatched."""
+
+    def test_objects_names_and_pickles_stay_theirs(self, called):
+        x = X
+        before = THEIRS().fit(x)
+        with bncpu.patch_sklearn():
+            assert sklearn.preprocessing.StandardScaler is THEIRS
+            before.transform(x)
+            inside = pickle.loads(pickle.dumps(THEIRS().fit(x)))
+            assert type(inside) is THEIRS
+            assert sklearn.preprocessing.scale(x).shape == x.shape
+        assert called() == {
+            "StandardScaler.partial_fit: bncpu": 1,
+            "StandardScaler.transform: bncpu": 1,
+            "scale: bncpu": 1,
+        }
+        inside.transform(x)
+        assert sum(called().values()) == 3
+
+    def test_all_is_as_before_afterwards(self):
+        before = {name: vars(THEIRS)[name] for name in ours.THEIRS}
+        with bncpu.patch_sklearn(), bncpu.patch_sklearn():
+            bncpu.patch_sklearn()
+            assert vars(THEIRS)["transform"] is not before["transform"]
+        assert {name: vars(THEIRS)[name] for name in ours.THEIRS} == before
+        assert sklearn.preprocessing.scale is THEIR_SCALE
+        assert "__reduce__" not in vars(sklearn.utils.parallel._FuncWrapper)
+        bncpu.unpatch_sklearn()
+        assert not accel.is_patched()
+
+    def test_an_inner_context_leaves_the_outer_one(self):
+        with bncpu.patch_sklearn():
+            with bncpu.patch_sklearn():
+                pass
+            assert accel.is_patched()
+            bncpu.unpatch_sklearn()
+            assert not accel.is_patched()
+        assert not accel.is_patched()
+
+    def test_an_error_ends_the_context(self):
+        with pytest.raises(ZeroDivisionError), bncpu.patch_sklearn():
+            1 / 0
+        assert not accel.is_patched()
+
+    def test_a_notebook(self):
+        accel.load_ipython_extension(None)
+        assert accel.is_patched()
+        accel.unload_ipython_extension(None)
+        assert not accel.is_patched()
+
+    def test_other_processes_are_patched_while_they_work_for_us(self, patched):
+        x, y = X, X[:, 0] > 0
+        pipeline = make_pipeline(Watched(), LogisticRegression())
+        search = GridSearchCV(pipeline, {"logisticregression__C": [0.1, 1]}, n_jobs=2, cv=2).fit(x, y)
+        assert search.best_estimator_[0].were_ours == [True]
+        with joblib.parallel_backend("loky", n_jobs=2):
+            search = GridSearchCV(pipeline, {"logisticregression__C": [0.1, 1]}, cv=2, scoring=score, refit=False)
+            assert set(search.fit(x, y).cv_results_["mean_test_score"]) == {1.0}
+            accel.unpatch_sklearn()
+            assert set(search.fit(x, y).cv_results_["mean_test_score"]) == {0.0}
+
+
+class Watched(THEIRS):
+    """Remembers whether it was fitted by our code."""
+
+    def fit(self, X, y=None, sample_weight=None):
+        """Fit, and look."""
+        self.were_ours = [accel.is_patched()]
+        return super().fit(X, y, sample_weight)
+
+
+def score(estimator, X, y):
+    """Whether the scaler was ours."""
+    return float(all(estimator[0].were_ours))
+
+
+PROGRAM = """
+    import sys
+    from sklearn.preprocessing import StandardScaler
+    from bncpu import accel
+    StandardScaler().fit([[0.0], [4.0]])
+    print(accel.is_patched(), __name__, sys.argv[1:])
+"""
+
+
+class TestCommand:
+    """python -m bncpu.accel."""
+
+    @pytest.fixture
+    def folder(self, tmp_path):
+        """A script, and a module beside it."""
+        (tmp_path / "script.py").write_text(textwrap.dedent(PROGRAM) + "import beside\n")
+        (tmp_path / "beside.py").write_text("print('beside')\n")
+        return tmp_path
+
+    @pytest.mark.parametrize("arguments", [["script.py"], ["-m", "script"]])
+    def test_a_script_and_a_module(self, folder, arguments):
+        found = command(folder, *arguments, "a", "-b")
+        assert (found.stdout, found.stderr, found.returncode) == ("True __main__ ['a', '-b']\nbeside\n", "", 0)
+
+    def test_a_script_elsewhere_imports_from_its_own_folder(self, folder, tmp_path_factory):
+        found = command(tmp_path_factory.mktemp("other"), folder / "script.py")
+        assert found.stdout.endswith("beside\n")
+
+    def test_the_log(self, folder):
+        found = command(folder, "script.py", BNCPU_ACCEL_LOG="1")
+        assert found.stderr == "bncpu.accel: StandardScaler.partial_fit: bncpu of list\n"
+
+    def test_exit_status_and_usage(self, folder):
+        (folder / "fails.py").write_text("import sys\nsys.exit(3)\n")
+        assert command(folder, "fails.py").returncode == 3
+        assert command(folder, "--help").stdout.startswith("usage: python -m bncpu.accel")
+        assert command(folder).returncode == command(folder, "-x").returncode == command(folder, "-m").returncode == 2
+
+    def test_pytest(self, folder):
+        (folder / "test_it.py").write_text("from bncpu import accel\ndef test_it(): assert accel.is_patched()\n")
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "bncpu.accel", "-p", "no:cacheprovider", "test_it.py"]
+        assert subprocess.run(command, cwd=folder, capture_output=True).returncode == 0
+
+
+def command(folder, *arguments, **environment):
+    """What ``python -m bncpu.accel`` does."""
+    return subprocess.run(
+        [sys.executable, "-m", "bncpu.accel", *map(str, arguments)],
+        cwd=folder,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+    )
