@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
+from bncpu.sklearn import StandardScaler
 from bncpu.transformer import BatchNormTransformer
 
 try:
@@ -16,6 +17,8 @@ try:
     from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, guess_proto_type
     from skl2onnx.common.utils import check_input_and_output_numbers
     from skl2onnx.operator_converters.common import concatenate_variables
+    from skl2onnx.operator_converters.scaler_op import convert_sklearn_scaler
+    from skl2onnx.shape_calculators.scaler import calculate_sklearn_scaler_output_shapes
 except ImportError as error:
     raise ImportError(f"converting to ONNX needs {error.name}: pip install 'bncpu[onnx]'") from error
 
@@ -24,6 +27,8 @@ __all__ = ["register"]
 
 def register() -> None:
     """Teach skl2onnx to convert :class:`~bncpu.BatchNormTransformer`, alone or in a pipeline.
+
+    And :class:`bncpu.sklearn.StandardScaler`, as skl2onnx converts scikit-learn's.
 
     The transformer becomes one ``BatchNormalization`` node [1]_ for inference, with `clip` a ``Clip`` node after it. It
     computes in float64 if the graph's
@@ -52,6 +57,9 @@ def register() -> None:
     >>> session.run(None, {"X": X.astype("float32")})  # doctest: +SKIP
     """
     update_registered_converter(BatchNormTransformer, "BncpuBatchNormTransformer", _shape, _convert)
+    theirs = calculate_sklearn_scaler_output_shapes, convert_sklearn_scaler
+    options = {"div": ["std", "div", "div_cast"]}
+    update_registered_converter(StandardScaler, "BncpuStandardScaler", *theirs, options=options)
 
 
 def _shape(operator: Any) -> None:

@@ -29,7 +29,7 @@ from sklearn.utils.validation import FLOAT_DTYPES, _check_sample_weight, validat
 
 from bncpu import _door, _kernels, moments
 from bncpu._batches import Dense
-from bncpu._compat import is_watched
+from bncpu._compat import frame_library, is_watched
 from bncpu.moments import Coefficients, Moments
 
 __all__ = ["StandardScaler", "calls", "scale"]
@@ -289,13 +289,18 @@ def _plain(X: Any) -> NDArray[Any] | None:
 
 
 def _numbers(scaler: Any, X: Any, *, reset: bool) -> tuple[NDArray[Any], bool]:
-    """X as an array, and whether scikit-learn has validated it; else the kernels look for infinities.
+    """X as an array, and whether scikit-learn has taken its width and names.
 
-    What is wrong with X is said by scikit-learn.
+    What is wrong with X is said by scikit-learn; infinities that it has not looked for are found by the kernels.
     """
     x = _plain(X)
     if reset and x is not None:
         return x, False
+    if reset and frame_library(X) is not None:
+        validate_data(scaler, X, reset=True, skip_check_array=True)
+        x = _door.plain(vars(scaler), X)
+        if x is not None:
+            return x, True
     if not reset:
         fitted = vars(scaler)
         if x is None and "n_features_in_" in fitted:

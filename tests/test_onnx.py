@@ -11,11 +11,13 @@ import skl2onnx
 from sklearn import datasets
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.exceptions import NotFittedError
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from sklearn.tree import DecisionTreeRegressor
 
 import bncpu.onnx
+import bncpu.sklearn
 from bncpu import BatchNormTransformer
 
 BUNDLED = ["breast_cancer", "diabetes", "digits", "iris", "linnerud", "wine"]
@@ -201,3 +203,16 @@ def test_a_node_learns_on_as_onnx_trains():
     t = BatchNormTransformer.from_onnx(*arrays, momentum=0.9).partial_fit(x)
     np.testing.assert_allclose(t.running_mean_, mean, rtol=1e-6, atol=1e-7)
     np.testing.assert_allclose(t.running_var_, var, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_standard_scaler_is_converted_as_that_of_scikit_learn(dtype):
+    X, y = load("wine")
+    X = X.astype(dtype)
+    for steps in ((), (LinearRegression(),)):
+        ours, theirs = (
+            make_pipeline(kind(), *steps).fit(X, y) for kind in (bncpu.sklearn.StandardScaler, StandardScaler)
+        )
+        (model, a), (expected, b) = run(ours, X), run(theirs, X)
+        assert [node.op_type for node in model.graph.node] == [node.op_type for node in expected.graph.node]
+        np.testing.assert_allclose(a[0], b[0], rtol=1e-5, atol=1e-5)
