@@ -3,6 +3,7 @@
     pip install pytest pytest-xdist scikit-learn skops skl2onnx ... && pip install .
     python comparisons/their_tests.py sklearn                       # the whole suite, twice: an hour and more
     python comparisons/their_tests.py sklearn --mentioning          # only the files that mention StandardScaler
+    python comparisons/their_tests.py sklearn --quick -k scale      # without it only what fails with it
     python comparisons/their_tests.py skops dask_ml --json their_tests.json
 
 Ends with exit status 1 if a test fails with the patch that does not fail without it. A test that differs is run twice
@@ -10,6 +11,7 @@ more each way: some of these suites have tests that fail now and then.
 """
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
@@ -25,14 +27,23 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("packages", nargs="+", help="packages, modules, or folders and files of tests")
     parser.add_argument("--mentioning", action="store_true", help="only files that mention StandardScaler")
+    parser.add_argument("--quick", action="store_true", help="without the patch, run only what fails with it")
+    parser.add_argument("-k", metavar="EXPRESSION", help="as pytest's")
     parser.add_argument("--jobs", default="auto", help="processes of pytest-xdist (auto)")
     parser.add_argument("--json", metavar="FILE", help="where to write the lists of failures")
     asked = parser.parse_args()
-    lists, worse = {}, False
+    lists, worse, chosen = {}, False, ["-k", asked.k] if asked.k else []
     for package in asked.packages:
         targets = files(package) if asked.mentioning else [package]
-        without, with_patch = (outcomes(targets, asked.jobs, patched) for patched in (False, True))
-        before, after = failures(without), failures(with_patch)
+        with_patch = outcomes(targets, asked.jobs, True, *chosen)
+        after = failures(with_patch)
+        if not asked.quick:
+            without = outcomes(targets, asked.jobs, False, *chosen)
+        elif after:
+            without = outcomes(sorted({module(name) or package for name in after}), asked.jobs, False, *chosen)
+        else:
+            without = {}
+        before = failures(without)
         only = {name for name in after - before if not is_flaky(name, targets)}
         gone = sorted(set(without) - set(with_patch))
         print(f"{package}: {len(with_patch)} tests, {len(before)} fail without the patch, {len(after)} with it")
@@ -81,14 +92,25 @@ def failures(found):
     return {name for name, outcome in found.items() if outcome == "failed"}
 
 
+def module(name):
+    """The module of a test of a package, which may be in a class; None for a test in a folder."""
+    parts = name.partition("::")[0].split(".")
+    while parts and parts != [""]:
+        with contextlib.suppress(ImportError):
+            if importlib.util.find_spec(".".join(parts)):
+                return ".".join(parts)
+        parts.pop()
+    return None
+
+
 def is_flaky(name, targets):
     """Whether a test passes with the patch when it is run once more, or fails without it."""
-    module, _, test = name.rpartition("::")
-    function = test.partition("[")[0]
-    target = [module] if importlib.util.find_spec(module.partition(".")[0]) else targets
+    target = [module(name)] if module(name) else targets
+    chosen = "-k", name.rpartition("::")[2].partition("[")[0]
     for _ in range(2):
-        again, without = (outcomes(target, "0", patched, "-k", function) for patched in (True, False))
-        if again.get(name) == "passed" or without.get(name) == "failed":
+        if outcomes(target, "0", True, *chosen).get(name) == "passed":
+            return True
+        if outcomes(target, "0", False, *chosen).get(name) == "failed":
             return True
     return False
 

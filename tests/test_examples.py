@@ -98,3 +98,35 @@ def test_pictures_are_left_in_a_temporary_folder_only(tmp_path, monkeypatch):
     printed("see_drift.py", tmp_path / "here")
     assert not os.listdir(tmp_path / "here")
     assert sorted(path.name for path in (tmp_path / "temporary").glob("bncpu-*/*")) == ["drift.png", "stream.png"]
+
+
+COLLECTOR = '''
+import numpy as np
+
+class _CollectorBase:
+    """What anemoi-datasets' has, and the client uses; its own tests are too heavy to install here."""
+
+    def __init__(self, column_names):
+        self._column_names = column_names
+        self._count = np.zeros(len(column_names), np.int64)
+        self._mean, self._m2 = np.zeros((2, len(column_names)))
+        self._min, self._max = self._mean + np.inf, self._mean - np.inf
+
+    @classmethod
+    def _merge(cls, a, b, result):
+        result._min, result._max = np.minimum(a._min, b._min), np.maximum(a._max, b._max)
+
+    def merge(self, other):
+        return self._merge(self, other, _CollectorBase(self._column_names))
+
+    def statistics(self):
+        return {"mean": self._mean, "stdev": np.sqrt(self._m2 / self._count)}
+'''
+
+
+def test_a_client_learns_and_merges(tmp_path, monkeypatch):
+    module = tmp_path / "anemoi/datasets/create/statistics.py"
+    module.parent.mkdir(parents=True)
+    module.write_text(COLLECTOR)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    assert printed("client_anemoi.py", tmp_path) == "mean: True\nstandard deviation: True\n"

@@ -30,6 +30,30 @@ class Large(_Methods):
         self.scaler = bncpu.BatchNormTransformer().fit(self.X)
 
 
+class Scaler(_Methods):
+    """bncpu.sklearn.StandardScaler: a large array, an array and a DataFrame of one row, and what is left to theirs."""
+
+    params = (["rows", "one row", "one row of a frame", "csr"],)
+    param_names = ("X",)
+
+    def setup(self, kind):
+        try:
+            from bncpu.sklearn import StandardScaler
+        except ImportError:
+            raise NotImplementedError from None
+        self.X = data("rows") if kind == "rows" else data((1, 32))
+        if kind == "one row of a frame":
+            try:
+                import pandas
+            except ImportError:
+                raise NotImplementedError from None  # asv then skips it
+            self.X = pandas.DataFrame(self.X, columns=[f"x{i}" for i in range(self.X.shape[1])])
+        if kind == "csr":
+            shape = (50, 20) if SMALLEST else (200_000, 500)
+            self.X = sparse.random_array(shape, density=0.05, format=kind, rng=np.random.default_rng(0))
+        self.scaler = StandardScaler(with_mean=kind != "csr").fit(self.X)
+
+
 class Modes:
     """A stream in batches of 16 MB, in each way of forgetting, with and without missing values and weights."""
 
