@@ -10,9 +10,15 @@
 
 from __future__ import annotations
 
+import builtins
+import importlib.machinery
+import io
 import os
 import runpy
 import sys
+import threading
+import types
+import zipfile
 from types import TracebackType
 from typing import Any
 
@@ -24,27 +30,42 @@ from bncpu import sklearn as ours
 
 __all__ = ["patch_sklearn", "unpatch_sklearn"]
 
+# The module that was __main__ before: its functions run on.
+_kept: list[Any] = [None, sys.modules["__main__"]]
+
 USAGE = "usage: python -m bncpu.accel [-m module | script.py] [arguments]"
 
-# What is replaced, by name; and, while it is, scikit-learn's own.
 _MODULES = (sklearn.preprocessing, _data)
 _Wrapper: Any = getattr(sklearn.utils.parallel, "_FuncWrapper", None)
 
+# Whether scikit-learn is patched until it is unpatched, and how many contexts are within their `with`.
+_permanent, _contexts = False, 0
+_changing = threading.RLock()
+
 
 class Patched:
-    """What :func:`patch_sklearn` returns: leaving it as a context restores what was before."""
+    """What :func:`patch_sklearn` returns. As a context it is a patch that ends with it."""
 
-    def __init__(self, was_patched: bool) -> None:
-        self._was_patched = was_patched
+    def __init__(self, was_permanent: bool) -> None:
+        self._was_permanent: bool | None = was_permanent
 
     def __enter__(self) -> Patched:
+        global _permanent, _contexts
+        with _changing:
+            if self._was_permanent is not None:  # the call before this `with`
+                _permanent, self._was_permanent = self._was_permanent, None
+            _contexts += 1
+            _patch()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._was_patched:
-            unpatch_sklearn()
+        global _contexts
+        with _changing:
+            _contexts = max(0, _contexts - 1)
+            if not _permanent and not _contexts:
+                _unpatch()
 
 
 def patch_sklearn() -> Patched:
@@ -58,7 +79,8 @@ def patch_sklearn() -> Patched:
     Returns
     -------
     Patched
-        A context manager, for ``with patch_sklearn():``; at its end all is as it was before.
+        A context manager, for ``with patch_sklearn():``. At the end of the last such context, in whatever thread,
+        scikit-learn has its own code back, unless there was another call.
 
     See Also
     --------
@@ -74,19 +96,16 @@ def patch_sklearn() -> Patched:
     >>> scaler.scale_
     array([2.])
     """
-    was_patched = is_patched()
-    if not was_patched:
-        for name in ours.THEIRS:
-            setattr(sklearn.preprocessing.StandardScaler, name, vars(ours.StandardScaler)[name])
-        for module in _MODULES:
-            module.scale = ours.scale
-        if _Wrapper is not None:
-            _Wrapper.__reduce__ = _of_worker
-    return Patched(was_patched)
+    global _permanent
+    with _changing:
+        patched = Patched(_permanent)
+        _permanent = True
+        _patch()
+    return patched
 
 
 def unpatch_sklearn() -> None:
-    """Give scikit-learn its own code back; nothing happens if it has it.
+    """Give scikit-learn its own code back, in contexts, too; nothing happens if it has it.
 
     See Also
     --------
@@ -97,18 +116,38 @@ def unpatch_sklearn() -> None:
     >>> from bncpu import unpatch_sklearn
     >>> unpatch_sklearn()
     """
-    if is_patched():
-        for name, method in ours.THEIRS.items():
+    global _permanent, _contexts
+    with _changing:
+        _permanent, _contexts = False, 0
+        _unpatch()
+
+
+def _patch() -> None:
+    for name in ours.THEIRS:
+        setattr(sklearn.preprocessing.StandardScaler, name, vars(ours.StandardScaler)[name])
+    for module in _MODULES:
+        module.scale = ours.scale
+    if _Wrapper is not None:
+        _Wrapper.__reduce__ = _of_worker
+
+
+def _unpatch() -> None:
+    """Take back what is ours; what others have put in its place since stays."""
+    for name, method in ours.THEIRS.items():
+        if vars(sklearn.preprocessing.StandardScaler)[name] is vars(ours.StandardScaler)[name]:
             setattr(sklearn.preprocessing.StandardScaler, name, method)
-        for module in _MODULES:
+    for module in _MODULES:
+        if module.scale is ours.scale:
             module.scale = ours.scale.__wrapped__
-        if _Wrapper is not None:
-            del _Wrapper.__reduce__
+    if vars(_Wrapper or object).get("__reduce__") is _of_worker:
+        del _Wrapper.__reduce__
 
 
 def is_patched() -> bool:
     """Whether scikit-learn uses our kernels."""
-    return bool(_data.scale is ours.scale)
+    return all(
+        vars(sklearn.preprocessing.StandardScaler)[name] is vars(ours.StandardScaler)[name] for name in ours.THEIRS
+    )
 
 
 def _of_worker(wrapper: Any) -> Any:
@@ -145,21 +184,41 @@ def pytest_configure(config: Any) -> None:
 def main() -> int:
     """Run a script or a module, as ``python`` does, with scikit-learn patched."""
     arguments = sys.argv[1:]
-    is_module = arguments[:1] == ["-m"]
+    is_module = arguments[:1] == ["-m"] or (arguments and arguments[0].startswith("-m"))
     if is_module:
-        arguments = arguments[1:]
-    if not arguments or arguments[0].startswith("-"):
-        print(USAGE, file=sys.stderr if arguments != ["--help"] else sys.stdout)
+        arguments = [arguments[0][2:], *arguments[1:]] if len(arguments[0]) > 2 else arguments[1:]
+    if not arguments or (arguments[0].startswith("-") and not is_module):
+        print(USAGE, file=sys.stdout if arguments == ["--help"] else sys.stderr)
         return 0 if arguments == ["--help"] else 2
     patch_sklearn()
     sys.argv[:] = arguments
+    name = arguments[0]
+    # As python itself does: the program is the module __main__, also for threads and exit functions that outlive it.
+    program = _kept[0] = types.ModuleType("__main__")
+    program.__dict__["__builtins__"] = builtins
+    sys.modules["__main__"] = program
     if is_module:
         sys.path[0] = os.getcwd()
-        runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
+        runpy._run_module_as_main(name)  # type: ignore[attr-defined]
+    elif os.path.isdir(name) or zipfile.is_zipfile(name):
+        sys.path[0] = name
+        runpy._run_module_as_main("__main__", False)  # type: ignore[attr-defined]
     else:
-        sys.path[0] = os.path.dirname(os.path.abspath(arguments[0]))
-        runpy.run_path(arguments[0], run_name="__main__")
+        _run_script(program, os.path.abspath(name))
     return 0
+
+
+def _run_script(program: types.ModuleType, path: str) -> None:
+    try:
+        with io.open_code(path) as file:
+            source = file.read()
+    except OSError as error:
+        print(f"python -m bncpu.accel: can't open {path!r}: {error.strerror}", file=sys.stderr)
+        sys.exit(2)
+    sys.path[0] = os.path.dirname(path)
+    program.__file__ = path
+    program.__loader__ = importlib.machinery.SourceFileLoader("__main__", path)
+    exec(compile(source, path, "exec"), program.__dict__)
 
 
 if __name__ == "__main__":

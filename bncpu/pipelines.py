@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from sklearn import get_config
+from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.utils import get_tags
-from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping
+from sklearn.utils.metadata_routing import process_routing
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
@@ -38,7 +39,11 @@ LINEAR = {
 
 def _last_learns_in_batches(pipeline: Pipeline) -> bool:
     last = pipeline.steps[-1][1]
-    return last is None or last == "passthrough" or _learns(last)
+    return _passes(last) or _learns(last) or not get_tags(last).requires_fit
+
+
+def _passes(step: Any) -> bool:
+    return step is None or (isinstance(step, str) and step == "passthrough")
 
 
 def _learns(step: Any) -> bool:
@@ -114,41 +119,55 @@ class StreamingPipeline(Pipeline):  # numpydoc ignore=PR02
         >>> pipeline.score(X, y) > 0.9
         True
         """
+        self._validate_params()
         self._validate_steps()
         routed = self._params_of_steps(params)
-        steps = [(name, step) for name, step in self.steps if step is not None and step != "passthrough"]
-        for name, step in steps[:-1]:
-            _check_learns_or_transforms(name, step)
         if classes is not None:
-            routed[steps[-1][0]]["classes"] = classes
+            routed[self.steps[-1][0]]["classes"] = classes
+        *transformers, (last_name, last) = self.steps
+        transformers = [(name, step) for name, step in transformers if not _passes(step)]
+        for name, step in transformers:
+            _check_learns_or_transforms(name, step)
         before: list[tuple[Any, dict[str, Any]]] = []
         try:
-            for name, step in steps:
-                is_last = step is steps[-1][1]
+            for name, step in transformers:
                 if _learns(step):
-                    if not is_last:
-                        before.append((step, vars(step)))
-                        step.__dict__ = copy.deepcopy(vars(step))
+                    before += _apart(step)
                     step.partial_fit(X, y, **routed[name])
-                if not is_last:
-                    X = step.transform(X)
+                X = step.transform(X)
+            if _learns(last):
+                last.partial_fit(X, y, **routed[last_name])
         except BaseException:
-            for step, attributes in before:
-                step.__dict__ = attributes
+            for estimator, attributes in before:
+                estimator.__dict__ = attributes
             raise
         return self
+
+    def get_metadata_routing(self) -> Any:
+        """What each step has requested, also for :meth:`partial_fit`.
+
+        Returns
+        -------
+        MetadataRouter
+            As in :class:`sklearn.pipeline.Pipeline`.
+
+        Examples
+        --------
+        >>> from bncpu import BatchNormTransformer, streaming_pipeline
+        >>> streaming_pipeline(BatchNormTransformer()).get_metadata_routing() is not None
+        True
+        """
+        router = super().get_metadata_routing()
+        for name, step in self.steps:
+            if _learns(step):
+                router._route_mappings[name].mapping.add(caller="partial_fit", callee="partial_fit")
+        return router
 
     def _params_of_steps(self, params: dict[str, Any]) -> dict[str, dict[str, Any]]:
         """What goes to the ``partial_fit`` of each step, by the step's name."""
         if get_config()["enable_metadata_routing"]:
-            router = MetadataRouter(owner=self)
-            mapping = MethodMapping().add(caller="partial_fit", callee="partial_fit")
-            for name, step in self.steps:
-                if _learns(step):
-                    router.add(method_mapping=mapping, **{name: step})
-            router.validate_metadata(params=params, method="partial_fit")
-            routed = router.route_params(params=params, caller="partial_fit")
-            return {name: dict(routed[name].partial_fit) if name in routed else {} for name, _ in self.steps}
+            routed = process_routing(self, "partial_fit", **params)
+            return {name: dict(routed[name].get("partial_fit", {})) for name, _ in self.steps}
         found: dict[str, dict[str, Any]] = {name: {} for name, _ in self.steps}
         for key, value in params.items():
             name, separator, parameter = key.partition("__")
@@ -159,6 +178,23 @@ class StreamingPipeline(Pipeline):  # numpydoc ignore=PR02
                 )
             found[name][parameter] = value
         return found
+
+
+def _apart(step: Any) -> list[tuple[Any, dict[str, Any]]]:
+    """An estimator and those within it, and the attributes of each; from now on they have copies of these.
+
+    The estimators stay the objects that they are.
+    """
+    within = step.get_params(deep=True).values() if hasattr(step, "get_params") else ()
+    estimators = [step, *(part for part in within if isinstance(part, BaseEstimator) and part is not step)]
+    before = [(estimator, vars(estimator)) for estimator in estimators]
+    for estimator, attributes in before:
+        known = {id(other): other for other in estimators}
+        try:
+            estimator.__dict__ = copy.deepcopy(attributes, known)
+        except TypeError:  # a lock, an open file
+            estimator.__dict__ = dict(attributes)
+    return before
 
 
 def _check_learns_or_transforms(name: str, step: Any) -> None:

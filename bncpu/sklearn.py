@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import collections
 import functools
+import importlib
+import importlib.util
+import inspect
 import logging
 import os
-import pydoc
 import threading
 import warnings
 import weakref
@@ -23,6 +25,7 @@ import sklearn.preprocessing
 from numpy.typing import NDArray
 from scipy.sparse import issparse
 from sklearn import get_config
+from sklearn.exceptions import InconsistentVersionWarning
 from sklearn.preprocessing._data import _handle_zeros_in_scale, _is_constant_feature
 from sklearn.utils import assert_all_finite, check_array
 from sklearn.utils.validation import FLOAT_DTYPES, _check_sample_weight, validate_data
@@ -49,8 +52,8 @@ class _NotOurs(Exception):
     """Why scikit-learn has to do a call."""
 
 
-# What scalers have learned, not rounded: another attribute would be seen, by scikit-learn's tests, too.
-_exact: weakref.WeakKeyDictionary[Any, Moments] = weakref.WeakKeyDictionary()
+# What scalers have learned, not rounded, by their identity: another attribute would be seen.
+_exact: dict[int, tuple[weakref.ref[Any], Moments]] = {}
 
 _counter: collections.Counter[tuple[str, str]] = collections.Counter()
 _counting = threading.Lock()
@@ -101,13 +104,24 @@ def _instead_of(theirs: Any, name: str) -> Callable[[Any], Any]:
                 result = ours(*args, **kwargs)
             except _NotOurs as reason:
                 why = str(reason)
-            X = args[-1] if len(args) == 1 or name == "scale" else args[1]
-            _done(name, why, X)
+            except TypeError:
+                if _fit_together(theirs, args, kwargs):
+                    raise
+                why = "the arguments are wrong"
+            _done(name, why, kwargs.get("X", args[-1 if len(args) == 1 else name != "scale"] if args else None))
             return theirs(*args, **kwargs) if why else result
 
         return call
 
     return decorated
+
+
+def _fit_together(function: Any, args: Any, kwargs: Any) -> bool:
+    try:
+        inspect.signature(function).bind(*args, **kwargs)
+    except TypeError:
+        return False
+    return True
 
 
 class StandardScaler(sklearn.preprocessing.StandardScaler):  # numpydoc ignore=PR02
@@ -116,8 +130,10 @@ class StandardScaler(sklearn.preprocessing.StandardScaler):  # numpydoc ignore=P
     It takes, gives, raises and warns as :class:`sklearn.preprocessing.StandardScaler` [1]_ does, and is one.
     Its attributes can be set. A pickle of it can be read without bncpu: it becomes scikit-learn's own then.
 
-    Statistics and results differ from scikit-learn's by rounding errors, mostly scikit-learn's; and a feature that is
-    missing from a whole batch keeps its statistics in ``partial_fit``, where scikit-learn's become NaN.
+    Statistics and results differ from scikit-learn's by rounding errors, mostly scikit-learn's. In ``partial_fit`` a
+    feature that is missing from a whole batch keeps its statistics, where scikit-learn's become NaN, and a sum of
+    weights is not cut to a whole number before a batch without weights. :func:`scale` has no need of scikit-learn's
+    warnings of numerical issues.
 
     Our kernels read dense X: arrays of any number type and memory order, lists, DataFrames. Sparse X, arrays on a
     device, negative weights, callbacks, and whatever is refused, are left to scikit-learn's own methods.
@@ -158,25 +174,24 @@ class StandardScaler(sklearn.preprocessing.StandardScaler):  # numpydoc ignore=P
             raise _NotOurs("it has callbacks")
         new = not hasattr(self, "n_samples_seen_")
         x, validated = _numbers(self, X, reset=new)
-        width, weighted = x.shape[1], sample_weight is not None
-        known, n_samples = _known(self, width)
-        dtype = x.dtype if x.dtype.kind == "f" else np.dtype(np.float64)
-        weights = _weights(sample_weight, x, dtype) if weighted else None
-        after, found = _learned(x, weights, known)
+        width = x.shape[1]
         if new and not validated:
             self.__dict__.pop("feature_names_in_", None)
             self.n_features_in_ = width
-        seen = n_samples + found.count.astype(_dtype_of_counts(dtype, weighted))
+        known, n_samples, has_var = _known(self, width)
+        dtype = x.dtype if x.dtype.kind == "f" else np.dtype(np.float64)
+        weights = None if sample_weight is None else _weights(sample_weight, x, dtype)
+        after, found = _learned(x, weights, known)
+        seen = n_samples + found.count.astype(_dtype_of_counts(dtype, weights is not None))
         if np.max(seen) == np.min(seen):  # as scikit-learn does
             seen = seen[0]
-        _exact[self] = after
-        self.n_samples_seen_ = seen
-        self.mean_ = _mean(after)
-        self.var_ = self.scale_ = None
+        mean, var, scale = _mean(after), moments.variance(after), None
         if self.with_std:
-            self.var_ = moments.variance(after)
-            constant = _is_constant_feature(self.var_, self.mean_, seen)
-            self.scale_ = _handle_zeros_in_scale(np.sqrt(self.var_), copy=False, constant_mask=constant)
+            constant = _is_constant_feature(var, mean, seen)
+            scale = _handle_zeros_in_scale(np.sqrt(var), copy=False, constant_mask=constant)
+        self.n_samples_seen_, self.mean_, self.var_, self.scale_ = seen, mean, var if has_var else None, scale
+        key = id(self)
+        _exact[key] = weakref.ref(self, lambda _: _exact.pop(key, None)), after
         return self
 
     @_instead_of(THEIRS["transform"].__wrapped__, "StandardScaler.transform")
@@ -213,12 +228,17 @@ class StandardScaler(sklearn.preprocessing.StandardScaler):  # numpydoc ignore=P
     def __reduce_ex__(self, protocol: Any) -> Any:
         if type(self) is not StandardScaler:
             return super().__reduce_ex__(protocol)
-        # The class that is found where it is read: this one, or scikit-learn's.
-        ours = _Later(pydoc.locate, f"{__name__}.StandardScaler")
-        found = _Later(next, _Later(filter, None, (ours, sklearn.preprocessing.StandardScaler)))
-        return object.__new__, (found,), {**vars(self), "_sklearn_version": sklearn.__version__}
+        # The class that is found where this is read: ours, or without us scikit-learn's.
+        package = _Later(getattr, _Later(importlib.util.find_spec, "bncpu"), "name", "")
+        module = _Later(dict.get, {"bncpu": __name__}, package, "sklearn.preprocessing")
+        kind = _Later(getattr, _Later(importlib.import_module, module), "StandardScaler")
+        return object.__new__, (kind,), {**vars(self), "_sklearn_version": sklearn.__version__}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        version, current = state.get("_sklearn_version", sklearn.__version__), sklearn.__version__
+        if version != current:
+            names = {"current_sklearn_version": current, "original_sklearn_version": version}
+            warnings.warn(InconsistentVersionWarning(estimator_name=type(self).__name__, **names), stacklevel=2)
         self.__dict__.update({name: value for name, value in state.items() if name != "_sklearn_version"})
 
 
@@ -235,8 +255,8 @@ class _Later:
 @_instead_of(sklearn.preprocessing.scale, "scale")
 def scale(X: Any, *, axis: int = 0, with_mean: bool = True, with_std: bool = True, copy: bool = True) -> Any:
     """Standardize along an axis; documented by scikit-learn."""
-    flags: tuple[Any, ...] = with_mean, with_std, copy
-    if axis not in (0, 1) or any(type(flag) is not bool for flag in flags):
+    given: tuple[Any, ...] = with_mean, with_std, copy, axis
+    if [type(value) for value in given] != [bool, bool, bool, int] or axis not in (0, 1):
         raise _NotOurs("an argument is of another type, or none that is allowed")
     if not (with_mean or with_std):
         raise _NotOurs("there is nothing to do")
@@ -245,6 +265,8 @@ def scale(X: Any, *, axis: int = 0, with_mean: bool = True, with_std: bool = Tru
     x = _plain(X)
     if x is None:
         _refuse(X)
+        if not isinstance(X, (list, tuple, np.ndarray)) and frame_library(X) is None:
+            raise _NotOurs("X is of another type")
         try:
             x = check_array(X, dtype=FLOAT_DTYPES, ensure_all_finite="allow-nan")
         except (TypeError, ValueError):
@@ -262,7 +284,7 @@ def scale(X: Any, *, axis: int = 0, with_mean: bool = True, with_std: bool = Tru
             raise _NotOurs("a feature is nearly constant")
         divisor[constant] = 1
         divisor = 1 / divisor
-    y = _applied(x, found.mean if with_mean else None, divisor, None, False)
+    y = _applied(x, found.mean if with_mean else None, divisor, None, False, found.mean_lo if with_mean else 0.0)
     return y.T if axis else y
 
 
@@ -296,14 +318,15 @@ def _numbers(scaler: Any, X: Any, *, reset: bool) -> tuple[NDArray[Any], bool]:
     x = _plain(X)
     if reset and x is not None:
         return x, False
-    if reset and frame_library(X) is not None:
+    frame = x is None and frame_library(X) == "pandas"  # tables of others become float64 in scikit-learn
+    if reset and frame:
         validate_data(scaler, X, reset=True, skip_check_array=True)
         x = _door.plain(vars(scaler), X)
         if x is not None:
             return x, True
     if not reset:
         fitted = vars(scaler)
-        if x is None and "n_features_in_" in fitted:
+        if frame and "n_features_in_" in fitted:
             x = _door.plain(fitted, X)
         elif "feature_names_in_" in fitted:
             x = None
@@ -323,7 +346,10 @@ def _dtype_of_counts(dtype: np.dtype[Any], weighted: bool) -> np.dtype[Any]:
 
 
 def _weights(sample_weight: Any, x: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[np.float64]:
-    weights = np.ascontiguousarray(_check_sample_weight(sample_weight, x, dtype=dtype), np.float64)
+    try:
+        weights = np.ascontiguousarray(_check_sample_weight(sample_weight, x, dtype=dtype), np.float64)
+    except (TypeError, ValueError):
+        raise _NotOurs("weights are refused") from None
     if weights.min() < 0 or not weights.any():
         raise _NotOurs("weights are negative, or all 0")
     return weights
@@ -333,31 +359,35 @@ def _mean(of: Moments) -> NDArray[np.float64]:
     return np.where(of.count > 0, of.mean, np.nan)
 
 
-def _known(scaler: Any, width: int) -> tuple[NDArray[np.float64], Any]:
-    """Count, mean, mean_lo, m2 and 0 of what a scaler has learned, as our merge wants it; and its `n_samples_seen_`.
+def _known(scaler: Any, width: int) -> tuple[NDArray[np.float64], Any, bool]:
+    """Count, mean, mean_lo, m2 and 0 of what a scaler has learned, as our merge wants it.
 
-    The attributes are rounded. Where they are still those of the last moments, these go on.
+    And its `n_samples_seen_`, and whether it has a variance. The attributes are rounded. Where they are still those of
+    the last moments, these go on.
     """
     values = np.zeros((5, width))
     fitted = vars(scaler)
     n_samples, mean, var, scale = (fitted.get(name, fitted) for name in ("n_samples_seen_", "mean_", "var_", "scale_"))
     if n_samples is mean is var is scale is fitted:
-        return values, 0
+        return values, 0, scaler.with_std
+    has_var = var is not None
     try:
         values[0], values[1] = n_samples, mean
-        if scaler.with_std:
+        if has_var or scaler.with_std:
             values[3] = var * values[0]
+        if scale is fitted:
+            raise TypeError
     except (TypeError, ValueError):
         raise _NotOurs("its attributes have been set to something else") from None
-    last = _exact.get(scaler, Moments(*values[:4]))
+    _, last = _exact.get(id(scaler), (None, Moments(*values[:4])))
     if np.array_equal(values[0], last.count) and np.array_equal(mean, _mean(last), equal_nan=True):
         values[1], values[2] = last.mean, last.mean_lo
-        if scaler.with_std and np.array_equal(var, moments.variance(last), equal_nan=True):
+        if has_var and np.array_equal(var, moments.variance(last), equal_nan=True):
             values[3] = last.m2
     values[:, values[0] == 0] = 0  # their mean is NaN
     if not np.isfinite(values).all():
         raise _NotOurs("its attributes are not finite")
-    return values, n_samples
+    return values, n_samples, has_var
 
 
 def _learned(
@@ -393,7 +423,8 @@ def _may_overwrite(scaler: Any, X: Any, x: NDArray[Any], copy: Any) -> bool:
     if not (x.flags.writeable and x.flags.forc):
         raise _NotOurs("copy is False, and X is read-only or not in one piece")
     try:
-        assert_all_finite(x, allow_nan=True)
+        with np.errstate(all="ignore"):
+            assert_all_finite(x, allow_nan=True)
     except ValueError:
         raise _NotOurs("X holds an infinity") from None
     return True
@@ -405,12 +436,13 @@ def _applied(
     scale: NDArray[np.float64] | None,
     shift: NDArray[np.float64] | None,
     overwrite: bool,
+    mean_lo: NDArray[np.float64] | float = 0.0,
 ) -> NDArray[Any]:
     """``(x - mean) * scale + shift``, each of the three being left out where it is None; over x, or a new array."""
     learned = np.zeros((4, x.shape[1]))
     learned[0] = 1
     if mean is not None:
-        learned[1] = mean
+        learned[1], learned[2] = mean, mean_lo
     values, single = _kernels.fold_running(learned, None, 0.0, 0.0, True, False, scale, shift)
     out = x if overwrite else None
     y = _kernels.apply_plain(x, None, out, None, None, values, single)
@@ -420,6 +452,6 @@ def _applied(
     if seen and not overwrite:
         raise _NotOurs("X holds an infinity, or a result is beyond its type")
     if seen:
-        warnings.warn("overflow encountered in the result", RuntimeWarning, stacklevel=4)
+        warnings.warn("overflow encountered in divide", RuntimeWarning, stacklevel=4)
     result: NDArray[Any] = x if overwrite else made
     return result

@@ -56,6 +56,7 @@ class Mutant(NamedTuple):
         return [f"tests/test_{name}.py" for name in self.tests.split()]
 
 
+SCALER, PIPELINES = "bncpu/sklearn.py", "bncpu/pipelines.py"
 TEMPLATE, UNIT, ALGEBRA = (f"bncpu/src/{name}.h" for name in ("leaves_template", "leaves_unit", "algebra"))
 AVX512, NEON, VECTOR, PLAIN_C = (f"bncpu/src/registers_{name}.h" for name in ("avx512", "neon", "vector", "c"))
 CONVERSIONS, HALVES = "bncpu/src/conversions_template.h", "bncpu/src/halves.h"
@@ -587,6 +588,56 @@ MUTANTS = [
         '"age": _as_json(state.running.age)',
         '"age": _as_json(0 * state.running.age)',
         "state_file",
+    ),
+    # ---- scikit-learn's StandardScaler, and pipelines ----
+    Mutant(
+        "rounded-between-batches",
+        SCALER,
+        "_exact.get(id(scaler), (None, Moments(*values[:4])))",
+        "None, Moments(*values[:4])",
+        "sklearn",
+    ),
+    Mutant("set-attributes-ignored", SCALER, "np.array_equal(mean, _mean(last), equal_nan=True):", "True:", "sklearn"),
+    Mutant("missing-for-ever", SCALER, "    values[:, values[0] == 0] = 0  # their mean is NaN\n", "", "sklearn"),
+    Mutant(
+        "overwritten-before-a-refusal",
+        SCALER,
+        "        assert_all_finite(x, allow_nan=True)\n",
+        "        pass\n",
+        "sklearn",
+    ),
+    Mutant("constants-scaled", SCALER, "constant_mask=constant", "constant_mask=constant & False", "sklearn"),
+    Mutant("weights-of-their-own-type", SCALER, "if weights.min() < 0 or", "if", "sklearn"),
+    Mutant("pickles-need-us", SCALER, '"name", "")', '"name", "bncpu")', "sklearn"),
+    Mutant("inner-patch-undone", "bncpu/accel.py", "if not _permanent and not _contexts:", "if True:", "accel"),
+    Mutant(
+        "workers-not-patched",
+        "bncpu/accel.py",
+        "        _Wrapper.__reduce__ = _of_worker\n",
+        "        pass\n",
+        "accel",
+    ),
+    Mutant(
+        "pipelines-are-watched",
+        "bncpu/_compat.py",
+        'bool(getattr(context, "_callbacks", True))',
+        "True",
+        "sklearn compat",
+    ),
+    Mutant(
+        "refused-batches-half-learned",
+        PIPELINES,
+        "                estimator.__dict__ = attributes\n",
+        "                pass\n",
+        "pipelines",
+    ),
+    Mutant("changed-in-place", PIPELINES, "copy.deepcopy(attributes, known)", "dict(attributes)", "pipelines"),
+    Mutant(
+        "frozen-steps-learn",
+        PIPELINES,
+        'hasattr(step, "partial_fit") and not _is_frozen(step)',
+        'hasattr(step, "partial_fit")',
+        "pipelines",
     ),
     # ---- files ----
     Mutant("checkpoint-forgets-its-rows", FILES, '"rows": learning.rows', '"rows": 0', "files"),

@@ -60,7 +60,6 @@ class TestPatch:
     def test_all_is_as_before_afterwards(self):
         before = {name: vars(THEIRS)[name] for name in ours.THEIRS}
         with bncpu.patch_sklearn(), bncpu.patch_sklearn():
-            bncpu.patch_sklearn()
             assert vars(THEIRS)["transform"] is not before["transform"]
         assert {name: vars(THEIRS)[name] for name in ours.THEIRS} == before
         assert sklearn.preprocessing.scale is THEIR_SCALE
@@ -68,14 +67,39 @@ class TestPatch:
         bncpu.unpatch_sklearn()
         assert not accel.is_patched()
 
-    def test_an_inner_context_leaves_the_outer_one(self):
+    def test_contexts_may_overlap_and_be_entered_again(self):
+        a, b = bncpu.patch_sklearn(), bncpu.patch_sklearn()
+        with b:
+            a.__enter__()
+            a.__exit__(None, None, None)
+            assert accel.is_patched()
+        bncpu.unpatch_sklearn()
+        for _ in range(2):
+            with a:
+                assert accel.is_patched()
+            assert not accel.is_patched()
+
+    def test_a_patch_outlives_the_contexts_around_it_until_it_is_undone(self):
         with bncpu.patch_sklearn():
             with bncpu.patch_sklearn():
-                pass
+                bncpu.patch_sklearn()
             assert accel.is_patched()
+        assert accel.is_patched()
+        bncpu.unpatch_sklearn()
+        with bncpu.patch_sklearn():
             bncpu.unpatch_sklearn()
             assert not accel.is_patched()
         assert not accel.is_patched()
+
+    def test_what_others_have_put_in_its_place_stays(self, monkeypatch):
+        def of_others(self, X):
+            return X
+
+        with bncpu.patch_sklearn():
+            monkeypatch.setattr(THEIRS, "transform", of_others)
+        assert vars(THEIRS)["transform"] is of_others
+        monkeypatch.undo()
+        THEIRS.transform = ours.THEIRS["transform"]
 
     def test_an_error_ends_the_context(self):
         with pytest.raises(ZeroDivisionError), bncpu.patch_sklearn():
@@ -123,6 +147,21 @@ PROGRAM = """
 """
 
 
+LATE = """
+    import atexit, os, pickle, threading, time
+
+    class Local: pass
+
+    def late():
+        time.sleep(0.2)
+        print(type(pickle.loads(pickle.dumps(Local()))).__name__)
+
+    atexit.register(late)
+    threading.Thread(target=late).start()
+    print(os.path.isabs(__file__), __package__, __spec__, __doc__, *map(type, (__builtins__, __loader__)))
+"""
+
+
 class TestCommand:
     """python -m bncpu.accel."""
 
@@ -145,6 +184,29 @@ class TestCommand:
     def test_the_log(self, folder):
         found = command(folder, "script.py", BNCPU_ACCEL_LOG="1")
         assert found.stderr == "bncpu.accel: StandardScaler.partial_fit: bncpu of list\n"
+
+    def test_a_program_is_main_for_what_outlives_it(self, folder):
+        (folder / "late.py").write_text(textwrap.dedent(LATE))
+        expected = subprocess.run([sys.executable, "late.py"], cwd=folder, capture_output=True, text=True)
+        found = command(folder, "late.py")
+        assert (found.stdout, found.stderr) == (expected.stdout, expected.stderr)
+        assert found.stdout.count("Local") == 2
+
+    def test_a_folder_and_a_package(self, folder):
+        (folder / "package").mkdir()
+        (folder / "package/__main__.py").write_text("import beside_it, sys\nprint(sys.argv[1:], __name__)\n")
+        (folder / "package/beside_it.py").write_text("")
+        assert command(folder, "package", "a").stdout == "['a'] __main__\n"
+        (folder / "package/__main__.py").write_text("import package.beside_it, sys\nprint(sys.argv[1:], __name__)\n")
+        for arguments in (["-m", "package"], ["-mpackage"]):
+            assert command(folder, *arguments, "a").stdout == "['a'] __main__\n"
+
+    def test_what_is_not_there(self, folder):
+        found = command(folder, "nothing.py")
+        assert found.returncode == 2
+        assert found.stderr.count("\n") == 1
+        assert "can't open" in found.stderr
+        assert "No module named nothing" in command(folder, "-m", "nothing").stderr
 
     def test_exit_status_and_usage(self, folder):
         (folder / "fails.py").write_text("import sys\nsys.exit(3)\n")

@@ -313,3 +313,42 @@ def test_what_a_transformer_changes_in_place_is_restored():
     with pytest.raises(ValueError):
         pipeline.partial_fit(X[:5], Y[:4])
     assert pipeline[0].seen_ == len(BATCHES[0][0])
+
+
+def test_the_objects_of_the_user_learn():
+    inner, pca = BatchNormTransformer(), IncrementalPCA(3)
+    pipeline = streaming_pipeline(streaming_pipeline(inner, pca), SGDClassifier(random_state=0))
+    pipeline.partial_fit(*BATCHES[0], classes=[0, 1, 2])
+    assert inner.n_batches_seen_ == 1
+    before = pickle.dumps(pipeline)
+    with pytest.raises(ValueError):
+        pipeline.partial_fit(X[:9], Y[:8])
+    assert pickle.dumps(pipeline) == before
+    assert pipeline[0][0] is inner
+    assert pipeline[0][1] is pca
+
+
+def test_requests_go_through_nested_pipelines():
+    x, y = BATCHES[0]
+    w = TestParameters.W
+    with sklearn.config_context(enable_metadata_routing=True):
+        scaler = BatchNormTransformer().set_partial_fit_request(sample_weight=True, times=False)
+        model = SGDRegressor(random_state=0).set_partial_fit_request(sample_weight=False)
+        pipeline = streaming_pipeline(streaming_pipeline(scaler, FunctionTransformer()), model)
+        pipeline.partial_fit(x, y, sample_weight=w)
+    np.testing.assert_array_equal(scaler.mean_, BatchNormTransformer().fit(x, None, w).mean_)
+
+
+def test_odd_steps():
+    import threading
+
+    x, y = BATCHES[0]
+    locked = Slow()
+    locked.lock = threading.Lock()
+    streaming_pipeline(locked, SGDRegressor()).partial_fit(x, y).partial_fit(x, y)
+    scaler = BatchNormTransformer()
+    StreamingPipeline([("a", scaler), ("b", scaler)]).partial_fit(x)
+    assert scaler.n_batches_seen_ == 2
+    streaming_pipeline("passthrough").partial_fit(x)
+    with pytest.raises(sklearn.utils._param_validation.InvalidParameterError, match="verbose"):
+        streaming_pipeline(scaler, verbose="much").partial_fit(x)

@@ -14,6 +14,8 @@ import warnings
 import joblib
 import numpy as np
 import pandas as pd
+import polars as pl
+import pyarrow as pa
 import pytest
 import scipy.sparse
 import sklearn
@@ -153,6 +155,69 @@ class TestLikeTheirs:
         np.testing.assert_allclose(a.transform(x), b.transform(x), rtol=1e-12)
         same_attributes(a.partial_fit(x), b.partial_fit(x))
 
+    def test_one_attribute_is_set(self):
+        x = data()
+        a, b = THEIRS().fit(x), StandardScaler().fit(x)
+        for name, value in (("mean_", np.arange(5.0)), ("var_", np.arange(1.0, 6)), ("n_samples_seen_", np.int64(7))):
+            for scaler in (a, b):
+                setattr(scaler, name, value)
+                scaler.partial_fit(x)
+            same_attributes(a, b)
+        for scaler in (a, b):
+            del scaler.scale_
+            with np.errstate(all="ignore"):
+                scaler.partial_fit(x)
+        same_attributes(a, b)
+
+    def test_parameters_change_between_batches(self):
+        a, b = THEIRS(), StandardScaler()
+        for with_std in (True, False, True, False):
+            for scaler in (a, b):
+                scaler.set_params(with_std=with_std).partial_fit(data())
+            same_attributes(a, b)
+        said = []
+        for kind in (THEIRS, StandardScaler):
+            with pytest.raises(TypeError) as error:
+                kind(with_std=False).fit(data()).set_params(with_std=True).partial_fit(data())
+            said.append(str(error.value))
+        assert said[0] == said[1]
+
+    def test_a_subclass_that_cannot_be_hashed(self):
+        class Compared(StandardScaler):
+            def __eq__(self, other):
+                return self is other
+
+            __hash__ = None
+
+        same_attributes(THEIRS().fit(data()), Compared().fit(data()))
+
+    @pytest.mark.parametrize("dtype", ["float32", "float64", "int32"])
+    @pytest.mark.parametrize("library", ["polars", "pyarrow"])
+    def test_tables(self, library, dtype):
+        x = data(dtype)[4:-1]
+        columns = {name: x[:, i] for i, name in enumerate("abcde")}
+        table = pl.DataFrame(columns) if library == "polars" else pa.table(columns)
+        for kind_of_call in ("fit", "partial_fit"):
+            a, b = (getattr(kind(), kind_of_call)(table) for kind in (THEIRS, StandardScaler))
+            same_attributes(a, b)
+            y, z = a.transform(table), b.transform(table)
+            assert (y.dtype, y.flags.c_contiguous) == (z.dtype, z.flags.c_contiguous)
+            np.testing.assert_allclose(z, y, rtol=1e-11, atol=1e-11)
+
+    def test_keywords(self):
+        for y, z in (
+            (THEIRS().fit(X=data()).transform(X=data()), StandardScaler().fit(X=data()).transform(X=data())),
+            (THEIRS().fit_transform(X=data()), StandardScaler().fit_transform(X=data())),
+            (THEIR_SCALE(X=data()), scale(X=data())),
+        ):
+            np.testing.assert_allclose(z, y, rtol=1e-11, atol=1e-11)
+
+    def test_numpy_may_be_told_to_raise(self):
+        b = StandardScaler()
+        with np.errstate(all="raise"), pytest.raises(FloatingPointError):
+            b.fit(data() * 1e-160)
+        same_attributes(StandardScaler().fit(data()), b.partial_fit(data()))
+
     def test_signatures_and_docstrings_are_theirs(self):
         for name in ("fit", "partial_fit", "transform", "inverse_transform", "fit_transform"):
             assert inspect.signature(getattr(StandardScaler, name)) == inspect.signature(getattr(THEIRS, name))
@@ -205,6 +270,7 @@ def test_what_is_wrong_is_said_as_there(wrong, method):
 @pytest.mark.parametrize(
     ("method", "arguments"),
     [
+        ("fit", {"X": [[np.inf, 2.0]], "sample_weight": [0.0]}),
         ("fit", {"X": [[1.0, 2.0]], "sample_weight": [1.0, 2.0]}),
         ("fit", {"X": [[1.0, 2.0]], "sample_weight": [np.nan]}),
         ("fit", {"X": [[1.0, 2.0]], "weights": [1.0]}),
@@ -323,6 +389,16 @@ class TestMoreExact:
             assert np.isnan(THEIRS().partial_fit(x).partial_fit(gap).partial_fit(x).var_[1])
         np.testing.assert_allclose(b.var_[1], np.nanvar(x[:, 1]), rtol=1e-12)
 
+    def test_scale_far_from_zero(self):
+        x = np.full((1000, 1), 1.7e18) + np.random.default_rng(0).integers(-8, 8, (1000, 1)) * 256.0
+        assert abs(scale(x).mean()) < 1e-15
+
+    def test_weights_are_not_cut_to_whole_numbers(self):
+        x = data()[4:10]
+        b = StandardScaler().fit(x, None, np.full(6, 0.15)).partial_fit(x + 10)
+        np.testing.assert_allclose(b.n_samples_seen_, 6.9, rtol=1e-15)
+        np.testing.assert_allclose(b.mean_, (x.sum(axis=0) * 0.15 + (x + 10).sum(axis=0)) / 6.9, rtol=1e-14)
+
     def test_float32_far_from_zero(self):
         x = (np.random.default_rng(0).normal(size=(1000, 1)) + 1e5).astype(np.float32)
         exact = (x.astype(float) - x.astype(float).mean()) / x.astype(float).std()
@@ -344,6 +420,10 @@ class TestMoreExact:
         assert b.n_samples_seen_ == len(values)
 
 
+class Own(StandardScaler):
+    """Someone's subclass."""
+
+
 class TestCopies:
     """Copies and pickles; who has no bncpu reads scikit-learn's class."""
 
@@ -355,6 +435,19 @@ class TestCopies:
             assert vars(other).keys() == vars(b).keys()
             same_attributes(b, other, rtol=0)
         assert type(clone(b)) is StandardScaler
+
+    def test_a_pickle_of_another_version_warns(self):
+        b = StandardScaler().fit(data())
+        with pytest.warns(sklearn.exceptions.InconsistentVersionWarning, match="StandardScaler"):
+            b.__setstate__({**vars(b), "_sklearn_version": "0.1"})
+
+    @pytest.mark.parametrize("kind", [StandardScaler, Own])
+    def test_a_copy_goes_on_from_the_attributes(self, kind):
+        x = data()[:10]
+        x[:, 1] = np.nan
+        b = kind().partial_fit(x)
+        other = pickle.loads(pickle.dumps(b)).partial_fit(data())
+        same_attributes(b.partial_fit(data()), other, rtol=1e-14)
 
     def test_a_subclass_stays_one(self):
         b = Own().fit(data())
@@ -370,12 +463,13 @@ class TestCopies:
             """
             import joblib, sys, warnings
 
-            class Absent:
-                def find_spec(self, name, path=None, target=None):
-                    if name.partition(".")[0] == "bncpu":
-                        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+            from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
 
-            sys.meta_path.insert(0, Absent())
+            class Others:
+                def find_spec(self, name, path=None, target=None):
+                    return None if name.partition(".")[0] == "bncpu" else PathFinder.find_spec(name, path, target)
+
+            sys.meta_path[:] = BuiltinImporter, FrozenImporter, Others()
             warnings.simplefilter("error")
             b = joblib.load(sys.argv[1])
             print(type(b[0]).__module__, b[0].mean_.tolist(), "_sklearn_version" in vars(b[0]))
@@ -385,13 +479,19 @@ class TestCopies:
         assert found == f"sklearn.preprocessing._data {b[0].mean_.tolist()} False\n"
 
 
-class Own(StandardScaler):
-    """Someone's subclass."""
+@pytest.mark.parametrize("arguments", [((), {}), ((data(), 0), {}), ((data(),), {"foo": 1}), ((data(),), {"axis": 2})])
+def test_wrong_arguments_of_scale_are_refused_as_there(arguments):
+    said = []
+    for function in (THEIR_SCALE, scale):
+        with pytest.raises((TypeError, ValueError)) as error:
+            function(*arguments[0], **arguments[1])
+        said.append((error.type, str(error.value)))
+    assert said[0] == said[1]
 
 
 def test_the_log_names_what_was_given(caplog):
     with caplog.at_level(logging.INFO, "bncpu.accel"):
-        scaler = StandardScaler().fit(data("float32"))
+        scaler = StandardScaler().fit(X=data("float32"))
         StandardScaler(with_mean=False).fit(scipy.sparse.csr_array(np.eye(2)))
         scaler.transform(X=data("float32"))
     assert [record.message for record in caplog.records] == [
