@@ -27,11 +27,11 @@ from bncpu import (
     _state_file,
     _tables,
     _temporary,
-    _text,
     _writing,
 )
 from bncpu._device import LearnedBatch
 from bncpu._inputs import STANDARD
+from bncpu._json_lines import JsonLines
 from bncpu._stream import (
     Learning,
     Plan,
@@ -364,7 +364,7 @@ def _transformed(
 
     if out == STANDARD and sys.stdout is None:
         raise ValueError("standard output is closed")
-    raw = isinstance(table, _text.JsonLines)
+    raw = isinstance(table, JsonLines)
     try:
         with contextlib.ExitStack() as stack:
             file: Any = sys.stdout.buffer if out == STANDARD else stack.enter_context(_state_file.replacing(out))

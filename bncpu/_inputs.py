@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 from numpy.typing import NDArray
 
 from bncpu import _tables
+from bncpu._json_lines import JsonLines
 from bncpu._tables import Ipc, Npy, Parquet, Reading, Table
 from bncpu._temporary import temporary
-from bncpu._text import Csv, JsonLines, Text, Tsv
+from bncpu._text import Csv, Text, Tsv
 
 STANDARD = Path("-")
 

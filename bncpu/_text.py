@@ -1,4 +1,4 @@
-"""CSV and its relatives, and JSON lines. DuckDB reads the rows; what a file is written in is found out here.
+"""Text as a table, and CSV and its relatives. DuckDB reads the rows; what a file is written in is found out here.
 
 DuckDB is told everything, and guesses nothing: it guesses from a part of the file, leaves out lines that do not fit the
 guess, and takes quotes for text if that part has none.
@@ -12,7 +12,6 @@ import enum
 import functools
 import io
 import itertools
-import json
 import math
 import os
 import re
@@ -67,7 +66,7 @@ UNITS = re.compile(r"[mck]?m|m?s|min|h|k?g|[KCFVAN]|k?Wh?|[hkM]?Pa|[kMG]?Hz|eV|m
 MANY = 0.2
 
 
-class _TooShort(Exception):
+class TooShort(Exception):
     """A head that does not hold two records."""
 
 
@@ -102,7 +101,7 @@ class Text(Columnar):
                 text = codecs.getincrementaldecoder(self.encoding)().decode(head, final=self.complete)
                 self.head(io.StringIO(text.removeprefix("\ufeff"), newline="").readlines())
                 break
-            except _TooShort:
+            except TooShort:
                 self.columns = {}
                 if self.complete:
                     n_skipped = self.reading.skip_rows
@@ -191,7 +190,7 @@ class Text(Columnar):
         raise NotImplementedError
 
     def head(self, lines: list[str]) -> None:
-        """Set `columns` and what else the first lines tell; `_TooShort` if they are too few."""
+        """Set `columns` and what else the first lines tell; `TooShort` if they are too few."""
         raise NotImplementedError
 
     def after_head(self) -> None:
@@ -279,7 +278,7 @@ class Csv(Text):
         if not self.complete:
             records = records[:-1]
         if len(records) < (1 if self.complete else 2):
-            raise _TooShort
+            raise TooShort
         first = records[0][1]
         if len(first) > 1:
             records = [record for record in records if record[1] != [""]]
@@ -465,7 +464,7 @@ class Csv(Text):
         options = {
             "auto_detect": "false",
             "hive_partitioning": "false",
-            "delim": _text(self.delimiter or ","),
+            "delim": sql_text(self.delimiter or ","),
             "quote": "'\"'",
             "escape": "'\"'",
             "header": "false",
@@ -473,15 +472,15 @@ class Csv(Text):
             "strict_mode": "true",
             "compression": "'none'",
             "columns": f"{{{types}}}",
-            "nullstr": f"[{', '.join(map(_text, self.nulls(effort) if numbers else ['']))}]",
+            "nullstr": f"[{', '.join(map(sql_text, self.nulls(effort) if numbers else ['']))}]",
             "allow_quoted_nulls": "true" if numbers else "false",
         }
         if effort is not Effort.USUAL:
             options["max_line_size"] = str(LINE_BYTES)
         if self.decimal != "." and numbers:
-            options["decimal_separator"] = _text(self.decimal)
+            options["decimal_separator"] = sql_text(self.decimal)
         settings = ", ".join(f"{key} = {value}" for key, value in options.items())
-        return f"SELECT {', '.join(chosen)} FROM read_csv({_text(str(self.data))}, {settings})"
+        return f"SELECT {', '.join(chosen)} FROM read_csv({sql_text(str(self.data))}, {settings})"
 
     def nulls(self, effort: Effort) -> list[str]:
         """The texts that are missing values, with the blanks around them that there are."""
@@ -518,7 +517,7 @@ class Csv(Text):
                         right = value.lower() in BOOLEANS if name in truths else _is_number(value, self.decimal)
                         if not right:
                             hint = f"; --missing {value!r} if it is none" if value in COMMON else ""
-                            return f"{place}: {_shown(value)} in column {name!r} is no number{hint}"
+                            return f"{place}: {shown(value)} in column {name!r} is no number{hint}"
             except Located as error:
                 return str(error)
         return None
@@ -579,7 +578,7 @@ class _Values:
         numeric = truths or not self.bad
         if not numeric:
             found = [(line, value) for line, value in zip(self.lines, self.values, strict=True) if value in self.bad]
-            why_not = why_not or _why_not(found, self.n_good + n_bad)
+            why_not = why_not or why_not_learned(found, self.n_good + n_bad)
         elif empty and n and not title:
             why_not = "it has no name"
         of = "" if self.table.complete else f" of the first {n:,}"
@@ -587,138 +586,16 @@ class _Values:
         return Column(title, kind, numeric, empty, why_not, f"{self.n_missing:,}{of}")
 
 
-class JsonLines(Text):
-    """An object of JSON in each line."""
-
-    kind = "JSON lines, an object with names and values in each"
-
-    def head(self, lines: list[str]) -> None:
-        self.seen: dict[str, list[tuple[int, Any]]] = {}
-        n = 0
-        for number, line in enumerate(lines, 1):
-            if not line.strip() or (not self.complete and number == len(lines)):
-                continue
-            n += 1
-            for name, value in self.parsed(line, number).items():
-                self.seen.setdefault(name, []).append((number, value))
-        if not n:
-            raise _TooShort
-        self.n_rows_of_head = n
-        self.one_line_end = any(line.endswith("\r") for line in lines)
-        self.n_rows = n if self.complete else None
-
-    def rows_of(self, lines: Iterable[str]) -> Iterator[str]:
-        return (line.rstrip("\r\n") + "\n" for line in lines)
-
-    def after_head(self) -> None:
-        """The names and types of all objects: those of one may come late."""
-        n = self.n_rows_of_head
-        query = "json_group_structure(json), count(*) FILTER (json_type(json) <> 'OBJECT')"
-        try:
-            structure, n_others = next(self.asked(f"SELECT {query} FROM {self.objects(Effort.RARE)}", 1)).columns
-        except (self.duckdb.Error, self.arrow.ArrowException) as error:
-            raise Located(self.fault(()) or str(error).partition("\n")[0]) from None
-        if n_others[0].as_py():
-            raise Located(self.fault(()) or f"{str(self.path)!r} has lines that are no objects")
-        kinds = json.loads(structure[0].as_py())
-        columns = {}
-        titles = [*self.seen, *(name for name in kinds if name not in self.seen)]
-        for (name, why_not), title in zip(named(titles).items(), titles, strict=True):
-            values = [(number, value) for number, value in self.seen.get(title, ()) if value is not None]
-            others = [(number, value) for number, value in values if not isinstance(value, (int, float))]
-            kind = kinds.get(title)
-            numeric, empty = kind in ("DOUBLE", "BIGINT", "UBIGINT", "HUGEINT", "BOOLEAN", "NULL"), kind == "NULL"
-            missing = f"{n - len(values):,}" + ("" if self.complete else f" of the first {n:,}")
-            if not numeric:
-                why_not = why_not or _why_not(others, len(values)) or self.late(title, bool(values))
-            about = "empty" if empty else "number" if numeric else "other"
-            columns[name] = Column(title, about, numeric, empty, why_not, missing)
-        self.columns = columns
-
-    def late(self, title: str, are_numbers: bool) -> str:
-        """Why a column is not learned that has only numbers in the head, or nothing."""
-        if not are_numbers:
-            return "not numbers"
-        self.columns = {title: Column(title, "number")}
-        fault = self.fault([title]) or ""
-        found = re.search(r", (line [\d,]+): (.*) in column ", fault, flags=re.DOTALL)
-        return f"numbers but for {found[2]} in {found[1]}" if found else "not numbers"
-
-    def objects(self, effort: Effort) -> str:
-        """The file as a table of DuckDB with the column `json`."""
-        settings = "format = 'newline_delimited', hive_partitioning = false"
-        settings += f", maximum_object_size = {LINE_BYTES}" if effort is not Effort.USUAL else ""
-        return f"read_json_objects({_text(str(self.data))}, {settings})"
-
-    def parsed(self, line: str, number: int) -> dict[str, Any]:
-        """An object; `Located` if it is none."""
-        place = f"{str(self.path)!r}, line {number:,}"
-
-        def once(entries: list[tuple[str, Any]]) -> dict[str, Any]:
-            if len(dict(entries)) < len(entries):
-                raise ValueError("a name stands twice")
-            return dict(entries)
-
-        def refused(constant: str) -> None:
-            raise ValueError(f"{constant} is no number of JSON")
-
-        try:
-            row = json.loads(line, object_pairs_hook=once, parse_constant=refused)
-        except (ValueError, RecursionError) as error:
-            raise Located(f"{place} is not JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise Located(f"{place} is no object of names and values")
-        return row
-
-    def queried(self, names: Sequence[str], carry: str | None, rows: int, effort: Effort) -> Iterator[Any]:
-        rest = [name for name in self.columns if name not in set(names)] if carry else []
-
-        def values(of: Sequence[str], how: str) -> str:
-            paths = [_text("/" + self.columns[name].title.replace("~", "~0").replace("/", "~1")) for name in of]
-            return f"{how}(json, [{', '.join(paths)}])" if of else "NULL"
-
-        text = "json_extract" if carry and carry.startswith((".jsonl", ".ndjson")) else "json_extract_string"
-        chosen = [f"v[{k}]::DOUBLE" for k in range(1, 1 + len(names))]
-        chosen += [f"w[{k}]::VARCHAR" for k in range(1, 1 + len(rest))]
-        inner = f"SELECT {values(names, 'json_extract')} AS v, {values(rest, text)} AS w FROM {self.objects(effort)}"
-        numbered = ", ".join(f"{value} AS c{k}" for k, value in enumerate(chosen))
-        for batch in self.asked(f"SELECT {numbered} FROM ({inner})", rows):
-            yield self.in_order(dict(zip([*names, *rest], batch.columns, strict=True)))
-
-    def fault(self, names: Sequence[str]) -> str | None:
-        titles = [self.columns[name].title for name in names]
-        with self.lines() as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                if "\ufffd" in line:
-                    return f"{str(self.path)!r}, line {number:,} {self.not_encoded()}"
-                try:
-                    row = self.parsed(line, number)
-                except Located as error:
-                    return str(error)
-                for title in titles:
-                    value = row.get(title)
-                    if value is not None and not isinstance(value, (int, float)):
-                        return f"{str(self.path)!r}, line {number:,}: {_shown(value)} in column {title!r} is no number"
-        return None
-
-    def place(self, row: int) -> str:
-        with self.lines() as lines:
-            there = (number for number, line in enumerate(lines, 1) if line.strip())
-            return f"{str(self.path)!r}, line {next(itertools.islice(there, row, None)):,}"
-
-
-def _why_not(others: Sequence[tuple[int, Any]], n: int) -> str:
+def why_not_learned(others: Sequence[tuple[int, Any]], n: int) -> str:
     """Why a column with these values that are no numbers, of `n` values, is not learned."""
     if not others or len(others) >= MANY * n:
         return "not numbers" if others else ""
     line, value = others[0]
     more = f" and {len(others) - 1:,} more" if len(others) > 1 else ""
-    return f"numbers but for {_shown(value)} in line {line:,}{more}"
+    return f"numbers but for {shown(value)} in line {line:,}{more}"
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:20]}... of {len(text):,} characters"
 
@@ -744,7 +621,7 @@ def _truth(name: str) -> str:
     return f"CASE {cases} ELSE error('no boolean') END::DOUBLE AS {name}"
 
 
-def _text(value: str) -> str:
+def sql_text(value: str) -> str:
     """A string of SQL."""
     return "'" + value.replace("'", "''") + "'"
 

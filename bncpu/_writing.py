@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bncpu import _inputs, _tables, _text
+from bncpu._json_lines import JsonLines
 
 
 class Result(NamedTuple):
@@ -82,7 +83,7 @@ def _compressed(arrow: Any, file: BinaryIO, ending: str, stack: contextlib.ExitS
 
 
 def _writer(arrow: Any, kind: type[_tables.Table], sink: Any, schema: Any, raw: bool) -> Any:
-    if issubclass(kind, _text.JsonLines):
+    if issubclass(kind, JsonLines):
         return _JsonWriter(sink, raw)
     if issubclass(kind, _text.Csv):
         delimiter = "\t" if kind is _text.Tsv else ","

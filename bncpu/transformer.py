@@ -275,7 +275,7 @@ class BatchNormTransformer(LayerMixin, CallbackSupportMixin, OneToOneFeatureMixi
         own = p.kind
         states.warn_of_a_fit_without_times(own)
         kind = own if after.batch_size is not None else own.of_one_batch
-        if after.batch_size is None and after._fit_plain(X, sample_weight, p, kind, own):
+        if after.batch_size is None and not is_watched(self) and after._fit_plain(X, sample_weight, p, kind, own):
             self._take(after)
             return self
         return self._fit(X, y, sample_weight, p, kind, after, new=True, batch_size=after.batch_size)
@@ -324,7 +324,7 @@ class BatchNormTransformer(LayerMixin, CallbackSupportMixin, OneToOneFeatureMixi
         >>> recent.partial_fit([[0.0], [3.0]], times=np.array(["2020-01-01", "2020-01-02"], "M8[D]")).running_mean_
         array([2.])
         """
-        if times is None and self._learn_plain(X, sample_weight):
+        if times is None and not is_watched(self) and self._learn_plain(X, sample_weight):
             return self
         after = self._as_it_is()
         p = states.parameters(after)
@@ -407,7 +407,7 @@ class BatchNormTransformer(LayerMixin, CallbackSupportMixin, OneToOneFeatureMixi
         False, with nothing changed, if the short way cannot take it.
         """
         x = _door.as_array(X)
-        if x is None or x.ndim < 2 or is_watched(self):
+        if x is None or x.ndim < 2:
             return False
         axis = 1 if p.channel_axis is None else p.channel_axis
         if not -x.ndim <= axis < x.ndim:
@@ -425,7 +425,7 @@ class BatchNormTransformer(LayerMixin, CallbackSupportMixin, OneToOneFeatureMixi
         """Learn from a plain array the short way; False, with nothing changed, if that cannot take it."""
         attributes = self.__dict__
         now: State | None = attributes.get("_state")
-        if now is None or not _kernels.unchanged(attributes, now.parameters) or is_watched(self):
+        if now is None or not _kernels.unchanged(attributes, now.parameters):
             return False
         # Asked here, too, and not only at the door: in a call of a few microseconds one more call shows.
         axis, x = now.parameters.channel_axis, X if type(X) is np.ndarray else _door.as_array(X)

@@ -666,7 +666,7 @@ MUTANTS = [
     Mutant("folders-named-like-columns", TEXT, '"hive_partitioning": "false"', '"hive_partitioning": "true"', "text"),
     Mutant("damaged-compression-taken", TEXT, "self.compression is not None or", "", "text"),
     Mutant("comments-are-rows", TEXT, "self.drops_lines = self.comment is not None or", "self.drops_lines =", "text"),
-    Mutant("late-keys-lost", TEXT, "*(name for name in kinds if name not in self.seen)", "", "text"),
+    Mutant("late-keys-lost", "bncpu/_json_lines.py", "*(name for name in kinds if name not in self.seen)", "", "text"),
     Mutant(
         "rows-of-fewer-fields-taken",
         TEXT,

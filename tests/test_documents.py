@@ -185,6 +185,7 @@ def test_every_source_has_its_test_file():
     tests = {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
     elsewhere = {"layer_norms", "group_norms", "two_steps"}  # tested as one, case by case
     elsewhere |= {"stream", "writing"}  # by test_files.py
+    elsewhere |= {"json_lines"}  # by test_text.py
     elsewhere |= {"conversions"}  # by test_layers.py
     elsewhere |= {"names", "weights"}  # by test_state.py and test_transformer.py
     elsewhere |= {"inputs", "pictures", "public", "temporary"}  # by test_commands.py
