@@ -304,7 +304,12 @@ def _refuse(X: Any) -> None:
 
 
 def _plain(X: Any) -> NDArray[Any] | None:
-    """X, if it is an array that the kernels read as it is and scikit-learn would take; else None."""
+    """X, if it is an array that the kernels read as it is and scikit-learn would take, or a list of rows; else None."""
+    if type(X) is list and X and type(X[0]) is list:
+        try:
+            X = np.asarray(X)
+        except (TypeError, ValueError):  # rows of several lengths
+            return None
     if type(X) is not np.ndarray or X.ndim != 2 or not X.size:
         return None
     return X if X.dtype.kind in "biuf" and X.dtype.itemsize <= 8 and X.dtype.isnative else None

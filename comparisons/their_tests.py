@@ -11,7 +11,7 @@ more each way: some of these suites have tests that fail now and then.
 """
 
 import argparse
-import contextlib
+import collections
 import importlib.util
 import json
 import os
@@ -34,18 +34,17 @@ def main():
     asked = parser.parse_args()
     lists, worse, chosen = {}, False, ["-k", asked.k] if asked.k else []
     for package in asked.packages:
-        targets = files(package) if asked.mentioning else [package]
-        with_patch = outcomes(targets, asked.jobs, True, *chosen)
+        root, targets = found_in(package, asked.mentioning)
+        with_patch = outcomes(root, targets, asked.jobs, True, *chosen)
         after = failures(with_patch)
+        some = sorted({name.rpartition("::")[2].partition("[")[0] for name in after})
         if not asked.quick:
-            without = outcomes(targets, asked.jobs, False, *chosen)
-        elif after:
-            without = outcomes(sorted({module(name) or package for name in after}), asked.jobs, False, *chosen)
+            without = outcomes(root, targets, asked.jobs, False, *chosen)
         else:
-            without = {}
+            without = outcomes(root, targets, asked.jobs, False, "-k", " or ".join(some)) if after else {}
         before = failures(without)
-        only = {name for name in after - before if not is_flaky(name, targets)}
-        gone = sorted(set(without) - set(with_patch))
+        only = {name for name in after - before if not is_flaky(name, root, targets)}
+        gone = [] if asked.quick else sorted(functions(without) - functions(with_patch))
         print(f"{package}: {len(with_patch)} tests, {len(before)} fail without the patch, {len(after)} with it")
         for name in sorted(only):
             print(f"  only with it: {name}")
@@ -63,21 +62,38 @@ def main():
     sys.exit(worse)
 
 
-def files(package):
-    """The test files of a package that mention StandardScaler."""
-    root = pathlib.Path(importlib.util.find_spec(package).submodule_search_locations[0])
-    found = [path for path in sorted(root.rglob("test_*.py")) if "StandardScaler" in path.read_text()]
-    return [".".join([package, *path.relative_to(root).with_suffix("").parts]) for path in found]
+def found_in(package, mentioning):
+    """The folder that names of tests are relative to, and what to give to pytest: files, if only some are wanted."""
+    path = pathlib.Path(package)
+    if not path.exists():
+        spec = importlib.util.find_spec(package)
+        path = pathlib.Path((spec.submodule_search_locations or [spec.origin])[0])
+    path = path.resolve()
+    targets = [path]
+    if mentioning and path.is_dir():
+        targets = [file for file in sorted(path.rglob("test_*.py")) if "StandardScaler" in file.read_text()]
+    root = path.parent
+    while (root / "__init__.py").exists():
+        root = root.parent
+    return root, [str(target) for target in targets]
 
 
-def outcomes(targets, jobs, patched, *more):
+def functions(found):
+    """The tests without their parameters, whose names may be random; each with how many there are."""
+    counts = collections.Counter(name.partition("[")[0] for name in found)
+    return {f"{name}, {number} times" for name, number in counts.items()}
+
+
+def outcomes(root, targets, jobs, patched, *more):
     """From the name of each test to whether it passed, failed or was skipped."""
     with tempfile.TemporaryDirectory() as folder:
         report = pathlib.Path(folder, "report.xml")
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestWarning"]
         command += ["-n", str(jobs)] * (jobs != "0") + ["-p", "bncpu.accel"] * patched
-        command += [f"--junitxml={report}", "--pyargs", *targets, *more]
+        command += [f"--junitxml={report}", f"--rootdir={root}", "--continue-on-collection-errors", *targets, *more]
         subprocess.run(command, cwd=folder, stdout=subprocess.DEVNULL, env=os.environ | {"MPLBACKEND": "agg"})
+        if not report.exists():  # pytest refused its arguments, or died
+            return {}
         found = {}
         for case in ElementTree.parse(report).iter("testcase"):
             kinds = {child.tag for child in case}
@@ -92,25 +108,14 @@ def failures(found):
     return {name for name, outcome in found.items() if outcome == "failed"}
 
 
-def module(name):
-    """The module of a test of a package, which may be in a class; None for a test in a folder."""
-    parts = name.partition("::")[0].split(".")
-    while parts and parts != [""]:
-        with contextlib.suppress(ImportError):
-            if importlib.util.find_spec(".".join(parts)):
-                return ".".join(parts)
-        parts.pop()
-    return None
-
-
-def is_flaky(name, targets):
+def is_flaky(name, root, targets):
     """Whether a test passes with the patch when it is run once more, or fails without it."""
-    target = [module(name)] if module(name) else targets
-    chosen = "-k", name.rpartition("::")[2].partition("[")[0]
+    module, _, test = name.partition("[")[0].rpartition("::")
+    chosen = ["-k", test] if module else []  # without a module: the module itself could not be imported
     for _ in range(2):
-        if outcomes(target, "0", True, *chosen).get(name) == "passed":
+        if outcomes(root, targets, "0", True, *chosen).get(name) == "passed":
             return True
-        if outcomes(target, "0", False, *chosen).get(name) == "failed":
+        if outcomes(root, targets, "0", False, *chosen).get(name) == "failed":
             return True
     return False
 
