@@ -30,30 +30,31 @@ from bncpu import sklearn as ours
 
 __all__ = ["patch_sklearn", "unpatch_sklearn"]
 
-# The module that was __main__ before: its functions run on.
-_kept: list[Any] = [None, sys.modules["__main__"]]
-
 USAGE = "usage: python -m bncpu.accel [-m module | script.py] [arguments]"
 
 _MODULES = (sklearn.preprocessing, _data)
 _Wrapper: Any = getattr(sklearn.utils.parallel, "_FuncWrapper", None)
 
-# Whether scikit-learn is patched until it is unpatched, and how many contexts are within their `with`.
-_permanent, _contexts = False, 0
+# Calls of patch_sklearn without a `with`, and contexts that are within theirs, since it was last undone, and how often
+# it was.
+_calls, _contexts, _undone = 0, 0, 0
 _changing = threading.RLock()
 
 
 class Patched:
     """What :func:`patch_sklearn` returns. As a context it is a patch that ends with it."""
 
-    def __init__(self, was_permanent: bool) -> None:
-        self._was_permanent: bool | None = was_permanent
+    def __init__(self) -> None:
+        self._call: int | None = _undone
+        self._entered: list[int] = []
 
     def __enter__(self) -> Patched:
-        global _permanent, _contexts
+        global _calls, _contexts
         with _changing:
-            if self._was_permanent is not None:  # the call before this `with`
-                _permanent, self._was_permanent = self._was_permanent, None
+            if self._call == _undone:  # the call before this `with` is no other patch
+                _calls -= 1
+            self._call = None
+            self._entered.append(_undone)
             _contexts += 1
             _patch()
         return self
@@ -63,9 +64,10 @@ class Patched:
     ) -> None:
         global _contexts
         with _changing:
-            _contexts = max(0, _contexts - 1)
-            if not _permanent and not _contexts:
-                _unpatch()
+            if self._entered.pop() == _undone:
+                _contexts -= 1
+                if not _calls and not _contexts:
+                    _unpatch()
 
 
 def patch_sklearn() -> Patched:
@@ -96,12 +98,11 @@ def patch_sklearn() -> Patched:
     >>> scaler.scale_
     array([2.])
     """
-    global _permanent
+    global _calls
     with _changing:
-        patched = Patched(_permanent)
-        _permanent = True
+        _calls += 1
         _patch()
-    return patched
+        return Patched()
 
 
 def unpatch_sklearn() -> None:
@@ -116,9 +117,9 @@ def unpatch_sklearn() -> None:
     >>> from bncpu import unpatch_sklearn
     >>> unpatch_sklearn()
     """
-    global _permanent, _contexts
+    global _calls, _contexts, _undone
     with _changing:
-        _permanent, _contexts = False, 0
+        _calls, _contexts, _undone = 0, 0, _undone + 1
         _unpatch()
 
 
@@ -194,14 +195,16 @@ def main() -> int:
     sys.argv[:] = arguments
     name = arguments[0]
     # As python itself does: the program is the module __main__, also for threads and exit functions that outlive it.
-    program = _kept[0] = types.ModuleType("__main__")
+    program = types.ModuleType("__main__")
     program.__dict__["__builtins__"] = builtins
     sys.modules["__main__"] = program
+    if "__mp_main__" in sys.modules:  # multiprocessing's own name of it
+        sys.modules["__mp_main__"] = program
     if is_module:
-        sys.path[0] = os.getcwd()
+        _first_on_path(os.getcwd())
         runpy._run_module_as_main(name)  # type: ignore[attr-defined]
     elif os.path.isdir(name) or zipfile.is_zipfile(name):
-        sys.path[0] = name
+        _first_on_path(os.path.abspath(name))
         runpy._run_module_as_main("__main__", False)  # type: ignore[attr-defined]
     else:
         _run_script(program, os.path.abspath(name))
@@ -215,11 +218,19 @@ def _run_script(program: types.ModuleType, path: str) -> None:
     except OSError as error:
         print(f"python -m bncpu.accel: can't open {path!r}: {error.strerror}", file=sys.stderr)
         sys.exit(2)
-    sys.path[0] = os.path.dirname(path)
+    _first_on_path(os.path.dirname(path))
     program.__file__ = path
     program.__loader__ = importlib.machinery.SourceFileLoader("__main__", path)
-    exec(compile(source, path, "exec"), program.__dict__)
+    exec(compile(source, path, "exec", dont_inherit=True), program.__dict__)
+
+
+def _first_on_path(folder: str) -> None:
+    """What python puts there for the program, in the place of what it put there for this module."""
+    if not sys.flags.safe_path:
+        sys.path[0] = folder
 
 
 if __name__ == "__main__":
+    from bncpu.accel import main  # not this module, which pickle would look for in the program
+
     sys.exit(main())

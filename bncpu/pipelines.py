@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import Any
 
 import numpy as np
@@ -122,24 +123,27 @@ class StreamingPipeline(Pipeline):  # numpydoc ignore=PR02
         self._validate_params()
         self._validate_steps()
         routed = self._params_of_steps(params)
-        if classes is not None:
-            routed[self.steps[-1][0]]["classes"] = classes
         *transformers, (last_name, last) = self.steps
+        if classes is not None:
+            routed[last_name]["classes"] = classes
+        for name, step in self.steps:
+            if routed[name] and not _learns(step):
+                raise ValueError(f"step {name!r} does not learn, and takes no {', '.join(routed[name])}")
         transformers = [(name, step) for name, step in transformers if not _passes(step)]
         for name, step in transformers:
             _check_learns_or_transforms(name, step)
-        before: list[tuple[Any, dict[str, Any]]] = []
+        before: list[tuple[Any, dict[str, Any], dict[str, Any]]] = []
         try:
             for name, step in transformers:
                 if _learns(step):
-                    before += _apart(step)
+                    before += _kept(step)
                     step.partial_fit(X, y, **routed[name])
                 X = step.transform(X)
             if _learns(last):
                 last.partial_fit(X, y, **routed[last_name])
         except BaseException:
-            for estimator, attributes in before:
-                estimator.__dict__ = attributes
+            for estimator, attributes, copies in reversed(before):
+                _restore(estimator, attributes, copies)
             raise
         return self
 
@@ -180,21 +184,38 @@ class StreamingPipeline(Pipeline):  # numpydoc ignore=PR02
         return found
 
 
-def _apart(step: Any) -> list[tuple[Any, dict[str, Any]]]:
-    """An estimator and those within it, and the attributes of each; from now on they have copies of these.
-
-    The estimators stay the objects that they are.
-    """
+def _kept(step: Any) -> list[tuple[Any, dict[str, Any], dict[str, Any]]]:
+    """An estimator and those within it, with the attributes of each, and copies of these."""
     within = step.get_params(deep=True).values() if hasattr(step, "get_params") else ()
     estimators = [step, *(part for part in within if isinstance(part, BaseEstimator) and part is not step)]
-    before = [(estimator, vars(estimator)) for estimator in estimators]
-    for estimator, attributes in before:
-        known = {id(other): other for other in estimators}
+    known = {id(estimator): estimator for estimator in estimators}
+    return [(estimator, dict(vars(estimator)), _copies(vars(estimator), known)) for estimator in estimators]
+
+
+def _copies(attributes: dict[str, Any], known: dict[int, Any]) -> dict[str, Any]:
+    copies = {}
+    for name, value in attributes.items():
         try:
-            estimator.__dict__ = copy.deepcopy(attributes, known)
-        except TypeError:  # a lock, an open file
-            estimator.__dict__ = dict(attributes)
-    return before
+            copies[name] = copy.deepcopy(value, known)
+        except Exception:  # a lock, an open file, a tensor that is part of a graph
+            copies[name] = value
+    return copies
+
+
+def _restore(estimator: Any, attributes: dict[str, Any], copies: dict[str, Any]) -> None:
+    """Give an estimator its attributes back: copies only of what has been changed in place."""
+    estimator.__dict__ = {
+        name: value if _is_as_before(value, copies[name]) else copies[name] for name, value in attributes.items()
+    }
+
+
+def _is_as_before(value: Any, before: Any) -> bool:
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        return value.shape == before.shape and value.tobytes() == before.tobytes()
+    try:
+        return pickle.dumps(value) == pickle.dumps(before)
+    except Exception:
+        return False
 
 
 def _check_learns_or_transforms(name: str, step: Any) -> None:

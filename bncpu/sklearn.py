@@ -1,7 +1,8 @@
 """StandardScaler and scale of scikit-learn on our kernels, for code that is to stay as it is.
 
-Arguments, attributes, messages, and what counts as constant are scikit-learn's own code. Ours are the passes over the
-data. A call that the kernels cannot do is handed to scikit-learn's own method: :func:`calls` says which, and why.
+Arguments, attributes and messages are those of scikit-learn, and its code decides what is constant. Ours are the passes
+over the data. A call that the kernels cannot do is handed to scikit-learn's own method: :func:`calls` says which, and
+why.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ LOGGER = logging.getLogger("bncpu.accel")
 if os.environ.get("BNCPU_ACCEL_LOG", "0") not in ("", "0"):
     LOGGER.setLevel(logging.INFO)
     LOGGER.addHandler(logging.StreamHandler())
+    LOGGER.propagate = False
     LOGGER.handlers[-1].setFormatter(logging.Formatter("%(name)s: %(message)s"))
 
 
@@ -52,17 +54,19 @@ class _NotOurs(Exception):
     """Why scikit-learn has to do a call."""
 
 
-# What scalers have learned, not rounded, by their identity: another attribute would be seen.
+# What scalers have learned, not rounded, by the identity of their `mean_`: another attribute would be seen.
 _exact: dict[int, tuple[weakref.ref[Any], Moments]] = {}
 
 _counter: collections.Counter[tuple[str, str]] = collections.Counter()
-_counting = threading.Lock()
+_counting = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_counting.acquire, after_in_parent=_counting.release, after_in_child=_counting.release)
 
 
 def calls() -> dict[str, int]:
-    """How often our kernels did a call, or scikit-learn's code, and why; since Python was started.
+    """How often a call was done by our kernels, or by scikit-learn's code, and why, in this process.
 
-    ``fit`` is counted as ``partial_fit``, which it calls.
+    ``fit`` is counted as ``partial_fit``, which it calls. Workers count for themselves.
 
     Returns
     -------
@@ -132,8 +136,8 @@ class StandardScaler(sklearn.preprocessing.StandardScaler):  # numpydoc ignore=P
 
     Statistics and results differ from scikit-learn's by rounding errors, mostly scikit-learn's. In ``partial_fit`` a
     feature that is missing from a whole batch keeps its statistics, where scikit-learn's become NaN, and a sum of
-    weights is not cut to a whole number before a batch without weights. :func:`scale` has no need of scikit-learn's
-    warnings of numerical issues.
+    weights is not cut to a whole number before a batch without weights. Warnings of numerical issues are not
+    given where there are none: in :func:`scale`, and for a feature of which nothing is known.
 
     Our kernels read dense X: arrays of any number type and memory order, lists, DataFrames. Sparse X, arrays on a
     device, negative weights, callbacks, and whatever is refused, are left to scikit-learn's own methods.
@@ -190,8 +194,8 @@ class StandardScaler(sklearn.preprocessing.StandardScaler):  # numpydoc ignore=P
             constant = _is_constant_feature(var, mean, seen)
             scale = _handle_zeros_in_scale(np.sqrt(var), copy=False, constant_mask=constant)
         self.n_samples_seen_, self.mean_, self.var_, self.scale_ = seen, mean, var if has_var else None, scale
-        key = id(self)
-        _exact[key] = weakref.ref(self, lambda _: _exact.pop(key, None)), after
+        key = id(mean)
+        _exact[key] = weakref.ref(mean, lambda _: _exact.pop(key, None)), after
         return self
 
     @_instead_of(THEIRS["transform"].__wrapped__, "StandardScaler.transform")
@@ -200,8 +204,12 @@ class StandardScaler(sklearn.preprocessing.StandardScaler):  # numpydoc ignore=P
         _check_parameters(self)
         mean, scale = _fitted(self)
         x, _ = _numbers(self, X, reset=False)
-        with np.errstate(divide="ignore"):
-            return _applied(x, mean, None if scale is None else 1 / scale, None, _may_overwrite(self, X, x, copy))
+        if scale is not None:
+            with np.errstate(divide="ignore", over="ignore"):
+                scale = 1 / scale
+            if np.isinf(scale).any():
+                raise _NotOurs("scale_ has been set to something else")
+        return _applied(x, mean, scale, None, _may_overwrite(self, X, x, copy))
 
     @_instead_of(THEIRS["inverse_transform"], "StandardScaler.inverse_transform")
     def inverse_transform(self, X: Any, copy: bool | None = None) -> Any:
@@ -310,6 +318,8 @@ def _plain(X: Any) -> NDArray[Any] | None:
             X = np.asarray(X)
         except (TypeError, ValueError):  # rows of several lengths
             return None
+        if X.dtype.kind == "f":  # of NumPy's narrow floats, too
+            X = X.astype(np.float64, copy=False)
     if type(X) is not np.ndarray or X.ndim != 2 or not X.size:
         return None
     return X if X.dtype.kind in "biuf" and X.dtype.itemsize <= 8 and X.dtype.isnative else None
@@ -367,8 +377,8 @@ def _mean(of: Moments) -> NDArray[np.float64]:
 def _known(scaler: Any, width: int) -> tuple[NDArray[np.float64], Any, bool]:
     """Count, mean, mean_lo, m2 and 0 of what a scaler has learned, as our merge wants it.
 
-    And its `n_samples_seen_`, and whether it has a variance. The attributes are rounded. Where they are still those of
-    the last moments, these go on.
+    And its `n_samples_seen_`, and whether it has a variance. The attributes are rounded. Where they are still as
+    this module has set them, the moments behind them go on.
     """
     values = np.zeros((5, width))
     fitted = vars(scaler)
@@ -384,7 +394,7 @@ def _known(scaler: Any, width: int) -> tuple[NDArray[np.float64], Any, bool]:
             raise TypeError
     except (TypeError, ValueError):
         raise _NotOurs("its attributes have been set to something else") from None
-    _, last = _exact.get(id(scaler), (None, Moments(*values[:4])))
+    _, last = _exact.get(id(mean), (None, Moments(*values[:4])))
     if np.array_equal(values[0], last.count) and np.array_equal(mean, _mean(last), equal_nan=True):
         values[1], values[2] = last.mean, last.mean_lo
         if has_var and np.array_equal(var, moments.variance(last), equal_nan=True):
@@ -412,6 +422,8 @@ def _learned(
 
 def _fitted(scaler: Any) -> tuple[NDArray[np.float64] | None, NDArray[np.float64] | None]:
     """The mean and the scale to apply; None for what is not asked for."""
+    if hasattr(scaler, "__sklearn_is_fitted__"):
+        raise _NotOurs("its class says itself whether it is fitted")
     fitted = vars(scaler)
     found: list[Any] = []
     for wanted, name in ((scaler.with_mean, "mean_"), (scaler.with_std, "scale_")):

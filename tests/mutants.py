@@ -593,7 +593,7 @@ MUTANTS = [
     Mutant(
         "rounded-between-batches",
         SCALER,
-        "_exact.get(id(scaler), (None, Moments(*values[:4])))",
+        "_exact.get(id(mean), (None, Moments(*values[:4])))",
         "None, Moments(*values[:4])",
         "sklearn",
     ),
@@ -609,7 +609,7 @@ MUTANTS = [
     Mutant("constants-scaled", SCALER, "constant_mask=constant", "constant_mask=constant & False", "sklearn"),
     Mutant("weights-of-their-own-type", SCALER, "if weights.min() < 0 or", "if", "sklearn"),
     Mutant("pickles-need-us", SCALER, '"name", "")', '"name", "bncpu")', "sklearn"),
-    Mutant("inner-patch-undone", "bncpu/accel.py", "if not _permanent and not _contexts:", "if True:", "accel"),
+    Mutant("inner-patch-undone", "bncpu/accel.py", "if not _calls and not _contexts:", "if True:", "accel"),
     Mutant(
         "workers-not-patched",
         "bncpu/accel.py",
@@ -627,11 +627,11 @@ MUTANTS = [
     Mutant(
         "refused-batches-half-learned",
         PIPELINES,
-        "                estimator.__dict__ = attributes\n",
+        "                _restore(estimator, attributes, copies)\n",
         "                pass\n",
         "pipelines",
     ),
-    Mutant("changed-in-place", PIPELINES, "copy.deepcopy(attributes, known)", "dict(attributes)", "pipelines"),
+    Mutant("changed-in-place", PIPELINES, "copy.deepcopy(value, known)", "value", "pipelines"),
     Mutant(
         "frozen-steps-learn",
         PIPELINES,

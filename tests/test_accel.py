@@ -1,5 +1,6 @@
 """scikit-learn patched, in a program, a context, a notebook, other processes and from the command line."""
 
+import concurrent.futures
 import os
 import pickle
 import subprocess
@@ -73,11 +74,40 @@ class TestPatch:
             a.__enter__()
             a.__exit__(None, None, None)
             assert accel.is_patched()
-        bncpu.unpatch_sklearn()
+        assert not accel.is_patched()
         for _ in range(2):
             with a:
                 assert accel.is_patched()
+                with a:
+                    pass
+                assert accel.is_patched()
             assert not accel.is_patched()
+        a.__enter__()
+        bncpu.unpatch_sklearn()
+        with bncpu.patch_sklearn():
+            a.__exit__(None, None, None)
+            assert accel.is_patched()
+        assert not accel.is_patched()
+
+    def test_a_call_and_a_context(self):
+        context = bncpu.patch_sklearn()
+        bncpu.patch_sklearn()
+        with context:
+            pass
+        assert accel.is_patched()
+        bncpu.unpatch_sklearn()
+        assert not accel.is_patched()
+
+    def test_threads(self):
+        def patch():
+            for _ in range(500):
+                with bncpu.patch_sklearn():
+                    assert accel.is_patched()
+
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            for done in [pool.submit(patch) for _ in range(4)]:
+                done.result()
+        assert not accel.is_patched()
 
     def test_a_patch_outlives_the_contexts_around_it_until_it_is_undone(self):
         with bncpu.patch_sklearn():
@@ -162,6 +192,41 @@ LATE = """
 """
 
 
+WORK = """
+    import multiprocessing
+    import numpy as np
+    from sklearn.linear_model import Ridge
+    from sklearn.model_selection import cross_val_score
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    from bncpu import accel, patch_sklearn
+
+    class C: pass
+
+    class Watched(StandardScaler):
+        def fit(self, X, y=None, sample_weight=None):
+            self.were_ours = accel.is_patched()
+            return super().fit(X, y, sample_weight)
+
+    def score(estimator, X, y):
+        return float(estimator[0].were_ours)
+
+    def made(x): return C()
+
+    def typed(x: int): pass
+
+    if __name__ == "__main__":
+        X = np.random.default_rng(0).normal(size=(50, 3))
+        pipeline = make_pipeline(Watched(), Ridge())
+        print(cross_val_score(pipeline, X, X[:, 0], n_jobs=2, cv=2, scoring=score).tolist())
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            print(type(pool.map(made, [1])[0]).__name__)
+        with patch_sklearn():
+            pass
+        print(typed.__annotations__["x"].__name__, accel.is_patched())
+"""
+
+
 class TestCommand:
     """python -m bncpu.accel."""
 
@@ -191,6 +256,18 @@ class TestCommand:
         found = command(folder, "late.py")
         assert (found.stdout, found.stderr) == (expected.stdout, expected.stderr)
         assert found.stdout.count("Local") == 2
+
+    @pytest.mark.parametrize("arguments", [["work.py"], ["-m", "work"]])
+    def test_other_processes(self, folder, arguments):
+        (folder / "work.py").write_text(textwrap.dedent(WORK))
+        found = command(folder, *arguments)
+        assert found.stdout == "[1.0, 1.0]\nC\nint True\n"
+
+    def test_the_safe_path_is_left(self, folder):
+        (folder / "path.py").write_text("import sys\nprint(sys.path)\n")
+        line, safe = [sys.executable, "path.py"], os.environ | {"PYTHONSAFEPATH": "1"}
+        plain = subprocess.run(line, cwd=folder, capture_output=True, text=True, env=safe)
+        assert command(folder, "path.py", PYTHONSAFEPATH="1").stdout == plain.stdout
 
     def test_a_folder_and_a_package(self, folder):
         (folder / "package").mkdir()

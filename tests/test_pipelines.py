@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import pickle
+import threading
 
 import numpy as np
 import pytest
@@ -340,8 +341,6 @@ def test_requests_go_through_nested_pipelines():
 
 
 def test_odd_steps():
-    import threading
-
     x, y = BATCHES[0]
     locked = Slow()
     locked.lock = threading.Lock()
@@ -352,3 +351,60 @@ def test_odd_steps():
     streaming_pipeline("passthrough").partial_fit(x)
     with pytest.raises(sklearn.utils._param_validation.InvalidParameterError, match="verbose"):
         streaming_pipeline(scaler, verbose="much").partial_fit(x)
+    with pytest.raises(ValueError, match="step 'functiontransformer' does not learn, and takes no sample_weight"):
+        streaming_pipeline(FunctionTransformer(), scaler).partial_fit(x, functiontransformer__sample_weight=y)
+    with pytest.raises(ValueError, match="step 'passthrough' does not learn, and takes no classes"):
+        streaming_pipeline(scaler, "passthrough").partial_fit(x, classes=[0, 1])
+
+
+def test_the_same_step_twice_is_restored():
+    step = BatchNormTransformer()
+    pipeline = StreamingPipeline([("a", step), ("b", step), ("model", SGDRegressor())])
+    pipeline.partial_fit(*BATCHES[0])
+    before = pickle.dumps(step)
+    with pytest.raises(ValueError):
+        pipeline.partial_fit(X[:9], Y[:8])
+    assert pickle.dumps(step) == before
+
+
+class Logging(Slow):
+    """A transformer with a list of the user's, a generator, and a lock."""
+
+    def __init__(self, log, random_state):
+        self.log = log
+        self.random_state = random_state
+
+    def partial_fit(self, X, y=None):
+        """Count, write down, draw."""
+        super().partial_fit(X)
+        self.log.append(len(X))
+        self.random_state.random()
+        if not hasattr(self, "lock"):
+            self.lock = threading.Lock()
+        return self
+
+
+def test_what_a_user_has_given_to_a_step_is_what_it_uses():
+    log, generator = [], np.random.default_rng(0)
+    step = Logging(log, generator)
+    pipeline = streaming_pipeline(step, SGDRegressor())
+    pipeline.partial_fit(X[:10], Y[:10]).partial_fit(X[:7], Y[:7])
+    assert log == [10, 7]
+    assert step.log is log
+    assert generator.random() == np.random.default_rng(0).random(3)[2]
+    with pytest.raises(ValueError):
+        pipeline.partial_fit(X[:5], Y[:4])
+    assert step.log == [10, 7]
+    assert step.seen_ == 17
+
+
+def test_refused_batches_cost_no_digits():
+    rng = np.random.default_rng(0)
+    pipeline = streaming_pipeline(bncpu.sklearn.StandardScaler(), SGDRegressor())
+    batches = [rng.normal(size=(7, 1)) + 1e6 for _ in range(100)]
+    for x in batches:
+        pipeline.partial_fit(x, x[:, 0])
+        with pytest.raises(ValueError):
+            pipeline.partial_fit(x, x[:5, 0])
+    exact = np.concatenate(batches) - 1e6
+    np.testing.assert_allclose(pipeline[0].var_, exact.var(axis=0), rtol=1e-13)

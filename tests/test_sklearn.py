@@ -26,6 +26,7 @@ from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
+from sklearn.utils.fixes import parse_version
 
 import bncpu
 from bncpu import sklearn as ours
@@ -71,7 +72,15 @@ def same_attributes(a, b, rtol=1e-12):
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # in scikit-learn, for arrays of others
 @parametrize_with_checks(
     [StandardScaler(), StandardScaler(with_mean=False)],
-    expected_failed_checks=lambda _: {"check_array_api_same_namespace": "scikit-learn's own scaler fails it, too"},
+    expected_failed_checks=lambda scaler: {
+        "check_array_api_same_namespace": "scikit-learn's own scaler fails it, too",
+        # Before 1.7 it gave sparse data to all.
+        **(
+            {"check_sample_weight_equivalence_on_sparse_data": "as above"}
+            if scaler.with_mean and parse_version(sklearn.__version__) < parse_version("1.7")
+            else {}
+        ),
+    },
 )
 def test_scikit_learn_checks(estimator, check):
     check(estimator)
@@ -203,6 +212,41 @@ class TestLikeTheirs:
             y, z = a.transform(table), b.transform(table)
             assert (y.dtype, y.flags.c_contiguous) == (z.dtype, z.flags.c_contiguous)
             np.testing.assert_allclose(z, y, rtol=1e-11, atol=1e-11)
+
+    @pytest.mark.parametrize(
+        "kind", [float, int, bool, np.float32, np.float16, np.int8, np.longdouble, str, complex, list]
+    )
+    @pytest.mark.parametrize("row", [list, tuple, np.array])
+    def test_lists_of_rows(self, kind, row):
+        x = [row([kind(v) if kind is not list else [v] for v in values]) for values in ((0, 1), (1, 1), (4, 5))]
+        said = []
+        for scaler, function in ((THEIRS(), THEIR_SCALE), (StandardScaler(), scale)):
+            try:
+                y = scaler.fit(x).transform(x)
+                back, scaled = scaler.inverse_transform(x), function(x)
+            except (TypeError, ValueError) as error:
+                said.append((type(error), str(error)))
+            else:
+                said.append([y.dtype, back.dtype, scaled.dtype, *np.round(scaled.astype(float), 2).ravel().tolist()])
+        assert said[0] == said[1]
+
+    def test_a_scale_of_nothing(self):
+        x = data()
+        said = []
+        for kind in (THEIRS, StandardScaler):
+            scaler = kind().fit(x)
+            scaler.scale_[:2] = 0, 1e-320
+            with np.errstate(all="ignore"):
+                said.append(scaler.transform(x))
+        np.testing.assert_allclose(said[1], said[0], rtol=1e-12)
+
+    def test_a_class_that_says_itself_whether_it_is_fitted(self):
+        class Never(StandardScaler):
+            def __sklearn_is_fitted__(self):
+                return False
+
+        with pytest.raises(sklearn.exceptions.NotFittedError):
+            Never().fit(data()).transform(data())
 
     def test_keywords(self):
         for y, z in (
@@ -403,8 +447,7 @@ class TestMoreExact:
         x = (np.random.default_rng(0).normal(size=(1000, 1)) + 1e5).astype(np.float32)
         exact = (x.astype(float) - x.astype(float).mean()) / x.astype(float).std()
         b = StandardScaler().fit(x).transform(x)
-        error, theirs = np.abs(b - exact).max(), np.abs(THEIRS().fit(x).transform(x) - exact).max()
-        assert error < 1e-6 < 1e-4 < theirs
+        assert np.abs(b - exact).max() < 1e-6  # scikit-learn 1.9: 1e-3, of the mean that it rounds to float32
 
     @given(st.lists(st.lists(st.integers(-(10**6), 10**6), min_size=1, max_size=9), min_size=1, max_size=6))
     @settings(deadline=None)
