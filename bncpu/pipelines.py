@@ -52,7 +52,7 @@ def _learns(step: Any) -> bool:
 
 
 class StreamingPipeline(Pipeline):  # numpydoc ignore=PR02
-    """A Pipeline with :meth:`partial_fit`; :func:`streaming_pipeline` makes it.
+    """A Pipeline with ``partial_fit``; :func:`bncpu.streaming_pipeline` makes it.
 
     Parameters
     ----------

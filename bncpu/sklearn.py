@@ -137,7 +137,7 @@ class StandardScaler(sklearn.preprocessing.StandardScaler):  # numpydoc ignore=P
     Statistics and results differ from scikit-learn's by rounding errors, mostly scikit-learn's. In ``partial_fit`` a
     feature that is missing from a whole batch keeps its statistics, where scikit-learn's become NaN, and a sum of
     weights is not cut to a whole number before a batch without weights. Warnings of numerical issues are not
-    given where there are none: in :func:`scale`, and for a feature of which nothing is known.
+    given where there are none: in ``scale``, and for a feature of which nothing is known.
 
     Our kernels read dense X: arrays of any number type and memory order, lists, DataFrames. Sparse X, arrays on a
     device, negative weights, callbacks, and whatever is refused, are left to scikit-learn's own methods.

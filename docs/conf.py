@@ -38,6 +38,7 @@ default_role = "code"  # names of parameters
 nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"sklearn\..*"),  # other projects' pages are not looked up
+    (r"py:meth", r"fit"),  # in the docstrings of scikit-learn that our StandardScaler carries
     (r"py:obj", r".*[a-z]_|.*\.(columns|notes)"),  # attributes stand in the docstring of their class
 ]
 autodoc_mock_imports = autosummary_mock_imports = ["cuda", "llvmlite", "numba", "numba_cuda", "onnx", "skl2onnx"]
