@@ -189,12 +189,14 @@ def _kept(step: Any) -> list[tuple[Any, dict[str, Any], dict[str, Any]]]:
     within = step.get_params(deep=True).values() if hasattr(step, "get_params") else ()
     estimators = [step, *(part for part in within if isinstance(part, BaseEstimator) and part is not step)]
     known = {id(estimator): estimator for estimator in estimators}
-    return [(estimator, dict(vars(estimator)), _copies(vars(estimator), known)) for estimator in estimators]
+    return [(estimator, dict(vars(estimator)), _copies(estimator, known)) for estimator in estimators]
 
 
-def _copies(attributes: dict[str, Any], known: dict[int, Any]) -> dict[str, Any]:
+def _copies(estimator: Any, known: dict[int, Any]) -> dict[str, Any]:
+    if type(estimator) is BatchNormTransformer:  # it changes nothing in place, and may hold a window of rows
+        return dict(vars(estimator))
     copies = {}
-    for name, value in attributes.items():
+    for name, value in vars(estimator).items():
         try:
             copies[name] = copy.deepcopy(value, known)
         except Exception:  # a lock, an open file, a tensor that is part of a graph
@@ -210,6 +212,8 @@ def _restore(estimator: Any, attributes: dict[str, Any], copies: dict[str, Any])
 
 
 def _is_as_before(value: Any, before: Any) -> bool:
+    if value is before:
+        return True
     if isinstance(value, np.ndarray) and value.dtype != object:
         return value.shape == before.shape and value.tobytes() == before.tobytes()
     try:
