@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import glob
 import os
-import shutil
 import stat
 import sys
 import tempfile
@@ -19,7 +19,7 @@ from bncpu import _tables
 from bncpu._json_lines import JsonLines
 from bncpu._tables import Ipc, Npy, Parquet, Reading, Table
 from bncpu._temporary import temporary
-from bncpu._text import Csv, Text, Tsv
+from bncpu._text import Csv, Text, Tsv, fill
 
 STANDARD = Path("-")
 
@@ -146,8 +146,7 @@ def open_table(path: Path, reading: Reading) -> Table:
     if path == STANDARD and sys.stdin is None:
         raise ValueError("standard input is closed")
     with sys.stdin.buffer if path == STANDARD else open(path, "rb") as pipe:
-        shutil.copyfileobj(pipe, file)
-    file.flush()
+        fill(file, iter(functools.partial(pipe.read, 1 << 20), b""), path)
     return kind(path, reading, Path(copy))
 
 

@@ -180,9 +180,8 @@ class Text(Columnar):
         path, copy = stack.enter_context(temporary(tempfile.gettempdir()))
         self.rows_only = self.one_line_end or self.drops_lines
         with self.lines("strict") as lines:
-            for part in self.rows_of(lines) if self.rows_only else iter(functools.partial(lines.read, 1 << 20), ""):
-                copy.write(part.encode())
-        copy.flush()
+            parts = self.rows_of(lines) if self.rows_only else iter(functools.partial(lines.read, 1 << 20), "")
+            fill(copy, (part.encode() for part in parts), self.path)
         self.data, self.size = Path(path), os.stat(path).st_size
 
     def rows_of(self, lines: Iterable[str]) -> Iterator[str]:
@@ -243,6 +242,19 @@ class Text(Columnar):
     def fault(self, names: Sequence[str]) -> str | None:
         """The first fault of the file, found by reading it again."""
         raise NotImplementedError
+
+
+def fill(copy: Any, parts: Iterable[bytes], of: Path) -> None:
+    """Write a temporary copy; `Located` if there is no room for it."""
+    for part in itertools.chain(parts, [b""]):
+        try:
+            copy.write(part) if part else copy.flush()
+        except OSError as error:
+            folder = tempfile.gettempdir()
+            raise Located(
+                f"{str(of)!r} needs a temporary copy, for which {folder!r} has no room: {error.strerror}; TMPDIR names "
+                "another folder"
+            ) from None
 
 
 class Effort(enum.Enum):

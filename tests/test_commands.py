@@ -43,6 +43,31 @@ def state(table, tmp_path, capsys):
 # ---- nothing is lost ----
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="has no limits of resources")
+def test_a_folder_without_room_is_named(tmp_path):
+    import resource
+
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    pd.DataFrame({"a": np.arange(100_000.0)}).to_csv(tmp_path / "x.csv.gz", index=False)
+
+    def little_room():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+
+    done = subprocess.run(
+        [*COMMAND, "fit", tmp_path / "x.csv.gz", "-o", tmp_path / "state.json"],
+        env=os.environ | {"TMPDIR": str(folder)},
+        capture_output=True,
+        text=True,
+        preexec_fn=little_room,
+    )
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert f"x.csv.gz' needs a temporary copy, for which {str(folder)!r} has no room: File too large" in done.stderr
+    assert not list(folder.iterdir())
+    assert not (tmp_path / "state.json").exists()
+
+
 @pytest.fixture
 def signals_of_a_terminal():
     """What signals do in a terminal, wherever the tests run: under nohup, say, SIGHUP is ignored."""
