@@ -319,6 +319,31 @@ def _transformed(
 ) -> str:
     ending = _inputs.ending(out) or f".{change.reading.format}"
     _inputs.format_of(out, change.reading.format)
+    names = _names_to_transform(bn, names, state, table, ending)
+    carry = None if ending == ".npy" or not table.named else ending
+    results = _results(bn, names, table, change, carry)
+    if out == STANDARD and sys.stdout is None:
+        raise ValueError("standard output is closed")
+    raw = isinstance(table, JsonLines)
+    try:
+        with contextlib.ExitStack() as stack:
+            file: Any = sys.stdout.buffer if out == STANDARD else stack.enter_context(_state_file.replacing(out))
+            rows = _writing.write(out, file, ending, _tables.ahead(results), raw)
+            file.flush()
+    except OSError as error:
+        if out == STANDARD and error.filename is None and not isinstance(error, BrokenPipeError):
+            raise OSError(error.errno, error.strerror, "standard output") from None
+        raise
+    except KeyboardInterrupt as stop:
+        kept = "" if out == STANDARD else f"; {str(out)!r} is as it was"
+        raise Interrupted(f"interrupted{kept}", stop) from None
+    return f"{rows:,} rows, {len(names):,} of {len(table.columns):,} columns normalized: {out}"
+
+
+def _names_to_transform(
+    bn: BatchNormTransformer, names: list[str], state: Path, table: Table, ending: str
+) -> list[str]:
+    """The columns that are normalized: those named in the state, or as many as it has."""
     if table.n_rows == 0 and not table.named:
         table.columns = {f"x{c}": _tables.Column(f"x{c}", "") for c in range(bn.n_features_in_)}
     if names and table.named:
@@ -332,52 +357,36 @@ def _transformed(
     rest = [name for name in table.columns if name not in normalized]
     if ending == ".npy" and rest:
         raise ValueError(f"a .npy cannot hold the column {rest[0]!r} of {str(table.path)!r} beside the numbers")
-    carry = None if ending == ".npy" or not table.named else ending
+    return names
+
+
+def _results(
+    bn: BatchNormTransformer, names: list[str], table: Table, change: Change, carry: str | None
+) -> Iterator[_writing.Result]:
+    """The rows of a table, normalized, one batch after the other; one without rows if there are none."""
     batch_rows = max(1, TRANSFORM_BYTES // (8 * len(names)))
-    dtype, stream = table.dtype(names), Stream([table])
-    batches = _tables.cut(
-        stream.pieces(names, carry=carry), names, batch_rows, dtype, table.order, carry=carry is not None
-    )
+    dtype, stream, rows = table.dtype(names), Stream([table]), 0
+    pieces = stream.pieces(names, carry=carry)
+    batches = _tables.cut(pieces, names, batch_rows, dtype, table.order, carry=carry is not None)
     result = _layout.result_dtype(dtype, None if bn.dtype is None else np.dtype(bn.dtype))
     spaces = [np.empty((batch_rows, len(names)), result, order=table.order) for _ in range(2)]
     titles = {name: column.title for name, column in table.columns.items()}
-    rows = 0
-
-    def results() -> Iterator[_writing.Result]:
-        nonlocal rows
-        with progress(stream, "transform") as show, room_for(beside=True):
-            for batch in _tables.ahead_of([table], batches):
-                try:
-                    if change.inverse:
-                        Y = np.asarray(bn.inverse_transform(batch.X), result)
-                    else:
-                        Y = bn.transform(batch.X, out=spaces[0][: len(batch.X)])
-                except ValueError as error:
-                    raise refused(error, batch, rows, names, stream) from None
-                spaces.reverse()  # this result is written while the next one is computed
-                yield _writing.Result(Y, names, batch.carried, titles)
-                rows += len(batch.X)
-                show(rows)
-        if not rows:
-            nothing = table.empty_batch() if carry is not None else []
-            yield _writing.Result(spaces[0][:0], names, nothing, titles)
-
-    if out == STANDARD and sys.stdout is None:
-        raise ValueError("standard output is closed")
-    raw = isinstance(table, JsonLines)
-    try:
-        with contextlib.ExitStack() as stack:
-            file: Any = sys.stdout.buffer if out == STANDARD else stack.enter_context(_state_file.replacing(out))
-            _writing.write(out, file, ending, _tables.ahead(results()), raw)
-            file.flush()
-    except OSError as error:
-        if out == STANDARD and error.filename is None and not isinstance(error, BrokenPipeError):
-            raise OSError(error.errno, error.strerror, "standard output") from None
-        raise
-    except KeyboardInterrupt as stop:
-        kept = "" if out == STANDARD else f"; {str(out)!r} is as it was"
-        raise Interrupted(f"interrupted{kept}", stop) from None
-    return f"{rows:,} rows, {len(names):,} of {len(table.columns):,} columns normalized: {out}"
+    with progress(stream, "transform") as show, room_for(beside=True):
+        for batch in _tables.ahead_of([table], batches):
+            try:
+                if change.inverse:
+                    Y = np.asarray(bn.inverse_transform(batch.X), result)
+                else:
+                    Y = bn.transform(batch.X, out=spaces[0][: len(batch.X)])
+            except ValueError as error:
+                raise refused(error, batch, rows, names, stream) from None
+            spaces.reverse()  # this result is written while the next one is computed
+            yield _writing.Result(Y, names, batch.carried, titles)
+            rows += len(batch.X)
+            show(rows)
+    if not rows:
+        nothing = table.empty_batch() if carry is not None else []
+        yield _writing.Result(spaces[0][:0], names, nothing, titles)
 
 
 # ---- report ----

@@ -28,7 +28,7 @@ class Result(NamedTuple):
     titles: dict[str, str]  # what the columns are called where they come from
 
 
-def write(path: Path, file: BinaryIO, ending: str, results: Iterable[Result], raw: bool) -> None:
+def write(path: Path, file: BinaryIO, ending: str, results: Iterable[Result], raw: bool) -> int:
     """Write rows to `file`, in the format of `ending`.
 
     Parameters
@@ -42,21 +42,28 @@ def write(path: Path, file: BinaryIO, ending: str, results: Iterable[Result], ra
         One at least.
     raw : bool
         Whether what is carried is JSON.
+
+    Returns
+    -------
+    int
+        How many rows.
     """
     kind = _inputs.FORMATS[_inputs.format_of(Path(ending))]
     if kind is _tables.Npy:
-        _write_npy(file, results)
-        return
+        return _write_npy(file, results)
     arrow = _tables.pyarrow_for(path)
     with contextlib.ExitStack() as stack:
         sink = _compressed(arrow, file, ending, stack)
         writer: Any = None
+        rows = 0
         for result in results:
             table = _arrow_table(arrow, result)
             if writer is None:
                 _refuse_what_text_cannot_hold(arrow, kind, table.schema)
                 writer = stack.enter_context(_writer(arrow, kind, sink, table.schema, raw))
             writer.write_table(table)
+            rows += len(result.Y)
+    return rows
 
 
 def _refuse_what_text_cannot_hold(arrow: Any, kind: type[_tables.Table], schema: Any) -> None:
@@ -128,17 +135,18 @@ class _JsonWriter:
                     raise ValueError(f"the column {field.name!r} holds {value}, for which JSON has no number") from None
 
 
-def _write_npy(file: BinaryIO, results: Iterable[Result]) -> None:
+def _write_npy(file: BinaryIO, results: Iterable[Result]) -> int:
     seekable = file.seekable()
     # The head comes first, and holds the number of rows.
     with contextlib.nullcontext(file) if seekable else tempfile.TemporaryFile() as to:
-        _write_rows(to, results)
+        n_rows = _write_rows(to, results)
         if not seekable:
             to.seek(0)
             shutil.copyfileobj(to, file)
+    return n_rows
 
 
-def _write_rows(to: Any, results: Iterable[Result]) -> None:
+def _write_rows(to: Any, results: Iterable[Result]) -> int:
     n_rows = 0
     for result in results:
         if n_rows == 0:
@@ -149,6 +157,7 @@ def _write_rows(to: Any, results: Iterable[Result]) -> None:
         n_rows += len(result.Y)
     to.seek(start)
     _npy_header(to, (n_rows, n_columns), dtype)  # of the same length: NumPy leaves room for axis 0 to grow
+    return n_rows
 
 
 def _npy_header(file: Any, shape: tuple[int, int], dtype: np.dtype[Any]) -> None:

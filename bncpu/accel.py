@@ -33,6 +33,7 @@ __all__ = ["patch_sklearn", "unpatch_sklearn"]
 USAGE = "usage: python -m bncpu.accel [-m module | script.py] [arguments]"
 
 _MODULES = (sklearn.preprocessing, _data)
+# What scikit-learn wraps the functions in that it sends to other processes; a private name, which may go.
 _Wrapper: Any = getattr(sklearn.utils.parallel, "_FuncWrapper", None)
 
 # Calls of patch_sklearn without a `with`, and contexts that are within theirs, since it was last undone, and how often
@@ -202,7 +203,7 @@ def main() -> int:
         sys.modules["__mp_main__"] = program
     if is_module:
         _first_on_path(os.getcwd())
-        runpy._run_module_as_main(name)  # type: ignore[attr-defined]
+        runpy._run_module_as_main(name)  # type: ignore[attr-defined]  # what python -m calls
     elif os.path.isdir(name) or zipfile.is_zipfile(name):
         _first_on_path(os.path.abspath(name))
         runpy._run_module_as_main("__main__", False)  # type: ignore[attr-defined]

@@ -101,7 +101,10 @@ def _parser() -> Parser:
     bench.add_argument("--threads", type=int, default=1, help="for everybody (%(default)s)")
     bench.add_argument("--seconds", type=float, default=1.5, help="of measuring for each row (%(default)s)")
     bench.add_argument("--compile", action="store_true", help="torch.compile, too: a minute or more of compiling")
-    _add_file_commands(add)
+    _add_fit(add)
+    _add_transform(add)
+    _add_report(add)
+    _add_states(add)
     add("versions", "print versions and what the kernels use, for bug reports", "")
     completion = add(
         "completion",
@@ -113,7 +116,7 @@ def _parser() -> Parser:
     return parser
 
 
-def _add_file_commands(add: Callable[..., Parser]) -> None:
+def _add_fit(add: Callable[..., Parser]) -> None:
     fit = add(
         "fit",
         "learn the statistics of files of any size",
@@ -143,6 +146,8 @@ def _add_file_commands(add: Callable[..., Parser]) -> None:
     fit.add_argument("--force", action="store_true", help="replace whatever file OUT is")
     _add_reading(fit)
 
+
+def _add_transform(add: Callable[..., Parser]) -> None:
     transform = add(
         "transform",
         "normalize files of any size",
@@ -160,6 +165,8 @@ def _add_file_commands(add: Callable[..., Parser]) -> None:
     transform.add_argument("--force", action="store_true", help="replace a file that is there")
     _add_reading(transform)
 
+
+def _add_report(add: Callable[..., Parser]) -> None:
     report = add(
         "report",
         "how files differ from a state: drift",
@@ -184,6 +191,8 @@ def _add_file_commands(add: Callable[..., Parser]) -> None:
     )
     _add_reading(report)
 
+
+def _add_states(add: Callable[..., Parser]) -> None:
     merge = add(
         "merge",
         "join states as if one fit had seen all rows",

@@ -71,7 +71,8 @@ def calls() -> dict[str, int]:
     Returns
     -------
     dict of str to int
-        From what was called, by what it was done, and why that was scikit-learn's code, to a number of calls.
+        A sentence for each kind of call, such as ``"scale: scikit-learn, because copy is False"``, and how many there
+        were.
 
     Examples
     --------
@@ -330,23 +331,17 @@ def _numbers(scaler: Any, X: Any, *, reset: bool) -> tuple[NDArray[Any], bool]:
 
     What is wrong with X is said by scikit-learn; infinities that it has not looked for are found by the kernels.
     """
-    x = _plain(X)
-    if reset and x is not None:
-        return x, False
-    frame = x is None and frame_library(X) == "pandas"  # tables of others become float64 in scikit-learn
-    if reset and frame:
-        validate_data(scaler, X, reset=True, skip_check_array=True)
-        x = _door.plain(vars(scaler), X)
+    x, fitted = _plain(X), vars(scaler)
+    if x is not None:
+        known = "feature_names_in_" not in fitted and x.shape[1] == fitted.get("n_features_in_")
+        if reset or known:
+            return x, False
+    elif frame_library(X) == "pandas":  # tables of other libraries become float64 in scikit-learn
+        if reset:
+            validate_data(scaler, X, reset=True, skip_check_array=True)
+        x = _door.plain(fitted, X) if "n_features_in_" in fitted else None
         if x is not None:
             return x, True
-    if not reset:
-        fitted = vars(scaler)
-        if frame and "n_features_in_" in fitted:
-            x = _door.plain(fitted, X)
-        elif "feature_names_in_" in fitted:
-            x = None
-        if x is not None and x.shape[1] == fitted.get("n_features_in_"):
-            return x, False
     _refuse(X)
     return validate_data(scaler, X, dtype=FLOAT_DTYPES, ensure_all_finite="allow-nan", reset=reset), True
 

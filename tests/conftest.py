@@ -5,7 +5,7 @@ from hypothesis import settings
 
 os.environ["SCIPY_ARRAY_API"] = "1"  # before SciPy is imported: scikit-learn checks array-API input only then
 
-from bncpu import _kernels
+from bncpu import _kernels, sklearn
 
 # A busy machine is no failure.
 settings.register_profile("bncpu", deadline=None)
@@ -19,3 +19,10 @@ def isa(request):
     _kernels.use_isa(request.param)
     yield request.param
     _kernels.use_isa(before)
+
+
+@pytest.fixture
+def called():
+    """What has been called of bncpu.sklearn since the test began, and by what code it was done."""
+    before = sklearn.calls()
+    return lambda: {call: n - before.get(call, 0) for call, n in sklearn.calls().items() if n > before.get(call, 0)}

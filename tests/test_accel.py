@@ -25,13 +25,6 @@ X = np.random.default_rng(0).normal(size=(200, 5))
 
 
 @pytest.fixture
-def called():
-    """What has been called since the test began, by what it was done."""
-    before = ours.calls()
-    return lambda: {call: n - before.get(call, 0) for call, n in ours.calls().items() if n > before.get(call, 0)}
-
-
-@pytest.fixture
 def patched():
     """scikit-learn, patched in the test."""
     with bncpu.patch_sklearn():
