@@ -123,6 +123,13 @@ def mpi(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def torch(session: nox.Session) -> None:
+    """Test bncpu.torch beside PyTorch."""
+    session.install("-e", ".[test]")
+    gate(session, "torch")
+
+
+@nox.session(default=False)
 def page(session: nox.Session) -> None:
     """Move the sliders of the interactive page in Chromium, and compare its numbers."""
     session.install("-e", ".[docs]", "hypothesis", "pytest", "pytest-timeout")

@@ -188,7 +188,7 @@ def normalize_plain(
 ) -> NDArray[Any] | None: ...
 def forward_plain(
     x: object, last: bool, gamma: object, beta: object, eps: object, out: object, relu: bool, n_threads: int | None
-) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]] | None: ...
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]] | None: ...
 def backward_plain(
     dy: object,
     x: object,
@@ -197,6 +197,8 @@ def backward_plain(
     invstd: object,
     mean_lo: object,
     gamma: object,
+    beta: object,
     out: object,
+    relu: bool,
     n_threads: int | None,
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]] | None: ...

@@ -25,7 +25,7 @@ from bncpu.moments import (
     fold_saved_backward,
     inverse_std,
     merge_blocks,
-    moved,
+    move,
     saved_statistics,
     sum_blocks,
     sums_with_x_hat,
@@ -235,7 +235,7 @@ def batch_norm_forward(
         relu = activation == "relu"
         short = _kernels.forward_plain(x, channel_axis == -1, gamma, beta, eps, out, relu, n_threads)
         if short is not None:
-            y, center, invstd, center_lo = short
+            y, center, invstd, center_lo, _ = short
             axis = _short_axis(x, channel_axis)
             call, count = call_of(axis, activation, gamma, beta, None), x.size // x.shape[axis]
             return y, SavedStatistics(center, invstd, center_lo, count, "training", call)
@@ -274,7 +274,7 @@ def batch_norm_forward(
     saved = saved._replace(count=count, kind="training", call=call)
     y = arrays.result()
     if running_mean is not None and running_var is not None and not is_empty:
-        _move(running_mean, running_var, moments, momentum, ddof)
+        move(running_mean, running_var, moments.mean, variance(moments, ddof), momentum)
     return y, saved
 
 
@@ -283,13 +283,6 @@ def _n_counted(x: Array, axis: int, where: NDArray[np.bool_] | None) -> int:
     if where is None or not x.size:
         return x.size // max(1, x.shape[axis])
     return int(_layout.n_counted(where, x.shape, (axis,))[0])
-
-
-def _move(running_mean: Any, running_var: Any, moments: Moments, momentum: float, ddof: float) -> None:
-    """Move running statistics towards those of a batch, in place."""
-    with np.errstate(all="ignore"):
-        running_mean[...] = moved(running_mean, moments.mean, momentum)
-        running_var[...] = moved(running_var, variance(moments, ddof), momentum)
 
 
 def batch_norm_backward(
@@ -376,17 +369,15 @@ def batch_norm_backward(
     (True, array([1.]))
     """
     if (
-        activation is None
-        and beta is None
-        and sums is None
+        sums is None
         and where is None
         and type(saved) is SavedStatistics
         and _is_short(channel_axis, activation, residual, n_threads)
-        and _is_of(saved, x, channel_axis, gamma)
+        and (beta is None or activation is not None)
+        and _is_of(saved, x, channel_axis, gamma, beta, activation)
     ):
-        short = _kernels.backward_plain(
-            dy, x, channel_axis == -1, saved.mean, saved.invstd, saved.mean_lo, gamma, out, n_threads
-        )
+        given, relu = (saved.mean, saved.invstd, saved.mean_lo, gamma, beta), activation is not None
+        short = _kernels.backward_plain(dy, x, channel_axis == -1, *given, out, relu, n_threads)
         if short is not None:
             return short
     if _foreign.is_foreign(x):
@@ -410,13 +401,15 @@ def _is_short(channel_axis: int, activation: Activation, residual: Array | None,
     )
 
 
-def _is_of(saved: SavedStatistics, x: Any, channel_axis: int, gamma: Any) -> bool:
+def _is_of(saved: SavedStatistics, x: Any, channel_axis: int, gamma: Any, beta: Any, activation: Activation) -> bool:
     """Whether `saved` is of a forward pass over such an x, called so; if not the long way says why."""
     if type(x) is not np.ndarray or x.ndim < 2:
         return False
     axis, then, count = _short_axis(x, channel_axis), saved.call, saved.count
+    now = (axis, activation, gamma is not None, beta is not None, False)
     named = saved.kind is None or type(saved.kind) is str
-    called_so = named and saved.kind != "frozen" and (then is None or then[:3] == (axis, None, gamma is not None))
+    n = 5 if activation else 3  # without ReLU beta and the residual have no effect
+    called_so = named and saved.kind != "frozen" and (then is None or then[:n] == now[:n])
     return called_so and (count is None or (type(count) is int and count * x.shape[axis] == x.size))
 
 

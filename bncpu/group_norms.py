@@ -23,7 +23,7 @@ from bncpu.moments import (
     fold_backward,
     fold_saved,
     merge_blocks,
-    moved,
+    move,
     saved_statistics,
     sums_with_x_hat,
     variance,
@@ -233,8 +233,8 @@ def instance_norm_forward(
     if running_mean is not None and running_var is not None and np.any(counts):
         seen = moments.count[:, 0] > 0
         with np.errstate(all="ignore"):
-            running_mean[...] = moved(running_mean, moments.mean[seen].mean(axis=0), momentum)
-            running_var[...] = moved(running_var, variance(moments, ddof)[seen].mean(axis=0), momentum)
+            mean, var = (a[seen].mean(axis=0) for a in (moments.mean, variance(moments, ddof)))
+        move(running_mean, running_var, mean, var, momentum)
     return y, saved
 
 

@@ -236,6 +236,13 @@ def moved(old: Floats, new: Float64, momentum: float) -> Float64:
     return momentum * old + (1 - momentum) * new
 
 
+def move(running_mean: Floats, running_var: Floats, mean: Float64, var: Float64, momentum: float) -> None:
+    """Move running statistics towards those of a batch, in place."""
+    with np.errstate(all="ignore"):
+        running_mean[...] = moved(running_mean, mean, momentum)
+        running_var[...] = moved(running_var, var, momentum)
+
+
 def inverse_std(var: Float64, eps: float) -> Float64:
     """``1 / sqrt(var + eps)``, and 0 where that would divide by 0."""
     return np.asarray(_kernels.inverse_std(var, eps))

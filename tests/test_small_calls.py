@@ -436,12 +436,13 @@ def functions(x, dy, gamma, beta, activation, in_place, **threads):
     done = [call(batch_norm, x, mean, var, gamma, beta, activation=activation, **threads)]
     done += [call(batch_norm_forward, x, gamma, beta, activation=activation, **threads)]
     saved = SavedStatistics.from_variance(mean, var)._replace(kind=None)
-    done += [call(batch_norm_backward, dy, x, saved, gamma, **threads)]
+    as_before = {"activation": activation, "beta": beta if activation else None, **threads}
+    done += [call(batch_norm_backward, dy, x, saved, gamma, **as_before)]
     try:
-        _, saved = batch_norm_forward(x, gamma)
+        _, saved = batch_norm_forward(x, gamma, beta, activation=activation)
     except ValueError:  # one value per channel
         return done
-    return [*done, call(batch_norm_backward, dy, x, saved, gamma, **threads)]
+    return [*done, call(batch_norm_backward, dy, x, saved, gamma, **as_before)]
 
 
 @pytest.mark.parametrize("in_place", [False, True])
@@ -566,22 +567,24 @@ def test_out_with_set_output_is_refused_as_ever():
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e38, 1e-42], ids=str)
+@pytest.mark.parametrize("activation", [None, "relu"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_hostile_values_go_the_same_way_through_the_functions(dtype, value):
+def test_hostile_values_go_the_same_way_through_the_functions(dtype, activation, value):
     x, dy = normal(2, (2, 20, 5), dtype=dtype)
     x[3, 1] = dy[4, 2] = value
     x[:, 4] = 7
-    short = functions(x, dy, None, None, None, False)
+    short = functions(x, dy, None, None, activation, False)
     with long_way():
-        assert short == functions(x, dy, None, None, None, False)
+        assert short == functions(x, dy, None, None, activation, False)
 
 
 @pytest.mark.parametrize("shape", [(50_000, 10), (32, 10, 56, 56), (256, 10, 64, 64)], ids=str)
 def test_large_plain_arrays_take_the_short_way_of_the_functions(shape, monkeypatch):
     x = normal(3, shape, dtype=np.float32)
     monkeypatch.setattr(_passes.Part, "_forms", None)
-    _, saved = batch_norm_forward(x, np.ones(10), n_threads=1)
-    batch_norm_backward(x, x, saved, np.ones(10), n_threads=1)
+    for relu in (None, "relu"):
+        _, saved = batch_norm_forward(x, np.ones(10), activation=relu, n_threads=1)
+        batch_norm_backward(x, x, saved, np.ones(10), activation=relu, n_threads=1)
     batch_norm(x, np.zeros(10), np.ones(10), activation="relu", out=x)
 
 
@@ -715,10 +718,11 @@ def test_options_of_training_act_and_are_refused_as_ever(options):
         assert short == all_of(outcome(lambda: batch_norm_forward(x, **options)))
 
 
-@pytest.mark.parametrize("forgotten", ["gamma", "activation", "channel_axis"])
+@pytest.mark.parametrize("forgotten", ["gamma", "activation", "channel_axis", "beta", "residual"])
 def test_a_short_backward_call_that_forgets_what_the_forward_pass_had_is_refused(forgotten):
     x, gamma = normal(6, (4, 4)), np.ones(4)
     options = dict(gamma=gamma, activation="relu", channel_axis=-1) if forgotten != "gamma" else dict(gamma=gamma)
+    options |= {name: a for name, a in (("beta", gamma), ("residual", x)) if name == forgotten}
     _, saved = batch_norm_forward(x, **{k: v for k, v in options.items() if k != "channel_axis"} | (
         {"channel_axis": 0} if forgotten == "channel_axis" else {}))  # fmt: skip
     given = {k: v for k, v in options.items() if k != forgotten}

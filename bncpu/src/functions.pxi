@@ -29,7 +29,7 @@ def normalize_plain(x, bint last, mean, var, gamma, beta, eps, out, bint relu, n
 
 
 def forward_plain(x, bint last, gamma, beta, eps, out, bint relu, n_threads):
-    """Result, mean, invstd and mean_lo of ``batch_norm_forward``, or None."""
+    """Result, mean, invstd, mean_lo and m2 of ``batch_norm_forward``, or None."""
     cdef job j
     cdef cnp.ndarray y
     cdef bint apart
@@ -44,22 +44,26 @@ def forward_plain(x, bint last, gamma, beta, eps, out, bint relu, n_threads):
     invstd = _new_invstd(&j)
     j.eps, j.relu = eps, relu
     sums = _sums_if_done(_run_forward(&j, apart))
-    return None if sums is None else (y, sums[1, 0], invstd, sums[2, 0])
+    return None if sums is None else (y, sums[1, 0], invstd, sums[2, 0], sums[3, 0])
 
 
-def backward_plain(dy, x, bint last, mean, invstd, mean_lo, gamma, out, n_threads):
+def backward_plain(dy, x, bint last, mean, invstd, mean_lo, gamma, beta, out, bint relu, n_threads):
     """Gradients of x, gamma and beta of ``batch_norm_backward``, or None."""
     cdef job j
-    cdef cnp.ndarray dx
+    cdef cnp.ndarray dx, of_relu = None
     cdef const double *spread
     cdef bint apart
-    gamma = _as_double(gamma)
+    gamma, beta = _as_double(gamma), _as_double(beta)
     if not (_begin_floats(&j, x, dy, out, last) and dy is not None and mean is not None and invstd is not None
             and mean_lo is not None and _is_vector_or_none(mean, j.width, &j.center)
             and _is_vector_or_none(invstd, j.width, &spread)
             and _is_vector_or_none(mean_lo, j.width, &j.center_lo)
-            and _is_vector_or_none(gamma, j.width, &j.gamma)):
+            and _is_vector_or_none(gamma, j.width, &j.gamma) and _is_vector_or_none(beta, j.width, &j.beta)):
         return None
+    if relu:
+        of_relu = _of_relu(&j, spread)
+        if of_relu is None:
+            return None
     dx = _plain_result(&j, x, out, &apart)
     _set_user_threads(&j, n_threads)
     if not apart and _may_stop(&j):
@@ -67,6 +71,19 @@ def backward_plain(dy, x, bint last, mean, invstd, mean_lo, gamma, out, n_thread
     j.invstd = <double *> spread
     sums = _sums_if_done(_run_backward(&j, apart))
     return None if sums is None else (dx, sums[1, 0], sums[0, 0])
+
+
+cdef cnp.ndarray _of_relu(job *j, const double *invstd):
+    """Let the job compute the result of its forward pass again; the memory of its coefficients, None if they do not fit.
+    """
+    cdef cnp.ndarray coefficients = _new_coefficients(j, 3)
+    cdef Py_ssize_t c
+    for c in range(j.width):
+        if not _put_affine(j, c, bn_fold(j.center[c], invstd[c], 1.0 if j.gamma == NULL else j.gamma[c],
+                                         0.0 if j.beta == NULL else j.beta[c], j.center_lo[c])):
+            return None
+    j.c.mean, j.c.scale, j.c.shift, j.relu = _row(j, 0), _row(j, 1), _row(j, 2), True
+    return coefficients
 
 
 cdef bint _may_stop(job *j) noexcept:

@@ -1,0 +1,357 @@
+"""Layers that are PyTorch's, but for how they compute; and which calls PyTorch computes nevertheless."""
+
+from __future__ import annotations
+
+import logging
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.fx import Proxy
+
+from bncpu.torch._nodes import Batch, Frozen, Gather, Group, Instance, Layer, Norm, Running, normalize
+
+log = logging.getLogger("bncpu.torch")
+
+Model = TypeVar("Model", bound=nn.Module)
+
+# The number of values from which our kernels are faster than PyTorch's, measured on an AMD EPYC (Zen 4): of planes such
+# as (N, C, H, W), and of rows such as (N, C) or channels_last. A node of ours costs 60 us more.
+SMALLEST = {
+    "batch": (1 << 18, 1 << 20),
+    "instance": (1 << 20, 1 << 19),
+    "group": (1 << 23, 1 << 23),
+    "layer": (1 << 24, 1 << 24),
+}
+SMALLEST_AT_INFERENCE = {
+    "batch": (1 << 22, 1 << 22),
+    "instance": (1 << 18, 1 << 18),
+    "group": (1 << 24, 1 << 24),
+    "layer": (1 << 24, 1 << 24),
+}
+
+
+class Ours(nn.Module):
+    """What a layer of ours has, in front of PyTorch's layer of the same name.
+
+    Attributes
+    ----------
+    always : bool
+        Whether our kernels also compute what PyTorch is faster at: small calls.
+    """
+
+    always = False
+    kind: str  # in SMALLEST
+
+    def forward(self, input: Any, activation: str | None = None) -> Any:
+        """Normalize `input`, then apply the activation."""
+        if torch.compiler.is_compiling():
+            why: str | None = "it is compiled"
+        elif isinstance(input, Proxy):  # torch.fx: one node of the graph, as PyTorch's own layer is
+            return input.tracer.create_proxy("call_module", input.tracer.path_of_module(self), (input,), {})
+        else:
+            why = self.why_not(input)
+            if why is None:
+                return normalize(self.norm(activation), input, self.weight, self.bias)
+            log.info("%s: PyTorch, because %s", type(self).__name__, why)
+        y = self.by_torch(input)
+        return y if activation is None else torch.relu_(y)
+
+    def by_torch(self, x: Any) -> Any:
+        """What PyTorch's layer gives."""
+        theirs: Any = super()
+        return theirs.forward(x)
+
+    def norm(self, activation: str | None) -> Norm:
+        """What this call computes. Counts the call, where PyTorch's layer does."""
+        raise NotImplementedError
+
+    def why_not(self, x: Any) -> str | None:
+        """Why PyTorch has to compute a call, or None."""
+        if type(x) is not Tensor and type(x) is not nn.Parameter:
+            return f"x is a {type(x).__name__}"
+        if x.device.type != "cpu" or x.layout is not torch.strided or x.is_neg():
+            return f"x is {x.layout} on {x.device}"
+        if x.dtype not in (torch.float32, torch.float64):
+            return f"x is {x.dtype}"
+        rows = x.ndim == 2 or self.kind == "layer"
+        if not x.is_contiguous():
+            rows = _is_channels_last(x)
+            if not rows:
+                return f"x of shape {tuple(x.shape)} has strides {x.stride()}"
+        smallest = SMALLEST if self.training or torch.is_grad_enabled() else SMALLEST_AT_INFERENCE
+        if not self.always and x.numel() < smallest[self.kind][rows]:
+            return f"x has {x.numel()} values only"
+        if self.eps < 0:
+            return f"eps is {self.eps}"
+        if not self.fits(x):
+            return f"x has shape {tuple(x.shape)}"
+        own = (*self._parameters.values(), *self._buffers.values())
+        if any(t is not None and t.is_floating_point() and (t.dtype != x.dtype or t.device != x.device) for t in own):
+            return "x has another type than its parameters"
+        return _what_runs()
+
+    def fits(self, x: Tensor) -> bool:
+        """Whether the shape is one that our function takes; others are refused by PyTorch, or done in its way."""
+        raise NotImplementedError
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    return x.ndim in formats and x.is_contiguous(memory_format=formats[x.ndim])
+
+
+def _what_runs() -> str | None:
+    """What of PyTorch watches each of its operations now, or changes it."""
+    if torch.is_autocast_enabled("cpu"):
+        return "of autocast"
+    if torch.jit.is_tracing():
+        return "it is traced"
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return "of torch.func"
+    return "of a dispatch mode" if torch._C._len_torch_dispatch_stack() else None
+
+
+# Of a thread of `accumulate`: given a layer, what exchanges its statistics with the other parts of the batch.
+PART: ContextVar[Any] = ContextVar("PART", default=None)
+
+
+class OurBatchNorm(Ours):
+    """Batch normalization."""
+
+    kind = "batch"
+
+    def forward(self, input: Any, activation: str | None = None) -> Any:
+        """As above; the parts of a batch PyTorch cannot normalize."""
+        gather = self.gather(input) if self.training and not torch.compiler.is_compiling() else None
+        if gather is None:
+            return super().forward(input, activation)
+        self._check_input_dim(input)
+        if input.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"batches in parts must be float32 or float64, got {input.dtype}")
+        x = input if _is_channels_last(input) else input.contiguous()
+        running = running_of(self) if getattr(gather, "keeps_running_statistics", True) else None
+        return normalize(Batch(self.eps, activation, running, gather), x, self.weight, self.bias)
+
+    def gather(self, x: Tensor) -> Gather | None:
+        """What exchanges statistics, if `x` is a part of a batch."""
+        part = PART.get()
+        return None if part is None else part(self)
+
+    def norm(self, activation: str | None) -> Norm:
+        """As above."""
+        if self.training or (self.running_mean is None and self.running_var is None):
+            return Batch(self.eps, activation, running_of(self))
+        return Frozen(self.eps, activation, self.running_mean.clone(), self.running_var.clone())
+
+    def fits(self, x: Tensor) -> bool:
+        """As above."""
+        self._check_input_dim(x)
+        return x.ndim > 1 and x.shape[1] == self.num_features and x.numel() > x.shape[1]
+
+
+def running_of(layer: Any) -> Running | None:
+    """The running statistics of a layer, if this call moves them."""
+    if not (layer.training and layer.track_running_stats):
+        return None
+    momentum = layer.momentum
+    if layer.num_batches_tracked is not None:
+        layer.num_batches_tracked.add_(1)
+        momentum = 1 / float(layer.num_batches_tracked) if momentum is None else momentum
+    if layer.running_mean is None or layer.running_var is None:
+        return None
+    return Running(layer.running_mean, layer.running_var, momentum or 0.0)
+
+
+class OurInstanceNorm(Ours):
+    """Instance normalization."""
+
+    kind = "instance"
+
+    def norm(self, activation: str | None) -> Norm:
+        """As above."""
+        if self.training or not self.track_running_stats:
+            tracked = self.training and self.running_mean is not None
+            running = Running(self.running_mean, self.running_var, self.momentum) if tracked else None
+            return Instance(self.eps, activation, running)
+        return Frozen(self.eps, activation, self.running_mean.clone(), self.running_var.clone())
+
+    def fits(self, x: Tensor) -> bool:
+        """As above."""
+        self._check_input_dim(x)
+        batched = x.ndim > self._get_no_batch_dim() and x.shape[1] == self.num_features
+        # Our function warns of a momentum above 0.5, which looks like one that is the weight of the old value.
+        kept = self.running_mean is None or (self.momentum is not None and 0 <= self.momentum <= 0.5)
+        return batched and kept and x.numel() > x.shape[0] * x.shape[1] > 0
+
+
+class BatchNorm1d(OurBatchNorm, nn.BatchNorm1d):
+    """``torch.nn.BatchNorm1d`` by our kernels."""
+
+
+class BatchNorm2d(OurBatchNorm, nn.BatchNorm2d):
+    """``torch.nn.BatchNorm2d`` by our kernels."""
+
+
+class BatchNorm3d(OurBatchNorm, nn.BatchNorm3d):
+    """``torch.nn.BatchNorm3d`` by our kernels."""
+
+
+class InstanceNorm1d(OurInstanceNorm, nn.InstanceNorm1d):
+    """``torch.nn.InstanceNorm1d`` by our kernels."""
+
+
+class InstanceNorm2d(OurInstanceNorm, nn.InstanceNorm2d):
+    """``torch.nn.InstanceNorm2d`` by our kernels."""
+
+
+class InstanceNorm3d(OurInstanceNorm, nn.InstanceNorm3d):
+    """``torch.nn.InstanceNorm3d`` by our kernels."""
+
+
+class GroupNorm(Ours, nn.GroupNorm):
+    """``torch.nn.GroupNorm`` by our kernels."""
+
+    kind = "group"
+
+    def norm(self, activation: str | None) -> Norm:
+        """As above."""
+        return Group(self.eps, activation, self.num_groups)
+
+    def fits(self, x: Tensor) -> bool:
+        """As above."""
+        return x.ndim > 1 and x.shape[1] == self.num_channels and x.numel() > x.shape[0] * self.num_groups > 0
+
+
+class LayerNorm(Ours, nn.LayerNorm):
+    """``torch.nn.LayerNorm`` by our kernels."""
+
+    kind = "layer"
+
+    def norm(self, activation: str | None) -> Norm:
+        """As above."""
+        return Layer(self.eps, activation, self.normalized_shape)
+
+    def fits(self, x: Tensor) -> bool:
+        """As above."""
+        k = len(self.normalized_shape)
+        return x.numel() > 0 and tuple(x.shape[x.ndim - k :]) == self.normalized_shape and x.is_contiguous()
+
+
+class Sequential(nn.Sequential):
+    """``torch.nn.Sequential`` that computes one of our layers and the ReLU after it in one step."""
+
+    def forward(self, input: Any) -> Any:
+        """As PyTorch's."""
+        if torch.compiler.is_compiling() or isinstance(input, Proxy):
+            return super().forward(input)
+        layers, x = [*self._modules.values(), None], input
+        for i, layer in enumerate(layers[:-1]):
+            if i and _are_one_step(layers[i - 1], layer):
+                continue
+            x = layer(x, "relu") if _are_one_step(layer, layers[i + 1]) else layer(x)
+        return x
+
+
+def _are_one_step(layer: Any, following: Any) -> bool:
+    """Whether ReLU follows one of our layers, and nobody looks at what is between."""
+    if type(following) is not nn.ReLU or not isinstance(layer, Ours):
+        return False
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    hooks = any(getattr(module, kind) for module in (layer, following) for kind in kinds)
+    return not hooks and not nn.modules.module._has_any_global_hook()
+
+
+THEIRS = {
+    cls: cls.__mro__[1 if cls is Sequential else cls.__mro__.index(Ours) + 1]
+    for cls in (
+        *(BatchNorm1d, BatchNorm2d, BatchNorm3d, InstanceNorm1d, InstanceNorm2d, InstanceNorm3d),
+        *(GroupNorm, LayerNorm, Sequential),
+    )
+}
+OURS = {theirs: ours for ours, theirs in THEIRS.items()}
+
+
+def convert(model: Model, *, fuse: bool = True, always: bool = False) -> Model:
+    """Let a model's normalization layers compute by our kernels, in place.
+
+    ``BatchNorm1d``, ``2d`` and ``3d``, ``InstanceNorm1d``, ``2d`` and ``3d``, ``GroupNorm`` and ``LayerNorm`` become
+    the classes of `bncpu.torch` with these names, which derive from PyTorch's: parameters, buffers, hooks,
+    ``state_dict`` and results stay, results to rounding. Formulas are those of `batch_norm_forward` and its relatives,
+    for batch normalization [1]_.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Layers of classes derived from PyTorch's stay as they are.
+    fuse : bool, default=True
+        Compute a layer and the ``ReLU`` right after it in a ``Sequential`` in one step, which saves reading and writing
+        the data once more in each direction. Not where a hook looks at one of the two.
+    always : bool, default=False
+        Use our kernels also where PyTorch's are faster: for small calls, whose statistics are more exact then, too.
+
+    Returns
+    -------
+    torch.nn.Module
+        `model` itself. If it is a normalization layer it has another class now.
+
+    See Also
+    --------
+    revert : Undo it, before ``torch.jit.script`` for example.
+
+    Notes
+    -----
+    PyTorch computes what our kernels cannot: on other devices than the CPU and in other types than float32 and float64,
+    under autocast, ``torch.compile``, ``torch.jit.trace`` and ``torch.func``, gradients of gradients, and, unless
+    `always` is set, what it is faster at. The logger ``bncpu.torch`` says so for every call, at the level INFO.
+
+    References
+    ----------
+    .. [1] Ioffe & Szegedy (2015), "Batch Normalization: Accelerating Deep Network Training by Reducing
+       Internal Covariate Shift", algorithm 1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from bncpu.torch import convert
+    >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 64, 3), torch.nn.BatchNorm2d(64), torch.nn.ReLU())
+    >>> model = convert(model)
+    >>> type(model[1]).__module__
+    'bncpu.torch'
+    """
+    for module in model.modules():
+        ours: Any = OURS.get(type(module))
+        if ours is not None and (fuse or ours is not Sequential):
+            module.__class__ = ours
+        if isinstance(module, Ours):
+            module.always = always
+    return model
+
+
+def revert(model: Model) -> Model:
+    """Undo `convert`, in place.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+
+    Returns
+    -------
+    torch.nn.Module
+        `model` itself, with PyTorch's classes.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from bncpu.torch import convert, revert
+    >>> type(revert(convert(torch.nn.BatchNorm2d(64)))) is torch.nn.BatchNorm2d
+    True
+    """
+    for module in model.modules():
+        theirs: Any = THEIRS.get(type(module))
+        if theirs is not None:
+            module.__class__ = theirs
+            module.__dict__.pop("always", None)
+    return model
