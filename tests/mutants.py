@@ -727,6 +727,21 @@ MUTANTS = [
         "kernels functional",
     ),
     Mutant(
+        "short-backward-without-relu",
+        FUNCTIONS,
+        "_row(j, 1), _row(j, 2), True",
+        "_row(j, 1), _row(j, 2), False",
+        "small_calls",
+    ),
+    Mutant(
+        "short-relu-without-beta",
+        FUNCTIONS,
+        "0.0 if j.beta == NULL else j.beta[c], j.center_lo[c])):\n            return None",
+        "0.0, j.center_lo[c])):\n            return None",
+        "small_calls",
+    ),
+    Mutant("short-backward-forgets-beta", FUNCTIONAL, "n = 5 if activation", "n = 3 if activation", "small_calls"),
+    Mutant(
         "relu-passes-the-gradient-at-0-in-plain-c",
         PLAIN_C,
         "INLINE vt_f32 where_above_0_f32(vt_f32 y, vt_f32 v) { return y <= 0 ? 0.0f : v; }",

@@ -78,6 +78,37 @@ def signals_of_a_terminal():
         signal.signal(number, handler)
 
 
+# Runs the command, which gets a signal when it comes to import a module.
+SIGNALLED = """
+import os, signal, sys
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == module:
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), number)
+
+_, module, name, *arguments = sys.argv
+number = getattr(signal, name)
+signal.signal(number, signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL)
+sys.meta_path.insert(0, Finder())
+sys.argv = ["bncpu", *arguments]
+from bncpu.cli import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("module", ["sklearn.base", "duckdb"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_a_signal_while_modules_are_imported_ends_the_command_without_a_trace(name, module, table):
+    command = [sys.executable, "-c", SIGNALLED, module, name, "fit", str(table), "-o", str(table.parent / "state.json")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    number = getattr(signal, name)
+    assert done.returncode in (128 + number, -number)
+    assert "Traceback" not in done.stderr
+    assert os.listdir(table.parent) == [table.name]
+
+
 @pytest.mark.usefixtures("signals_of_a_terminal")
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
 def test_a_signal_to_end_keeps_what_was_learned(name, tmp_path, capsys, monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+import bncpu
 from bncpu.torch._layers import OURS, PART, THEIRS, OurBatchNorm
 
 # Tensors of so many bytes wait in files.
@@ -95,7 +98,7 @@ def accumulate(
         undone.callback(_put_back, before)
         for p, _ in before:
             p.grad = None
-        _Together(len(parts)).run(work)
+        _Together(len(parts), _given_back if folder is not None else int).run(work)
         undone.pop_all()
         for p, old in before:
             p.grad = old if p.grad is None else p.grad if old is None else old.add_(p.grad)
@@ -156,6 +159,15 @@ def _in_files(folder: Any) -> Iterator[None]:
             yield
 
 
+def _given_back() -> None:
+    """Give the system what was freed: the C library keeps small pieces, for each thread apart."""
+    bncpu.release_buffers()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+        if trim is not None:
+            trim(0)
+
+
 class _Stopped(Exception):
     """Another part has failed."""
 
@@ -175,7 +187,8 @@ class _Together:
         What all have given to the last one.
     """
 
-    def __init__(self, n: int) -> None:
+    def __init__(self, n: int, between: Callable[[], Any]) -> None:
+        self.between = between
         self.n, self.turn, self.n_ended = n, 0, 0
         self.numbers: list[Any] = [None] * n
         self.together: Any = None
@@ -219,6 +232,7 @@ class _Together:
                 if self.n_ended or any(of != self.numbers[0][0] for of, _ in self.numbers):
                     raise RuntimeError("micro_batches must all go through the same batch norms in the same order")
                 self.together = np.stack([numbers for _, numbers in self.numbers], axis=1)
+            self.between()
             self.turn = (index + 1) % self.n
             self.changed.notify_all()
 

@@ -1,17 +1,16 @@
 """Layers that are PyTorch's, but for how they compute; and which calls PyTorch computes nevertheless."""
 
-from __future__ import annotations
-
 import logging
+import math
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.fx import Proxy
 
 from bncpu.torch._nodes import Batch, Frozen, Gather, Group, Instance, Layer, Norm, Running, normalize
+from bncpu.torch._plain import odd, odd_parameter, odd_statistics, what_runs
 
 log = logging.getLogger("bncpu.torch")
 
@@ -38,64 +37,68 @@ class Ours(nn.Module):
 
     Attributes
     ----------
-    always : bool
+    _always : bool
         Whether our kernels also compute what PyTorch is faster at: small calls.
     """
 
-    always = False
-    kind: str  # in SMALLEST
+    _always = False
+    _kind: str  # in SMALLEST
 
-    def forward(self, input: Any, activation: str | None = None) -> Any:
+    def forward(self, input, *, activation=None):  # type: ignore[no-untyped-def]  # torch.fx keeps annotations
         """Normalize `input`, then apply the activation."""
         if torch.compiler.is_compiling():
             why: str | None = "it is compiled"
-        elif isinstance(input, Proxy):  # torch.fx: one node of the graph, as PyTorch's own layer is
+        elif isinstance(input, Proxy) and input.tracer.path_of_module(self):
+            # torch.fx: one node of the graph, as PyTorch's own layer is
             return input.tracer.create_proxy("call_module", input.tracer.path_of_module(self), (input,), {})
         else:
-            why = self.why_not(input)
+            why = self._why_not(input)
             if why is None:
-                return normalize(self.norm(activation), input, self.weight, self.bias)
+                return normalize(self._norm(activation), input, self.weight, self.bias)
             log.info("%s: PyTorch, because %s", type(self).__name__, why)
-        y = self.by_torch(input)
-        return y if activation is None else torch.relu_(y)
+        y = self._by_torch(input)
+        return torch.relu_(y) if isinstance(activation, str) else y  # torch.fx gives a Proxy for all arguments
 
-    def by_torch(self, x: Any) -> Any:
+    def _by_torch(self, x: Any) -> Any:
         """What PyTorch's layer gives."""
         theirs: Any = super()
         return theirs.forward(x)
 
-    def norm(self, activation: str | None) -> Norm:
+    def _norm(self, activation: str | None) -> Norm:
         """What this call computes. Counts the call, where PyTorch's layer does."""
         raise NotImplementedError
 
-    def why_not(self, x: Any) -> str | None:
-        """Why PyTorch has to compute a call, or None."""
-        if type(x) is not Tensor and type(x) is not nn.Parameter:
-            return f"x is a {type(x).__name__}"
-        if x.device.type != "cpu" or x.layout is not torch.strided or x.is_neg():
-            return f"x is {x.layout} on {x.device}"
-        if x.dtype not in (torch.float32, torch.float64):
-            return f"x is {x.dtype}"
-        rows = x.ndim == 2 or self.kind == "layer"
+    def _why_not(self, x: Any) -> str | None:
+        """Why PyTorch has to compute a call, or to refuse it; or None."""
+        why = odd(x)
+        if why is not None:
+            return f"x is {why}"
+        rows = x.ndim == 2 or self._kind == "layer"
         if not x.is_contiguous():
             rows = _is_channels_last(x)
             if not rows:
                 return f"x of shape {tuple(x.shape)} has strides {x.stride()}"
         smallest = SMALLEST if self.training or torch.is_grad_enabled() else SMALLEST_AT_INFERENCE
-        if not self.always and x.numel() < smallest[self.kind][rows]:
+        if not self._always and x.numel() < smallest[self._kind][rows]:
             return f"x has {x.numel()} values only"
-        if self.eps < 0:
+        if type(self.eps) is not float or not 0 < self.eps < math.inf:
             return f"eps is {self.eps}"
-        if not self.fits(x):
+        if not self._fits(x):
             return f"x has shape {tuple(x.shape)}"
-        own = (*self._parameters.values(), *self._buffers.values())
-        if any(t is not None and t.is_floating_point() and (t.dtype != x.dtype or t.device != x.device) for t in own):
-            return "x has another type than its parameters"
-        return _what_runs()
+        return self._odd_parameters(x) or what_runs()
 
-    def fits(self, x: Tensor) -> bool:
+    def _fits(self, x: Tensor) -> bool:
         """Whether the shape is one that our function takes; others are refused by PyTorch, or done in its way."""
         raise NotImplementedError
+
+    def _odd_parameters(self, x: Tensor, shape: tuple[int, ...] | None = None) -> str | None:
+        """Why parameters, one for each channel or of a shape, are none that our function takes; or None."""
+        shape = tuple(x.shape[1:2]) if shape is None else shape
+        for name in ("weight", "bias"):
+            why = odd_parameter(getattr(self, name), x, shape)
+            if why is not None:
+                return f"{name} is {why}"
+        return None
 
 
 def _is_channels_last(x: Tensor) -> bool:
@@ -103,56 +106,75 @@ def _is_channels_last(x: Tensor) -> bool:
     return x.ndim in formats and x.is_contiguous(memory_format=formats[x.ndim])
 
 
-def _what_runs() -> str | None:
-    """What of PyTorch watches each of its operations now, or changes it."""
-    if torch.is_autocast_enabled("cpu"):
-        return "of autocast"
-    if torch.jit.is_tracing():
-        return "it is traced"
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-        return "of torch.func"
-    return "of a dispatch mode" if torch._C._len_torch_dispatch_stack() else None
+class WithStatistics(Ours):
+    """A norm that may keep running statistics."""
+
+    def _odd_parameters(self, x: Tensor, shape: tuple[int, ...] | None = None) -> str | None:
+        """As above."""
+        mean, var = self.running_mean, self.running_var
+        why = odd_statistics(mean, var, x, tuple(x.shape[1:2]))
+        if why is not None:
+            return f"running_mean or running_var is {why}"
+        if self.momentum is not None and (type(self.momentum) is not float or not 0 <= self.momentum <= 1):
+            return f"momentum is {self.momentum}"
+        if var is not None and not self._uses_batch() and not bool((var >= 0).all()):
+            return "running_var is negative"
+        return super()._odd_parameters(x)
+
+    def _uses_batch(self) -> bool:
+        """Whether it normalizes with statistics of x, not with running ones."""
+        raise NotImplementedError
+
+    def _frozen(self, activation: str | None) -> Norm:
+        return Frozen(self.eps, activation, self.running_mean.clone(), self.running_var.clone())
 
 
 # Of a thread of `accumulate`: given a layer, what exchanges its statistics with the other parts of the batch.
 PART: ContextVar[Any] = ContextVar("PART", default=None)
 
 
-class OurBatchNorm(Ours):
+class OurBatchNorm(WithStatistics):
     """Batch normalization."""
 
-    kind = "batch"
+    _kind = "batch"
 
-    def forward(self, input: Any, activation: str | None = None) -> Any:
+    def forward(self, input, *, activation=None):  # type: ignore[no-untyped-def]  # as above
         """As above; the parts of a batch PyTorch cannot normalize."""
-        gather = self.gather(input) if self.training and not torch.compiler.is_compiling() else None
+        gather = None
+        if not torch.compiler.is_compiling() and self.training and not isinstance(input, Proxy):
+            gather = self._gather(input)
         if gather is None:
-            return super().forward(input, activation)
+            return super().forward(input, activation=activation)
         self._check_input_dim(input)
-        if input.dtype not in (torch.float32, torch.float64):
-            raise TypeError(f"batches in parts must be float32 or float64, got {input.dtype}")
+        why = odd(input) or self._odd_parameters(input) or what_runs()
+        if why is not None:
+            raise TypeError(f"a part of a batch, and its layer, must be plain, float32 or float64; got one {why}")
+        if input.ndim < 2 or input.shape[1] != self.num_features:
+            raise ValueError(f"x must have {self.num_features} channels on axis 1, got shape {tuple(input.shape)}")
         x = input if _is_channels_last(input) else input.contiguous()
-        running = running_of(self) if getattr(gather, "keeps_running_statistics", True) else None
+        running = _running_of(self) if getattr(gather, "keeps_running_statistics", True) else None
         return normalize(Batch(self.eps, activation, running, gather), x, self.weight, self.bias)
 
-    def gather(self, x: Tensor) -> Gather | None:
+    def _gather(self, x: Tensor) -> Gather | None:
         """What exchanges statistics, if `x` is a part of a batch."""
         part = PART.get()
         return None if part is None else part(self)
 
-    def norm(self, activation: str | None) -> Norm:
+    def _norm(self, activation: str | None) -> Norm:
         """As above."""
-        if self.training or (self.running_mean is None and self.running_var is None):
-            return Batch(self.eps, activation, running_of(self))
-        return Frozen(self.eps, activation, self.running_mean.clone(), self.running_var.clone())
+        return Batch(self.eps, activation, _running_of(self)) if self._uses_batch() else self._frozen(activation)
 
-    def fits(self, x: Tensor) -> bool:
+    def _uses_batch(self) -> bool:
+        """As above."""
+        return self.training or (self.running_mean is None and self.running_var is None)
+
+    def _fits(self, x: Tensor) -> bool:
         """As above."""
         self._check_input_dim(x)
         return x.ndim > 1 and x.shape[1] == self.num_features and x.numel() > x.shape[1]
 
 
-def running_of(layer: Any) -> Running | None:
+def _running_of(layer: Any) -> Running | None:
     """The running statistics of a layer, if this call moves them."""
     if not (layer.training and layer.track_running_stats):
         return None
@@ -165,25 +187,30 @@ def running_of(layer: Any) -> Running | None:
     return Running(layer.running_mean, layer.running_var, momentum or 0.0)
 
 
-class OurInstanceNorm(Ours):
+class OurInstanceNorm(WithStatistics):
     """Instance normalization."""
 
-    kind = "instance"
+    _kind = "instance"
 
-    def norm(self, activation: str | None) -> Norm:
+    def _norm(self, activation: str | None) -> Norm:
         """As above."""
-        if self.training or not self.track_running_stats:
-            tracked = self.training and self.running_mean is not None
-            running = Running(self.running_mean, self.running_var, self.momentum) if tracked else None
-            return Instance(self.eps, activation, running)
-        return Frozen(self.eps, activation, self.running_mean.clone(), self.running_var.clone())
+        if not self._uses_batch():
+            return self._frozen(activation)
+        tracked = self.running_mean is not None
+        return Instance(
+            self.eps, activation, Running(self.running_mean, self.running_var, self.momentum) if tracked else None
+        )
 
-    def fits(self, x: Tensor) -> bool:
+    def _uses_batch(self) -> bool:
+        """As above."""
+        return self.training or not self.track_running_stats or self.running_mean is None
+
+    def _fits(self, x: Tensor) -> bool:
         """As above."""
         self._check_input_dim(x)
         batched = x.ndim > self._get_no_batch_dim() and x.shape[1] == self.num_features
         # Our function warns of a momentum above 0.5, which looks like one that is the weight of the old value.
-        kept = self.running_mean is None or (self.momentum is not None and 0 <= self.momentum <= 0.5)
+        kept = self.running_mean is None or (self.momentum is not None and self.momentum <= 0.5)
         return batched and kept and x.numel() > x.shape[0] * x.shape[1] > 0
 
 
@@ -214,13 +241,13 @@ class InstanceNorm3d(OurInstanceNorm, nn.InstanceNorm3d):
 class GroupNorm(Ours, nn.GroupNorm):
     """``torch.nn.GroupNorm`` by our kernels."""
 
-    kind = "group"
+    _kind = "group"
 
-    def norm(self, activation: str | None) -> Norm:
+    def _norm(self, activation: str | None) -> Norm:
         """As above."""
         return Group(self.eps, activation, self.num_groups)
 
-    def fits(self, x: Tensor) -> bool:
+    def _fits(self, x: Tensor) -> bool:
         """As above."""
         return x.ndim > 1 and x.shape[1] == self.num_channels and x.numel() > x.shape[0] * self.num_groups > 0
 
@@ -228,40 +255,48 @@ class GroupNorm(Ours, nn.GroupNorm):
 class LayerNorm(Ours, nn.LayerNorm):
     """``torch.nn.LayerNorm`` by our kernels."""
 
-    kind = "layer"
+    _kind = "layer"
 
-    def norm(self, activation: str | None) -> Norm:
+    def _norm(self, activation: str | None) -> Norm:
         """As above."""
         return Layer(self.eps, activation, self.normalized_shape)
 
-    def fits(self, x: Tensor) -> bool:
+    def _fits(self, x: Tensor) -> bool:
         """As above."""
         k = len(self.normalized_shape)
-        return x.numel() > 0 and tuple(x.shape[x.ndim - k :]) == self.normalized_shape and x.is_contiguous()
+        fits = 0 < k <= x.ndim and tuple(x.shape[x.ndim - k :]) == self.normalized_shape
+        return fits and x.numel() > 0 and x.is_contiguous()
+
+    def _odd_parameters(self, x: Tensor, shape: tuple[int, ...] | None = None) -> str | None:
+        """As above."""
+        return super()._odd_parameters(x, self.normalized_shape)
 
 
 class Sequential(nn.Sequential):
     """``torch.nn.Sequential`` that computes one of our layers and the ReLU after it in one step."""
 
-    def forward(self, input: Any) -> Any:
+    def forward(self, input):  # type: ignore[no-untyped-def]  # as above
         """As PyTorch's."""
         if torch.compiler.is_compiling() or isinstance(input, Proxy):
             return super().forward(input)
-        layers, x = [*self._modules.values(), None], input
+        layers, x, done = [*self._modules.values(), None], input, False
         for i, layer in enumerate(layers[:-1]):
-            if i and _are_one_step(layers[i - 1], layer):
+            if done:  # in one step with the layer before
+                done = False
                 continue
-            x = layer(x, "relu") if _are_one_step(layer, layers[i + 1]) else layer(x)
+            done = _are_one_step(layer, layers[i + 1])
+            x = layer(x, activation="relu") if done else layer(x)
         return x
 
 
 def _are_one_step(layer: Any, following: Any) -> bool:
     """Whether ReLU follows one of our layers, and nobody looks at what is between."""
-    if type(following) is not nn.ReLU or not isinstance(layer, Ours):
+    if type(following) is not nn.ReLU or type(layer) not in THEIRS:
         return False
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     hooks = any(getattr(module, kind) for module in (layer, following) for kind in kinds)
-    return not hooks and not nn.modules.module._has_any_global_hook()
+    patched = "forward" in vars(layer) or "forward" in vars(following)
+    return not (hooks or patched or isinstance(layer, Sequential) or nn.modules.module._has_any_global_hook())
 
 
 THEIRS = {
@@ -323,10 +358,12 @@ def convert(model: Model, *, fuse: bool = True, always: bool = False) -> Model:
     """
     for module in model.modules():
         ours: Any = OURS.get(type(module))
-        if ours is not None and (fuse or ours is not Sequential):
+        if ours is not None:
             module.__class__ = ours
+        if type(module) is Sequential and not fuse:
+            module.__class__ = nn.Sequential
         if isinstance(module, Ours):
-            module.always = always
+            module._always = always
     return model
 
 
@@ -353,5 +390,5 @@ def revert(model: Model) -> Model:
         theirs: Any = THEIRS.get(type(module))
         if theirs is not None:
             module.__class__ = theirs
-            module.__dict__.pop("always", None)
+            module.__dict__.pop("_always", None)
     return model

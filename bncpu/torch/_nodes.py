@@ -20,6 +20,7 @@ from bncpu import _kernels
 from bncpu._passes import Pass
 from bncpu.moments import BackwardSums, fold_saved, merge_blocks, move, saved_statistics, variance
 from bncpu.saved import SavedStatistics
+from bncpu.torch._plain import odd, what_runs
 
 # Given numbers of a part of a batch, of shape (k, C), returns those of all parts, of shape (k, parts, C).
 Gather = Callable[[Any], Any]
@@ -44,10 +45,6 @@ class Running:
     mean: Tensor
     var: Tensor
     momentum: float
-
-    def written(self) -> None:
-        """Tell PyTorch that they were."""
-        torch.autograd.graph.increment_version((self.mean, self.var))
 
 
 @dataclass
@@ -100,8 +97,8 @@ class Batch(Norm):
         y, saved, var = self._short(x, gamma, beta) or self._long(x, gamma, beta)
         if self.running is not None:
             kept, weight = (self.running.mean.numpy(), self.running.var.numpy()), 1 - self.running.momentum
+            # As by PyTorch, their version stays: calls of its own, which keep them, may be on the way back.
             move(*kept, saved.mean, var, weight)
-            self.running.written()
         return y, saved
 
     def _short(self, x: Any, gamma: Any, beta: Any) -> Any:
@@ -190,13 +187,14 @@ class Instance(Norm):
 
     def forward(self, x: Any, gamma: Any, beta: Any) -> tuple[Any, SavedStatistics]:
         """As above."""
-        if self.running is None:
-            return bncpu.instance_norm_forward(x, gamma, beta, eps=self.eps, **self.how)
-        kept = {"running_mean": self.running.mean.numpy(), "running_var": self.running.var.numpy()}
-        kept |= {"momentum": 1 - self.running.momentum, "ddof": 1}
-        found = bncpu.instance_norm_forward(x, gamma, beta, eps=self.eps, **kept, **self.how)
-        self.running.written()
-        return found
+        kept: dict[str, Any] = {}
+        if self.running is not None:
+            kept |= {"running_mean": self.running.mean.numpy(), "running_var": self.running.var.numpy()}
+            kept |= {"momentum": 1 - self.running.momentum, "ddof": 1}
+        y, saved = bncpu.instance_norm_forward(x, gamma, beta, eps=self.eps, **kept, **self.how)
+        if self.running is not None:
+            torch.autograd.graph.increment_version((self.running.mean, self.running.var))
+        return np.ascontiguousarray(y), saved  # as PyTorch's, whatever the strides of x
 
     def backward(self, dy: Any, x: Any, saved: SavedStatistics, gamma: Any, beta: Any) -> tuple[Any, ...]:
         """As above."""
@@ -280,15 +278,17 @@ class _Node(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, norm: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         y, ctx.saved = norm.forward(array(x), array(weight), array(bias))
-        ctx.norm = norm
-        ctx.save_for_backward(x, weight, bias)
+        ctx.norm, ctx.bias = norm, None if bias is None else bias.detach().clone()  # PyTorch does not keep it
+        ctx.save_for_backward(x, weight)
+        ctx.set_materialize_grads(False)
         return torch.from_numpy(y)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        given = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[1:]
-        if torch.is_grad_enabled():  # create_graph=True
+    def backward(ctx: Any, dy: Tensor | None) -> tuple[Tensor | None, ...]:
+        if dy is None:
+            return None, None, None, None
+        given, wanted = (*ctx.saved_tensors, ctx.bias), ctx.needs_input_grad[1:]
+        if torch.is_grad_enabled() or odd(dy) or odd(given[0]) or what_runs():  # create_graph=True, for example
             if getattr(ctx.norm, "gather", None) is not None:
                 raise NotImplementedError("gradients of gradients through the statistics of a batch in parts")
             return None, *_by_torch(ctx.norm, dy, given, wanted)
@@ -300,9 +300,17 @@ class _Node(torch.autograd.Function):
 
 def _by_torch(norm: Any, dy: Tensor, given: Any, wanted: Any) -> list[Tensor | None]:
     """Gradients that have gradients: those of the same operation of PyTorch."""
+    create = torch.is_grad_enabled()
     with torch.enable_grad():
-        y = norm.by_torch(*given)
+        own = [_view(t) if w else t for t, w in zip(given, wanted, strict=True)]
+        y = norm.by_torch(*own)
         y = y if norm.activation is None else torch.relu(y)
-        asked = [t for t, w in zip(given, wanted, strict=True) if w]
-        found = iter(torch.autograd.grad(y, asked, dy, create_graph=True))
+        asked = [t for t, w in zip(own, wanted, strict=True) if w]
+        found = iter(torch.autograd.grad(y, asked, dy, create_graph=create))
     return [next(found) if w else None for w in wanted]
+
+
+def _view(t: Tensor) -> Tensor:
+    """A tensor at which the way back ends, though one that was given may have been computed of another."""
+    view = t.view_as(t)
+    return view if view.requires_grad else view.requires_grad_()

@@ -232,14 +232,14 @@ class SyncBatchNorm(OurBatchNorm, nn.SyncBatchNorm):
     >>> model = SyncBatchNorm.convert_sync_batchnorm(model)
     """
 
-    def gather(self, x: Tensor) -> Gather | None:
+    def _gather(self, x: Tensor) -> Gather | None:
         """As above."""
         group = _group_of(self) if x.device.type == "cpu" and not ALONE.get() else None
-        return super().gather(x) if group is None else partial(gathered, group=group)
+        return super()._gather(x) if group is None else partial(gathered, group=group)
 
-    def by_torch(self, x: Any) -> Any:
+    def _by_torch(self, x: Any) -> Any:
         """As above: of the CPU PyTorch's own layer takes nothing, even in one process."""
-        return _BatchNorm.forward(self, x) if x.device.type == "cpu" else super().by_torch(x)
+        return _BatchNorm.forward(self, x) if x.device.type == "cpu" else super()._by_torch(x)
 
     @classmethod
     def convert_sync_batchnorm(cls, module: Any, process_group: Any = None) -> Any:

@@ -196,3 +196,106 @@ def test_dropout_costs_accuracy_that_statistics_without_it_do_not_bring_back(pri
     assert mended == pytest.approx(both, abs=0.018)
     # With 150 samples all within 1.4 points, spreads of 2.2 and less.
     assert np.ptp(few) < 0.044
+
+
+def by_way(text, heading):
+    """Means of the three ways to take statistics, below a heading."""
+    return [figures(text, heading, name)[0] for name in ("PyTorch", "one pass", "layer by layer")]
+
+
+def test_update_bn_gains_nothing_of_shuffled_rows_or_with_convolutions(printed):
+    text = printed("update_bn")
+    for name in ("dense, shuffled", "dense, by brightness", "convolutions, by class"):
+        # Over 30 seeds 0.06 points at most, a spread of 0.27: four standard errors of the mean of ten, and of 30.
+        np.testing.assert_allclose(by_way(text, f"{name}, points of accuracy lost"), 0, atol=0.45)
+        # From 16 rows on 1.02 at most, spreads of 0.02.
+        np.testing.assert_allclose([v[1:] for v in by_way(text, f"{name}, times the loss")], 1, atol=0.05)
+    np.testing.assert_allclose(by_way(text, "convolutions, by class, times the loss"), 1, atol=0.02)
+    np.testing.assert_allclose(by_way(text, "convolutions, by class, variance found"), 1, atol=0.04)
+    right = float(re.search(r"table, one batch of all rows: error ([\d.]+)±", text)[1])
+    # All within 0.01 of each other, spreads of 0.05 that the ways share.
+    np.testing.assert_allclose(by_way(text, "table, shuffled, error"), right, atol=0.03)
+
+
+def test_update_bn_of_sorted_rows_by_pytorch_costs_accuracy_and_loss(printed):
+    text = printed("update_bn")
+    accuracy = float(re.search(r"^dense, one batch of all rows: accuracy ([\d.]+)±", text, re.MULTILINE)[1])
+    assert accuracy == pytest.approx(98.3, abs=0.7)
+    # Over 30 seeds 1.5±0.9, 1.8±0.9 and 1.2±0.7 points, and 2.8±0.7, 3.2±0.8, 2.4±0.5 and 1.35±0.17 times: less four
+    # standard errors of the mean of ten. One pass: 0.2±0.3 points and 1.33±0.11 times at most.
+    pytorch, one_pass, _ = by_way(text, "dense, by class, points of accuracy lost")
+    assert (pytorch[:3] > [0.4, 0.6, 0.2]).all()
+    assert (pytorch[:3] < [2.7, 3, 2.2]).all()
+    assert abs(pytorch[3]) < 0.65
+    assert (np.abs(one_pass) < 0.65).all()
+    assert (one_pass[:3] < pytorch[:3]).all()
+    pytorch, one_pass, _ = by_way(text, "dense, by class, times the loss")
+    assert (pytorch > [1.9, 2.1, 1.6, 1.1]).all()
+    assert (pytorch < [3.7, 4.3, 3.1, 1.6]).all()
+    assert (one_pass > 1.05).all()
+    assert (one_pass < 1.5).all()
+    assert (one_pass[:3] < pytorch[:3] - 0.3).all()
+
+
+def test_update_bn_by_pytorch_loses_a_table_that_is_sorted_by_a_column(printed):
+    text = printed("update_bn")
+    heading = "column of the body mass index"
+    below = text[text.index(heading) :].splitlines()[1:4]
+    share = {line[2:16].strip(): [float(n) for n in line[16:].split()] for line in below}
+    # Nothing is trained here.
+    assert share == {
+        "PyTorch": pytest.approx([0.0008, 0.0092, 0.0619, 0.3559], abs=1e-4),
+        "one pass": [1] * 4,
+        "layer by layer": [1] * 4,
+    }
+    right = float(re.search(r"table, one batch of all rows: error ([\d.]+)±", text)[1])
+    assert right == pytest.approx(0.54, abs=0.08)
+    pytorch, one_pass, layers = by_way(text, "table, by body mass index, error")
+    # Over 30 seeds 55±35, 8.1±4.3 and 0.80±0.14, and by age 9±8 and 1.9±1.2; the smallest of all 30 are 8.4 and 2.7.
+    assert 12 < pytorch[0] < 110
+    assert 2.7 < pytorch[1] < 15
+    assert pytorch[3] > right + 0.08
+    # 0.02 at most, a spread of 0.02 against the right ones.
+    np.testing.assert_allclose(one_pass, right, atol=0.06)
+    np.testing.assert_allclose(layers, right, atol=0.011)
+    # 0.55, 0.58, 0.58 and 0.74, spreads of 0.1 and less, which the right ones share.
+    pytorch, _, _ = by_way(text, "table, by target, error")
+    np.testing.assert_allclose(pytorch[:3], right, atol=0.13)
+    assert pytorch[3] > right + 0.06
+    pytorch, one_pass, layers = by_way(text, "table, by age, error")
+    assert pytorch[0] > 2
+    assert pytorch[1] > right + 0.2
+    np.testing.assert_allclose(one_pass, right, atol=0.06)
+    np.testing.assert_allclose(layers, right, atol=0.011)
+
+
+def test_update_bn_in_one_pass_is_exact_for_the_first_layer_only(printed):
+    text = printed("update_bn")
+    # Spreads over seeds are 0.03 and less: four standard errors of the mean of ten.
+    for order, by_pytorch, behind in (
+        ("shuffled", (1, 1.05, 0.96), (0.79, 0.72)),
+        ("by class", (0.41, 0.79, 0.83), 0.6),
+    ):
+        pytorch, one_pass, _ = by_way(text, f"dense, {order}, variance found")
+        np.testing.assert_allclose(pytorch, by_pytorch, atol=0.05)
+        assert one_pass[0] == 1
+        np.testing.assert_allclose(one_pass[1:], behind, atol=0.05)
+        if order == "shuffled":
+            np.testing.assert_allclose(pytorch[1:] / one_pass[1:], 4 / 3, atol=0.05)
+    pytorch, one_pass, _ = by_way(text, "dense, shuffled, times the loss")
+    # 1.03 and 1.15, spreads of 0.06.
+    assert one_pass[0] == pytest.approx(1.15, abs=0.08)
+    assert one_pass[0] > pytorch[0]
+
+
+def test_update_bn_layer_by_layer_is_right_in_every_order_and_size(printed):
+    text = printed("update_bn")
+    names = ("dense, shuffled", "dense, by brightness", "dense, by class", "convolutions, by class")
+    for name in names:
+        # One digit of 599 in one of ten seeds, twice; no seed's statistics differ by more than 1/1198 and rounding.
+        np.testing.assert_allclose(by_way(text, f"{name}, points of accuracy lost")[2], 0, atol=0.04)
+        np.testing.assert_allclose(by_way(text, f"{name}, times the loss")[2], 1, atol=0.011)
+        np.testing.assert_allclose(by_way(text, f"{name}, variance found")[2], 1, atol=0.002)
+    off = float(re.search(r"all orders and sizes: off by ([\d.e-]+) at most", text)[1])
+    assert off == pytest.approx(1 / 1198, rel=0.15)
+    assert re.search(r"^0 of 30 trainings diverged$", text, re.MULTILINE)
