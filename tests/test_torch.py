@@ -3,8 +3,11 @@
 import copy
 import io
 import logging
+import os
 import pickle
+import signal
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -20,6 +23,7 @@ from torch.optim import swa_utils
 from torch.overrides import TorchFunctionMode
 from torch.testing._internal.common_methods_invocations import op_db
 from torch.testing._internal.common_modules import module_db
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import bncpu.torch
@@ -736,6 +740,47 @@ def test_layer_by_layer_gives_statistics_of_what_each_layer_sees():
     assert (one_pass.second.running_var / model.second.running_var - 1).abs().max() > 0.2
 
 
+class Choosing(nn.Module):
+    """Goes through another norm for short batches, twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.long, self.short = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+
+    def forward(self, x):
+        return self.long(x) if len(x) > 4 else self.short(x)
+
+
+def test_layer_by_layer_finds_layers_that_only_some_batches_show():
+    x = torch.randn(17, 3) + torch.arange(17.0)[:, None]
+    model = Choosing()
+    update_bn([x[:5], x[5:9], x[9:14], x[14:]], model, layer_by_layer=True)
+    assert_statistics(model.long, torch.cat([x[:5], x[9:14]]))
+    assert_statistics(model.short, torch.cat([x[5:9], x[14:]]))
+
+
+class Once:
+    """Gives the same iterator each time."""
+
+    def __init__(self, batches):
+        self.batches = iter(batches)
+
+    def __iter__(self):
+        return (batch for batch in self.batches)
+
+
+def test_batches_that_come_only_once_are_refused():
+    with pytest.raises(ValueError, match="loader must give at least one batch each time that it is read"):
+        update_bn(Once(torch.randn(8, 4).split(4)), Residual(), layer_by_layer=True)
+
+
+def test_buffers_of_other_layers_are_restored_too():
+    model = nn.Sequential(nn.InstanceNorm1d(3, track_running_stats=True), nn.BatchNorm1d(3))
+    with pytest.raises(OSError, match="the disk"):
+        update_bn(AgainAndAgain(torch.randn(20, 3, 5)), model)
+    assert (model[0].running_mean == 0).all()
+
+
 def failing(x):
     yield from x.split(5)
     raise OSError("the disk is gone")
@@ -762,7 +807,7 @@ def test_a_failing_loader_leaves_everything_as_it_was(layer_by_layer):
     assert all(torch.equal(b, before[name]) for name, b in model.named_buffers())
     assert [m.training for m in (model, model.first)] == [True, False]
     assert not any(m._forward_pre_hooks for m in model.modules())
-    with pytest.raises(ValueError, match="loader must give at least one batch, got none"):
+    with pytest.raises(ValueError, match="loader must give at least one batch each time"):
         update_bn([], model, layer_by_layer=layer_by_layer)
     assert all(torch.equal(b, before[name]) for name, b in model.named_buffers())
 
@@ -786,6 +831,16 @@ def of_rank(rank, world, folder, state, x, dy, bounds):
     torch.save(found, f"{folder}/{rank}.pt")
     update_bn(x[own].split(2), model)
     torch.save(model.state_dict(), f"{folder}/{rank}-all.pt")
+    try:
+        update_bn([] if rank else x[own].split(2), model)
+    except (RuntimeError, ValueError) as error:
+        torch.save(str(error), f"{folder}/{rank}-error.pt")
+    model.zero_grad()
+    distributed = nn.parallel.DistributedDataParallel(model)
+    distributed(x[own]).sin().sum().mul(world).backward()
+    torch.save(model[0].weight.grad, f"{folder}/{rank}-ddp.pt")
+    del distributed  # it waits for the others, who must be there
+    torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 
@@ -807,6 +862,13 @@ def test_processes_give_what_one_gives_with_the_whole_batch(bounds, tmp_path):
         mean, var = moments(x)
         torch.testing.assert_close(own["0.running_mean"], mean)
         torch.testing.assert_close(own["0.running_var"], var)
+        said = torch.load(tmp_path / f"{rank}-error.pt")
+        assert said == ("update_bn failed in another process" if not rank else
+                        "loader must give at least one batch each time that it is read, got none")  # fmt: skip
+        again = nn.Sequential(nn.BatchNorm2d(4), nn.ReLU()).double()
+        again.load_state_dict(own)
+        again(x).sin().sum().backward()
+        torch.testing.assert_close(torch.load(tmp_path / f"{rank}-ddp.pt"), again[0].weight.grad)
 
 
 def test_without_other_processes_it_is_batch_norm():
@@ -899,8 +961,153 @@ def test_norms_that_know_nothing_of_parts_are_refused():
         with pytest.raises(TypeError, match=f"model must have batch norms that know of parts.*{type(norm).__name__}"):
             accumulate(model, [(torch.randn(4, 4), 0)], lambda y, t: y.sum())
         assert type(model[0]) is nn.BatchNorm1d
-    with pytest.raises(ValueError, match="micro_batches must give at least one pair"):
-        accumulate(nn.BatchNorm1d(4), [], None)
+    with pytest.raises(ValueError, match="micro_batches must give pairs"):
+        accumulate(nn.BatchNorm1d(4), [], of_sum(1))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (dict(model=len), "model must be a torch.nn.Module"),
+        (dict(loss=None), "loss must be a function"),
+        (dict(loss=lambda y, t: 1.0), "loss must give a tensor, got a float"),
+        (dict(micro_batches=[torch.ones(4, 4)]), "micro_batches must give pairs"),
+        (dict(model=nn.DataParallel(nn.BatchNorm1d(4))), "model must not have a DataParallel in it"),
+    ],
+)
+def test_arguments_of_accumulate_are_named(given, message):
+    usual = dict(model=nn.BatchNorm1d(4), micro_batches=[(torch.randn(4, 4), 0)], loss=lambda y, t: y.sum())
+    with pytest.raises((TypeError, ValueError), match=message):
+        accumulate(**usual | given)
+
+
+class Keeping(nn.Module):
+    """Keeps what it is given in an attribute, counts calls, and draws random numbers again in a checkpoint."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 4)
+        self.untracked = nn.BatchNorm1d(4, track_running_stats=False).eval()
+        self.register_buffer("calls", torch.zeros(()))
+        self.masks = []
+
+    def drop(self, x):
+        self.masks.append(torch.rand_like(x) > 0.5)
+        return self.last(self.norm(x) * self.masks[-1])
+
+    def forward(self, x):
+        self.kept = x
+        self.calls = self.calls + 1
+        if len(x) > 100:
+            x = checkpoint(self.drop, x, use_reentrant=False)
+        return self.norm(self.untracked(self.first(x))) + self.kept
+
+
+def test_parts_keep_their_attributes_apart():
+    model, x = Keeping().double(), torch.randn(9, 4, dtype=torch.float64)
+    whole = copy.deepcopy(model)
+    loss = accumulate(model, [(x[:4], 0), (x[4:], 0)], lambda y, t: y.sin().sum())
+    expected = whole(x).sin().sum()
+    expected.backward()
+    torch.testing.assert_close(loss, expected.detach(), rtol=1e-12, atol=1e-12)
+    for a, b in zip(model.parameters(), whole.parameters(), strict=True):
+        assert (a.grad is None) == (b.grad is None)
+        if a.grad is not None:
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-9, atol=1e-12)
+    assert model.calls == 1
+
+
+def test_a_part_draws_the_same_random_numbers_again():
+    model, x = Keeping(), torch.randn(300, 4)
+    state = torch.get_rng_state()
+    accumulate(model, [(x[:150], 0), (x[150:], 0)], lambda y, t: y.sin().sum())
+    first, second, *again = model.masks
+    assert {id(a) for a in model.masks} and len(again) == 2
+    assert all(any(torch.equal(a, b) for b in (first, second)) for a in again)
+    assert not torch.equal(first, second)
+    assert not torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_compiled_model_and_autocast_take_part():
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)), torch.randn(8, 4)
+    parts = [(x[:3], 0), (x[3:], 0)]
+    expected = accumulate(model, parts, lambda y, t: y.float().sum())
+    got = accumulate(torch.compile(model, backend="eager"), parts, lambda y, t: y.float().sum())
+    torch.testing.assert_close(got, expected)
+    dtypes = []
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = accumulate(model, parts, lambda y, t: dtypes.append(y.dtype) or y.float().sum())
+    assert dtypes == [torch.bfloat16] * 2
+    torch.testing.assert_close(low, expected, rtol=0.1, atol=0.1)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_norms_that_would_keep_to_themselves_are_refused():
+    class Own(bncpu.torch.BatchNorm1d):
+        def forward(self, x):
+            return F.batch_norm(x, None, None, training=True)
+
+    patched = nn.BatchNorm1d(4)
+    patched.forward = lambda x: x
+    for norm in (Own(4), patched):
+        with pytest.raises(TypeError, match="model must have batch norms that know of parts"):
+            accumulate(nn.Sequential(norm), [(torch.randn(4, 4), 0)], lambda y, t: y.sum())
+    scripted = torch.jit.script(nn.Sequential(nn.BatchNorm1d(4)))
+    with pytest.raises(TypeError, match="model must not have a"):
+        accumulate(scripted, [(torch.randn(4, 4), 0)], lambda y, t: y.sum())
+    model = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 4))
+    model.hidden = (model[0],)
+    model[1].forward = lambda x: model.hidden[0](x)
+    with pytest.raises(RuntimeError, match="model must call its batch norms as submodules"):
+        accumulate(model, [(torch.randn(4, 4), 0)], lambda y, t: y.sum())
+
+
+def test_views_wait_in_files_of_their_own_size(tmp_path):
+    sizes = []
+
+    class Watching(nn.Module):
+        def forward(self, x):
+            y = x.sin()
+            sizes.extend(path.stat().st_size for path in tmp_path.glob("*/*"))
+            return y
+
+    x = torch.randn(64, 3000).requires_grad_()
+    accumulate(Watching(), [(part, 0) for part in x.split(8)], lambda y, t: y.sum(), folder=tmp_path)
+    assert max(sizes) < 1.1 * 8 * 3000 * 4
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("trouble", ["Ctrl-C", "no more threads"])
+def test_all_threads_have_ended_when_it_fails(trouble, monkeypatch):
+    class Slow(nn.Module):
+        def forward(self, x):
+            time.sleep(0.1)
+            return x
+
+    model = nn.Sequential(nn.BatchNorm1d(4), Slow(), nn.BatchNorm1d(4), Slow())
+    start, started = threading.Thread.start, []
+
+    def start_some(thread):
+        if thread.name.startswith("part"):
+            started.append(thread)
+            if trouble == "no more threads" and len(started) == 3:
+                raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_some)
+    if trouble == "Ctrl-C":
+        monkeypatch.setattr(signal, "SIGINT", signal.SIGINT)
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        start(threading.Timer(0.25, os.kill, (os.getpid(), signal.SIGINT)))
+    try:
+        with pytest.raises((KeyboardInterrupt, RuntimeError)):
+            accumulate(model, [(x, 0) for x in torch.randn(20, 4).split(5)], lambda y, t: y.sum())
+    finally:
+        if trouble == "Ctrl-C":
+            signal.signal(signal.SIGINT, before)
+    assert not any(thread.is_alive() for thread in started)
+    assert all(p.grad is None for p in model.parameters())
+    assert all((m.running_mean == 0).all() for m in (model[0], model[2]))
 
 
 def test_frozen_norms_take_no_part():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import ctypes
 import sys
 import tempfile
@@ -15,9 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 
 import bncpu
 from bncpu.torch._layers import OURS, PART, THEIRS, OurBatchNorm
+from bncpu.torch._statistics import restored_on_failure
 
 # Tensors of so many bytes wait in files.
 LARGE = 1 << 16
@@ -52,16 +55,23 @@ def accumulate(
     Returns
     -------
     torch.Tensor
-        The loss of the whole batch. Gradients have been added to those of the parameters, and running statistics have
-        moved once.
+        The loss of the whole batch. Gradients have been added to those of the parameters, and running statistics of
+        batch norms have moved once.
 
     Raises
     ------
     TypeError
-        If the model has a batch norm of another class than PyTorch's own or ours, or one over processes.
+        If the model has a batch norm of another class than PyTorch's own or ours, or one over processes, or is
+        distributed or scripted.
     RuntimeError
-        If parts go through different layers. Gradients and running statistics are as before then, as they are after
-        any exception of `loss` or of the model.
+        If parts go through different batch norms. Gradients and buffers are as before then, as they are after any
+        exception of `loss` or of the model.
+
+    Notes
+    -----
+    Each part has a copy of the modules, with the same parameters and buffers: what a forward pass keeps in an attribute
+    is gone afterwards. Hooks of parameters see the gradient of one part after the other. Random numbers are other ones
+    than those of the whole batch.
 
     References
     ----------
@@ -79,62 +89,107 @@ def accumulate(
     ...     return torch.nn.functional.cross_entropy(y, t, reduction="sum") / 96
     >>> whole = accumulate(model, zip(x.split(32), t.split(32)), loss)
     """
-    parts = list(micro_batches)
-    if not parts:
-        raise ValueError("micro_batches must give at least one pair of inputs and targets, got none")
+    _check(model, loss)
+    parts: list[Any] = list(micro_batches)
+    if not parts or not all(isinstance(part, (tuple, list)) and len(part) == 2 for part in parts):
+        raise ValueError(f"micro_batches must give pairs of inputs and targets, at least one; got {len(parts)} items")
     losses: list[Any] = [None] * len(parts)
+    replicas = [_replica(model) for _ in parts]
+    of_parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
 
     def work(index: int) -> None:
         x, target = parts[index]
-        with _in_files(folder):
-            value = loss(model(x), target)
+        with _in_files(folder, of_parameters):
+            value = loss(replicas[index](x), target)
+            if not isinstance(value, Tensor):
+                raise TypeError(f"loss must give a tensor, got a {type(value).__name__}")
             value.backward()
         losses[index] = value.detach()
 
-    with ExitStack() as undone, _with_our_norms(model) as norms:
-        for m in norms:
-            undone.callback(_restore, [(b, b.clone()) for b in m.buffers(recurse=False)])
-        before = [(p, p.grad) for p in model.parameters()]
-        undone.callback(_put_back, before)
-        for p, _ in before:
-            p.grad = None
+    with restored_on_failure(model), _own_gradients(model), _only_in_copies(model):
         _Together(len(parts), _given_back if folder is not None else int).run(work)
-        undone.pop_all()
-        for p, old in before:
-            p.grad = old if p.grad is None else p.grad if old is None else old.add_(p.grad)
+    for name, b in replicas[0].named_buffers():
+        if b is not model.get_buffer(name):  # one that a module has replaced
+            owner, _, last = name.rpartition(".")
+            setattr(model.get_submodule(owner), last, b)
     total: Tensor = torch.stack(losses).sum()
     return total
 
 
-def _restore(old: list[tuple[Tensor, Tensor]]) -> None:
-    for b, value in old:
-        b.copy_(value)
+def _check(model: Any, loss: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got a {type(model).__name__}")
+    if not callable(loss):
+        raise TypeError(f"loss must be a function of outputs and targets, got a {type(loss).__name__}")
+    for m in model.modules():
+        if isinstance(m, (torch.jit.ScriptModule, DistributedDataParallel, nn.DataParallel)):
+            raise TypeError(f"model must not have a {type(m).__name__} in it: pass what that wraps")
+        known = (type(m) in OURS or type(m) in THEIRS) and "forward" not in vars(m)
+        if isinstance(m, _BatchNorm) and _uses_batch(m) and not known:
+            raise TypeError(f"model must have batch norms that know of parts of a batch, got a {type(m).__name__}")
 
 
-def _put_back(before: list[tuple[Any, Any]]) -> None:
-    for p, grad in before:
-        p.grad = grad
+def _uses_batch(norm: Any) -> bool:
+    return norm.training or norm.running_mean is None
+
+
+def _replica(model: nn.Module) -> nn.Module:
+    """The model in other modules, batch norms of our classes, with the same parameters and buffers."""
+    copies: dict[int, nn.Module] = {}
+
+    def copied(m: nn.Module) -> nn.Module:
+        if id(m) in copies:
+            return copies[id(m)]
+        compiled = vars(m)["_modules"].get("_orig_mod")
+        if compiled is not None:  # what torch.compile made is of the original
+            return copied(compiled)
+        ours: Any = OURS.get(type(m), type(m))
+        copy = ours.__new__(ours if issubclass(ours, OurBatchNorm) else type(m))
+        copies[id(m)] = copy
+        vars(copy).update(vars(m), _compiled_call_impl=None, _original=id(m))
+        for name in ("_parameters", "_buffers", "_forward_pre_hooks"):
+            vars(copy)[name] = vars(m)[name].copy()
+        vars(copy)["_modules"] = {n: None if c is None else copied(c) for n, c in vars(m)["_modules"].items()}
+        return copy
+
+    return copied(model)
 
 
 @contextmanager
-def _with_our_norms(model: nn.Module) -> Iterator[list[Any]]:
-    """Let all batch norms in training be ours, which can exchange statistics."""
-    theirs = [m for m in model.modules() if issubclass(OURS.get(type(m), nn.Module), OurBatchNorm)]
-    for m in theirs:
-        m.__class__ = OURS[type(m)]
+def _own_gradients(model: nn.Module) -> Iterator[None]:
+    """Gradients start at none, and are added to those of before in the end; after an exception these are back."""
+    before: list[tuple[Any, Any]] = [(p, p.grad) for p in model.parameters()]
+    for p, _ in before:
+        p.grad = None
     try:
-        norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
-        for m in norms:
-            if not isinstance(m, OurBatchNorm) or isinstance(m, nn.SyncBatchNorm):
-                raise TypeError(f"model must have batch norms that know of parts of a batch, got a {type(m).__name__}")
-        yield norms
-    finally:
-        for m in theirs:
-            m.__class__ = THEIRS[type(m)]
+        yield
+    except BaseException:
+        for p, old in before:
+            p.grad = old
+        raise
+    for p, old in before:
+        p.grad = old if p.grad is None else p.grad if old is None else old.add_(p.grad)
 
 
 @contextmanager
-def _in_files(folder: Any) -> Iterator[None]:
+def _only_in_copies(model: nn.Module) -> Iterator[None]:
+    """Refuse calls of the model's own batch norms, through a reference that its copies share."""
+    norms = {m for m in model.modules() if isinstance(m, _BatchNorm)}
+
+    def refuse(m: Any, _: Any) -> None:
+        if m in norms and _uses_batch(m):
+            raise RuntimeError("model must call its batch norms as submodules; one was called otherwise")
+
+    hooks = [m.register_forward_pre_hook(refuse) for m in norms]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def _in_files(folder: Any, of_parameters: set[int]) -> Iterator[None]:
     """Let what the backward pass needs wait in files of a folder; in memory, if that is None."""
     if folder is None:
         yield
@@ -144,11 +199,13 @@ def _in_files(folder: Any) -> Iterator[None]:
 
         def pack(t: Tensor) -> Any:
             nonlocal n_files
-            if isinstance(t, nn.Parameter) or t.numel() * t.element_size() < LARGE:
+            n_bytes = t.numel() * t.element_size()
+            if n_bytes < LARGE or t.untyped_storage().data_ptr() in of_parameters:
                 return t
             n_files += 1
             path = Path(own, str(n_files))
-            torch.save(t.detach(), path)
+            # All of its memory would be written with a view.
+            torch.save(t.detach() if t.untyped_storage().nbytes() <= n_bytes else t.detach().clone(), path)
             return path
 
         def unpack(kept: Any) -> Tensor:
@@ -177,10 +234,8 @@ class _Together:
 
     Attributes
     ----------
-    n : int
-        How many.
-    turn : int
-        Which one runs.
+    turns : list of Semaphore
+        Each waits for its own.
     numbers : list of pairs
         What each has given to the exchange that they are at: of which layer, and numbers.
     together : ndarray
@@ -188,67 +243,99 @@ class _Together:
     """
 
     def __init__(self, n: int, between: Callable[[], Any]) -> None:
-        self.between = between
-        self.n, self.turn, self.n_ended = n, 0, 0
+        self.n, self.between, self.n_ended = n, between, 0
+        self.turns = [threading.Semaphore(0) for _ in range(n)]
         self.numbers: list[Any] = [None] * n
         self.together: Any = None
-        self.changed = threading.Condition()
         self.failure: BaseException | None = None
+        # Random numbers of each, as if no other drew any in between.
+        seeds = torch.empty(n, dtype=torch.int64).random_().tolist()
+        self.random = [torch.Generator().manual_seed(seed).get_state() for seed in seeds]
 
     def run(self, work: Callable[[int], None]) -> None:
         """Run ``work(0)`` to ``work(n - 1)``; raise what the first of them has raised."""
-
-        def main(index: int) -> None:
-            try:
-                self._wait(index)
-                PART.set(lambda layer: _Exchange(self, index, layer))
-                work(index)
-                self.n_ended += 1
-                self._next(index)
-            except BaseException as error:
-                with self.changed:
-                    self.failure = self.failure or error
-                    self.changed.notify_all()
-
-        threads = [threading.Thread(target=main, args=(i,), name=f"part {i}") for i in range(self.n)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        state, started = torch.default_generator.get_state(), []
+        threads = [_thread(self._main, i, work) for i in range(self.n)]
+        try:
+            for thread in threads:
+                thread.start()
+                started.append(thread)
+            self.turns[0].release()
+            for thread in threads:
+                thread.join()
+        except BaseException as error:  # Ctrl-C, or no more threads
+            self._fail(error)
+            raise
+        finally:
+            for thread in started:
+                thread.join()
+            torch.default_generator.set_state(state)
         if self.failure is not None:
             raise self.failure
 
-    def exchange(self, index: int, layer: Any, numbers: Any) -> Any:
+    def _main(self, index: int, work: Callable[[int], None]) -> None:
+        try:
+            self._wait(index)
+            PART.set(lambda layer: _Exchange(self, index, layer))
+            work(index)
+            self.n_ended += 1
+            self._next(index)
+        except BaseException as error:
+            self._fail(error)
+
+    def exchange(self, index: int, of: Any, numbers: Any) -> Any:
         """Numbers of shape (k, C) of every part, of shape (k, parts, C)."""
-        self.numbers[index] = (layer, len(numbers)), numbers
+        self.numbers[index] = of, numbers
         self._next(index)
         self._wait(index)
         return self.together.copy()  # those who merge overwrite it
 
     def _next(self, index: int) -> None:
         """The turn of the next one."""
-        with self.changed:
-            if index == self.n - 1 and self.n_ended != self.n:
-                if self.n_ended or any(of != self.numbers[0][0] for of, _ in self.numbers):
-                    raise RuntimeError("micro_batches must all go through the same batch norms in the same order")
-                self.together = np.stack([numbers for _, numbers in self.numbers], axis=1)
-            self.between()
-            self.turn = (index + 1) % self.n
-            self.changed.notify_all()
+        if index == self.n - 1 and self.n_ended != self.n:
+            if self.n_ended or any(of != self.numbers[0][0] for of, _ in self.numbers):
+                raise RuntimeError("micro_batches must all go through the same batch norms in the same order")
+            self.together = np.stack([numbers for _, numbers in self.numbers], axis=1)
+        self.between()
+        self.random[index] = torch.default_generator.get_state()
+        self.turns[(index + 1) % self.n].release()
 
     def _wait(self, index: int) -> None:
-        with self.changed:
-            self.changed.wait_for(lambda: self.turn == index or self.failure is not None)
-            if self.failure is not None:
-                raise _Stopped
+        self.turns[index].acquire()
+        if self.failure is not None:
+            raise _Stopped
+        torch.default_generator.set_state(self.random[index])
+
+    def _fail(self, error: BaseException) -> None:
+        self.failure = self.failure or error
+        for turn in self.turns:
+            turn.release()
+
+
+def _thread(main: Callable[..., None], *given: Any) -> threading.Thread:
+    """A thread that starts as this one is: with its context, autocast and default device."""
+    context, device = contextvars.copy_context(), torch.get_default_device()
+    low, dtype = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+    is_set = torch._C._len_torch_function_stack() > 0
+
+    def run() -> None:
+        with ExitStack() as stack:
+            if low:
+                stack.enter_context(torch.autocast("cpu", dtype=dtype))
+            if is_set:
+                stack.enter_context(device)
+            context.run(main, *given)
+
+    return threading.Thread(target=run, name=f"part {given[0]}", daemon=True)
 
 
 class _Exchange:
-    """What exchanges the statistics of a layer, of one part with the others."""
+    """What exchanges the statistics of a layer, of one part with the others; forward first, then backward."""
 
     def __init__(self, together: _Together, index: int, layer: Any) -> None:
-        self.together, self.index, self.layer = together, index, layer
+        self.together, self.index = together, index
+        self.of = vars(layer)["_original"]
         self.keeps_running_statistics = index == 0
 
     def __call__(self, numbers: Any) -> Any:
-        return self.together.exchange(self.index, self.layer, numbers)
+        return self.together.exchange(self.index, (self.of, len(numbers)), numbers)

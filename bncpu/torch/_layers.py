@@ -141,19 +141,21 @@ class OurBatchNorm(WithStatistics):
     def forward(self, input, *, activation=None):  # type: ignore[no-untyped-def]  # as above
         """As above; the parts of a batch PyTorch cannot normalize."""
         gather = None
-        if not torch.compiler.is_compiling() and self.training and not isinstance(input, Proxy):
+        if not torch.compiler.is_compiling() and not isinstance(input, Proxy) and self._uses_batch():
             gather = self._gather(input)
         if gather is None:
             return super().forward(input, activation=activation)
         self._check_input_dim(input)
-        why = odd(input) or self._odd_parameters(input) or what_runs()
-        if why is not None:
-            raise TypeError(f"a part of a batch, and its layer, must be plain, float32 or float64; got one {why}")
         if input.ndim < 2 or input.shape[1] != self.num_features:
             raise ValueError(f"x must have {self.num_features} channels on axis 1, got shape {tuple(input.shape)}")
-        x = input if _is_channels_last(input) else input.contiguous()
+        x = input.float() if input.dtype in (torch.bfloat16, torch.float16) else input  # of autocast, for example
+        why = odd(x) or self._odd_parameters(x) or what_runs(but_autocast=True)
+        if why is not None:
+            raise TypeError(f"a part of a batch, and its layer, must be plain tensors in CPU memory; got one {why}")
+        x = x if _is_channels_last(x) else x.contiguous()
         running = _running_of(self) if getattr(gather, "keeps_running_statistics", True) else None
-        return normalize(Batch(self.eps, activation, running, gather), x, self.weight, self.bias)
+        y = normalize(Batch(self.eps, activation, running, gather), x, self.weight, self.bias)
+        return y.to(input.dtype)
 
     def _gather(self, x: Tensor) -> Gather | None:
         """What exchanges statistics, if `x` is a part of a batch."""

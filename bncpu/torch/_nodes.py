@@ -285,11 +285,14 @@ class _Node(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None) -> tuple[Tensor | None, ...]:
-        if dy is None:
-            return None, None, None, None
         given, wanted = (*ctx.saved_tensors, ctx.bias), ctx.needs_input_grad[1:]
-        if torch.is_grad_enabled() or odd(dy) or odd(given[0]) or what_runs():  # create_graph=True, for example
-            if getattr(ctx.norm, "gather", None) is not None:
+        in_parts = getattr(ctx.norm, "gather", None) is not None
+        if dy is None and not in_parts:
+            return None, None, None, None
+        dy = torch.zeros_like(given[0]) if dy is None else dy  # the other parts wait for its sums
+        # create_graph=True, for example
+        if torch.is_grad_enabled() or odd(dy) or odd(given[0]) or what_runs(but_autocast=True):
+            if in_parts:
                 raise NotImplementedError("gradients of gradients through the statistics of a batch in parts")
             return None, *_by_torch(ctx.norm, dy, given, wanted)
         found = ctx.norm.backward(array(dy), array(given[0]), ctx.saved, *map(array, given[1:]))

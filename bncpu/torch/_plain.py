@@ -49,9 +49,9 @@ def odd_statistics(mean: Any, var: Any, like: Tensor, shape: tuple[int, ...]) ->
     return None
 
 
-def what_runs() -> str | None:
+def what_runs(*, but_autocast: bool = False) -> str | None:
     """What of PyTorch watches each of its operations now, or changes it."""
-    if torch.is_autocast_enabled("cpu"):
+    if torch.is_autocast_enabled("cpu") and not but_autocast:
         return "of autocast"
     if torch.jit.is_tracing():
         return "it is traced"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
@@ -52,14 +52,16 @@ def update_bn(
     TypeError
         If `loader` can be read only once, with `layer_by_layer`.
     ValueError
-        If it gives no batch, or a channel a single value. Every buffer is as before then, as it is after any other
-        exception.
+        If it gives no batch, or a channel a single value; with one pass, also in one batch. Every buffer is as before
+        then, as it is after any other exception.
 
     Notes
     -----
     ``running_mean`` is the mean of all values, ``running_var`` their unbiased variance, and ``num_batches_tracked`` how
     often the layer was called; `momentum` is not used. Layers that were not called, or keep no running statistics, stay
-    as they are. A `SyncBatchNorm` gets those of all processes, which may have different numbers of batches.
+    as they are. A `SyncBatchNorm` gets those of all processes, which may have different numbers of batches. Of a layer
+    that is called twice for one input, `layer_by_layer` lets the second call see what the first made with the old
+    statistics.
 
     References
     ----------
@@ -80,20 +82,27 @@ def update_bn(
         return
     if layer_by_layer and iter(loader) is loader:
         raise TypeError("loader must be iterable again and again with layer_by_layer=True; got an iterator")
-    before = [[b.clone() for b in m.buffers(recurse=False)] for m in norms]
     modes = [(m, m.training) for m in model.modules()]
     collect = _layer_by_layer if layer_by_layer else _in_one_pass
     try:
-        with torch.no_grad():
+        with torch.no_grad(), restored_on_failure(model):
             collect(partial(_inputs, loader, device), model, norms)
-    except BaseException:
-        for m, old in zip(norms, before, strict=True):
-            for b, value in zip(m.buffers(recurse=False), old, strict=True):
-                b.copy_(value)
-        raise
     finally:
         for m, mode in modes:
             m.training = mode
+
+
+@contextmanager
+def restored_on_failure(model: nn.Module) -> Iterator[None]:
+    """After an exception, all buffers of a model are as before."""
+    before = [(b, b.clone()) for b in model.buffers()]
+    try:
+        yield
+    except BaseException:
+        with torch.no_grad():
+            for b, value in before:
+                b.copy_(value)
+        raise
 
 
 def _inputs(loader: Iterable[Any], device: Any) -> Iterator[Any]:
@@ -108,16 +117,19 @@ class _Seen:
 
     def __init__(self) -> None:
         self.parts: list[Moments] = []
+        self.n_calls = 0
 
-    def __call__(self, layer: Any, args: Any, kwargs: Any) -> None:
-        x = (args[0] if args else kwargs["input"]).detach().cpu()
+    def see(self, x: Tensor) -> None:
+        """Learn from the input of a call."""
+        x = x.detach().cpu().resolve_neg()
         x = x if x.dtype in (torch.float32, torch.float64) else x.float()
+        self.n_calls += 1
         if x.numel():
             self.parts.append(bncpu.batch_norm_moments(x.numpy()))
             if len(self.parts) % 64 == 0:
                 self.parts[-64:] = [bncpu.merge(*self.parts[-64:])]
 
-    def give(self, layer: Any, n_calls: int) -> None:
+    def give(self, layer: Any) -> None:
         """Make them, and those of other processes, the running statistics of the layer."""
         moments = bncpu.merge(Moments.empty(layer.num_features), *self.parts)
         group = _group_of(layer)
@@ -130,7 +142,7 @@ class _Seen:
         layer.running_mean.copy_(torch.from_numpy(moments.mean))
         layer.running_var.copy_(torch.from_numpy(variance(moments, ddof=1)))
         if layer.num_batches_tracked is not None:
-            layer.num_batches_tracked.fill_(n_calls)
+            layer.num_batches_tracked.fill_(self.n_calls)
 
 
 def _in_one_pass(inputs: Any, model: nn.Module, norms: list[Any]) -> None:
@@ -139,53 +151,62 @@ def _in_one_pass(inputs: Any, model: nn.Module, norms: list[Any]) -> None:
     seen = {m: _Seen() for m in norms}
     alone = ALONE.set(True)
     try:
-        calls = _calls(inputs(), model, seen)
+        _run(inputs(), model, seen, norms)
     finally:
         ALONE.reset(alone)
-    if not calls:
-        raise ValueError("loader must give at least one batch, got none")
     for m, found in seen.items():
-        found.give(m, calls.count(m))
+        found.give(m)
 
 
 def _layer_by_layer(inputs: Any, model: nn.Module, norms: list[Any]) -> None:
     """Statistics of one layer after the other, behind layers that have theirs already."""
     model.eval()
-    order = _calls(inputs(), model, {m: _Seen() for m in norms}, at_most=1)
-    if not order:
-        raise ValueError("loader must give at least one batch, got none")
-    for m in dict.fromkeys(order):  # by their first calls
+    calls = _run(inputs(), model, dict.fromkeys(norms), norms)
+    is_regular = all(some == calls[0] for some in calls)
+    for m in dict.fromkeys(layer for some in calls for layer in some):  # by their first calls
         found = _Seen()
-        found.give(m, len(_calls(inputs(), model, {m: found}, until=order.count(m))))
+        _run(inputs(), model, {m: found}, norms, until=calls[0].count(m) if is_regular else 0)
+        found.give(m)
 
 
 class _Enough(Exception):
     """The layer has seen its input: the rest of the network need not be computed."""
 
 
-def _calls(inputs: Any, model: nn.Module, seen: dict[Any, _Seen], at_most: int = -1, until: int = 0) -> list[Any]:
-    """Run the model on all inputs, and let layers see theirs; the layers in the order of their calls.
+def _run(inputs: Any, model: nn.Module, seen: dict[Any, Any], norms: list[Any], until: int = 0) -> list[list[Any]]:
+    """Run the model on all inputs, and let layers see theirs; for each input the layers in the order of their calls.
 
-    At most so many inputs are used. With `until` each run ends after so many calls.
+    With `until` a run ends after so many calls. A failure is one in all processes whose statistics are merged.
     """
-    calls: list[Any] = []
+    calls: list[list[Any]] = []
 
     def look(layer: Any, args: Any, kwargs: Any) -> None:
-        seen[layer](layer, args, kwargs)
-        calls.append(layer)
-        if until and len(calls) % until == 0:
+        if seen[layer] is not None:
+            seen[layer].see(args[0] if args else kwargs["input"])
+        calls[-1].append(layer)
+        if len(calls[-1]) == until:
             raise _Enough
 
     hooks = [m.register_forward_pre_hook(look, with_kwargs=True) for m in seen]
+    failure: BaseException | None = None
     try:
-        for i, x in enumerate(inputs):
-            if i == at_most:
-                break
+        for x in inputs:
+            calls.append([])
             with suppress(_Enough):
                 model(x)
+        if not calls:
+            raise ValueError("loader must give at least one batch each time that it is read, got none")
+    except BaseException as error:
+        failure = error
     finally:
         for hook in hooks:
             hook.remove()
+    group = next((g for g in map(_group_of, norms) if g is not None), None)
+    others = None if group is None else gathered(np.array([[failure is not None]], dtype=float), group)
+    if failure is not None:
+        raise failure
+    if others is not None and others.any():
+        raise RuntimeError("update_bn failed in another process")
     return calls
 
 
@@ -205,19 +226,29 @@ def gathered(numbers: Any, group: Any) -> Any:
 
 def _group_of(layer: Any) -> Any:
     """The processes whose batches are one batch for a layer; None if it is this one alone."""
-    if not (isinstance(layer, nn.SyncBatchNorm) and distributed.is_available() and distributed.is_initialized()):
+    ours = isinstance(layer, (SyncBatchNorm, nn.SyncBatchNorm))
+    if not (ours and distributed.is_available() and distributed.is_initialized()):
         return None
     group = layer.process_group or distributed.group.WORLD
     return group if distributed.get_world_size(group) > 1 else None
 
 
-class SyncBatchNorm(OurBatchNorm, nn.SyncBatchNorm):
+class SyncBatchNorm(OurBatchNorm, _BatchNorm):
     """Batch normalization over the batches of all processes, on the CPU, which ``torch.nn.SyncBatchNorm`` refuses.
 
-    Takes PyTorch's arguments. In training processes exchange the moments of their batches, merge them [1]_, and
-    backward exchange two sums a channel: two processes give what one gives with the whole batch, of whatever sizes
-    their shares are. Gradients of weight and bias are those of the own share, which ``DistributedDataParallel`` brings
-    together. Without ``torch.distributed``, in one process and in evaluation it is batch normalization.
+    In training processes exchange the moments of their batches, merge them [1]_, and backward exchange two sums a
+    channel: two processes give what one gives with the whole batch, of whatever sizes their shares are. Gradients of
+    weight and bias are those of the own share, which ``DistributedDataParallel`` brings together. Without
+    ``torch.distributed``, in one process and in evaluation it is batch normalization.
+
+    Parameters
+    ----------
+    num_features : int
+        Number of channels.
+    eps, momentum, affine, track_running_stats, device, dtype
+        As of ``torch.nn.SyncBatchNorm``.
+    process_group : torch.distributed.ProcessGroup, optional
+        The processes; by default all.
 
     References
     ----------
@@ -232,18 +263,48 @@ class SyncBatchNorm(OurBatchNorm, nn.SyncBatchNorm):
     >>> model = SyncBatchNorm.convert_sync_batchnorm(model)
     """
 
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        process_group: Any = None,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
+        self.process_group = process_group
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        if x.dim() < 2:
+            raise ValueError(f"expected at least 2D input (got {x.dim()}D input)")
+
     def _gather(self, x: Tensor) -> Gather | None:
         """As above."""
-        group = _group_of(self) if x.device.type == "cpu" and not ALONE.get() else None
-        return super()._gather(x) if group is None else partial(gathered, group=group)
-
-    def _by_torch(self, x: Any) -> Any:
-        """As above: of the CPU PyTorch's own layer takes nothing, even in one process."""
-        return _BatchNorm.forward(self, x) if x.device.type == "cpu" else super()._by_torch(x)
+        group = _group_of(self) if self.training and not ALONE.get() else None
+        if group is None:
+            return super()._gather(x)
+        if x.device.type != "cpu":
+            raise ValueError(f"SyncBatchNorm of bncpu.torch is for the CPU, got x on {x.device}")
+        return partial(gathered, group=group)
 
     @classmethod
     def convert_sync_batchnorm(cls, module: Any, process_group: Any = None) -> Any:
-        """Make every batch norm of a model one of these, as PyTorch's method of that name does."""
+        """Make every batch norm of a model one of these, in place.
+
+        Parameters
+        ----------
+        module : torch.nn.Module
+        process_group : torch.distributed.ProcessGroup, optional
+            The processes; by default all.
+
+        Returns
+        -------
+        torch.nn.Module
+            `module` itself.
+        """
         for m in module.modules():
             if isinstance(m, _BatchNorm):
                 m.__class__ = cls
