@@ -70,6 +70,10 @@ class Ours(nn.Module):
 
     def _why_not(self, x: Any) -> str | None:
         """Why PyTorch has to compute a call, or to refuse it; or None."""
+        learns = self.training or torch.is_grad_enabled()
+        smallest = (SMALLEST if learns else SMALLEST_AT_INFERENCE)[self._kind]
+        if not self._always and type(x) is Tensor and x.numel() < min(smallest):  # asked first: it must cost nothing
+            return f"x has {x.numel()} values only"
         why = odd(x)
         if why is not None:
             return f"x is {why}"
@@ -78,8 +82,7 @@ class Ours(nn.Module):
             rows = _is_channels_last(x)
             if not rows:
                 return f"x of shape {tuple(x.shape)} has strides {x.stride()}"
-        smallest = SMALLEST if self.training or torch.is_grad_enabled() else SMALLEST_AT_INFERENCE
-        if not self._always and x.numel() < smallest[self._kind][rows]:
+        if not self._always and x.numel() < smallest[rows]:
             return f"x has {x.numel()} values only"
         if type(self.eps) is not float or not 0 < self.eps < math.inf:
             return f"eps is {self.eps}"
@@ -295,10 +298,20 @@ def _are_one_step(layer: Any, following: Any) -> bool:
     """Whether ReLU follows one of our layers, and nobody looks at what is between."""
     if type(following) is not nn.ReLU or type(layer) not in THEIRS:
         return False
-    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    hooks = any(getattr(module, kind) for module in (layer, following) for kind in kinds)
-    patched = "forward" in vars(layer) or "forward" in vars(following)
-    return not (hooks or patched or isinstance(layer, Sequential) or nn.modules.module._has_any_global_hook())
+    if _has_more(layer) or _has_more(following) or isinstance(layer, Sequential):
+        return False
+    return not nn.modules.module._has_any_global_hook()
+
+
+def _has_more(layer: Any) -> bool:
+    """Whether a layer has hooks, or a forward pass of its own."""
+    return bool(
+        layer._forward_hooks
+        or layer._forward_pre_hooks
+        or layer._backward_hooks
+        or layer._backward_pre_hooks
+        or "forward" in vars(layer)
+    )
 
 
 THEIRS = {
