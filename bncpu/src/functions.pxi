@@ -74,7 +74,8 @@ def backward_plain(dy, x, bint last, mean, invstd, mean_lo, gamma, beta, out, bi
 
 
 cdef cnp.ndarray _of_relu(job *j, const double *invstd):
-    """Let the job compute the result of its forward pass again; the memory of its coefficients, None if they do not fit.
+    """Let the job compute the result of its forward pass again; the memory of the coefficients, None if they do not
+    fit.
     """
     cdef cnp.ndarray coefficients = _new_coefficients(j, 3)
     cdef Py_ssize_t c
