@@ -3,6 +3,8 @@
     pip install torch==2.13.0 && pip install .
     python comparisons/torch_training.py            # a quarter of an hour
     python comparisons/torch_training.py --quick resnet20
+    python comparisons/torch_training.py --layers   # single layers, from which size on ours are faster
+    python comparisons/torch_training.py --parts    # a batch in 32 parts by `bncpu.torch.accumulate`: memory and time
 
 Forward, loss, backward and a step of SGD. The ratio is the median over pairs of steps, above 1 where the converted
 network is faster; behind it the share of the step that its norms and ReLUs take, as a network without them says. Peak
@@ -14,6 +16,7 @@ import copy
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -182,6 +185,63 @@ def peak(name, layout, n_threads, kind):
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
+LAYERS = {
+    "batch": (nn.BatchNorm2d, [(8, 64, 8), (32, 64, 8), (32, 32, 16), (32, 64, 16), (32, 64, 32), (32, 64, 56)]),
+    "instance": (lambda n: nn.InstanceNorm2d(n, affine=True), [(8, 32, 32), (32, 64, 16), (32, 64, 32), (32, 64, 56)]),
+    "group": (lambda n: nn.GroupNorm(8, n), [(32, 64, 32), (32, 64, 56), (32, 64, 112)]),
+    "rows": (nn.BatchNorm1d, [(256, 256), (1024, 256), (4096, 256), (16384, 256), (32768, 256)]),
+    "layer": (nn.LayerNorm, [(4096, 512), (8192, 768), (16384, 1024)]),
+}
+
+
+def layer_ratio(make, x, learns, n_turns=8):
+    """How many times as fast our layer is with the ReLU after it, on arrays that the cache does not hold."""
+    theirs = nn.Sequential(make(x.shape[1]), nn.ReLU(inplace=True)).train(learns)
+    ours = bncpu.torch.convert(copy.deepcopy(theirs), always=True)
+    inputs = [torch.empty_like(x).copy_(x).requires_grad_(learns) for _ in range(max(2, int(1e8 / x.nbytes)))]
+
+    def seconds(model, z):
+        start = time.perf_counter()
+        with torch.set_grad_enabled(learns):
+            y = model(z)
+            if learns:
+                torch.autograd.grad(y, (z, *model.parameters()), x)
+        return time.perf_counter() - start
+
+    turns = [seconds(theirs, z) / seconds(ours, z) for _ in range(n_turns) for z in inputs]
+    return np.median(turns[len(inputs) :])
+
+
+def layers():
+    """Print a line for each layer, size and layout: training, and inference without gradients."""
+    for name, (make, shapes) in LAYERS.items():
+        for shape in shapes:
+            x = torch.randn(*shape, shape[-1]) if len(shape) == 3 else torch.randn(shape)
+            for layout in ("contiguous", "channels_last") if x.ndim == 4 else ("rows",):
+                z = x.to(memory_format=torch.channels_last) if layout == "channels_last" else x
+                ratios = "  ".join(f"{layer_ratio(make, z, learns):5.2f}" for learns in (True, False))
+                print(f"{name:<10}{layout:<15}{x.numel():>9} values  training, inference: {ratios}", flush=True)
+
+
+def parts(name, kind):
+    """Print memory and time of one backward pass over 256 images: of the whole batch, or in parts of 8."""
+    torch.manual_seed(0)
+    model, x, labels = NETWORKS[name]()[0], torch.randn(256, 3, 96, 96), torch.arange(256) % 10
+
+    def loss(y, t):
+        return F.cross_entropy(y, t, reduction="sum") / 256
+
+    Path("/proc/self/clear_refs").write_text("5")
+    before, start = kilobytes("VmRSS"), time.perf_counter()
+    if kind == "whole":
+        loss(model(x), labels).backward()
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            bncpu.torch.accumulate(model, zip(x.split(8), labels.split(8), strict=True), loss, folder=folder)
+    seconds, memory = time.perf_counter() - start, (kilobytes("VmHWM") - before) / 1024
+    print(f"{name:<13}{kind:<8}{memory:6.0f} MB  {seconds:5.1f} s", flush=True)
+
+
 def kilobytes(name):
     """A number of /proc/self/status."""
     return int(re.search(rf"{name}:\s+(\d+)", Path("/proc/self/status").read_text())[1])
@@ -195,7 +255,19 @@ def main():
     parser.add_argument("--threads", type=int)
     parser.add_argument("--quick", action="store_true", help="10 steps instead of 40")
     parser.add_argument("--peak", choices=("torch", "bncpu"), help=argparse.SUPPRESS)
+    parser.add_argument("--layers", action="store_true", help="time single layers instead")
+    parser.add_argument("--parts", nargs="?", const="both", help="a batch in parts instead")
     args = parser.parse_args()
+    torch.set_num_threads(args.threads or torch.get_num_threads())
+    if args.layers:
+        return layers()
+    if args.parts == "both":
+        for name in ("vgg", "mobilenet"):
+            for kind in ("whole", "parts"):  # each in a process of its own
+                subprocess.run([sys.executable, __file__, name, "--parts", kind], check=True)
+        return None
+    if args.parts:
+        return parts(args.networks[0], args.parts)
     if args.peak:
         torch.set_num_threads(args.threads)
         training = trainings(args.networks[0], args.layout)[args.peak]
@@ -204,12 +276,13 @@ def main():
         for _ in range(3):
             training.step()
         print((kilobytes("VmHWM") - before) / 1024)
-        return
+        return None
     for name in args.networks or NETWORKS:
         layouts = ("contiguous",) if name.startswith("mlp") else ("contiguous", "channels_last")
         for layout in (args.layout,) if args.layout else layouts:
             for n_threads in (args.threads,) if args.threads else (1, 2):
                 compare(name, layout, n_threads, 10 if args.quick else 40)
+    return None
 
 
 if __name__ == "__main__":

@@ -240,7 +240,8 @@ def test_results_are_more_exact_far_from_zero():
     exact = F.batch_norm(x.double(), None, None, training=True)
     models = ours(nn.BatchNorm2d(8)), nn.BatchNorm2d(8)
     errors = [float((m(x).detach().double() - exact).abs().max()) for m in models]
-    assert errors[0] < 1e-6 < errors[1]
+    assert errors[0] < 1e-6
+    assert errors[1] > 3e-4
 
 
 # ---- gradients ----
@@ -679,17 +680,16 @@ def assert_statistics(layer, x, **tolerance):
 
 
 @pytest.mark.parametrize("converted", [False, True])
-@pytest.mark.parametrize("size", [4, 16, 64, 1000])
+@pytest.mark.parametrize("size", [4, 16, 64, 5000])
 def test_statistics_of_sorted_rows_do_not_depend_on_the_batches(size, converted):
-    x = torch.randn(1000, 3).sort(0).values
-    model = nn.Sequential(nn.BatchNorm1d(3))
-    update_bn(x.split(size), ours(model) if converted else model)
+    x = torch.special.ndtri((torch.arange(5000.0) + 0.5) / 5000)[:, None].repeat(1, 3)  # quantiles of a normal
     theirs = nn.Sequential(nn.BatchNorm1d(3))
-    converted = ours(model)
-    update_bn(x.split(size), converted)
+    model = ours(theirs) if converted else copy.deepcopy(theirs)
+    update_bn(x.split(size), model)
+    assert_statistics(model[0], x)
     swa_utils.update_bn(x.split(size), theirs)
-    assert_statistics(model[0] if not converted else converted[0], x)
-    assert bool((theirs[0].running_var < 0.05).all()) == (size <= 64)
+    said = {4: 1e-4, 16: 5.4e-4, 64: 3e-3, 5000: 1.0}[size]  # in docs/pytorch.md
+    np.testing.assert_allclose(theirs[0].running_var, said, rtol=0.02)
 
 
 @pytest.mark.parametrize("layer_by_layer", [False, True])
@@ -775,10 +775,12 @@ def test_batches_that_come_only_once_are_refused():
 
 
 def test_buffers_of_other_layers_are_restored_too():
-    model = nn.Sequential(nn.InstanceNorm1d(3, track_running_stats=True), nn.BatchNorm1d(3))
+    counting = Keeping()
+    model = nn.Sequential(nn.InstanceNorm1d(4, track_running_stats=True), nn.AvgPool1d(5), nn.Flatten(), counting)
     with pytest.raises(OSError, match="the disk"):
-        update_bn(AgainAndAgain(torch.randn(20, 3, 5)), model)
+        update_bn(AgainAndAgain(torch.randn(20, 4, 5)), model)
     assert (model[0].running_mean == 0).all()
+    assert counting.calls == 0
 
 
 def failing(x):
@@ -844,7 +846,7 @@ def of_rank(rank, world, folder, state, x, dy, bounds):
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("bounds", [(0, 3, 10), (0, 1, 9, 10)], ids=str)
+@pytest.mark.parametrize("bounds", [(0, 3, 10), (0, 0, 10), (0, 1, 9, 10)], ids=str)
 def test_processes_give_what_one_gives_with_the_whole_batch(bounds, tmp_path):
     model = nn.Sequential(nn.BatchNorm2d(4), nn.ReLU()).double()
     nn.init.uniform_(model[0].weight)
@@ -1022,7 +1024,7 @@ def test_a_part_draws_the_same_random_numbers_again():
     state = torch.get_rng_state()
     accumulate(model, [(x[:150], 0), (x[150:], 0)], lambda y, t: y.sin().sum())
     first, second, *again = model.masks
-    assert {id(a) for a in model.masks} and len(again) == 2
+    assert len(again) == 2
     assert all(any(torch.equal(a, b) for b in (first, second)) for a in again)
     assert not torch.equal(first, second)
     assert not torch.equal(torch.get_rng_state(), state)
@@ -1096,7 +1098,6 @@ def test_all_threads_have_ended_when_it_fails(trouble, monkeypatch):
 
     monkeypatch.setattr(threading.Thread, "start", start_some)
     if trouble == "Ctrl-C":
-        monkeypatch.setattr(signal, "SIGINT", signal.SIGINT)
         before = signal.signal(signal.SIGINT, signal.default_int_handler)
         start(threading.Timer(0.25, os.kill, (os.getpid(), signal.SIGINT)))
     try:

@@ -108,10 +108,9 @@ def accumulate(
 
     with restored_on_failure(model), _own_gradients(model), _only_in_copies(model):
         _Together(len(parts), _given_back if folder is not None else int).run(work)
-    for name, b in replicas[0].named_buffers():
-        if b is not model.get_buffer(name):  # one that a module has replaced
-            owner, _, last = name.rpartition(".")
-            setattr(model.get_submodule(owner), last, b)
+    originals = {id(m): m for m in model.modules()}
+    for copy in replicas[0].modules():
+        originals[vars(copy)["_original"]]._buffers.update(copy._buffers)  # a forward pass may have replaced one
     total: Tensor = torch.stack(losses).sum()
     return total
 
@@ -125,12 +124,8 @@ def _check(model: Any, loss: Any) -> None:
         if isinstance(m, (torch.jit.ScriptModule, DistributedDataParallel, nn.DataParallel)):
             raise TypeError(f"model must not have a {type(m).__name__} in it: pass what that wraps")
         known = (type(m) in OURS or type(m) in THEIRS) and "forward" not in vars(m)
-        if isinstance(m, _BatchNorm) and _uses_batch(m) and not known:
+        if isinstance(m, _BatchNorm) and OurBatchNorm._uses_batch(m) and not known:
             raise TypeError(f"model must have batch norms that know of parts of a batch, got a {type(m).__name__}")
-
-
-def _uses_batch(norm: Any) -> bool:
-    return norm.training or norm.running_mean is None
 
 
 def _replica(model: nn.Module) -> nn.Module:
@@ -177,7 +172,7 @@ def _only_in_copies(model: nn.Module) -> Iterator[None]:
     norms = {m for m in model.modules() if isinstance(m, _BatchNorm)}
 
     def refuse(m: Any, _: Any) -> None:
-        if m in norms and _uses_batch(m):
+        if m in norms and OurBatchNorm._uses_batch(m):
             raise RuntimeError("model must call its batch norms as submodules; one was called otherwise")
 
     hooks = [m.register_forward_pre_hook(refuse) for m in norms]

@@ -16,8 +16,8 @@ log = logging.getLogger("bncpu.torch")
 
 Model = TypeVar("Model", bound=nn.Module)
 
-# The number of values from which our kernels are faster than PyTorch's, measured on an AMD EPYC (Zen 4): of planes such
-# as (N, C, H, W), and of rows such as (N, C) or channels_last. A node of ours costs 60 us more.
+# The number of values from which our kernels are faster than PyTorch's: of planes such as (N, C, H, W), and of rows
+# such as (N, C) or channels_last. `python comparisons/torch_training.py --layers` prints it; on an AMD EPYC (Zen 4).
 SMALLEST = {
     "batch": (1 << 18, 1 << 20),
     "instance": (1 << 20, 1 << 19),
@@ -90,15 +90,18 @@ class Ours(nn.Module):
             return f"x has shape {tuple(x.shape)}"
         return self._odd_parameters(x) or what_runs()
 
+    def _parameter_shape(self, x: Tensor) -> tuple[int, ...]:
+        """The shape of weight and bias: a value for each channel."""
+        return tuple(x.shape[1:2])
+
     def _fits(self, x: Tensor) -> bool:
         """Whether the shape is one that our function takes; others are refused by PyTorch, or done in its way."""
         raise NotImplementedError
 
-    def _odd_parameters(self, x: Tensor, shape: tuple[int, ...] | None = None) -> str | None:
-        """Why parameters, one for each channel or of a shape, are none that our function takes; or None."""
-        shape = tuple(x.shape[1:2]) if shape is None else shape
+    def _odd_parameters(self, x: Tensor) -> str | None:
+        """Why parameters or statistics are none that our function takes, or None."""
         for name in ("weight", "bias"):
-            why = odd_parameter(getattr(self, name), x, shape)
+            why = odd_parameter(getattr(self, name), x, self._parameter_shape(x))
             if why is not None:
                 return f"{name} is {why}"
         return None
@@ -112,10 +115,10 @@ def _is_channels_last(x: Tensor) -> bool:
 class WithStatistics(Ours):
     """A norm that may keep running statistics."""
 
-    def _odd_parameters(self, x: Tensor, shape: tuple[int, ...] | None = None) -> str | None:
+    def _odd_parameters(self, x: Tensor) -> str | None:
         """As above."""
         mean, var = self.running_mean, self.running_var
-        why = odd_statistics(mean, var, x, tuple(x.shape[1:2]))
+        why = odd_statistics(mean, var, x, self._parameter_shape(x))
         if why is not None:
             return f"running_mean or running_var is {why}"
         if self.momentum is not None and (type(self.momentum) is not float or not 0 <= self.momentum <= 1):
@@ -201,10 +204,10 @@ class OurInstanceNorm(WithStatistics):
         """As above."""
         if not self._uses_batch():
             return self._frozen(activation)
-        tracked = self.running_mean is not None
-        return Instance(
-            self.eps, activation, Running(self.running_mean, self.running_var, self.momentum) if tracked else None
-        )
+        running = None
+        if self.running_mean is not None:
+            running = Running(self.running_mean, self.running_var, self.momentum)
+        return Instance(self.eps, activation, running)
 
     def _uses_batch(self) -> bool:
         """As above."""
@@ -272,9 +275,9 @@ class LayerNorm(Ours, nn.LayerNorm):
         fits = 0 < k <= x.ndim and tuple(x.shape[x.ndim - k :]) == self.normalized_shape
         return fits and x.numel() > 0 and x.is_contiguous()
 
-    def _odd_parameters(self, x: Tensor, shape: tuple[int, ...] | None = None) -> str | None:
-        """As above."""
-        return super()._odd_parameters(x, self.normalized_shape)
+    def _parameter_shape(self, x: Tensor) -> tuple[int, ...]:
+        """As above: a value for each that shares a statistic."""
+        return self.normalized_shape
 
 
 class Sequential(nn.Sequential):
@@ -296,11 +299,9 @@ class Sequential(nn.Sequential):
 
 def _are_one_step(layer: Any, following: Any) -> bool:
     """Whether ReLU follows one of our layers, and nobody looks at what is between."""
-    if type(following) is not nn.ReLU or type(layer) not in THEIRS:
+    if type(following) is not nn.ReLU or not isinstance(layer, Ours) or type(layer) not in THEIRS:
         return False
-    if _has_more(layer) or _has_more(following) or isinstance(layer, Sequential):
-        return False
-    return not nn.modules.module._has_any_global_hook()
+    return not (_has_more(layer) or _has_more(following) or nn.modules.module._has_any_global_hook())
 
 
 def _has_more(layer: Any) -> bool:

@@ -29,8 +29,8 @@ def update_bn(
     """Compute the running statistics of all batch norms of a model from a data set.
 
     What ``torch.optim.swa_utils.update_bn`` is for, after weights were averaged for example. That averages the
-    variances of the batches, which leaves out how much their means differ: of sorted rows in batches of 4 it finds a
-    variance of 0.0002 where 0.996 is right. This merges moments [1]_: batches may be of any size, in any order.
+    variances of the batches, which leaves out how much their means differ: of 5,000 sorted normal rows in batches of 4
+    it finds a variance of 0.0001 where 1 is right. This merges moments [1]_: batches may be of any size, in any order.
 
     Parameters
     ----------
@@ -95,13 +95,14 @@ def update_bn(
 @contextmanager
 def restored_on_failure(model: nn.Module) -> Iterator[None]:
     """After an exception, all buffers of a model are as before."""
-    before = [(b, b.clone()) for b in model.buffers()]
+    before = [(m, name, b, b.clone()) for m in model.modules() for name, b in m._buffers.items() if b is not None]
     try:
         yield
     except BaseException:
         with torch.no_grad():
-            for b, value in before:
+            for m, name, b, value in before:
                 b.copy_(value)
+                m._buffers[name] = b  # which a forward pass may have replaced
         raise
 
 
