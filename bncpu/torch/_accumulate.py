@@ -22,7 +22,7 @@ import bncpu
 from bncpu.torch._layers import OURS, PART, THEIRS, OurBatchNorm
 from bncpu.torch._statistics import restored_on_failure
 
-# Tensors of so many bytes wait in files.
+# Tensors of at least so many bytes wait in files.
 LARGE = 1 << 16
 
 
@@ -50,7 +50,7 @@ def accumulate(
         ``cross_entropy(y, t, reduction="sum") / N``.
     folder : str or path, optional
         Where tensors that the backward pass needs wait in files, each written and read once, so that memory holds only
-        what the parts have between two layers. By default they stay in memory.
+        what the parts have between two batch norms. By default they stay in memory.
 
     Returns
     -------
@@ -107,7 +107,7 @@ def accumulate(
         losses[index] = value.detach()
 
     with restored_on_failure(model), _own_gradients(model), _only_in_copies(model):
-        _Together(len(parts), _given_back if folder is not None else int).run(work)
+        _Together(len(parts), _give_back if folder is not None else lambda: None).run(work)
     originals = {id(m): m for m in model.modules()}
     for copy in replicas[0].modules():
         originals[vars(copy)["_original"]]._buffers.update(copy._buffers)  # a forward pass may have replaced one
@@ -138,11 +138,16 @@ def _replica(model: nn.Module) -> nn.Module:
         compiled = vars(m)["_modules"].get("_orig_mod")
         if compiled is not None:  # what torch.compile made is of the original
             return copied(compiled)
-        ours: Any = OURS.get(type(m), type(m))
-        copy = ours.__new__(ours if issubclass(ours, OurBatchNorm) else type(m))
+        cls: Any = OURS.get(type(m), type(m))
+        cls = cls if issubclass(cls, OurBatchNorm) else type(m)
+        copy: nn.Module = cls.__new__(cls)
         copies[id(m)] = copy
         vars(copy).update(vars(m), _compiled_call_impl=None, _original=id(m))
-        for name in ("_parameters", "_buffers", "_forward_pre_hooks"):
+        for name in (
+            "_parameters",
+            "_buffers",
+            "_forward_pre_hooks",
+        ):  # those of `_only_in_copies` stay with the original
             vars(copy)[name] = vars(m)[name].copy()
         vars(copy)["_modules"] = {n: None if c is None else copied(c) for n, c in vars(m)["_modules"].items()}
         return copy
@@ -163,7 +168,8 @@ def _own_gradients(model: nn.Module) -> Iterator[None]:
             p.grad = old
         raise
     for p, old in before:
-        p.grad = old if p.grad is None else p.grad if old is None else old.add_(p.grad)
+        if old is not None:
+            p.grad = old if p.grad is None else old.add_(p.grad)
 
 
 @contextmanager
@@ -199,7 +205,7 @@ def _in_files(folder: Any, of_parameters: set[int]) -> Iterator[None]:
                 return t
             n_files += 1
             path = Path(own, str(n_files))
-            # All of its memory would be written with a view.
+            # Of a view the whole storage would be written.
             torch.save(t.detach() if t.untyped_storage().nbytes() <= n_bytes else t.detach().clone(), path)
             return path
 
@@ -211,7 +217,7 @@ def _in_files(folder: Any, of_parameters: set[int]) -> Iterator[None]:
             yield
 
 
-def _given_back() -> None:
+def _give_back() -> None:
     """Give the system what was freed: the C library keeps small pieces, for each thread apart."""
     bncpu.release_buffers()
     if sys.platform == "linux":
@@ -230,18 +236,18 @@ class _Together:
     Attributes
     ----------
     turns : list of Semaphore
-        Each waits for its own.
+        Part i runs when it has got semaphore i.
     numbers : list of pairs
-        What each has given to the exchange that they are at: of which layer, and numbers.
-    together : ndarray
-        What all have given to the last one.
+        For each part what it has given to the current exchange: of which layer, and numbers.
+    gathered : ndarray
+        The numbers of all parts in the last exchange.
     """
 
     def __init__(self, n: int, between: Callable[[], Any]) -> None:
         self.n, self.between, self.n_ended = n, between, 0
         self.turns = [threading.Semaphore(0) for _ in range(n)]
         self.numbers: list[Any] = [None] * n
-        self.together: Any = None
+        self.gathered: Any = None
         self.failure: BaseException | None = None
         # Random numbers of each, as if no other drew any in between.
         seeds = torch.empty(n, dtype=torch.int64).random_().tolist()
@@ -283,14 +289,14 @@ class _Together:
         self.numbers[index] = of, numbers
         self._next(index)
         self._wait(index)
-        return self.together.copy()  # those who merge overwrite it
+        return self.gathered.copy()  # those who merge overwrite it
 
     def _next(self, index: int) -> None:
         """The turn of the next one."""
         if index == self.n - 1 and self.n_ended != self.n:
             if self.n_ended or any(of != self.numbers[0][0] for of, _ in self.numbers):
                 raise RuntimeError("micro_batches must all go through the same batch norms in the same order")
-            self.together = np.stack([numbers for _, numbers in self.numbers], axis=1)
+            self.gathered = np.stack([numbers for _, numbers in self.numbers], axis=1)
         self.between()
         self.random[index] = torch.default_generator.get_state()
         self.turns[(index + 1) % self.n].release()
@@ -327,10 +333,10 @@ def _thread(main: Callable[..., None], *given: Any) -> threading.Thread:
 class _Exchange:
     """What exchanges the statistics of a layer, of one part with the others; forward first, then backward."""
 
-    def __init__(self, together: _Together, index: int, layer: Any) -> None:
-        self.together, self.index = together, index
+    def __init__(self, parts: _Together, index: int, layer: Any) -> None:
+        self.parts, self.index = parts, index
         self.of = vars(layer)["_original"]
         self.keeps_running_statistics = index == 0
 
     def __call__(self, numbers: Any) -> Any:
-        return self.together.exchange(self.index, (self.of, len(numbers)), numbers)
+        return self.parts.exchange(self.index, (self.of, len(numbers)), numbers)

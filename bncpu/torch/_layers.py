@@ -16,8 +16,8 @@ log = logging.getLogger("bncpu.torch")
 
 Model = TypeVar("Model", bound=nn.Module)
 
-# The number of values from which our kernels are faster than PyTorch's: of planes such as (N, C, H, W), and of rows
-# such as (N, C) or channels_last. `python comparisons/torch_training.py --layers` prints it; on an AMD EPYC (Zen 4).
+# The number of values from which our kernels are faster than PyTorch's. Pairs: for contiguous (N, C, H, W), and for
+# (N, C) or channels_last. Measured on an AMD EPYC (Zen 4) by `python comparisons/torch_training.py --layers`.
 SMALLEST = {
     "batch": (1 << 18, 1 << 20),
     "instance": (1 << 20, 1 << 19),
@@ -33,7 +33,7 @@ SMALLEST_AT_INFERENCE = {
 
 
 class Ours(nn.Module):
-    """What a layer of ours has, in front of PyTorch's layer of the same name.
+    """What a layer of ours adds to PyTorch's layer of the same name, before which it stands among the base classes.
 
     Attributes
     ----------
@@ -80,7 +80,7 @@ class Ours(nn.Module):
         rows = x.ndim == 2 or self._kind == "layer"
         if not x.is_contiguous():
             rows = _is_channels_last(x)
-            if not rows:
+            if not rows or self._kind == "layer":
                 return f"x of shape {tuple(x.shape)} has strides {x.stride()}"
         if not self._always and x.numel() < smallest[rows]:
             return f"x has {x.numel()} values only"
@@ -145,7 +145,7 @@ class OurBatchNorm(WithStatistics):
     _kind = "batch"
 
     def forward(self, input, *, activation=None):  # type: ignore[no-untyped-def]  # as above
-        """As above; the parts of a batch PyTorch cannot normalize."""
+        """As `Ours.forward`, but a part of a batch always by our kernels: PyTorch has none for it."""
         gather = None
         if not torch.compiler.is_compiling() and not isinstance(input, Proxy) and self._uses_batch():
             gather = self._gather(input)
@@ -155,11 +155,11 @@ class OurBatchNorm(WithStatistics):
         if input.ndim < 2 or input.shape[1] != self.num_features:
             raise ValueError(f"x must have {self.num_features} channels on axis 1, got shape {tuple(input.shape)}")
         x = input.float() if input.dtype in (torch.bfloat16, torch.float16) else input  # of autocast, for example
-        why = odd(x) or self._odd_parameters(x) or what_runs(but_autocast=True)
+        why = f"x is {odd(x)}" if odd(x) else self._odd_parameters(x) or what_runs(but_autocast=True)
         if why is not None:
-            raise TypeError(f"a part of a batch, and its layer, must be plain tensors in CPU memory; got one {why}")
+            raise TypeError(f"{type(self).__name__} cannot take its statistics over parts or processes, because {why}")
         x = x if _is_channels_last(x) else x.contiguous()
-        running = _running_of(self) if getattr(gather, "keeps_running_statistics", True) else None
+        running = _counted(self) if getattr(gather, "keeps_running_statistics", True) else None
         y = normalize(Batch(self.eps, activation, running, gather), x, self.weight, self.bias)
         return y.to(input.dtype)
 
@@ -170,7 +170,7 @@ class OurBatchNorm(WithStatistics):
 
     def _norm(self, activation: str | None) -> Norm:
         """As above."""
-        return Batch(self.eps, activation, _running_of(self)) if self._uses_batch() else self._frozen(activation)
+        return Batch(self.eps, activation, _counted(self)) if self._uses_batch() else self._frozen(activation)
 
     def _uses_batch(self) -> bool:
         """As above."""
@@ -182,8 +182,8 @@ class OurBatchNorm(WithStatistics):
         return x.ndim > 1 and x.shape[1] == self.num_features and x.numel() > x.shape[1]
 
 
-def _running_of(layer: Any) -> Running | None:
-    """The running statistics of a layer, if this call moves them."""
+def _counted(layer: Any) -> Running | None:
+    """Count this call of a layer; the running statistics that it has to move, or None."""
     if not (layer.training and layer.track_running_stats):
         return None
     momentum = layer.momentum
@@ -217,7 +217,7 @@ class OurInstanceNorm(WithStatistics):
         """As above."""
         self._check_input_dim(x)
         batched = x.ndim > self._get_no_batch_dim() and x.shape[1] == self.num_features
-        # Our function warns of a momentum above 0.5, which looks like one that is the weight of the old value.
+        # Our function's momentum is 1 minus this one. It warns where that is below 0.5 and looks like PyTorch's.
         kept = self.running_mean is None or (self.momentum is not None and self.momentum <= 0.5)
         return batched and kept and x.numel() > x.shape[0] * x.shape[1] > 0
 
@@ -273,10 +273,10 @@ class LayerNorm(Ours, nn.LayerNorm):
         """As above."""
         k = len(self.normalized_shape)
         fits = 0 < k <= x.ndim and tuple(x.shape[x.ndim - k :]) == self.normalized_shape
-        return fits and x.numel() > 0 and x.is_contiguous()
+        return fits and x.numel() > 0
 
     def _parameter_shape(self, x: Tensor) -> tuple[int, ...]:
-        """As above: a value for each that shares a statistic."""
+        """As above: `normalized_shape`."""
         return self.normalized_shape
 
 
@@ -287,12 +287,12 @@ class Sequential(nn.Sequential):
         """As PyTorch's."""
         if torch.compiler.is_compiling() or isinstance(input, Proxy):
             return super().forward(input)
-        layers, x, done = [*self._modules.values(), None], input, False
-        for i, layer in enumerate(layers[:-1]):
+        layers, x, done = list(self._modules.values()), input, False
+        for layer, following in zip(layers, [*layers[1:], None], strict=True):
             if done:  # in one step with the layer before
                 done = False
                 continue
-            done = _are_one_step(layer, layers[i + 1])
+            done = _are_one_step(layer, following)
             x = layer(x, activation="relu") if done else layer(x)
         return x
 
@@ -316,7 +316,7 @@ def _has_more(layer: Any) -> bool:
 
 
 THEIRS = {
-    cls: cls.__mro__[1 if cls is Sequential else cls.__mro__.index(Ours) + 1]
+    cls: getattr(nn, cls.__name__)
     for cls in (
         *(BatchNorm1d, BatchNorm2d, BatchNorm3d, InstanceNorm1d, InstanceNorm2d, InstanceNorm3d),
         *(GroupNorm, LayerNorm, Sequential),
@@ -329,9 +329,9 @@ def convert(model: Model, *, fuse: bool = True, always: bool = False) -> Model:
     """Let a model's normalization layers compute by our kernels, in place.
 
     ``BatchNorm1d``, ``2d`` and ``3d``, ``InstanceNorm1d``, ``2d`` and ``3d``, ``GroupNorm`` and ``LayerNorm`` become
-    the classes of `bncpu.torch` with these names, which derive from PyTorch's: parameters, buffers, hooks,
-    ``state_dict`` and results stay, results to rounding. Formulas are those of `batch_norm_forward` and its relatives,
-    for batch normalization [1]_.
+    the classes of `bncpu.torch` with these names, which derive from PyTorch's, as ``Sequential`` does: parameters,
+    buffers, hooks and ``state_dict`` stay, and results differ by rounding. Formulas are those of `batch_norm_forward`
+    and its relatives, for batch normalization [1]_.
 
     Parameters
     ----------
@@ -356,7 +356,8 @@ def convert(model: Model, *, fuse: bool = True, always: bool = False) -> Model:
     -----
     PyTorch computes what our kernels cannot: on other devices than the CPU and in other types than float32 and float64,
     under autocast, ``torch.compile``, ``torch.jit.trace`` and ``torch.func``, gradients of gradients, and, unless
-    `always` is set, what it is faster at. The logger ``bncpu.torch`` says so for every call, at the level INFO.
+    `always` is set, what it is faster at. The logger ``bncpu.torch`` names each forward call that PyTorch computes, at
+    the level INFO.
 
     References
     ----------

@@ -62,7 +62,7 @@ class Norm:
 
     @property
     def how(self) -> dict[str, Any]:
-        """Arguments of all our functions. PyTorch's threads wait for work actively, so they would not count as idle."""
+        """Arguments of all our functions; by default these use idle processors only, and PyTorch's threads spin."""
         return {"activation": self.activation, "n_threads": torch.get_num_threads()}
 
     def forward(self, x: Any, gamma: Any, beta: Any) -> tuple[Any, SavedStatistics]:
@@ -97,7 +97,7 @@ class Batch(Norm):
         y, saved, var = self._short(x, gamma, beta) or self._long(x, gamma, beta)
         if self.running is not None:
             kept, weight = (self.running.mean.numpy(), self.running.var.numpy()), 1 - self.running.momentum
-            # As by PyTorch, their version stays: calls of its own, which keep them, may be on the way back.
+            # Their version stays, as in PyTorch's batch norm: a call of PyTorch's that saved them may yet go backward.
             move(*kept, saved.mean, var, weight)
         return y, saved
 
@@ -129,10 +129,10 @@ class Batch(Norm):
 
     def backward(self, dy: Any, x: Any, saved: SavedStatistics, gamma: Any, beta: Any) -> tuple[Any, ...]:
         """As above; gradients of the parameters are those of this part of the batch."""
-        beta = beta if self.activation else None  # of no effect
+        beta = beta if self.activation else None  # without ReLU it has no effect, and is not in the short way
         if self.gather is None:
             x, last = _in_c_order(x)
-            dy, axis = dy.transpose(0, *range(2, dy.ndim), 1) if last else dy, -1 if last else 1
+            dy, axis = _channels_last(dy) if last else dy, -1 if last else 1
             found = bncpu.batch_norm_backward(dy, x, saved, gamma, beta=beta, channel_axis=axis, **self.how)
             return _channels_second(found[0], last), *found[1:]
         part = bncpu.batch_norm_backward_sums(dy, x, saved, gamma, beta=beta, **self.how)
@@ -193,7 +193,7 @@ class Instance(Norm):
             kept |= {"momentum": 1 - self.running.momentum, "ddof": 1}
         y, saved = bncpu.instance_norm_forward(x, gamma, beta, eps=self.eps, **kept, **self.how)
         if self.running is not None:
-            torch.autograd.graph.increment_version((self.running.mean, self.running.var))
+            torch.autograd.graph.increment_version((self.running.mean, self.running.var))  # as PyTorch's does
         return np.ascontiguousarray(y), saved  # as PyTorch's, whatever the strides of x
 
     def backward(self, dy: Any, x: Any, saved: SavedStatistics, gamma: Any, beta: Any) -> tuple[Any, ...]:
@@ -256,7 +256,11 @@ class Layer(Norm):
 def _in_c_order(x: Any) -> tuple[Any, bool]:
     """An array of channels_last memory with its channels last, and whether it is one; others as they are."""
     last = not x.flags.c_contiguous
-    return (x.transpose(0, *range(2, x.ndim), 1) if last else x), last
+    return (_channels_last(x) if last else x), last
+
+
+def _channels_last(x: Any) -> Any:
+    return x.transpose(0, *range(2, x.ndim), 1)
 
 
 def _channels_second(y: Any, last: bool) -> Any:
@@ -278,7 +282,7 @@ class _Node(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, norm: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         y, ctx.saved = norm.forward(array(x), array(weight), array(bias))
-        ctx.norm, ctx.bias = norm, None if bias is None else bias.detach().clone()  # PyTorch does not keep it
+        ctx.norm, ctx.bias = norm, None if bias is None else bias.detach().clone()  # which may change, as with PyTorch
         ctx.save_for_backward(x, weight)
         ctx.set_materialize_grads(False)
         return torch.from_numpy(y)
@@ -314,6 +318,6 @@ def _by_torch(norm: Any, dy: Tensor, given: Any, wanted: Any) -> list[Tensor | N
 
 
 def _view(t: Tensor) -> Tensor:
-    """A tensor at which the way back ends, though one that was given may have been computed of another."""
+    """A view to differentiate by: autograd stops there, and does not go on into what `t` was computed from."""
     view = t.view_as(t)
     return view if view.requires_grad else view.requires_grad_()

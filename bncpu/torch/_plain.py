@@ -27,7 +27,7 @@ def odd(t: Any) -> str | None:
 
 
 def odd_parameter(t: Any, like: Tensor, shape: tuple[int, ...]) -> str | None:
-    """Why a parameter, or None in its place, cannot be used beside the data, or None."""
+    """Why a parameter cannot be used with such data; None if nothing is against it, or there is no parameter."""
     if t is None:
         return None
     why = odd(t)

@@ -30,7 +30,8 @@ def update_bn(
 
     What ``torch.optim.swa_utils.update_bn`` is for, after weights were averaged for example. That averages the
     variances of the batches, which leaves out how much their means differ: of 5,000 sorted normal rows in batches of 4
-    it finds a variance of 0.0001 where 1 is right. This merges moments [1]_: batches may be of any size, in any order.
+    it finds a variance of 0.0001 where 1 is right. This merges moments [1]_: the batches' sizes and order do not
+    matter.
 
     Parameters
     ----------
@@ -41,27 +42,27 @@ def update_bn(
     device : torch.device, int or str, optional
         Where to move what the model is given.
     layer_by_layer : bool, default=False
-        By default the data is read once, with the model in training: behind the first batch norm each layer sees what
-        those before it made of a batch with the statistics of that batch. If true, it is read once for each layer, with
-        the model in evaluation, and all layers before have their statistics already: these are exactly the statistics
-        of what the layer will see, whatever the batches. All this together takes as long as half as many epochs,
-        without gradients, as there are batch norms.
+        By default the data is read once, with the model in training: behind the first batch norm each sees what those
+        before it made of a batch with the statistics of that batch. If true, the data is read once for each batch norm,
+        and once before, with the model in evaluation, and all batch norms before it have their statistics already:
+        these are exactly the statistics of what it will see, whatever the batches. With n batch norms this takes about
+        as long as n / 2 + 1 forward passes over the data.
 
     Raises
     ------
     TypeError
         If `loader` can be read only once, with `layer_by_layer`.
     ValueError
-        If it gives no batch, or a channel a single value; with one pass, also in one batch. Every buffer is as before
-        then, as it is after any other exception.
+        If it gives no batch, or only one value for a channel; with one pass, also if a single batch has only one value
+        for a channel. Every buffer is as before then, as it is after any other exception.
 
     Notes
     -----
     ``running_mean`` is the mean of all values, ``running_var`` their unbiased variance, and ``num_batches_tracked`` how
-    often the layer was called; `momentum` is not used. Layers that were not called, or keep no running statistics, stay
-    as they are. A `SyncBatchNorm` gets those of all processes, which may have different numbers of batches. Of a layer
-    that is called twice for one input, `layer_by_layer` lets the second call see what the first made with the old
-    statistics.
+    often the batch norm was called; `momentum` is not used. Batch norms that were not called, or keep no running
+    statistics, stay as they are. A `SyncBatchNorm` gets those of all processes, which may have different numbers of
+    batches. If a batch norm is called twice for one input, with `layer_by_layer` its second call sees what the first
+    made with the old statistics.
 
     References
     ----------
@@ -127,8 +128,8 @@ class _Seen:
         self.n_calls += 1
         if x.numel():
             self.parts.append(bncpu.batch_norm_moments(x.numpy()))
-            if len(self.parts) % 64 == 0:
-                self.parts[-64:] = [bncpu.merge(*self.parts[-64:])]
+            if len(self.parts) == 64:
+                self.parts = [bncpu.merge(*self.parts)]
 
     def give(self, layer: Any) -> None:
         """Make them, and those of other processes, the running statistics of the layer."""
@@ -227,8 +228,8 @@ def gathered(numbers: Any, group: Any) -> Any:
 
 def _group_of(layer: Any) -> Any:
     """The processes whose batches are one batch for a layer; None if it is this one alone."""
-    ours = isinstance(layer, (SyncBatchNorm, nn.SyncBatchNorm))
-    if not (ours and distributed.is_available() and distributed.is_initialized()):
+    over_processes = isinstance(layer, (SyncBatchNorm, nn.SyncBatchNorm))
+    if not (over_processes and distributed.is_available() and distributed.is_initialized()):
         return None
     group = layer.process_group or distributed.group.WORLD
     return group if distributed.get_world_size(group) > 1 else None
@@ -239,7 +240,7 @@ class SyncBatchNorm(OurBatchNorm, _BatchNorm):
 
     In training processes exchange the moments of their batches, merge them [1]_, and backward exchange two sums a
     channel: two processes give what one gives with the whole batch, of whatever sizes their shares are. Gradients of
-    weight and bias are those of the own share, which ``DistributedDataParallel`` brings together. Without
+    weight and bias are those of the own share; ``DistributedDataParallel`` averages them. Without
     ``torch.distributed``, in one process and in evaluation it is batch normalization.
 
     Parameters
