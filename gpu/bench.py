@@ -34,6 +34,8 @@ try:
     import torch
 except ImportError:
     torch = None
+if torch is not None and (_compat.SIMULATED or not torch.cuda.is_available()):
+    torch = None  # it has no device: a build for the CPU, or the simulator's arrays
 
 EPS = 1e-5
 ROUNDS = 40
@@ -68,7 +70,7 @@ class Data(NamedTuple):
 
 
 def send(a: Any) -> Any:
-    """Copy an array to the device: as a tensor of PyTorch if that is installed, else as an array of Numba."""
+    """Copy an array to the device: as a tensor of PyTorch if that can use it, else as an array of Numba."""
     a = np.ascontiguousarray(a)
     return cuda.to_device(a) if torch is None else torch.from_numpy(a).cuda()
 
@@ -84,7 +86,7 @@ def copied(a: Any) -> Any:
 
 
 def data(layout: str, shape: tuple[int, ...], dtype: str, seed: int = 0) -> Data:
-    """Random values, made on the device if PyTorch is installed."""
+    """Random values, made on the device if PyTorch can use it."""
     axis = 1 if layout != "NHWC" else len(shape) - 1
     rng = np.random.default_rng(seed)
     wide = "float64" if dtype == "float64" else "float32"

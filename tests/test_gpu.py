@@ -7,6 +7,7 @@ import inspect
 import itertools
 import os
 import pickle
+import runpy
 import sys
 import typing
 
@@ -587,6 +588,17 @@ def test_tensors_that_require_grad_are_refused_unless_autograd_is_off(torch):
         assert torch.written == []
     torch.grad = False
     assert call(x=True, gamma=True) == {"out", "running_mean", "running_var"}
+
+
+def test_the_benchmark_leaves_pytorch_alone_where_it_has_no_device(torch, monkeypatch):
+    from bncpu.gpu import _compat
+
+    def used(simulated, available):
+        monkeypatch.setattr(_compat, "SIMULATED", simulated)
+        torch.is_available = lambda: available
+        return runpy.run_module("bncpu.gpu.bench")["torch"] is torch
+
+    assert [used(True, True), used(False, False), used(False, True)] == [False, False, True]
 
 
 @needs_cuda
