@@ -355,7 +355,7 @@ def _name_what_is_no_number(X: Any, at: Block | None) -> None:
         return
     for name, column in columns:
         values = np.asarray(column)
-        if values.dtype.kind in "biuf":
+        if values.ndim == 1 and values.dtype.kind in "biuf":
             continue
         for row, value in enumerate(values.astype(object), start=first_row or 0):
             try:

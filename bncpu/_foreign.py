@@ -1,7 +1,7 @@
 """Arrays of other libraries in CPU memory, by DLPack: read, and written, where they lie.
 
 PyTorch, JAX and every library of the array API share memory in this way. A function of ours then sees NumPy arrays, and
-its results go back as arrays of the library of x.
+its results go back as arrays of the library of its first argument.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from bncpu.gpu._library import library_of
 CPU = 1  # in DLPack's list of devices
 
 # Arguments that must be arrays. Parameters are read as lists are.
-ARRAYS = ("x", "dy", "residual", "out", "where", "running_mean", "running_var")
+ARRAYS = ("x", "dy", "residual", "out", "where", "running_mean", "running_var", "weight")
 
 
 def is_foreign(x: object) -> bool:
@@ -55,18 +55,21 @@ def no_gradients(name: str, a: Any) -> None:
         )
 
 
-def called(function: Callable[..., Any], given: Mapping[str, Any]) -> Any:
-    """What a function returns for its arguments, some of which are of other libraries; its arrays are of that of x.
+def called(function: Callable[..., Any], given: Mapping[str, Any], first: str = "x") -> Any:
+    """What a function returns for its arguments, some of which are of other libraries.
+
+    Its arrays are of the library of the argument `first`.
 
     Parameters
     ----------
     function : callable
     given : mapping of str to object
         All its arguments, and perhaps more, by name: its ``locals()``.
+    first : str
     """
     code = function.__code__
     names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-    to_library, out = _maker(given["x"]), given.get("out")
+    to_library, out = _maker(first, given[first]), given.get("out")
     views = {name: given[name] for name in names}
     views |= {name: shared(name, views[name]) for name in ARRAYS if is_foreign(views.get(name))}
     result = function(**views)
@@ -79,13 +82,13 @@ def called(function: Callable[..., Any], given: Mapping[str, Any]) -> Any:
     return tuple(map(back, result)) if type(result) is tuple else back(result)
 
 
-def _maker(x: Any) -> Callable[[Any], Any]:
-    """The function that makes arrays like `x` of arrays of NumPy, without a copy."""
-    if hasattr(x, "__array_namespace__"):
-        library = x.__array_namespace__()
+def _maker(name: str, a: Any) -> Callable[[Any], Any]:
+    """The function that makes arrays like `a` of arrays of NumPy, without a copy."""
+    if hasattr(a, "__array_namespace__"):
+        library = a.__array_namespace__()
     else:
-        library = sys.modules[type(x).__module__.partition(".")[0]]
+        library = sys.modules[type(a).__module__.partition(".")[0]]
     if not hasattr(library, "from_dlpack"):
-        raise TypeError(f"x must be an array of NumPy, or of a library with from_dlpack; got {type(x).__name__}")
+        raise TypeError(f"{name} must be an array of NumPy, or of a library with from_dlpack; got {type(a).__name__}")
     maker: Callable[[Any], Any] = library.from_dlpack
     return maker

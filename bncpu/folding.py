@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from bncpu import _foreign
 from bncpu._checks import floats, per_channel, real, required, shown, variances, whole
 from bncpu.moments import fold, inverse_std
 
@@ -38,7 +39,7 @@ def fold_linear(
     Parameters
     ----------
     weight : ndarray of shape (C, n_inputs) or (n_inputs, C), float16, float32 or float64
-        Weight of the linear layer. Not modified.
+        Weight of the linear layer. Not modified. Or a tensor of PyTorch, say, in CPU memory; then so are the results.
     bias : array-like of shape (C,) or None
         Bias of the linear layer; None means 0.
     mean, var : array-like of shape (C,)
@@ -91,6 +92,9 @@ def fold_linear(
     >>> batch_norm(x @ weight.T + bias, mean, var, eps=0)
     array([[1.5, 4. ]])
     """
+    if _foreign.is_foreign(weight):
+        folded: tuple[Array, Array] = _foreign.called(fold_linear, locals(), "weight")
+        return folded
     _check_weight(weight, "linear layer", 2)
     channel = _output_channels(weight, mean, channel_axis, LINEAR)
     return _folded(weight, bias, channel, mean, var, gamma, beta, eps)
@@ -117,7 +121,8 @@ def fold_conv(
     Parameters
     ----------
     weight : ndarray of 3 to 5 dimensions, float16, float32 or float64
-        Weight of a convolution over 1 to 3 dimensions, grouped and depthwise ones included. Not modified.
+        Weight of a convolution over 1 to 3 dimensions, grouped and depthwise ones included. Not modified. Or a tensor
+        of PyTorch, say, in CPU memory; then so are the results.
     bias : array-like of shape (C,) or None
         Bias of the convolution; None means 0.
     mean, var : array-like of shape (C,)
@@ -185,6 +190,9 @@ def fold_conv(
     >>> bias
     array([-1.5, -5. ], dtype=float32)
     """
+    if _foreign.is_foreign(weight):
+        folded: tuple[Array, Array] = _foreign.called(fold_conv, locals(), "weight")
+        return folded
     _check_weight(weight, "convolution", 3, 4, 5)
     n_groups = whole("groups", groups, low=1)
     if n_groups is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -355,9 +356,9 @@ def content(t: Any) -> dict[str, Any]:
     state, names = t._state, getattr(t, "feature_names_in_", None)
     given = _given(t) | {name: _as_json(value) for name, value in durations.items()}
     for name, value in given.items():
-        if value is not None and name not in durations and not isinstance(value, (bool, int, float, str, list)):
+        if name not in durations and not _is_kept(value):
             raise TypeError(
-                f"save takes parameters that are numbers, texts or lists of them, got {name}={shown(value)}"
+                f"save takes parameters that are finite numbers, texts or lists of them, got {name}={shown(value)}"
             )
     kept = {
         "parameters": given,
@@ -392,8 +393,19 @@ def content(t: Any) -> dict[str, Any]:
 
 
 def _given(t: Any) -> dict[str, Any]:
-    """The constructor parameters of `t`, for JSON."""
-    return {name: _as_json(value) for name, value in t.get_params().items()}
+    """The constructor parameters of `t`, for JSON. gamma and beta become lists; a sequence of a subclass stays as it is."""
+    sequences = (list, tuple, np.ndarray)
+    return {
+        name: value if isinstance(value, sequences) and name not in ("gamma", "beta") else _as_json(value)
+        for name, value in t.get_params().items()
+    }
+
+
+def _is_kept(value: Any) -> bool:
+    """Whether `value` comes back from JSON as it was."""
+    if type(value) is list:
+        return all(map(_is_kept, value))
+    return value is None or type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value))
 
 
 def _in_effect(t: Any) -> dict[str, Any]:

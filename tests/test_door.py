@@ -109,8 +109,9 @@ def test_objects_in_blocks_are_named_by_their_place_in_the_whole():
         y.compute()
 
 
-def test_columns_of_lists_are_no_numbers():
-    X = polars().DataFrame({"a": [1.0, 2.0], "b": [[1.0], [2.0]]})
+@pytest.mark.parametrize("values", [[[1.0], [2.0]], [{"c": 1}, {"c": 2}]])
+def test_columns_of_lists_and_structs_are_no_numbers(values):
+    X = polars().DataFrame({"a": [1.0, 2.0], "b": values})
     bn = BatchNormTransformer()
     unchanged(bn, bn.fit, X, match="in row 0 of column 'b': it is not one value")
 

@@ -86,6 +86,15 @@ def test_frozen_gradients_and_sums_of_parts():
     assert sums == bncpu.batch_norm_backward_sums(DY, X, saved)
 
 
+@pytest.mark.parametrize(("function", "shape"), [("fold_linear", (4, 5)), ("fold_conv", (4, 5, 3, 3))])
+def test_folded_weights_are_arrays_of_the_library(function, shape):
+    fold, weight = getattr(bncpu, function), RNG.normal(size=shape).astype(np.float32)
+    given = BETA, GAMMA, GAMMA**2, GAMMA
+    assert_same(fold(foreign(weight), *map(foreign, given)), fold(weight, *given))
+    with pytest.raises(TypeError, match=r"^weight must not require gradients, .*: pass weight.detach\(\)$"):
+        fold(Tensor(__array_namespace__=lambda: xp, requires_grad=True), *given)
+
+
 def test_memory_is_shared():
     x, out, running_mean, running_var = map(foreign, (X, np.empty_like(X), np.zeros(4), np.ones(4)))
     y, _ = bncpu.batch_norm_forward(x, out=out, running_mean=running_mean, running_var=running_var)

@@ -190,12 +190,15 @@ def test_what_save_writes_the_same_class_loads(path):
     More(note="kept", halflife=7).fit(GOOD).save(path)
     again = More.load(path)
     assert (type(again), again.note, again.halflife) == (More, "kept", 7)
-    for note in (len, {"a": 1}, 1j):
+    for note in (len, {"a": 1}, 1j, (1, 2), np.arange(2), [1.0, float("nan")], float("inf"), [[1], (2,)]):
         with pytest.raises(
-            TypeError, match="save takes parameters that are numbers, texts or lists of them, got note="
+            TypeError, match="save takes parameters that are finite numbers, texts or lists of them, got note="
         ):
             More(note=note).fit(GOOD).save(path)
     assert More.load(path).note == "kept"
+    for note in ([1, "a", None], [True, 2, 0.5, 2**70], [[1, 2], [3]], []):
+        More(note=note).fit(GOOD).save(path)
+        assert repr(More.load(path).note) == repr(note)
 
 
 def test_a_failure_while_writing_leaves_the_old_file_and_nothing_else(path, monkeypatch):
