@@ -29,7 +29,7 @@ WEIGHTS = "bncpu sample_weight"
 
 
 def weights(sample_weight: Any, X: Any) -> Any:
-    """Weights as an array or Series of Dask with a block for each block of rows of X, or None."""
+    """Weights as an array or Series of Dask with a block for each block of rows of X, or of its positions; or None."""
     if sample_weight is None:
         return None
     import dask.array
@@ -37,7 +37,9 @@ def weights(sample_weight: Any, X: Any) -> Any:
     if hasattr(X, "chunks") and hasattr(sample_weight, "to_dask_array"):  # a Series
         sample_weight = sample_weight.to_dask_array()
     sample_weight, known = _weights.of_lazy(sample_weight, X)
-    return dask.array.asarray(sample_weight).rechunk((X.chunks[0],)) if known else sample_weight
+    if not known:
+        return sample_weight
+    return dask.array.asarray(sample_weight).rechunk((X.chunks[0], *X.chunks[2:])[: sample_weight.ndim])
 
 
 def summary(
@@ -67,6 +69,8 @@ def summary(
 
     if halflife is not None and X.ndim > 2:  # a block must hold whole rows, in their order
         X = X.rechunk(dict.fromkeys(range(2, X.ndim), -1))
+        if weights is not None and weights.ndim > 1:
+            weights = weights.rechunk(dict.fromkeys(range(1, weights.ndim), -1))
     blocks, weight_keys, inputs = _inputs(X, weights, p.channel_axis)
     sizes, widths = X.chunks[:2] if hasattr(X, "chunks") else ((math.nan,) * len(blocks), (X.shape[1],))
     rows = [None if math.isnan(row) else int(row) for row in itertools.accumulate(sizes, initial=first_row)]
@@ -75,8 +79,12 @@ def summary(
     totals = []
     for j in np.flatnonzero(widths).tolist():
         leaves = {
-            (name, j, 0, n): (read, block, weight_keys[i], rows[i], columns[j], widths[j])
-            for n, (i, block) in enumerate((i, block) for i in range(len(sizes)) for block in blocks[i][j])
+            (name, j, 0, n): (read, block, of_block, rows[i], columns[j], widths[j])
+            for n, (i, block, of_block) in enumerate(
+                (i, block, of_block)
+                for i in range(len(sizes))
+                for block, of_block in zip(blocks[i][j], itertools.cycle(weight_keys[i]))
+            )
         }
         tasks |= leaves
         totals.append(_tree(join, list(leaves), tasks))
@@ -89,17 +97,22 @@ def summary(
 
 
 def _inputs(X: Any, weights: Any, channel_axis: int | None) -> tuple[Any, list[Any], list[Any]]:
-    """Keys of the blocks, nested by rows, columns and other axes; keys of their weights; collections that have them."""
+    """Keys of blocks, nested by rows, columns and positions; keys of weights, by rows and positions; what has them.
+
+    Weights of samples are those of all positions.
+    """
     from dask.core import flatten
 
     in_array = hasattr(weights, "chunks")
-    weight_keys, inputs = (weights.__dask_keys__(), [weights]) if in_array else (None, [])
+    weight_keys, inputs = None, []
+    if in_array:
+        weight_keys, inputs = [list(flatten([row])) for row in weights.__dask_keys__()], [weights]
     if not hasattr(X, "chunks"):
         if weights is not None and not in_array:  # a Series: as a column of X, so that what they share is computed once
             X = X.assign(**{WEIGHTS: weights})
         # Optimization may join partitions, and weights in an array are cut as the original ones are.
         partitions = X.to_delayed(optimize_graph=not in_array)
-        weight_keys = weight_keys or [None] * len(partitions)
+        weight_keys = weight_keys or [[None]] * len(partitions)
         return [[[partition.key]] for partition in partitions], weight_keys, [partitions[0], *inputs]
     if channel_axis is not None:  # send blocks with the axes of the caller, not as views with other axes
         X = _layout.channels_back(X, channel_axis)
@@ -107,7 +120,7 @@ def _inputs(X: Any, weights: Any, channel_axis: int | None) -> tuple[Any, list[A
     if channel_axis is not None:
         order = _layout.channels_second(order, channel_axis)
     order = order.reshape(*order.shape[:2], -1)
-    weight_keys = weight_keys or [None] * len(order)
+    weight_keys = weight_keys or [[None]] * len(order)
     return [[[keys[n] for n in column] for column in row] for row in order.tolist()], weight_keys, [X, *inputs]
 
 

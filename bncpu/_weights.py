@@ -30,23 +30,33 @@ def of_samples(sample_weight: Any, X: Any) -> NDArray[np.float64] | None:
     if isinstance(sample_weight, np.ma.MaskedArray):
         sample_weight = sample_weight.filled(0)
     sample_weight = numbers_only("sample_weight", sample_weight)
-    if getattr(X, "ndim", 0) > 2 and np.ndim(sample_weight) > 1:
+    if has_positions(sample_weight, X):
         return _of_positions(np.asarray(sample_weight), X)
     # scikit-learn looks at the number of samples alone.
     return _not_all_zero(sample_weight, np.empty((len(X), 0)) if isinstance(X, Batch) else X)
 
 
-def _of_positions(weights: NDArray[Any], X: Any) -> NDArray[np.float64]:
-    """Weights of the positions of X, whose channels are on axis 1."""
+def has_positions(sample_weight: Any, X: Any) -> bool:
+    """Whether weights are those of positions of X."""
+    return getattr(X, "ndim", 0) > 2 and np.ndim(sample_weight) > 1
+
+
+def _fit_positions(weights: Any, X: Any) -> None:
+    """Check that there is a weight for each position of X, whose channels are on axis 1."""
     shape = (X.shape[0], *X.shape[2:])
     if weights.shape != shape:
         raise ValueError(
             f"sample_weight must have a weight for each of {X.shape[0]} samples, or for each of their positions, "
             f"{shape}; got shape {weights.shape}"
         )
+
+
+def _of_positions(weights: NDArray[Any], X: Any) -> NDArray[np.float64]:
+    """Weights of the positions of X, whose channels are on axis 1."""
+    _fit_positions(weights, X)
     if isinstance(X, DeviceBatch):
         raise TypeError("sample_weight must have one weight per sample for device arrays, got weights of positions")
-    return _not_all_zero(weights.reshape(-1), np.empty((weights.size, 0))).reshape(shape)
+    return _not_all_zero(weights.reshape(-1), np.empty((weights.size, 0))).reshape(weights.shape)
 
 
 def _not_all_zero(sample_weight: Any, X: Any) -> NDArray[np.float64]:
@@ -70,8 +80,9 @@ def of_block(weights: Any, X: Any) -> NDArray[np.float64] | None:
     """Weights of a block, which may all be 0."""
     if weights is None:
         return None
-    weights = check_array(weights, ensure_2d=False, dtype=np.float64, ensure_min_samples=0, input_name="sample_weight")
-    if weights.shape != X.shape[:1]:
+    loose = {"ensure_2d": False, "allow_nd": True, "ensure_min_samples": 0, "ensure_min_features": 0}
+    weights = check_array(weights, dtype=np.float64, input_name="sample_weight", **loose)
+    if weights.shape not in (X.shape[:1], (X.shape[0], *X.shape[2:])):
         raise ValueError(
             f"sample_weight must be cut into blocks as X is, got one of shape {weights.shape} beside one of {X.shape}"
         )
@@ -90,7 +101,16 @@ def of_lazy(sample_weight: Any, X: Any) -> tuple[Any, bool]:
                 "sample_weight must be a Dask array or Series, cut as X is, where X does not know the sizes of its "
                 f"blocks; got {type(sample_weight).__name__}"
             )
+        if has_positions(sample_weight, X):
+            return _of_positions(np.asarray(numbers_only("sample_weight", sample_weight)), X), True
         return _not_all_zero(sample_weight, range(n_samples)), True
+    if has_positions(sample_weight, X):
+        if math.isnan(X.shape[0] + sample_weight.shape[0]):
+            raise ValueError(
+                "sample_weight of positions needs X and weights that know their numbers of rows: compute_chunk_sizes()"
+            )
+        _fit_positions(sample_weight, X)
+        return sample_weight, True
     if sample_weight.ndim != 1:
         raise ValueError(f"Sample weights must be 1D array or scalar, got {sample_weight.ndim}D array.")
     theirs = sample_weight.chunks[0] if hasattr(sample_weight, "chunks") else (math.nan,) * sample_weight.npartitions

@@ -287,8 +287,8 @@ def statistics(mean: Any, var: Any, n_samples: Any, ddof: float, *, with_std: bo
     return np.where(seen, mean, 0.0), np.where(seen, var, 0.0), count
 
 
-def heavy_enough(now: State, weights: Any, n_positive: int) -> None:
-    """Refuse weights, of which `n_positive` are not 0, if no feature has a variance and they are below 1 on average.
+def heavy_enough(now: State, weights: Any) -> None:
+    """Refuse weights, perhaps of Dask, if no feature has a variance and those above 0 are below 1 on average.
 
     Rows too few for ddof have none either, and may be followed by others.
     """
@@ -296,8 +296,8 @@ def heavy_enough(now: State, weights: Any, n_positive: int) -> None:
     count = count[count > 0]
     if not len(count) or now.kind.averages_batches or not np.all(moments.too_small(count, ddof)):
         return
-    total = weights.sum()
-    if getattr(total, "compute", lambda: total)() < n_positive:
+    total, n_positive = (getattr(n, "compute", lambda n=n: n)() for n in (weights.sum(), (weights > 0).sum()))
+    if total < n_positive:
         raise ValueError(
             f"sample_weight must sum to more than ddof={ddof:g} where it is below 1 on average, got {np.max(count):g}; "
             "multiply weights that are normalized by the number of rows, or use ddof=0"
@@ -393,7 +393,7 @@ def content(t: Any) -> dict[str, Any]:
 
 
 def _given(t: Any) -> dict[str, Any]:
-    """The constructor parameters of `t`, for JSON. gamma and beta become lists; a sequence of a subclass stays as it is."""
+    """The constructor parameters of `t`, for JSON. gamma and beta become lists, other sequences stay as they are."""
     sequences = (list, tuple, np.ndarray)
     return {
         name: value if isinstance(value, sequences) and name not in ("gamma", "beta") else _as_json(value)

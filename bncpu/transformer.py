@@ -249,8 +249,8 @@ class BatchNormTransformer(LayerMixin, CallbackSupportMixin, OneToOneFeatureMixi
             Ignored.
         sample_weight : array-like of shape (n_samples,), optional
             Not negative; weight 2 is the same as the row twice. With `channel_axis` also a weight for each position, of
-            the shape of X without its channels: 0 for padding; not with Dask. For an X of Dask that does not know its
-            number of rows, an array or Series of Dask.
+            the shape of X without its channels: 0 for padding. For an X of Dask that does not know its number of rows,
+            an array or Series of Dask, one weight for each row.
 
         Returns
         -------
@@ -538,9 +538,7 @@ class BatchNormTransformer(LayerMixin, CallbackSupportMixin, OneToOneFeatureMixi
         seen = added(before[0], kind.seen(summary), weights is not None, n_features)
         self._state = State.of(p.kind, running, seen, before[1] + 1, p, before[2])
         if weights is not None:
-            in_memory = isinstance(weights, np.ndarray)
-            n_positive = np.count_nonzero(weights) if in_memory else summary.n_positive
-            states.heavy_enough(self._state, weights, int(n_positive))
+            states.heavy_enough(self._state, weights)
 
     def _take(self, other: BatchNormTransformer | None) -> None:
         """Put what another one was fitted to in the place of all that this one was, in one step; None: nothing."""

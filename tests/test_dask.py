@@ -138,8 +138,12 @@ def test_channels_on_any_axis(mode, chunks, axis):
     a, b = (BatchNormTransformer(channel_axis=axis, **WITHOUT_ROWS[mode]) for _ in range(2))
     whole = np.moveaxis(IMAGES, 1, axis)
     weights = np.arange(whole.shape[1 if axis == 0 else 0]) % 3
-    for w in (None, weights):
+    positions = np.random.default_rng(7).random(np.delete(whole.shape, axis))
+    positions[1] = 0
+    for w in (None, weights, positions):
         assert_same(a.partial_fit(X, sample_weight=w), b.partial_fit(whole, sample_weight=w))
+    blocks = da.from_array(positions, chunks=2)
+    assert_same(a.partial_fit(X, sample_weight=blocks), b.partial_fit(whole, sample_weight=positions))
     y = a.transform(X)
     assert (y.chunks, y.dtype) == (X.chunks, np.float32)
     np.testing.assert_array_equal(y, a.transform(whole))
@@ -342,6 +346,33 @@ def refusals():
         "Dask weights of 0": (X, 0 * small, "at least one non-zero"),
         "matrix of weights": (X, X, "Sample weights must be 1D"),
     }
+
+
+@pytest.mark.parametrize("made", [np.asarray, da.from_array])
+def test_weights_of_positions_are_checked_as_in_memory(made):
+    X, weights = da.from_array(IMAGES, chunks=(2, 5, 2, 3)), np.ones((6, 4, 3))
+    bn = BatchNormTransformer(channel_axis=1)
+    for wrong, message in (
+        (weights[:, :3], r"for each of 6 samples, or for each of their positions, \(6, 4, 3\); got shape \(6, 3, 3\)"),
+        (-weights, "Negative"),
+        (0 * weights, "at least one non-zero"),
+        (weights * np.nan, "NaN"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            bn.fit(X, sample_weight=made(wrong))
+    with pytest.raises(ValueError, match=r"must be a Dask array or Series|compute_chunk_sizes\(\)"):
+        bn.fit(X[X[:, 0, 0, 0] > 0], sample_weight=made(weights))
+    assert vars(bn) == vars(BatchNormTransformer(channel_axis=1))
+
+
+@pytest.mark.parametrize("where", [1, 3])
+def test_weights_below_ddof_are_refused_however_positions_are_cut(where):
+    X, some = da.from_array(IMAGES, chunks=(2, 5, where, 3)), np.zeros(6)
+    some[0] = 1.0  # once for each of 12 positions
+    kept = BatchNormTransformer(channel_axis=1, ddof=12).fit(X, sample_weight=some)
+    assert_same(kept, BatchNormTransformer(channel_axis=1, ddof=12).fit(IMAGES, sample_weight=some))
+    with pytest.raises(ValueError, match="must sum to more than ddof"):
+        BatchNormTransformer(channel_axis=1, ddof=12).fit(X, sample_weight=some / 2)
 
 
 @pytest.mark.parametrize("name", list(refusals()))
