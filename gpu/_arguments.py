@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from ._plan import AT_ONCE
+
 Address = Any  # an integer on a device, `_compat.Words` in the simulator
 
 
@@ -32,9 +34,28 @@ class Kind(NamedTuple):
         return self.n if self.rows else 1
 
     @property
+    def threads(self) -> int:
+        """The number of threads of a block."""
+        return self.columns * self.members
+
+    @property
+    def is_heavy(self) -> bool:
+        """Whether what a thread needs for four vectors would not fit into its registers."""
+        return self.skipping or (self.residual and self.n > 4)
+
+    @property
+    def blocks_at_once(self) -> int:
+        """How many blocks a multiprocessor has registers for: kernels are compiled for no more than that leaves them.
+
+        A plan wants as many, but for heavy kinds with many lanes, whose blocks take turns.
+        """
+        blocks = AT_ONCE // max(self.threads, 64)
+        return blocks // 2 if self.is_heavy and self.lanes > 4 else blocks
+
+    @property
     def entries(self) -> int:
         """The number of channels that all threads of a block keep in shared memory."""
-        return self.columns * self.members * self.lanes
+        return self.threads * self.lanes
 
 
 class Walk(NamedTuple):
@@ -113,7 +134,7 @@ class Weights(NamedTuple):
 
 
 class Workspace(NamedTuple):
-    """What slices leave for the last one of their column."""
+    """What slices leave for the last one of their group."""
 
-    parts: Address  # float64: what each slice has summed
-    done: Address  # int32: how many slices of a block's columns are done; 0 between launches
+    parts: Address  # float64: what each slice has summed, and then each group of slices
+    done: Address  # int32: how many slices of a group are done; 0 between launches

@@ -3,55 +3,69 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from numba import cuda
 
 from . import _compat
 from ._arguments import Kind
-from ._columns import index, make_columns, onward
+from ._columns import backwards, forwards, make_columns, make_visit
 from ._merging import make_merge_sums, put_two, two
 from ._results import make_coefficients, make_fused, make_parameter
 
 
+class Before(NamedTuple):
+    """Device functions that go back through activation and residual."""
+
+    read: Any  # (data, i) -> what is needed of a vector
+    gradient: Any  # (values, mean, scale, shift) -> ``x - mean``, and the gradient before the activation
+
+
 @cache
-def make_gradient_before(kind: Kind) -> Any:
-    """The device function that goes back through activation and residual."""
+def make_before(kind: Kind) -> Before:
+    """The functions of a kind."""
     load, _ = _compat.access(kind.storage, kind.n)
     fused = make_fused(kind)
-    plus, passed = fused.plus, fused.passed
+    beside, plus, passed = fused.beside, fused.plus, fused.passed
 
     @cuda.jit(device=True)
-    def gradient_before(data, i, k_mean, k_scale, k_shift):
-        """``x - mean``, and the gradient before the activation, of a vector."""
-        centered = load(data.x, i) - k_mean
-        return centered, passed(plus(centered * k_scale + k_shift, data.z, i), load(data.dy, i))
+    def read(data, i):
+        return load(data.x, i), load(data.dy, i), beside(data.z, i)
 
-    return gradient_before
+    @cuda.jit(device=True)
+    def gradient(values, mean, scale, shift):
+        x, dy, z = values
+        centered = x - mean
+        return centered, passed(plus(centered * scale + shift, z), dy)
+
+    return Before(read, gradient)
 
 
 @cache
 def make_sum_gradients(kind: Kind) -> Any:
     """The device function that computes dgamma and dbeta."""
     lanes, in_values = kind.lanes, _compat.filled(kind.n)
-    column_of, start, entry, _, summed = make_columns(kind)
-    coefficients, gradient_before = make_coefficients(kind), make_gradient_before(kind)
+    column_of, *_, entry, _, summed = make_columns(kind)
+    coefficients, before = make_coefficients(kind), make_before(kind)
+    gradient = before.gradient
     merge, finish_sums = make_merge_sums(kind), _make_finish_sums(kind)
+
+    @cuda.jit(device=True)
+    def take(fixed, state, values, o, i):
+        mean, scale, shift = fixed
+        s, q = state
+        centered, g = gradient(values, mean, scale, shift)
+        return s + g, q + g * centered
+
+    visit = make_visit(kind, forwards, before.read, take)
 
     @cuda.jit(device=True)
     def sum_gradients(data, walk, workspace, statistics, affine, sums, parts):
         """Write dgamma and dbeta."""
         column = column_of()
-        o, j = start(walk)
-        s = q = k_mean = k_scale = k_shift = in_values(0.0)
+        s = q = in_values(0.0)
         if column < walk.channels:
-            k_mean, k_scale, k_shift = coefficients(column, statistics, affine, 0.0)
-        while column < walk.channels and o < walk.outer:
-            i = index(o, column, j, walk)
-            centered, g = gradient_before(data, i, k_mean, k_scale, k_shift)
-            s = s + g
-            q = q + g * centered
-            o, j = onward(o, j, walk)
+            s, q = visit(data, coefficients(column, statistics, affine, 0.0), walk, column, (s, q))
         for k in range(lanes):
             put_two(parts, entry(k), (summed(s, k), summed(q, k)))
         if merge(parts, workspace, walk.channels):
@@ -83,28 +97,30 @@ def _make_finish_sums(kind: Kind) -> Any:
 
 @cache
 def make_write_gradients(kind: Kind) -> Any:
-    """The device function that writes dx, and the gradient of the residual."""
+    """The device function that writes gradients like x."""
     _, store = _compat.access(kind.storage, kind.n)
-    column_of, start, *_ = make_columns(kind)
-    coefficients, gradient_before = make_coefficients(kind), make_gradient_before(kind)
-    backward_coefficients, kept = _make_backward_coefficients(kind), make_fused(kind).kept
+    column_of, coefficients, before = make_columns(kind).column, make_coefficients(kind), make_before(kind)
+    gradient, backward_coefficients, kept = before.gradient, _make_backward_coefficients(kind), make_fused(kind).kept
     through_statistics = _make_through_statistics(kind)
 
     @cuda.jit(device=True)
+    def take(gradients, state, values, o, i):
+        mean, scale, shift, of_dy, of_x, offset = state
+        centered, g = gradient(values, mean, scale, shift)
+        store(gradients.dx, i, through_statistics(g * of_dy, centered, of_x, offset))
+        kept(gradients.dz, i, g)
+        return state
+
+    visit = make_visit(kind, backwards, before.read, take)
+
+    @cuda.jit(device=True)
     def write_gradients(data, gradients, walk, statistics, affine, sums, per_value):
-        """Write from the end of the array: what was read last is still in the cache."""
+        """Write dx, and the gradient of the residual."""
         column = column_of()
-        if column >= walk.channels:
-            return
-        k_mean, k_scale, k_shift = coefficients(column, statistics, affine, 0.0)
-        k_dy, k_x, k_offset = backward_coefficients(column, statistics, affine, sums, per_value)
-        o, j = start(walk)
-        while o < walk.outer:
-            i = index(walk.outer - 1 - o, column, j, walk)
-            centered, g = gradient_before(data, i, k_mean, k_scale, k_shift)
-            store(gradients.dx, i, through_statistics(g * k_dy, centered, k_x, k_offset))
-            kept(gradients.dz, i, g)
-            o, j = onward(o, j, walk)
+        if column < walk.channels:
+            mean, scale, shift = coefficients(column, statistics, affine, 0.0)
+            of_dy, of_x, offset = backward_coefficients(column, statistics, affine, sums, per_value)
+            visit(data, gradients, walk, column, (mean, scale, shift, of_dy, of_x, offset))
 
     return write_gradients
 

@@ -16,6 +16,8 @@ class Columns(NamedTuple):
 
     column: Any  # () -> the column of this thread
     start: Any  # (walk) -> outer and inner position of the first vector of this thread
+    onward: Any  # (o, j, walk) -> the positions of its next one
+    index: Any  # (o, column, j, walk) -> where the vector of a column at an outer and an inner position lies
     entry: Any  # (k) -> where this thread keeps channel k of its column in shared memory
     spread: Any  # (vector of channels) -> a value for each channel of a column, for every value of a vector of data
     summed: Any  # (vector of data, k) -> what it adds to channel k of its column
@@ -31,15 +33,52 @@ def make_columns(kind: Kind) -> Columns:
         return cuda.blockIdx.x * columns + cuda.threadIdx.x
 
     @cuda.jit(device=True)
-    def start(walk):
-        position = cuda.blockIdx.y * members + cuda.threadIdx.y
-        return position // walk.inner, position % walk.inner
+    def position():
+        return cuda.blockIdx.y * members + cuda.threadIdx.y
 
     @cuda.jit(device=True)
     def entry(k):
         return (cuda.threadIdx.y * columns + cuda.threadIdx.x) * lanes + k
 
-    return Columns(column, start, entry, *(_rows() if kind.rows else _planes(kind.n)))
+    at, values = (_in_rows(position), _rows()) if kind.rows else (_in_planes(position), _planes(kind.n))
+    return Columns(column, *at, entry, *values)
+
+
+def _in_rows(position: Any) -> tuple[Any, Any, Any]:
+    """Without an inner axis."""
+
+    @cuda.jit(device=True)
+    def start(walk):
+        return position(), 0
+
+    @cuda.jit(device=True)
+    def onward(o, j, walk):
+        return o + walk.step_outer, j
+
+    @cuda.jit(device=True)
+    def index(o, column, j, walk):
+        return o * walk.channels + column
+
+    return start, onward, index
+
+
+def _in_planes(position: Any) -> tuple[Any, Any, Any]:
+    @cuda.jit(device=True)
+    def start(walk):
+        return position() // walk.inner, position() % walk.inner
+
+    @cuda.jit(device=True)
+    def onward(o, j, walk):
+        o, j = o + walk.step_outer, j + walk.step_inner
+        if j >= walk.inner:
+            o, j = o + 1, j - walk.inner
+        return o, j
+
+    @cuda.jit(device=True)
+    def index(o, column, j, walk):
+        return (o * walk.channels + column) * walk.inner + j
+
+    return start, onward, index
 
 
 def _rows() -> tuple[Any, Any]:
@@ -72,15 +111,60 @@ def _planes(n: int) -> tuple[Any, Any]:
 
 
 @cuda.jit(device=True)
-def index(o, column, j, walk):
-    """Where the vector of a column at an outer and an inner position lies."""
-    return (o * walk.channels + column) * walk.inner + j
+def forwards(o, walk):
+    """The outer position to visit at one that is counted from the start."""
+    return o
 
 
 @cuda.jit(device=True)
-def onward(o, j, walk):
-    """The outer and inner position to which a thread goes next."""
-    o, j = o + walk.step_outer, j + walk.step_inner
-    if j >= walk.inner:
-        o, j = o + 1, j - walk.inner
-    return o, j
+def backwards(o, walk):
+    """The same from the end of the array: what was read last is still in the cache."""
+    return walk.outer - 1 - o
+
+
+def make_visit(kind: Kind, order: Any, read: Any, take: Any) -> Any:
+    """The device function that takes all vectors of a thread, in order: ``(data, fixed, walk, column, state)``.
+
+    Four are read before the first is taken, so that the memory is not waited for one by one; two by a heavy kind.
+
+    Parameters
+    ----------
+    kind : Kind
+    order : device function
+        `forwards` or `backwards`.
+    read : device function of ``(data, i)``
+        What is needed of the vector at index i.
+    take : device function of ``(fixed, state, values, o, i)``
+        Returns the state after the values that were read at outer position o and index i.
+    """
+    _, start, onward, index, *_ = make_columns(kind)
+    four = not kind.is_heavy
+
+    @cuda.jit(device=True)
+    def visit(data, fixed, walk, column, state):
+        o, j = start(walk)
+        while True:
+            o1, j1 = onward(o, j, walk)
+            o2, j2 = onward(o1, j1, walk)
+            o3, j3 = onward(o2, j2, walk)
+            if (o3 if four else o1) >= walk.outer:
+                break
+            i, i1 = index(order(o, walk), column, j, walk), index(order(o1, walk), column, j1, walk)
+            first, second = read(data, i), read(data, i1)
+            if four:
+                i2, i3 = index(order(o2, walk), column, j2, walk), index(order(o3, walk), column, j3, walk)
+                third, fourth = read(data, i2), read(data, i3)
+            state = take(fixed, state, first, o, i)
+            state = take(fixed, state, second, o1, i1)
+            if four:
+                state = take(fixed, state, third, o2, i2)
+                state = take(fixed, state, fourth, o3, i3)
+                o2, j2 = onward(o3, j3, walk)
+            o, j = o2, j2
+        while o < walk.outer:
+            i = index(order(o, walk), column, j, walk)
+            state = take(fixed, state, read(data, i), o, i)
+            o, j = onward(o, j, walk)
+        return state
+
+    return visit

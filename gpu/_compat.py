@@ -16,7 +16,9 @@ from itertools import chain
 from typing import Any, NamedTuple, get_type_hints
 
 import numpy as np
-from numba import config
+from numba import config, cuda
+
+from ._arguments import Kind
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
 
@@ -32,6 +34,10 @@ class Access(NamedTuple):
 
 
 if SIMULATED:
+
+    def kernel(kind: Kind) -> Any:
+        """The decorator of a kernel."""
+        return cuda.jit
 
     def launcher(kernel: Any, grid: tuple[int, int], block: tuple[int, int], stream: Any) -> Callable[..., None]:
         """A function that starts a kernel with arguments."""
@@ -140,6 +146,10 @@ else:
     from numba.cuda import types
     from numba.cuda.extending import core_models, intrinsic, overload, register_model
     from numba.cuda.typing.templates import signature
+
+    def kernel(kind: Kind) -> Any:
+        """The decorator of a kernel."""
+        return cuda.jit(launch_bounds=(kind.threads, kind.blocks_at_once))
 
     def signature_of(kernel: Any) -> tuple[Any, ...]:
         """The types of a kernel's arguments, by their annotations: a group, a float, or an integer or address."""

@@ -152,7 +152,8 @@ class _Pass:
     def workspace(self) -> Workspace:
         """Memory for the parts of slices, and for counting slices that are done; held until the call ends."""
         key = _arrays.current_device(), self.handle, threading.get_ident()
-        n_parts, n_counts = 4 * self.plan.slices * self.plan.width, self.plan.blocks
+        *below, _ = self.plan.levels  # the last one of a column leaves nothing
+        n_parts, n_counts = 4 * sum(below) * self.plan.width, sum(self.plan.levels[1:]) * self.plan.blocks
         self.kept = _workspaces.get(key)
         if self.kept is None or self.kept[0].size < n_parts or self.kept[1].size < n_counts:
             n_parts, n_counts = (1 << (n - 1).bit_length() for n in (n_parts, n_counts))

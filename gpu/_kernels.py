@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 from numba import cuda, float64
 
+from . import _compat
 from ._arguments import (
     Address,
     Affine,
@@ -76,7 +77,7 @@ def _moments(kind: Kind) -> Any:
     entries = kind.entries
     sum_moments, finish_moments = make_sum_moments(kind), make_finish_moments(kind)
 
-    @cuda.jit
+    @_compat.kernel(kind)
     def moments(x: Address, walk: Walk, workspace: Workspace, statistics: Statistics, eps: float, running: Running):
         """Mean and inverse standard deviation of every channel. Running statistics are updated."""
         parts = cuda.shared.array((4, entries), float64)
@@ -89,7 +90,7 @@ def _moments(kind: Kind) -> Any:
 def _apply(kind: Kind) -> Any:
     write_results = make_write_results(kind)
 
-    @cuda.jit
+    @_compat.kernel(kind)
     def apply(data: Forward, walk: Walk, statistics: Statistics, affine: Affine, eps: float):
         """``activation(gamma * (x - mean) * invstd + beta + z)``."""
         write_results(data, walk, statistics, affine, eps)
@@ -102,7 +103,7 @@ def _forward(kind: Kind) -> Any:
     sum_moments, finish_moments = make_sum_moments(kind), make_finish_moments(kind)
     write_results = make_write_results(kind)
 
-    @cuda.jit
+    @_compat.kernel(kind)
     def forward(data: Forward, walk: Walk, statistics: Statistics, affine: Affine, eps: float, running: Running):
         """`moments`, then `apply`."""
         parts = cuda.shared.array((4, entries), float64)
@@ -117,7 +118,7 @@ def _forward(kind: Kind) -> Any:
 def _backward_sums(kind: Kind) -> Any:
     entries, sum_gradients = kind.entries, make_sum_gradients(kind)
 
-    @cuda.jit
+    @_compat.kernel(kind)
     def backward_sums(
         data: Backward, walk: Walk, workspace: Workspace, statistics: Statistics, affine: Affine, sums: Sums
     ):
@@ -131,7 +132,7 @@ def _backward_sums(kind: Kind) -> Any:
 def _backward_apply(kind: Kind) -> Any:
     write_gradients = make_write_gradients(kind)
 
-    @cuda.jit
+    @_compat.kernel(kind)
     def backward_apply(
         data: Backward, gradients: Gradients, walk: Walk, statistics: Statistics, affine: Affine, sums: Sums,
         per_value: float,
@@ -149,7 +150,7 @@ def _backward(kind: Kind) -> Any:
     entries = kind.entries
     sum_gradients, write_gradients = make_sum_gradients(kind), make_write_gradients(kind)
 
-    @cuda.jit
+    @_compat.kernel(kind)
     def backward(
         data: Backward, gradients: Gradients, walk: Walk, statistics: Statistics, affine: Affine, sums: Sums,
         per_value: float,
@@ -167,7 +168,7 @@ def _collect(kind: Kind) -> Any:
     entries = kind.entries
     sum_moments, write_moments = make_sum_moments(kind), make_write_moments(kind)
 
-    @cuda.jit
+    @_compat.kernel(kind)
     def collect(x: Address, walk: Walk, workspace: Workspace, weights: Weights, result: Address):
         """Count, mean, its low part and m2 of every channel."""
         parts = cuda.shared.array((4, entries), float64)

@@ -1,17 +1,23 @@
-"""Merging what the threads of a column have summed: its members in shared memory, its slices by way of a workspace."""
+"""Merging what the threads of a column have summed: its members in shared memory, its slices by way of a workspace.
+
+The order depends on the plan alone.
+"""
 
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from numba import cuda, int32
 
 from . import _compat
 from ._arguments import Kind
 from ._columns import make_columns
+from ._plan import FAN_IN
 
-# ---- two parts of one channel ----
+# ---- parts of one channel ----
+#
+# A part of the moments is a count, a number, and the sums of deviations from it and of their squares.
 
 
 @cuda.jit(device=True)
@@ -24,24 +30,48 @@ def two_sum(a, b):
 
 @cuda.jit(device=True)
 def join_moments(p, q):
-    """Merge count, mean in two parts and m2. In a part without a count, m2 may be NaN, as a sign of an infinity."""
-    n, hi, lo, m2 = p
-    n_, hi_, lo_, m2_ = q
+    """Merge two parts, about the number of the heavier one: about the other one, rounding would be larger.
+
+    This divides by nothing. A part without a count is about 0, and adds nothing, but its squares may be NaN, as a sign
+    of an infinity.
+    """
+    n, about, total, squares = p
+    n_, about_, total_, squares_ = q
+    if n < n_:
+        n, about, total, squares, n_, about_, total_, squares_ = n_, about_, total_, squares_, n, about, total, squares
+    delta = about_ - about
+    moved = n_ * delta
+    return n + n_, about, total + (total_ + moved), squares + (squares_ + delta * (total_ + total_ + moved))
+
+
+@cuda.jit(device=True)
+def moments_of(p):
+    """Count, mean, what rounding took from it, and m2 of a part."""
+    n, about, total, squares = p
     if n == 0.0:
-        return n_, hi_, lo_, m2_ + m2
-    if n_ == 0.0:
-        return n, hi, lo, m2 + m2_
-    if n < n_:  # start from the mean of the heavier part: from the other one rounding would be larger
-        n, hi, lo, m2, n_, hi_, lo_, m2_ = n_, hi_, lo_, m2_, n, hi, lo, m2
-    delta, share = (hi_ - hi) + (lo_ - lo), n_ / (n + n_)
-    mean, rest = two_sum(hi, delta * share)
-    return n + n_, mean, lo + rest, m2 + m2_ + delta * (n * share) * delta
+        return 0.0, 0.0, 0.0, squares
+    from_about = total / n
+    mean, rest = two_sum(about, from_about)
+    return n, mean, rest, squares - total * from_about
+
+
+@cuda.jit(device=True)
+def about_mean(p):
+    """The same part about its own mean. A number far from the others would cost digits in what is merged with it."""
+    n, mean, rest, m2 = moments_of(p)
+    return n, mean, n * rest, m2 + n * rest * rest
 
 
 @cuda.jit(device=True)
 def join_sums(p, q):
     """Add two sums to two others."""
     return p[0] + q[0], p[1] + q[1]
+
+
+@cuda.jit(device=True)
+def as_it_is(p):
+    """The part itself."""
+    return p
 
 
 # ---- parts in shared memory: a row for each number of a part, and entry i of all rows for one channel ----
@@ -71,45 +101,114 @@ def put_two(parts, i, p):
     parts[0, i], parts[1, i] = p
 
 
+# ---- parts in a workspace: the numbers of a part follow each other, each of all channels ----
+
+
+class Stored(NamedTuple):
+    """How parts of a size are kept."""
+
+    get: Any  # (parts, i) -> a part in shared memory
+    put: Any  # (parts, i, part)
+    read: Any  # (address, at, width) -> a part in the workspace, whose numbers are `width` apart
+    write: Any  # (address, at, width, part)
+
+
+_load, _store = _compat.access("float64", 1)
+_in_one, _lane = _compat.filled(1), _compat.lane
+
+
+@cuda.jit(device=True)
+def read_one(address, at):
+    """A float64 in memory."""
+    return _lane(_load(address, at), 0)
+
+
+@cuda.jit(device=True)
+def write_one(address, at, value):
+    """Replace a float64 in memory."""
+    _store(address, at, _in_one(value))
+
+
+@cuda.jit(device=True)
+def read_four(address, at, width):
+    """A part of four numbers."""
+    return (
+        read_one(address, at),
+        read_one(address, at + width),
+        read_one(address, at + 2 * width),
+        read_one(address, at + 3 * width),
+    )
+
+
+@cuda.jit(device=True)
+def write_four(address, at, width, p):
+    """Replace a part of four numbers."""
+    write_one(address, at, p[0])
+    write_one(address, at + width, p[1])
+    write_one(address, at + 2 * width, p[2])
+    write_one(address, at + 3 * width, p[3])
+
+
+@cuda.jit(device=True)
+def read_two(address, at, width):
+    """A part of two numbers."""
+    return read_one(address, at), read_one(address, at + width)
+
+
+@cuda.jit(device=True)
+def write_two(address, at, width, p):
+    """Replace a part of two numbers."""
+    write_one(address, at, p[0])
+    write_one(address, at + width, p[1])
+
+
 # ---- all parts of a column ----
 
 
 @cache
 def make_merge_moments(kind: Kind) -> Any:
     """`_make_merge` for moments."""
-    return _make_merge(kind, join_moments, 4, four, put_four)
+    return _make_merge(kind, join_moments, about_mean, 4, Stored(four, put_four, read_four, write_four))
 
 
 @cache
 def make_merge_sums(kind: Kind) -> Any:
     """`_make_merge` for pairs of sums."""
-    return _make_merge(kind, join_sums, 2, two, put_two)
+    return _make_merge(kind, join_sums, as_it_is, 2, Stored(two, put_two, read_two, write_two))
 
 
-def _make_merge(kind: Kind, join: Any, fields: int, get: Any, put: Any) -> Any:
+def _make_merge(kind: Kind, join: Any, settled: Any, fields: int, stored: Stored) -> Any:
     """A device function that merges the parts, of `fields` numbers each, of members and slices."""
-    merge_members = _make_merge_members(kind, join, get, put)
-    leave, fetch = _make_exchange(kind, join, fields, get, put)
+    merge_members = _make_merge_members(kind, join, stored)
+    leave, fetch = _make_exchange(kind, join, settled, fields, stored)
 
     @cuda.jit(device=True)
     def merge(parts, workspace, channels):
-        """Merge all parts of a column into the entries of member 0. True in the one block that has the result."""
+        """Merge all parts of a column into the entries of member 0. True in the one block that has the result.
+
+        Slices form a tree: the last one of each group to finish merges the group, and goes on as a slice of the level
+        above.
+        """
         merge_members(parts)
-        if cuda.gridDim.y == 1:
-            return True
-        leave(parts, workspace, channels)
-        if not is_last(workspace):
-            return False
-        fetch(parts, workspace, channels)
-        merge_members(parts)
+        position, n_slices, level, counters = cuda.blockIdx.y, cuda.gridDim.y, 0, 0
+        while n_slices > 1:
+            group, n_groups = position // FAN_IN, (n_slices + FAN_IN - 1) // FAN_IN
+            first = group * FAN_IN
+            n_parts = min(FAN_IN, n_slices - first)
+            leave(parts, workspace, level + position, channels)
+            if not is_last(workspace, (counters + group) * cuda.gridDim.x + cuda.blockIdx.x, n_parts):
+                return False
+            fetch(parts, workspace, level + first, n_parts, channels)
+            merge_members(parts)
+            position, n_slices, level, counters = group, n_groups, level + n_slices, counters + n_groups
         return True
 
     return merge
 
 
-def _make_merge_members(kind: Kind, join: Any, get: Any, put: Any) -> Any:
+def _make_merge_members(kind: Kind, join: Any, stored: Stored) -> Any:
     columns, members, lanes = kind.columns, kind.members, kind.lanes
-    entry = make_columns(kind).entry
+    entry, get, put = make_columns(kind).entry, stored.get, stored.put
 
     @cuda.jit(device=True)
     def merge_members(parts):
@@ -128,53 +227,52 @@ def _make_merge_members(kind: Kind, join: Any, get: Any, put: Any) -> Any:
 
 
 @cuda.jit(device=True)
-def is_last(workspace):
-    """Whether all other slices of this block's columns are done: they can be read then, and are counted anew."""
+def is_last(workspace, counter, n_parts):
+    """Whether all other parts of the group are there: they can be read then, and are counted anew."""
     last = cuda.shared.array(1, int32)
     cuda.threadfence()
     cuda.syncthreads()
     if cuda.threadIdx.x == 0 and cuda.threadIdx.y == 0:
-        last[0] = _compat.ticket(workspace.done, cuda.blockIdx.x)
+        last[0] = _compat.ticket(workspace.done, counter)
         cuda.threadfence()
     cuda.syncthreads()
-    if last[0] != cuda.gridDim.y - 1:
+    if last[0] != n_parts - 1:
         return False
     if cuda.threadIdx.x == 0 and cuda.threadIdx.y == 0:
-        _compat.reset(workspace.done, cuda.blockIdx.x)
+        _compat.reset(workspace.done, counter)
     return True
 
 
-def _make_exchange(kind: Kind, join: Any, fields: int, get: Any, put: Any) -> tuple[Any, Any]:
-    members, lanes, lane = kind.members, kind.lanes, _compat.lane
-    load_one, store_one = _compat.access("float64", 1)
-    in_one = _compat.filled(1)
-    column_of, _, entry, _, _ = make_columns(kind)
+def _make_exchange(kind: Kind, join: Any, settled: Any, fields: int, stored: Stored) -> tuple[Any, Any]:
+    members, lanes = kind.members, kind.lanes
+    get, put, read, write = stored
+    column_of, entry = make_columns(kind).column, make_columns(kind).entry
 
     @cuda.jit(device=True)
-    def leave(parts, workspace, channels):
-        """Write the part of this slice."""
-        column = column_of()
+    def leave(parts, workspace, part, channels):
+        """Write the part of this block as one of the workspace."""
+        column, width = column_of(), channels * lanes
         if cuda.threadIdx.y == 0 and column < channels:
             for k in range(lanes):
-                for f in range(fields):
-                    at = (fields * cuda.blockIdx.y + f) * (channels * lanes) + column * lanes + k
-                    store_one(workspace.parts, at, in_one(parts[f, cuda.threadIdx.x * lanes + k]))
+                at = fields * part * width + column * lanes + k
+                write(workspace.parts, at, width, settled(get(parts, entry(k))))
 
     @cuda.jit(device=True)
-    def fetch(parts, workspace, channels):
-        """Read the parts of all slices: each member merges its share of them."""
-        column = column_of()
-        for k in range(lanes):
-            i = entry(k)
-            slice_ = cuda.threadIdx.y
-            for f in range(fields):
-                parts[f, i] = 0.0
-            while slice_ < cuda.gridDim.y and column < channels:
-                before = get(parts, i)
+    def fetch(parts, workspace, first, n_parts, channels):
+        """Read parts, from the first: each member merges its share of them."""
+        column, width, part = column_of(), channels * lanes, cuda.threadIdx.y
+        if part < n_parts and column < channels:
+            for k in range(lanes):
+                put(parts, entry(k), read(workspace.parts, fields * (first + part) * width + column * lanes + k, width))
+        else:
+            for k in range(lanes):
                 for f in range(fields):
-                    at = (fields * slice_ + f) * (channels * lanes) + column * lanes + k
-                    parts[f, i] = lane(load_one(workspace.parts, at), 0)
-                put(parts, i, join(before, get(parts, i)))
-                slice_ += members
+                    parts[f, entry(k)] = 0.0
+        part += members
+        while part < n_parts and column < channels:
+            for k in range(lanes):
+                more = read(workspace.parts, fields * (first + part) * width + column * lanes + k, width)
+                put(parts, entry(k), join(get(parts, entry(k)), more))
+            part += members
 
     return leave, fetch

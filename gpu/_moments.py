@@ -9,8 +9,8 @@ from numba import cuda
 
 from . import _compat
 from ._arguments import Kind
-from ._columns import index, make_columns, onward
-from ._merging import four, join_moments, make_merge_moments, put_four, two_sum
+from ._columns import forwards, make_columns, make_visit
+from ._merging import about_mean, four, join_moments, make_merge_moments, moments_of, put_four
 
 # In `collect` a new shift is chosen when the values summed about one weigh so many times as much as it does. This
 # bounds the number of roundings that an outlier as shift can cost.
@@ -84,31 +84,36 @@ def make_sum_moments(kind: Kind) -> Any:
     lanes = kind.lanes
     load, _ = _compat.access(kind.storage, kind.n)
     in_values = _compat.filled(kind.n)
-    column_of, start, entry, spread, _ = make_columns(kind)
+    column_of, start, _, index, entry, spread, _ = make_columns(kind)
     weighed, is_due, taken, counted = _weighted_values() if kind.skipping else _all_values(kind.n)
     put_aside, merge = _make_put_aside(kind), make_merge_moments(kind)
+
+    @cuda.jit(device=True)
+    def take(fixed, state, v, o, i):
+        parts, weights = fixed
+        steps, shift, anchor, count, s, q = state
+        weight = weighed(weights, o)
+        if is_due(v, weight, count, anchor):
+            put_aside(parts, shift, count, s, q)
+            count = s = q = in_values(0.0)
+        shift, anchor, count, s, q = taken(v, weight, shift, anchor, count, s, q)
+        return steps + 1.0, shift, anchor, count, s, q
+
+    visit = make_visit(kind, forwards, load, take)
 
     @cuda.jit(device=True)
     def sum_moments(x, walk, weights, workspace, parts):
         """Write the moments to the entries of member 0. True in the block that has those of all slices."""
         column = column_of()
         o, j = start(walk)
-        steps = 0.0
-        count = s = q = shift = anchor = zeros = in_values(0.0)
+        zeros = in_values(0.0)
         for k in range(lanes):
             put_four(parts, entry(k), (0.0, 0.0, 0.0, 0.0))
         if column < walk.channels and o < walk.outer:
             shift = spread(load(x, index(o, column, j, walk)))
-        while column < walk.channels and o < walk.outer:
-            weight = weighed(weights, o)
-            v = load(x, index(o, column, j, walk))
-            if is_due(v, weight, count, anchor):
-                put_aside(parts, shift, count, s, q)
-                count = s = q = zeros
-            shift, anchor, count, s, q = taken(v, weight, shift, anchor, count, s, q)
-            steps += 1.0
-            o, j = onward(o, j, walk)
-        put_aside(parts, shift, counted(count, steps), s, q)
+            state = visit(x, (parts, weights), walk, column, (0.0, shift, zeros, zeros, zeros, zeros))
+            steps, shift, _, count, s, q = state
+            put_aside(parts, shift, counted(count, steps), s, q)
         return merge(parts, workspace, walk.channels)
 
     return sum_moments
@@ -116,20 +121,15 @@ def make_sum_moments(kind: Kind) -> Any:
 
 def _make_put_aside(kind: Kind) -> Any:
     lanes, lane = kind.lanes, _compat.lane
-    _, _, entry, _, summed = make_columns(kind)
+    *_, entry, _, summed = make_columns(kind)
 
     @cuda.jit(device=True)
     def put_aside(parts, shift, count, s, q):
         """Merge the sums so far into the moments of this thread."""
         for k in range(lanes):
             i = entry(k)
-            n, total, about, m2 = summed(count, k), summed(s, k), lane(shift, k), summed(q, k)
-            if n > 0.0:
-                from_about = total / n
-                hi, lo = two_sum(about, from_about)
-                put_four(parts, i, join_moments(four(parts, i), (n, hi, lo, m2 - total * from_about)))
-            else:
-                put_four(parts, i, join_moments(four(parts, i), (0.0, 0.0, 0.0, m2)))
+            part = about_mean((summed(count, k), lane(shift, k), summed(s, k), summed(q, k)))
+            put_four(parts, i, join_moments(four(parts, i), part))
 
     return put_aside
 
@@ -156,8 +156,7 @@ def make_finish_moments(kind: Kind) -> Any:
         if cuda.threadIdx.y == 0 and column < walk.channels:
             for k in range(lanes):
                 at = column * lanes + k
-                n, hi, lo, m2 = four(parts, cuda.threadIdx.x * lanes + k)
-                hi, lo = two_sum(hi, lo)
+                n, hi, lo, m2 = moments_of(four(parts, cuda.threadIdx.x * lanes + k))
                 store_one(statistics.mean, at, in_one(hi))
                 store_one(statistics.mean_lo, at, in_one(lo))
                 m2 = 0.0 if m2 < 0.0 else m2  # NaN stays
@@ -186,8 +185,7 @@ def make_write_moments(kind: Kind) -> Any:
         if cuda.threadIdx.y == 0 and column < walk.channels:
             for k in range(lanes):
                 at, width = column * lanes + k, walk.channels * lanes
-                n, hi, lo, m2 = four(parts, cuda.threadIdx.x * lanes + k)
-                hi, lo = two_sum(hi, lo)
+                n, hi, lo, m2 = moments_of(four(parts, cuda.threadIdx.x * lanes + k))
                 store_one(result, at, in_one(n))
                 store_one(result, at + width, in_one(hi))
                 store_one(result, at + 2 * width, in_one(lo))

@@ -8,7 +8,8 @@ from typing import NamedTuple
 THREADS = 256  # in a block
 ACCESS = 16  # bytes that a thread reads at once
 WARP = 32
-BLOCKS_PER_MULTIPROCESSOR = 8
+AT_ONCE = 512  # threads of a multiprocessor: with four vectors each, more on their way than the memory's latency needs
+FAN_IN = 32  # slices that one of them merges
 LEAST_STEPS = 8  # vectors for a thread, before a column is shared among more blocks
 MOST_SLICES = 65535
 
@@ -40,6 +41,14 @@ class Plan(NamedTuple):
     def step(self) -> tuple[int, int]:
         """The distance between two vectors of a thread, in outer and inner positions."""
         return divmod(self.slices * self.members, self.inner)
+
+    @property
+    def levels(self) -> list[int]:
+        """The number of slices, and of those that merge `FAN_IN` of a level each, until there is one."""
+        levels = [self.slices]
+        while levels[-1] > 1:
+            levels.append(-(-levels[-1] // FAN_IN))
+        return levels
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -84,6 +93,7 @@ def plan(
     columns = min(WARP, threads, 1 << (channels - 1).bit_length()) if rows else 1
     members = min(threads // columns, 1 << (outer * inner - 1).bit_length())
     blocks = -(-channels // columns)
-    wanted = -(-multiprocessors * BLOCKS_PER_MULTIPROCESSOR // blocks)
-    slices = max(1, min(wanted, outer * inner // (members * LEAST_STEPS), MOST_SLICES))
+    # No more blocks than run at once: a few more would wait for the end of all others.
+    slices = multiprocessors * (AT_ONCE // (columns * members)) // blocks
+    slices = max(1, min(slices, outer * inner // (members * LEAST_STEPS), MOST_SLICES))
     return Plan(rows, n, columns, members, outer, channels, inner, blocks, slices)

@@ -9,7 +9,7 @@ from numba import cuda
 
 from . import _compat
 from ._arguments import Kind
-from ._columns import index, make_columns, onward
+from ._columns import backwards, make_columns, make_visit
 
 
 @cache
@@ -82,7 +82,8 @@ def make_coefficients(kind: Kind) -> Any:
 class Fused(NamedTuple):
     """Device functions for residual and activation; they do nothing where a kind has none."""
 
-    plus: Any  # (v, z, i) -> v with the residual
+    beside: Any  # (z, i) -> what is read of the residual
+    plus: Any  # (v, beside) -> v with the residual
     activated: Any  # (v) -> the activation of v
     passed: Any  # (y, dy) -> the gradient before the activation, of which y is the argument
     kept: Any  # (dz, i, g): write the gradient of the residual
@@ -91,35 +92,39 @@ class Fused(NamedTuple):
 @cache
 def make_fused(kind: Kind) -> Fused:
     """The functions of a kind."""
-    plus, kept = _residual(kind) if kind.residual else _no_residual()
+    beside, plus, kept = _residual(kind) if kind.residual else _no_residual()
     activated, passed = _relu() if kind.relu else _no_activation()
-    return Fused(plus, activated, passed, kept)
+    return Fused(beside, plus, activated, passed, kept)
 
 
-def _residual(kind: Kind) -> tuple[Any, Any]:
+def _residual(kind: Kind) -> tuple[Any, Any, Any]:
     load, store = _compat.access(kind.storage, kind.n)
 
     @cuda.jit(device=True)
-    def plus(v, z, i):
-        return v + load(z, i)
+    def plus(v, beside):
+        return v + beside
 
     @cuda.jit(device=True)
     def kept(dz, i, g):
         store(dz, i, g)
 
-    return plus, kept
+    return load, plus, kept
 
 
-def _no_residual() -> tuple[Any, Any]:
+def _no_residual() -> tuple[Any, Any, Any]:
     @cuda.jit(device=True)
-    def plus(v, z, i):
+    def beside(z, i):
+        return 0.0
+
+    @cuda.jit(device=True)
+    def plus(v, beside):
         return v
 
     @cuda.jit(device=True)
     def kept(dz, i, g):
         pass
 
-    return plus, kept
+    return beside, plus, kept
 
 
 def _relu() -> tuple[Any, Any]:
@@ -152,21 +157,27 @@ def _no_activation() -> tuple[Any, Any]:
 def make_write_results(kind: Kind) -> Any:
     """The device function that writes y."""
     load, store = _compat.access(kind.storage, kind.n)
-    column_of, start, *_ = make_columns(kind)
-    coefficients, fused = make_coefficients(kind), make_fused(kind)
-    plus, activated = fused.plus, fused.activated
+    column_of, coefficients = make_columns(kind).column, make_coefficients(kind)
+    beside, plus, activated, *_ = make_fused(kind)
+
+    @cuda.jit(device=True)
+    def read(data, i):
+        return load(data.x, i), beside(data.z, i)
+
+    @cuda.jit(device=True)
+    def take(y, state, values, o, i):
+        mean, scale, shift = state
+        x, z = values
+        store(y, i, activated(plus((x - mean) * scale + shift, z)))
+        return state
+
+    visit = make_visit(kind, backwards, read, take)
 
     @cuda.jit(device=True)
     def write_results(data, walk, statistics, affine, eps):
-        """Write y, from the end of the array: what was read last is still in the cache."""
+        """Write y."""
         column = column_of()
-        if column >= walk.channels:
-            return
-        k_mean, k_scale, k_shift = coefficients(column, statistics, affine, eps)
-        o, j = start(walk)
-        while o < walk.outer:
-            i = index(walk.outer - 1 - o, column, j, walk)
-            store(data.y, i, activated(plus((load(data.x, i) - k_mean) * k_scale + k_shift, data.z, i)))
-            o, j = onward(o, j, walk)
+        if column < walk.channels:
+            visit(data, data.y, walk, column, coefficients(column, statistics, affine, eps))
 
     return write_results

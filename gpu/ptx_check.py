@@ -4,9 +4,11 @@
     python -m bncpu.gpu.ptx_check --full     # and print them all
     python -m bncpu.gpu.ptx_check --one      # compile one kernel, no checks: does the extra `gpu` work as installed?
 
-The promises: data are read and written 16 bytes at a time where vectors have 16 bytes (all but those of planes in
-`collect`), nothing is kept in local memory, and registers leave room for enough threads. Needs the extra `gpu`, and
-nvdisasm except with `--one`. Needs no driver; does not work in the simulator.
+It is the code that a launch would load: optimized as a whole when it is linked, for the architecture of the device
+alone. The promises: data are read and written 16 bytes at a time where vectors have 16 bytes (all but those of planes
+in `collect`), several such loads are on their way at once, nothing is kept in local memory, and registers leave room
+for the threads that the plan wants. Needs the extra `gpu`, and nvdisasm except with `--one`. Needs no driver; does not
+work in the simulator.
 """
 
 from __future__ import annotations
@@ -26,16 +28,8 @@ from ._plan import ACCESS, Plan, plan
 ARCHITECTURES = ((8, 0), (9, 0))
 SHAPES = {"rows": (4096, 256), "planes": (64, 64, 56, 56)}
 
-# The most registers of a thread, for vectors of up to 4 values, and of 8: the threads of a multiprocessor share 65,536.
-REGISTERS = {
-    "apply": (64, 96),
-    "backward_apply": (96, 144),
-    "moments": (96, 128),
-    "backward_sums": (96, 160),
-    "forward": (96, 128),
-    "backward": (112, 176),
-    "collect": (144, 232),
-}
+REGISTERS = 65536  # of a multiprocessor
+NEAR = 64  # instructions; the latency of memory is that of several hundred
 
 
 class Code(NamedTuple):
@@ -47,21 +41,21 @@ class Code(NamedTuple):
     faults: list[str]
 
 
-def compiled(kernel: Any, capability: tuple[int, int]) -> tuple[str, bytes]:
-    """PTX, and the machine code compiled from it."""
-    from cuda.core import Linker, LinkerOptions, ObjectCode
-    from numba import cuda
-    from numba.cuda import dispatcher
+def compiled(kernel: Any, capability: tuple[int, int]) -> bytes:
+    """The machine code that a launch would load: optimized when it is linked, for exactly this architecture."""
+    from numba.cuda import codegen, dispatcher
 
     from ._compat import signature_of
 
     class Device:
         compute_capability = capability
 
-    dispatcher.get_current_device = lambda: Device  # none is needed for a kernel that is only compiled
-    ptx, _ = cuda.compile_ptx(kernel.py_func, signature_of(kernel), cc=capability)
-    options = LinkerOptions(arch="sm_{}{}".format(*capability))
-    return ptx, Linker(ObjectCode.from_ptx(ptx.encode()), options=options).link("cubin").code
+    exactly = (*capability, "a" if capability >= (9, 0) else "")
+    # No device is needed for what is not loaded.
+    dispatcher.get_current_device = lambda: Device
+    codegen.CUDACodeLibrary._ensure_cc = lambda library, asked: asked or exactly
+    made = dispatcher._Kernel(kernel.py_func, signature_of(kernel), **kernel.targetoptions)
+    return made._codelibrary.get_cubin().code
 
 
 def disassembled(cubin: bytes) -> str:
@@ -88,21 +82,29 @@ def checked(kind: Any, p: Plan, name: str, capability: tuple[int, int]) -> Code:
     from ._compat import STORAGE
     from ._kernels import kernels
 
-    ptx, cubin = compiled(getattr(kernels(kind), name), capability)
-    sass, faults = disassembled(cubin), []
-    if ".local" in ptx or re.search(r"\b(LDL|STL)\b", sass):
+    sass, faults = disassembled(compiled(getattr(kernels(kind), name), capability)), []
+    if re.search(r"\b(LDL|STL)\b", sass):
         faults.append("local memory")
     if p.n * STORAGE[kind.storage] == ACCESS and "LDG.E.128" not in sass:
         faults.append("no load of 16 bytes")
     if name not in ("moments", "backward_sums", "collect") and "STG.E.128" not in sass:
         faults.append("no store of 16 bytes")
+    wanted = 2 if kind.is_heavy else 3
+    if p.n * STORAGE[kind.storage] == ACCESS and (loads := loads_at_once(sass)) < wanted:
+        faults.append(f"{loads} loads at once")
     registers = 1 + max(map(int, re.findall(r"\bR(\d+)\b", sass)))
-    limit = REGISTERS[name][p.n > 4]
+    limit = REGISTERS // kind.blocks_at_once // kind.threads
     if registers > limit:
         faults.append(f"{registers} registers")
     what = "".join(f" {flag}" for flag in ("relu", "residual", "given") if getattr(kind, flag))
     form = "rows" if p.rows else "planes"
     return Code(f"sm_{''.join(map(str, capability))} {form} {kind.storage} {name}{what}", registers, limit, faults)
+
+
+def loads_at_once(sass: str) -> int:
+    """The most loads of 16 bytes that are near each other."""
+    at = [number for number, line in enumerate(sass.splitlines()) if "LDG.E.128" in line]
+    return max((sum(0 <= other - first < NEAR for other in at) for first in at), default=0)
 
 
 def variants(name: str, *, newest: bool) -> list[dict[str, Any]]:
@@ -124,7 +126,7 @@ def one() -> None:
     storage, name, capability = "float32", "moments", ARCHITECTURES[-1]
     p = plan(SHAPES["rows"], 1, STORAGE[storage])
     kernel = getattr(kernels(Kind(storage, "float32", p.rows, p.n, *p.block)), name)
-    _, cubin = compiled(kernel, capability)
+    cubin = compiled(kernel, capability)
     print(f"{name} compiled for sm_{''.join(map(str, capability))}: {len(cubin):,} bytes")
 
 

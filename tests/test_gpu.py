@@ -10,6 +10,7 @@ import pickle
 import runpy
 import sys
 import typing
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -258,6 +259,82 @@ def test_calls_leave_the_workspace_ready_for_the_next_and_give_the_same_bits():
     results = [on_host(gpu.batch_norm_forward(device(x), eps=0)[0]) for x in (c.x, 100 - c.x, c.x)]
     assert results[0].tobytes() == results[2].tobytes()
     np.testing.assert_allclose(results[1], -results[0], rtol=0, atol=1e-5)
+
+
+@pytest.fixture
+def many_slices(monkeypatch):
+    """Plans of a large device with few threads in a block, as the simulator takes milliseconds for each; blocks end in
+    any order."""
+    if IS_SIMULATED:
+        from numba.cuda.simulator import kernel
+
+        from bncpu.gpu import _functional
+
+        class Shuffled:
+            def __getattr__(self, name):
+                return getattr(np, name)
+
+            @staticmethod
+            def ndindex(*grid):
+                return map(tuple, np.random.default_rng(len(grid)).permutation(list(np.ndindex(*grid))).tolist())
+
+        monkeypatch.setattr(kernel, "np", Shuffled())
+        monkeypatch.setattr(_functional, "_device", lambda: {"multiprocessors": 132, "threads": 2})
+
+
+@needs_cuda
+@pytest.mark.parametrize(("shape", "fan_in"), [((1620, 2), 32), ((1620, 2), 3), ((1, 1, 6464), 32)], ids=str)
+def test_a_hundred_slices_merge_as_a_tree(many_slices, monkeypatch, shape, fan_in):
+    if IS_SIMULATED:
+        from bncpu.gpu import _merging
+
+        for module in (_plan, _merging):
+            monkeypatch.setattr(module, "FAN_IN", fan_in)
+        p = _plan.plan(shape, 1, 4, multiprocessors=132, threads=2)
+        assert p.slices > 100
+        assert len(p.levels) == {32: 3, 3: 6}[fan_in]
+    rng = np.random.default_rng(5)
+    x = (rng.standard_normal(shape) + 1e5).astype(np.float32)
+    dy, z = rng.standard_normal((2, *shape)).astype(np.float32)
+    x.flat[0] *= 1e6  # what the first slice starts from is far from all others
+    weights = rng.random(shape[0])
+    holes = np.where(rng.random(shape) < 0.1, np.nan, x.astype(np.float64))
+    results = []
+    for _ in range(2):  # the second call finds the counters as the first one has left them
+        y, saved = gpu.batch_norm_forward(device(x), activation="relu", residual=device(z))
+        found = gpu.batch_norm_backward(device(dy), device(x), saved, activation="relu", residual=device(z))
+        results.append([on_host(a).tobytes() for a in (y, saved.mean, saved.invstd, saved.mean_lo, *found)])
+    assert results[0] == results[1]
+    wide = [a.astype(np.float64) for a in (x, dy, z)]
+    expected, kept = bncpu.batch_norm_forward(wide[0], activation="relu", residual=wide[2])
+    assert_rounded(on_host(y), expected)
+    np.testing.assert_allclose(on_host(saved.invstd), kept.invstd, rtol=1e-13)
+    wanted = bncpu.batch_norm_backward(wide[1], wide[0], kept, activation="relu", residual=wide[2])
+    for got, gradient in zip(found, wanted, strict=True):
+        assert_rounded(on_host(got), gradient, ulps=1.0 if on_host(got).dtype == np.float32 else 1e4)
+    on_device, on_cpu = (
+        bncpu.BatchNormTransformer(channel_axis=1).fit(a, sample_weight=weights) for a in (device(holes), holes)
+    )
+    np.testing.assert_allclose(on_device.mean_, on_cpu.mean_, rtol=1e-14)
+    np.testing.assert_allclose(on_device.var_, on_cpu.var_, rtol=1e-12)
+
+
+@needs_cuda
+@pytest.mark.parametrize("weight", [1e-12, 1.0, 1e12])
+def test_a_first_value_far_from_all_others_costs_no_digits(many_slices, weight):
+    x = np.random.default_rng(6).standard_normal((810, 3)) + 3
+    weights = np.ones(810)
+    x[0], weights[0] = [1e8, -1e12, 3.0], weight
+    got, expected = (bncpu.BatchNormTransformer().fit(a, sample_weight=weights) for a in (device(x), x))
+    exact = [exact_variance(x[:, c], weights) for c in range(3)]
+    np.testing.assert_allclose(got.var_, exact, rtol=1e-13)
+    np.testing.assert_allclose(expected.var_, exact, rtol=1e-13)
+
+
+def exact_variance(values, weights):
+    values, weights = ([Fraction(v) for v in a.tolist()] for a in (values, weights))
+    mean = sum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights)
+    return float(sum(w * (v - mean) ** 2 for v, w in zip(values, weights, strict=True)) / sum(weights))
 
 
 @needs_cuda
