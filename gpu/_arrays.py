@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+import threading
+from functools import lru_cache
 from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
 from numba import cuda
+from numpy.typing import NDArray
 
 from . import _compat
 from ._arguments import Address
@@ -21,7 +24,7 @@ class Given(NamedTuple):
     address: Address
     shape: tuple[int, ...]
     storage: str
-    channels_last: bool  # whether the channels are adjacent in memory though their axis is not the last
+    axis: int | None  # that of the channels, if they are adjacent in memory though it is not the last
 
     @property
     def aligned(self) -> bool:
@@ -42,34 +45,44 @@ def shape_of(name: str, a: Any) -> tuple[int, ...]:
     return tuple(a.shape)
 
 
-def given(name: str, a: Any, *, written: bool = False, axis: int | None = None) -> Given:
+def given(name: str, a: Any, device: int, *, written: bool = False, axis: int | None = None) -> Given:
     """Address, shape and type of an array. TypeError or ValueError if kernels cannot read it, or write it.
 
-    It must be C-contiguous, or be so with `axis`, that of the channels, moved to the end.
+    It must be C-contiguous, or be so with `axis`, that of the channels, moved to the end; and on `device`, the current
+    one.
     """
     shape, library = shape_of(name, a), library_of(a)
     if library == "torch":
         _check_autograd(name, a)
-        storage, native, writeable = str(a.dtype).removeprefix("torch."), True, True
-        strides, unit, device = a.stride(), 1, a.device.index
+        native, writeable, strides, unit, there = True, True, a.stride(), 1, a.device.index
     else:
-        storage, native = a.dtype.name, a.dtype.isnative
-        strides, unit, device = a.strides, a.dtype.itemsize, _compat.device_of(a) if library == "numba" else a.device.id
-        writeable = _compat.is_writeable(a)
+        native, writeable, strides, unit = a.dtype.isnative, _compat.is_writeable(a), a.strides, a.dtype.itemsize
+        there = _compat.device_of(a) if library == "numba" else a.device.id
+    storage = _storage(a.dtype)
     if storage not in _compat.STORAGE or not native:
         raise TypeError(f"{name} must be one of {', '.join(_compat.STORAGE)}, got {storage if native else a.dtype}")
-    channels_last = not is_contiguous(shape, strides, unit)
-    if channels_last and (axis is None or not is_contiguous(at_end(shape, axis), at_end(strides, axis), unit)):
+    channels_last = _is_channels_last(shape, strides, unit, axis)
+    if channels_last is None:
         or_last = "" if axis is None else ", or have its channels adjacent in memory"
         raise ValueError(
             f"{name} must be C-contiguous{or_last}, as nothing is copied in silence; make a contiguous copy first"
         )
     if written and not writeable:
         raise ValueError(f"{name} must be writeable, got a read-only array")
-    if device != current_device():
-        raise ValueError(f"{name} must be on the current device, {current_device()}, got one on device {device}")
-    address = a.data_ptr() if library == "torch" else _compat.address(a, axis if channels_last else None)
-    return Given(a, address, shape, storage, channels_last)
+    if there != device:
+        raise ValueError(f"{name} must be on the current device, {device}, got one on device {there}")
+    last = axis if channels_last else None
+    return Given(a, _address(a, library, last), shape, storage, last)
+
+
+def _address(a: Any, library: str | None, axis: int | None = None) -> Address:
+    return a.data_ptr() if library == "torch" else _compat.address(a, axis)
+
+
+@lru_cache(maxsize=256)
+def _storage(dtype: Any) -> str:
+    """The name of a type of NumPy, CuPy or PyTorch."""
+    return getattr(dtype, "name", "") or str(dtype).removeprefix("torch.")
 
 
 def _check_autograd(name: str, a: Any) -> None:
@@ -78,6 +91,15 @@ def _check_autograd(name: str, a: Any) -> None:
             f"{name} must not require grad, as PyTorch's autograd does not record this call; "
             "call it under torch.no_grad(), or in a torch.autograd.Function that has the backward pass, too"
         )
+
+
+@lru_cache(maxsize=1024)
+def _is_channels_last(shape: tuple[int, ...], strides: tuple[int, ...], unit: int, axis: int | None) -> bool | None:
+    """False if an array is C-contiguous, True if it is so with `axis` at the end, else None."""
+    if is_contiguous(shape, strides, unit):
+        return False
+    fits = axis is not None and is_contiguous(at_end(shape, axis), at_end(strides, axis), unit)
+    return True if fits else None
 
 
 def is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...], unit: int) -> bool:
@@ -112,12 +134,11 @@ def current_device() -> int:
     return 0 if _compat.SIMULATED else int(cuda.current_context().device.id)
 
 
-def like(x: Given, axis: int) -> Given:
-    """A new array of the library, shape, dtype and memory order of `x`, whose channels are on `axis`."""
-    a = x.array
-    library = library_of(a)
+def like(x: Given) -> Given:
+    """A new array of the library, shape, dtype and memory order of `x`."""
+    a, library = x.array, library_of(x.array)
     made = cuda.device_array_like(a) if library == "numba" else sys.modules[library or ""].empty_like(a)
-    return given("out", made, axis=axis)
+    return x._replace(array=made, address=_address(made, library, x.axis))
 
 
 def float64(x: Given, shape: tuple[int, ...]) -> Given:
@@ -125,10 +146,64 @@ def float64(x: Given, shape: tuple[int, ...]) -> Given:
     library = library_of(x.array)
     if library == "torch":
         torch = sys.modules["torch"]
-        return given("out", torch.empty(shape, dtype=torch.float64, device=x.array.device))
+        made = torch.empty(shape, dtype=torch.float64, device=x.array.device)
+    else:
+        made = (
+            sys.modules["cupy"].empty(shape, "float64") if library == "cupy" else cuda.device_array(shape, np.float64)
+        )
+    return Given(made, _address(made, library), shape, "float64", None)
+
+
+def sent(x: Given, values: NDArray[np.float64]) -> Given:
+    """A copy of `values` on the device of `x`, of its library."""
+    library = library_of(x.array)
+    if library == "torch":
+        made = sys.modules["torch"].tensor(values, device=x.array.device)
+    else:
+        made = sys.modules["cupy"].asarray(values) if library == "cupy" else cuda.to_device(values)
+    return Given(made, _address(made, library), values.shape, "float64", None)
+
+
+def fetched(a: Given) -> NDArray[np.float64]:
+    """A copy in CPU memory; waits for what its library's current stream has to do."""
+    library = library_of(a.array)
+    if library == "torch":
+        there: NDArray[np.float64] = a.array.cpu().numpy()
+    else:
+        there = a.array.get() if library == "cupy" else a.array.copy_to_host()
+    return there
+
+
+class Scratch(NamedTuple):
+    """Memory for the time of a call, on its stream."""
+
+    kept: tuple[Any, Any]
+    floats: Address  # float64
+    counts: Address  # int32, all 0
+
+
+def scratch(x: Given, device: int, n_floats: int, n_counts: int) -> Scratch:
+    """New memory of the library of `x`, whose pool knows streams and graphs. Numba has no pool: its memory is kept."""
+    library = library_of(x.array)
+    if library == "torch":
+        torch = sys.modules["torch"]
+        where = {"device": x.array.device}
+        kept = torch.empty(n_floats, dtype=torch.float64, **where), torch.zeros(n_counts, dtype=torch.int32, **where)
+        return Scratch(kept, *(a.data_ptr() for a in kept))
     if library == "cupy":
-        return given("out", sys.modules["cupy"].empty(shape, "float64"))
-    return given("out", cuda.device_array(shape, np.float64))
+        cupy = sys.modules["cupy"]
+        kept = cupy.empty(n_floats, "float64"), cupy.zeros(n_counts, "int32")
+        return Scratch(kept, *map(_compat.address, kept))
+    key = device, threading.get_ident()
+    if key not in _scratch or _scratch[key][0].size < n_floats or _scratch[key][1].size < n_counts:
+        n_floats, n_counts = (1 << (n - 1).bit_length() for n in (n_floats, n_counts))
+        _scratch[key] = cuda.device_array(n_floats, np.float64), cuda.to_device(np.zeros(n_counts, np.int32))
+    return Scratch(_scratch[key], *map(_compat.address, _scratch[key]))
+
+
+# Of Numba, by device and thread: calls with the same key run one after the other on Numba's default stream.
+# Counts are 0 between calls.
+_scratch: dict[tuple[int, int], tuple[Any, Any]] = {}
 
 
 def stream(x: Given) -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from functools import cache, lru_cache
 from typing import Any, Literal, NamedTuple
 
@@ -28,7 +27,7 @@ from ._arguments import (
 )
 from ._arrays import Given
 from ._kernels import Kernels, kernels
-from ._plan import plan
+from ._plan import THREADS, Plan, plan
 
 Activation = Literal["relu"] | None
 
@@ -49,8 +48,9 @@ class _Pass:
         is_index = isinstance(channel_axis, (int, np.integer)) and not isinstance(channel_axis, bool)
         if not is_index or not -n_axes <= channel_axis < n_axes:
             raise ValueError(f"channel_axis must name an axis of x of shape {shape}, got {channel_axis!r}")
+        self.device = _arrays.current_device()
         self.axis, self.channels = int(channel_axis) % n_axes, shape[channel_axis]
-        self.x = _arrays.given("x", x, axis=self.axis)
+        self.x = _arrays.given("x", x, self.device, axis=self.axis)
         if activation not in (None, "relu"):
             raise ValueError(f"activation must be None or 'relu', got {activation!r}")
         self.like = {name: self._like(name, a) for name, a in like.items() if a is not None}
@@ -59,34 +59,27 @@ class _Pass:
         if len(set(kinds.values())) > 1:
             raise TypeError(f"parameters must have one dtype, got {', '.join(f'{k} {v}' for k, v in kinds.items())}")
         self.written = self._written()
-        aligned = all(a.aligned for a in (self.x, *self.like.values()))
-        itemsize, axis = _compat.STORAGE[self.x.storage], self.axis
-        if self.x.channels_last:
-            shape, axis = _arrays.at_end(shape, axis), n_axes - 1
-        self.plan = plan(shape, axis, itemsize, aligned=aligned, **_device())
-        if skipping and not self.plan.rows:
-            self.plan = plan(shape, axis, itemsize, aligned=False, **_device())
-        self.kind = Kind(
-            self.x.storage, next(iter(kinds.values()), "float64"), self.plan.rows, self.plan.n, *self.plan.block,
-            relu=activation == "relu", residual="residual" in self.like, skipping=skipping,
+        aligned = self.x.aligned and all(a.aligned for a in self.like.values())
+        self.plan, self.walk, self.kind = _prepared(
+            shape, self.axis, self.x.axis is not None, aligned, self.x.storage, next(iter(kinds.values()), "float64"),
+            activation == "relu", "residual" in self.like, skipping, *_device(self.device),
         )  # fmt: skip
-        self.handle = _arrays.stream(self.x)
-        self.stream = _stream(_arrays.current_device(), self.handle)
+        self.stream = _stream(self.device, _arrays.stream(self.x))
 
     def _like(self, name: str, a: Any) -> Given:
-        g = _arrays.given(name, a, written=name == "out", axis=self.axis)
+        g = _arrays.given(name, a, self.device, written=name == "out", axis=self.axis)
         if (g.shape, g.storage) != (self.x.shape, self.x.storage):
             raise ValueError(
                 f"{name} must have shape and dtype of x, {self.x.shape} {self.x.storage}; got {g.shape} {g.storage}"
             )
-        if g.channels_last != self.x.channels_last:
+        if g.axis != self.x.axis:
             orders = ["C-contiguous", "with its channels adjacent in memory"]
-            expected, got = orders[self.x.channels_last], orders[g.channels_last]
+            expected, got = orders[self.x.axis is not None], orders[g.axis is not None]
             raise ValueError(f"{name} must be {expected}, as x is; got one {got}")
         return g
 
     def _parameter(self, name: str, a: Any) -> Given:
-        g = _arrays.given(name, a, written=name.startswith("running"))
+        g = _arrays.given(name, a, self.device, written=name.startswith("running"))
         if g.shape != (self.channels,):
             raise ValueError(f"{name} must have shape ({self.channels},), one value per channel; got {g.shape}")
         return g
@@ -106,11 +99,6 @@ class _Pass:
         if _arrays.share_memory(g, a):
             unless = f", unless out is all of {other}" if name == "out" and a.shape == g.shape else ""
             raise ValueError(f"{name} and {other} must not share memory{unless}")
-
-    def walk(self) -> Walk:
-        """Sizes and steps for kernels."""
-        p = self.plan
-        return Walk(p.outer, p.channels, p.inner, *p.step)
 
     def address(self, name: str) -> Address:
         """The address of an array like x. If it is not given, that of x, which the kernel does not read then."""
@@ -139,31 +127,24 @@ class _Pass:
         """Saved statistics for kernels."""
         if not isinstance(saved, SavedStatistics):
             raise TypeError(f"saved must be the SavedStatistics of a forward pass, got {type(saved).__name__}")
-        found = [_arrays.given(f"saved.{name}", getattr(saved, name)) for name in ("mean", "mean_lo", "invstd")]
+        names = ("mean", "mean_lo", "invstd")
+        found = [_arrays.given(f"saved.{name}", getattr(saved, name), self.device) for name in names]
         for g in found:
             if g.shape != (self.channels,) or g.storage != "float64":
                 expected = f"float64 arrays of shape ({self.channels},)"
                 raise ValueError(f"saved must hold {expected}, got {g.shape} {g.storage}")
         for name, written in self.written.items():
-            for g, other in zip(found, ("mean", "mean_lo", "invstd"), strict=True):
+            for g, other in zip(found, names, strict=True):
                 self._apart(name, written, f"saved.{other}", g)
         return Statistics(*(g.address for g in found))
 
     def workspace(self) -> Workspace:
         """Memory for the parts of slices, and for counting slices that are done; held until the call ends."""
-        key = _arrays.current_device(), self.handle, threading.get_ident()
         *below, _ = self.plan.levels  # the last one of a column leaves nothing
-        n_parts, n_counts = 4 * sum(below) * self.plan.width, sum(self.plan.levels[1:]) * self.plan.blocks
-        self.kept = _workspaces.get(key)
-        if self.kept is None or self.kept[0].size < n_parts or self.kept[1].size < n_counts:
-            n_parts, n_counts = (1 << (n - 1).bit_length() for n in (n_parts, n_counts))
-            counts = cuda.to_device(np.zeros(n_counts, np.int32), stream=self.stream)
-            _workspaces[key] = self.kept = cuda.device_array(n_parts, np.float64, stream=self.stream), counts
-        return Workspace(*map(_compat.address, self.kept))
-
-
-# By device, stream and thread: calls with the same key run one after the other. Counts are 0 between calls.
-_workspaces: dict[Any, tuple[Any, Any]] = {}
+        n_counts = sum(self.plan.levels[1:]) * self.plan.blocks
+        # A plan of one slice uses none.
+        self.kept = _arrays.scratch(self.x, self.device, max(1, 4 * sum(below) * self.plan.width), max(1, n_counts))
+        return Workspace(self.kept.floats, self.kept.counts)
 
 
 @lru_cache(maxsize=256)
@@ -181,11 +162,26 @@ def _unavailable() -> str | None:
     return None if _compat.SIMULATED else why_unavailable()
 
 
-def _device() -> dict[str, int]:
-    """The properties of the device for `plan`. In the simulator threads are Python threads, so there are few."""
-    if _compat.SIMULATED:
-        return {"multiprocessors": 1, "threads": 16}
-    return {"multiprocessors": cuda.get_current_device().MULTIPROCESSOR_COUNT}
+@cache
+def _device(device: int) -> tuple[int, int]:
+    """Multiprocessors of a device, and threads of a block: few in the simulator, where they are threads of Python."""
+    return (1, 16) if _compat.SIMULATED else (cuda.gpus[device].MULTIPROCESSOR_COUNT, THREADS)
+
+
+@lru_cache(maxsize=1024)
+def _prepared(
+    shape: tuple[int, ...], axis: int, last: bool, aligned: bool, storage: str, parameters: str,
+    relu: bool, residual: bool, skipping: bool, multiprocessors: int, threads: int,
+) -> tuple[Plan, Walk, Kind]:  # fmt: skip
+    """What a call needs that depends on shapes and types alone. `last` is whether the channels are so in memory."""
+    if last:
+        shape, axis = _arrays.at_end(shape, axis), len(shape) - 1
+    about: dict[str, int] = {"multiprocessors": multiprocessors, "threads": threads}
+    p = plan(shape, axis, _compat.STORAGE[storage], aligned=aligned, **about)
+    if skipping and not p.rows:
+        p = plan(shape, axis, _compat.STORAGE[storage], aligned=False, **about)
+    kind = Kind(storage, parameters, p.rows, p.n, *p.block, relu=relu, residual=residual, skipping=skipping)
+    return p, Walk(p.outer, p.channels, p.inner, *p.step), kind
 
 
 def _real(name: str, value: Any, high: float = np.inf) -> float:
@@ -265,10 +261,10 @@ def batch_norm(
     for name in ("mean", "var"):
         if name not in p.parameters:
             raise TypeError(f"{name} must be a device array of shape ({p.channels},), got None")
-    y = p.like.get("out") or _arrays.like(p.x, p.axis)
+    y = p.like.get("out") or _arrays.like(p.x)
     data = Forward(p.x.address, p.address("residual"), y.address)
     mean_, var_ = (p.parameters[name].address for name in ("mean", "var"))
-    p.launch(p.kernels(given=True).apply, data, p.walk(), Statistics(mean_, mean_, var_), p.affine(), eps)
+    p.launch(p.kernels(given=True).apply, data, p.walk, Statistics(mean_, mean_, var_), p.affine(), eps)
     return y.array
 
 
@@ -352,19 +348,19 @@ def batch_norm_forward(
         raise ValueError("running_mean and running_var must be given together, got only one of them")
     if p.plan.values < 2 or (running_mean is not None and p.plan.values <= ddof):
         raise ValueError(f"x must have more than {max(1.0, ddof):g} values per channel, got {p.plan.values}")
-    mean, invstd, mean_lo = (_arrays.float64(p.x, (p.channels,)).array for _ in range(3))
+    mean, invstd, mean_lo = (_arrays.float64(p.x, (p.channels,)) for _ in range(3))
     call = call_of(p.axis, activation, gamma, beta, residual)
-    saved = SavedStatistics(mean, invstd, mean_lo, p.plan.values, "training", call)
-    statistics = p.saved(saved)
-    y = p.like.get("out") or _arrays.like(p.x, p.axis)
+    saved = SavedStatistics(mean.array, invstd.array, mean_lo.array, p.plan.values, "training", call)
+    statistics = Statistics(mean.address, mean_lo.address, invstd.address)
+    y = p.like.get("out") or _arrays.like(p.x)
     data = Forward(p.x.address, p.address("residual"), y.address)
     running = Running(p.parameter("running_mean")[0], *p.parameter("running_var"), momentum, ddof)
     if p.plan.slices == 1:
-        p.launch(p.kernels().forward, data, p.walk(), statistics, p.affine(), eps, running)
+        p.launch(p.kernels().forward, data, p.walk, statistics, p.affine(), eps, running)
     else:
         moments = p.kernels(relu=False, residual=False).moments
-        p.launch(moments, p.x.address, p.walk(), p.workspace(), statistics, eps, running)
-        p.launch(p.kernels().apply, data, p.walk(), statistics, p.affine(), eps)
+        p.launch(moments, p.x.address, p.walk, p.workspace(), statistics, eps, running)
+        p.launch(p.kernels().apply, data, p.walk, statistics, p.affine(), eps)
     return y.array, saved
 
 
@@ -512,14 +508,14 @@ def _backward(
     statistics = p.saved(saved)
     dgamma, dbeta = (_arrays.float64(p.x, (p.channels,)) for _ in range(2))
     data, sums = Backward(p.address("dy"), p.x.address, p.address("residual")), Sums(dgamma.address, dbeta.address)
-    dx = p.like.get("out") or _arrays.like(p.x, p.axis)
-    dz = _arrays.like(p.x, p.axis) if "residual" in p.like else None
+    dx = p.like.get("out") or _arrays.like(p.x)
+    dz = _arrays.like(p.x) if "residual" in p.like else None
     gradients = Gradients(dx.address, (dz or dx).address)
-    of_all = data, gradients, p.walk(), statistics, p.affine(), sums, 1.0 / p.plan.values
+    of_all = data, gradients, p.walk, statistics, p.affine(), sums, 1.0 / p.plan.values
     if p.plan.slices == 1:
         p.launch(p.kernels(frozen=frozen).backward, *of_all)
     else:
-        p.launch(p.kernels().backward_sums, data, p.walk(), p.workspace(), statistics, p.affine(), sums)
+        p.launch(p.kernels().backward_sums, data, p.walk, p.workspace(), statistics, p.affine(), sums)
         p.launch(p.kernels(frozen=frozen).backward_apply, *of_all)
     results = dx.array, dgamma.array, dbeta.array
     return results if dz is None else (*results, dz.array)
@@ -539,14 +535,12 @@ def collect(x: Any, channel_axis: int, weights: Any = None) -> Any:
     weights : ndarray of shape (n_samples,), float64, or None
     """
     p = _Pass(x, channel_axis, None, {}, skipping=True)
-    sent = None if weights is None else cuda.to_device(weights, stream=p.stream)
-    values, step = (p.x.address, 0) if sent is None else (_compat.address(sent), 1)
+    sent = None if weights is None else _arrays.sent(p.x, weights)
+    values, step = (p.x.address, 0) if sent is None else (sent.address, 1)
     of_samples = Weights(values, step, max(1, p.plan.outer // p.x.shape[0]))
-    result = cuda.device_array((4, p.channels), np.float64, stream=p.stream)
-    p.launch(p.kernels().collect, p.x.address, p.walk(), p.workspace(), of_samples, _compat.address(result))
-    moments = result.copy_to_host(stream=p.stream)
-    p.stream.synchronize()
-    return moments
+    result = _arrays.float64(p.x, (4, p.channels))
+    p.launch(p.kernels().collect, p.x.address, p.walk, p.workspace(), of_samples, result.address)
+    return _arrays.fetched(result)
 
 
 class Uploaded(NamedTuple):
@@ -576,10 +570,10 @@ def scaled(x: Any, channel_axis: int, mean: Any, scale: Any, shift: Any, out: An
     out : device array like x, optional
     """
     p = _Pass(x, channel_axis, None, {}, out=out)
-    y = p.like.get("out") or _arrays.like(p.x, p.axis)
-    sent = _uploaded(_arrays.current_device(), *(np.ascontiguousarray(a).tobytes() for a in (mean, scale, shift)))
+    y = p.like.get("out") or _arrays.like(p.x)
+    sent = _uploaded(p.device, *(np.ascontiguousarray(a).tobytes() for a in (mean, scale, shift)))
     center, none, factor, offset = sent.addresses
     data = Forward(p.x.address, p.x.address, y.address)
     affine = Affine(p.x.address, 0, offset, 1)
-    p.launch(p.kernels().apply, data, p.walk(), Statistics(center, none, factor), affine, 0.0)
+    p.launch(p.kernels().apply, data, p.walk, Statistics(center, none, factor), affine, 0.0)
     return y.array

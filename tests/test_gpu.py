@@ -279,7 +279,7 @@ def many_slices(monkeypatch):
                 return map(tuple, np.random.default_rng(len(grid)).permutation(list(np.ndindex(*grid))).tolist())
 
         monkeypatch.setattr(kernel, "np", Shuffled())
-        monkeypatch.setattr(_functional, "_device", lambda: {"multiprocessors": 132, "threads": 2})
+        monkeypatch.setattr(_functional, "_device", lambda device: (132, 2))
 
 
 @needs_cuda
@@ -577,7 +577,8 @@ class Torch:
 
     def __init__(self):
         self.grad, self.written, self.handle, self.index = True, [], 0, 0
-        self.float64, self.torch = np.dtype(np.float64), self
+        self.float64, self.int32, self.torch = np.dtype(np.float64), np.dtype(np.int32), self
+        self.sizes = []  # of arrays with zeros
         self.cuda = self.autograd = self.graph = self
 
         class Tensor:
@@ -590,6 +591,12 @@ class Torch:
 
             def stride(self):
                 return tuple(n // self._ary.itemsize for n in self._ary.strides)
+
+            def cpu(self):
+                return self
+
+            def numpy(self):
+                return self._ary
 
             def data_ptr(self):
                 from bncpu.gpu import _compat
@@ -607,6 +614,13 @@ class Torch:
 
     def empty(self, shape, dtype, device):
         return self.Tensor(np.empty(shape, dtype))
+
+    def zeros(self, n, dtype, device):
+        self.sizes.append(n)
+        return self.Tensor(np.zeros(n, dtype))
+
+    def tensor(self, values, device):
+        return self.Tensor(values.copy())
 
     def current_stream(self, device):
         return self
@@ -645,6 +659,31 @@ def test_tensors_give_the_bits_of_numbas_arrays(torch):
     x = torch.Tensor(np.ones((2, 6))[:, ::2])
     with pytest.raises(ValueError, match=r"^x must be C-contiguous, or have its channels"):
         gpu.batch_norm_forward(x)
+
+
+def test_all_memory_of_a_call_is_of_the_library_of_its_arrays(torch, monkeypatch):
+    from numba import cuda
+
+    c, weights = Case("rows in several slices", np.float32), np.linspace(0.5, 2, 300)
+    t, on_numba = (
+        bncpu.BatchNormTransformer().fit(make(c.x), sample_weight=weights) for make in (torch.Tensor, device)
+    )
+    assert_same_bits(t, on_numba)
+    for name in ("device_array", "device_array_like", "to_device"):
+        monkeypatch.setattr(cuda, name, None)
+    torch.sizes.clear()
+    x, dy = torch.Tensor(c.x), torch.Tensor(c.dy)
+    for _ in range(2):
+        _, saved = gpu.batch_norm_forward(x)
+        gpu.batch_norm_backward(dy, x, saved)
+    assert_same_bits(bncpu.BatchNormTransformer().fit(x, sample_weight=weights), t)
+    levels = _plan.plan(c.shape, 1, 4, multiprocessors=1, threads=16).levels
+    assert torch.sizes == 5 * [sum(levels[1:])]
+
+
+def assert_same_bits(a, b):
+    for name in ("mean_", "var_", "n_samples_seen_"):
+        np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
 
 
 def test_tensors_that_require_grad_are_refused_unless_autograd_is_off(torch):
@@ -694,7 +733,7 @@ def test_the_default_stream_is_that_of_the_arrays_library(torch, monkeypatch):
     names = ("default_stream", "legacy_default_stream", "external_stream")
     for name in names:
         monkeypatch.setattr(_functional.cuda, name, lambda *handle, name=name: (name, *handle))
-    of_numba, of_torch = (_arrays.given("x", make(np.ones((3, 2)))) for make in (device, torch.Tensor))
+    of_numba, of_torch = (_arrays.given("x", make(np.ones((3, 2))), 0) for make in (device, torch.Tensor))
     found = {}
     for handle in (0, 7):
         torch.handle = handle
