@@ -438,6 +438,8 @@ MUTANTS = [
     Mutant("sparse-never-recentred", BATCHES, "if np.any(_far(*sums[1:])):", "if False:", "batches"),
     # ---- missing values and infinity ----
     Mutant("nan-counted", SUMS, "        w = observed(d, w);\n", "", "kernels"),
+    Mutant("holes-counted", SUMS, "if (!isfinite(q)) { /* perhaps", "if (0) { /* perhaps", "where"),
+    Mutant("holes-weigh", SUMS, "    if (how & (WEIGHTED | COUNTED))\n", "    if (how & WEIGHTED)\n", "where"),
     Mutant("nan-not-left-out", SUMS, "masked |= skip_missing && !finite[c];", "masked |= 0;", "kernels"),
     Mutant("infinity-for-a-shift", SUMS, "isinf(value) ? 0.0 : value", "value", "kernels"),
     Mutant("missing-not-reported", DRIVERS, "return sums, j.seen != 0", "return sums, False", "transformer"),

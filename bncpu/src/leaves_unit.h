@@ -129,8 +129,9 @@ enum {
     RESIDUAL = 16,
     PAST_CACHE = 32,  /* stores past the cache */
     COUNTED = 64, /* some values do not count */
-    BY_ROW = 128, /* only some rows are summed: those in a list */
-    BOTH = 256    /* says of x and of the result whether they are infinite */
+    HOLES = 128,  /* and are perhaps no numbers; else they are finite */
+    BY_ROW = 256, /* only some rows are summed: those in a list */
+    BOTH = 512    /* says of x and of the result whether they are infinite */
 };
 
 static void copy_unfenced(const char *from, char *to, ptrdiff_t n_bytes);

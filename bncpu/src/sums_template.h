@@ -4,7 +4,7 @@
 
 /* ---- sums: s += w*g, q += w*g*d, n += w with d = x - shift, everything in float64 ----
  * g is d itself in moments, and dy in a backward pass. n is summed only with MASKED. With COUNTED w is 1 where a value counts,
- * and 0 elsewhere: there d is 0. */
+ * and 0 elsewhere; with HOLES d is 0 there, whatever x. */
 
 typedef struct {
     HT mean, scale, shift;
@@ -23,7 +23,7 @@ INLINE void NAME(accumulate)(NAME(runs) r, ptrdiff_t i, const ptrdiff_t lanes, v
         w = observed(d, w);
         d = observed(d, d);
     }
-    if (how & COUNTED)
+    if (how & HOLES)
         d = where(w > 0, d, vdouble_all(0.0));
     g = d;
     if (how & BACKWARD) {
@@ -36,7 +36,7 @@ INLINE void NAME(accumulate)(NAME(runs) r, ptrdiff_t i, const ptrdiff_t lanes, v
         }
         g = NAME(widen)(dy);
     }
-    if (how & WEIGHTED)
+    if (how & (WEIGHTED | COUNTED))
         g = w * g;
     *s += g;
     *q += g * d;
@@ -302,9 +302,17 @@ static void NAME(counted_sums)(bn_part p, NAME(arrays) a, NAME(about) k, NAME(su
     memset(to.q, 0, p.channels * sizeof(double));
     if (!NAME(is_rows)(p, a.x)) {
         for (o = 0; o < p.outer; o++)
-            for (c = 0; c < p.channels; c++)
-                NAME(plane_sums)(a, o, c, p.inner, (NAME(about)){k.center + c, NULL, NULL, NULL}, NULL,
-                                 (NAME(sums)){to.n + c, to.s + c, to.q + c}, COUNTED);
+            for (c = 0; c < p.channels; c++) {
+                double s = 0, q = 0;
+                NAME(about) about = {k.center + c, NULL, NULL, NULL};
+                NAME(plane_sums)(a, o, c, p.inner, about, NULL, (NAME(sums)){NULL, &s, &q}, COUNTED);
+                if (!isfinite(q)) { /* perhaps by what does not count: 0 * NaN is NaN */
+                    s = q = 0;
+                    NAME(plane_sums)(a, o, c, p.inner, about, NULL, (NAME(sums)){NULL, &s, &q}, COUNTED | HOLES);
+                }
+                to.s[c] += s;
+                to.q[c] += q;
+            }
         return;
     }
     a.rows = list;
