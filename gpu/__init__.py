@@ -36,7 +36,8 @@ def __getattr__(name: str) -> Any:
         if (error.name or "").partition(".")[0] not in ("numba", "llvmlite"):
             raise
         raise ImportError(_NOT_INSTALLED) from None
-    return getattr(_functional, name)
+    globals()[name] = found = getattr(_functional, name)  # looked for once
+    return found
 
 
 def is_available() -> bool:

@@ -21,6 +21,7 @@ class Given(NamedTuple):
     """An array as kernels see it."""
 
     array: Any  # what the user gave
+    library: str
     address: Address
     shape: tuple[int, ...]
     storage: str
@@ -38,11 +39,12 @@ class Given(NamedTuple):
         return start, start + prod(self.shape) * _compat.STORAGE[self.storage]
 
 
-def shape_of(name: str, a: Any) -> tuple[int, ...]:
-    """The shape of an array. TypeError if it is not a device array."""
-    if library_of(a) is None:
+def library(name: str, a: Any) -> str:
+    """The library of an array. TypeError if it is not a device array."""
+    found = library_of(a)
+    if found is None:
         raise TypeError(f"{name} must be a device array of CuPy, PyTorch or Numba, got {type(a).__name__}")
-    return tuple(a.shape)
+    return found
 
 
 def given(name: str, a: Any, device: int, *, written: bool = False, axis: int | None = None) -> Given:
@@ -51,13 +53,13 @@ def given(name: str, a: Any, device: int, *, written: bool = False, axis: int | 
     It must be C-contiguous, or be so with `axis`, that of the channels, moved to the end; and on `device`, the current
     one.
     """
-    shape, library = shape_of(name, a), library_of(a)
-    if library == "torch":
+    of, shape = library(name, a), tuple(a.shape)
+    if of == "torch":
         _check_autograd(name, a)
         native, writeable, strides, unit, there = True, True, a.stride(), 1, a.device.index
     else:
         native, writeable, strides, unit = a.dtype.isnative, _compat.is_writeable(a), a.strides, a.dtype.itemsize
-        there = _compat.device_of(a) if library == "numba" else a.device.id
+        there = _compat.device_of(a) if of == "numba" else a.device.id
     storage = _storage(a.dtype)
     if storage not in _compat.STORAGE or not native:
         raise TypeError(f"{name} must be one of {', '.join(_compat.STORAGE)}, got {storage if native else a.dtype}")
@@ -72,11 +74,11 @@ def given(name: str, a: Any, device: int, *, written: bool = False, axis: int | 
     if there != device:
         raise ValueError(f"{name} must be on the current device, {device}, got one on device {there}")
     last = axis if channels_last else None
-    return Given(a, _address(a, library, last), shape, storage, last)
+    return Given(a, of, _address(a, of, last), shape, storage, last)
 
 
-def _address(a: Any, library: str | None, axis: int | None = None) -> Address:
-    return a.data_ptr() if library == "torch" else _compat.address(a, axis)
+def _address(a: Any, of: str, axis: int | None = None) -> Address:
+    return a.data_ptr() if of == "torch" else _compat.address(a, axis)
 
 
 @lru_cache(maxsize=256)
@@ -125,52 +127,43 @@ def share_memory(a: Given, b: Given) -> bool:
 
 def mark_written(a: Given) -> None:
     """Tell PyTorch, whose autograd refuses to go back through what has been changed since."""
-    if library_of(a.array) == "torch":
+    if a.library == "torch":
         sys.modules["torch"].autograd.graph.increment_version(a.array)
-
-
-def current_device() -> int:
-    """The device on which kernels run."""
-    return 0 if _compat.SIMULATED else int(cuda.current_context().device.id)
 
 
 def like(x: Given) -> Given:
     """A new array of the library, shape, dtype and memory order of `x`."""
-    a, library = x.array, library_of(x.array)
-    made = cuda.device_array_like(a) if library == "numba" else sys.modules[library or ""].empty_like(a)
-    return x._replace(array=made, address=_address(made, library, x.axis))
+    made = cuda.device_array_like(x.array) if x.library == "numba" else sys.modules[x.library].empty_like(x.array)
+    return Given(made, x.library, _address(made, x.library, x.axis), x.shape, x.storage, x.axis)
 
 
 def float64(x: Given, shape: tuple[int, ...]) -> Given:
     """A new float64 array of the library and on the device of `x`."""
-    library = library_of(x.array)
-    if library == "torch":
+    if x.library == "torch":
         torch = sys.modules["torch"]
         made = torch.empty(shape, dtype=torch.float64, device=x.array.device)
     else:
         made = (
-            sys.modules["cupy"].empty(shape, "float64") if library == "cupy" else cuda.device_array(shape, np.float64)
+            sys.modules["cupy"].empty(shape, "float64") if x.library == "cupy" else cuda.device_array(shape, np.float64)
         )
-    return Given(made, _address(made, library), shape, "float64", None)
+    return Given(made, x.library, _address(made, x.library), shape, "float64", None)
 
 
 def sent(x: Given, values: NDArray[np.float64]) -> Given:
     """A copy of `values` on the device of `x`, of its library."""
-    library = library_of(x.array)
-    if library == "torch":
+    if x.library == "torch":
         made = sys.modules["torch"].tensor(values, device=x.array.device)
     else:
-        made = sys.modules["cupy"].asarray(values) if library == "cupy" else cuda.to_device(values)
-    return Given(made, _address(made, library), values.shape, "float64", None)
+        made = sys.modules["cupy"].asarray(values) if x.library == "cupy" else cuda.to_device(values)
+    return Given(made, x.library, _address(made, x.library), values.shape, "float64", None)
 
 
 def fetched(a: Given) -> NDArray[np.float64]:
     """A copy in CPU memory; waits for what its library's current stream has to do."""
-    library = library_of(a.array)
-    if library == "torch":
+    if a.library == "torch":
         there: NDArray[np.float64] = a.array.cpu().numpy()
     else:
-        there = a.array.get() if library == "cupy" else a.array.copy_to_host()
+        there = a.array.get() if a.library == "cupy" else a.array.copy_to_host()
     return there
 
 
@@ -184,13 +177,12 @@ class Scratch(NamedTuple):
 
 def scratch(x: Given, device: int, n_floats: int, n_counts: int) -> Scratch:
     """New memory of the library of `x`, whose pool knows streams and graphs. Numba has no pool: its memory is kept."""
-    library = library_of(x.array)
-    if library == "torch":
+    if x.library == "torch":
         torch = sys.modules["torch"]
         where = {"device": x.array.device}
         kept = torch.empty(n_floats, dtype=torch.float64, **where), torch.zeros(n_counts, dtype=torch.int32, **where)
         return Scratch(kept, *(a.data_ptr() for a in kept))
-    if library == "cupy":
+    if x.library == "cupy":
         cupy = sys.modules["cupy"]
         kept = cupy.empty(n_floats, "float64"), cupy.zeros(n_counts, "int32")
         return Scratch(kept, *map(_compat.address, kept))
@@ -208,7 +200,6 @@ _scratch: dict[tuple[int, int], tuple[Any, Any]] = {}
 
 def stream(x: Given) -> int | None:
     """The current stream of the library of an array; 0 is CUDA's default stream, None that of Numba."""
-    library = library_of(x.array)
-    if library == "torch":
+    if x.library == "torch":
         return int(sys.modules["torch"].cuda.current_stream(x.array.device).cuda_stream)
-    return int(sys.modules["cupy"].cuda.get_current_stream().ptr) if library == "cupy" else None
+    return int(sys.modules["cupy"].cuda.get_current_stream().ptr) if x.library == "cupy" else None

@@ -55,6 +55,9 @@ if SIMULATED:
         """The values of an array whose channels, on `axis`, lie last in memory."""
         return Words(a._ary if axis is None else np.moveaxis(a._ary, axis, -1))
 
+    def current_device() -> int:
+        return 0
+
     def device_of(a: Any) -> int:
         return 0
 
@@ -133,6 +136,11 @@ else:
         pointer = getattr(a, "device_ctypes_pointer", None)
         return a.__cuda_array_interface__["data"][0] if pointer is None else int(pointer.value)
 
+    def current_device() -> int:
+        """The device on which kernels run."""
+        error, device = driver.cuCtxGetDevice()  # numba would look for much more, and take ten times as long
+        return int(cuda.current_context().device.id) if error else int(device)
+
     def device_of(a: Any) -> int:
         """The device of an array of Numba."""
         return int(a.gpu_data.context.device.id)
@@ -141,7 +149,8 @@ else:
         """Whether an array of CuPy or Numba may be written."""
         return not a.__cuda_array_interface__["data"][1]
 
-    from cuda.core import LaunchConfig, launch
+    from cuda.bindings import driver
+    from cuda.core import LaunchConfig, Stream, launch
     from llvmlite import ir
     from numba.cuda import types
     from numba.cuda.extending import core_models, intrinsic, overload, register_model
@@ -169,11 +178,11 @@ else:
         all else takes.
         """
         function = kernel.compile(signature_of(kernel))._codelibrary.get_cufunc().kernel
-        config = LaunchConfig(grid=grid, block=block)
+        config, on = LaunchConfig(grid=grid, block=block), Stream.from_handle(stream.__cuda_stream__()[1])
 
         def start(*arguments: Any) -> None:
-            groups = (a if isinstance(a, tuple) else (a,) for a in arguments)
-            launch(stream, config, function, *chain.from_iterable(groups))
+            groups = [a if isinstance(a, tuple) else (a,) for a in arguments]
+            launch(on, config, function, *chain.from_iterable(groups))
 
         return start
 

@@ -37,18 +37,19 @@ class _Pass:
 
     def __init__(
         self, x: Any, channel_axis: Any, activation: Activation, parameters: dict[str, Any], *,
-        skipping: bool = False, **like: Any,
+        frozen: bool = False, skipping: bool = False, **like: Any,
     ):  # fmt: skip
         if reason := _unavailable():
             raise RuntimeError(reason)
-        shape = _arrays.shape_of("x", x)
+        _arrays.library("x", x)
+        shape = tuple(x.shape)
         n_axes = len(shape)
         if n_axes < 2 or 0 in shape:
             raise ValueError(f"x must have at least 2 dimensions and no axis of length 0; got shape {shape}")
         is_index = isinstance(channel_axis, (int, np.integer)) and not isinstance(channel_axis, bool)
         if not is_index or not -n_axes <= channel_axis < n_axes:
             raise ValueError(f"channel_axis must name an axis of x of shape {shape}, got {channel_axis!r}")
-        self.device = _arrays.current_device()
+        self.device = _compat.current_device()
         self.axis, self.channels = int(channel_axis) % n_axes, shape[channel_axis]
         self.x = _arrays.given("x", x, self.device, axis=self.axis)
         if activation not in (None, "relu"):
@@ -60,9 +61,9 @@ class _Pass:
             raise TypeError(f"parameters must have one dtype, got {', '.join(f'{k} {v}' for k, v in kinds.items())}")
         self.written = self._written()
         aligned = self.x.aligned and all(a.aligned for a in self.like.values())
-        self.plan, self.walk, self.kind = _prepared(
+        self.plan, self.walk, self.kernels, self.moments = _prepared(
             shape, self.axis, self.x.axis is not None, aligned, self.x.storage, next(iter(kinds.values()), "float64"),
-            activation == "relu", "residual" in self.like, skipping, *_device(self.device),
+            activation == "relu", "residual" in self.like, "mean" in kinds, frozen, skipping, *_device(self.device),
         )  # fmt: skip
         self.stream = _stream(self.device, _arrays.stream(self.x))
 
@@ -119,10 +120,6 @@ class _Pass:
             _arrays.mark_written(g)
         _launcher(kernel, self.plan.grid, self.plan.block, self.stream)(*arguments)
 
-    def kernels(self, **changes: Any) -> Kernels:
-        """The kernels for this call."""
-        return kernels(self.kind._replace(**changes))
-
     def saved(self, saved: SavedStatistics) -> Statistics:
         """Saved statistics for kernels."""
         if not isinstance(saved, SavedStatistics):
@@ -168,20 +165,33 @@ def _device(device: int) -> tuple[int, int]:
     return (1, 16) if _compat.SIMULATED else (cuda.gpus[device].MULTIPROCESSOR_COUNT, THREADS)
 
 
+class _Prepared(NamedTuple):
+    """What a call needs that depends on shapes and types alone."""
+
+    plan: Plan
+    walk: Walk
+    kernels: Kernels
+    moments: Any  # the kernel for statistics, whatever follows it
+
+
 @lru_cache(maxsize=1024)
 def _prepared(
     shape: tuple[int, ...], axis: int, last: bool, aligned: bool, storage: str, parameters: str,
-    relu: bool, residual: bool, skipping: bool, multiprocessors: int, threads: int,
-) -> tuple[Plan, Walk, Kind]:  # fmt: skip
-    """What a call needs that depends on shapes and types alone. `last` is whether the channels are so in memory."""
+    relu: bool, residual: bool, given: bool, frozen: bool, skipping: bool, multiprocessors: int, threads: int,
+) -> _Prepared:  # fmt: skip
+    """Prepare a call. `last` is whether the channels are so in memory, the others are fields of `Kind`."""
     if last:
         shape, axis = _arrays.at_end(shape, axis), len(shape) - 1
     about: dict[str, int] = {"multiprocessors": multiprocessors, "threads": threads}
     p = plan(shape, axis, _compat.STORAGE[storage], aligned=aligned, **about)
     if skipping and not p.rows:
         p = plan(shape, axis, _compat.STORAGE[storage], aligned=False, **about)
-    kind = Kind(storage, parameters, p.rows, p.n, *p.block, relu=relu, residual=residual, skipping=skipping)
-    return p, Walk(p.outer, p.channels, p.inner, *p.step), kind
+    kind = Kind(
+        storage, parameters, p.rows, p.n, *p.block,
+        relu=relu, residual=residual, given=given, frozen=frozen, skipping=skipping,
+    )  # fmt: skip
+    moments = kernels(kind._replace(relu=False, residual=False)).moments
+    return _Prepared(p, Walk(p.outer, p.channels, p.inner, *p.step), kernels(kind), moments)
 
 
 def _real(name: str, value: Any, high: float = np.inf) -> float:
@@ -264,7 +274,7 @@ def batch_norm(
     y = p.like.get("out") or _arrays.like(p.x)
     data = Forward(p.x.address, p.address("residual"), y.address)
     mean_, var_ = (p.parameters[name].address for name in ("mean", "var"))
-    p.launch(p.kernels(given=True).apply, data, p.walk, Statistics(mean_, mean_, var_), p.affine(), eps)
+    p.launch(p.kernels.apply, data, p.walk, Statistics(mean_, mean_, var_), p.affine(), eps)
     return y.array
 
 
@@ -356,11 +366,10 @@ def batch_norm_forward(
     data = Forward(p.x.address, p.address("residual"), y.address)
     running = Running(p.parameter("running_mean")[0], *p.parameter("running_var"), momentum, ddof)
     if p.plan.slices == 1:
-        p.launch(p.kernels().forward, data, p.walk, statistics, p.affine(), eps, running)
+        p.launch(p.kernels.forward, data, p.walk, statistics, p.affine(), eps, running)
     else:
-        moments = p.kernels(relu=False, residual=False).moments
-        p.launch(moments, p.x.address, p.walk, p.workspace(), statistics, eps, running)
-        p.launch(p.kernels().apply, data, p.walk, statistics, p.affine(), eps)
+        p.launch(p.moments, p.x.address, p.walk, p.workspace(), statistics, eps, running)
+        p.launch(p.kernels.apply, data, p.walk, statistics, p.affine(), eps)
     return y.array, saved
 
 
@@ -500,7 +509,9 @@ def _backward(
     dy: Any, x: Any, saved: SavedStatistics, gamma: Any, beta: Any, channel_axis: int, activation: Activation,
     residual: Any, out: Any, *, frozen: bool,
 ) -> tuple[Any, ...]:  # fmt: skip
-    p = _Pass(x, channel_axis, activation, {"gamma": gamma, "beta": beta}, dy=dy, residual=residual, out=out)
+    p = _Pass(
+        x, channel_axis, activation, {"gamma": gamma, "beta": beta}, frozen=frozen, dy=dy, residual=residual, out=out
+    )
     if "dy" not in p.like:
         raise TypeError("dy must be a device array, got None")
     call = call_of(p.axis, activation, gamma, beta, residual)
@@ -513,10 +524,10 @@ def _backward(
     gradients = Gradients(dx.address, (dz or dx).address)
     of_all = data, gradients, p.walk, statistics, p.affine(), sums, 1.0 / p.plan.values
     if p.plan.slices == 1:
-        p.launch(p.kernels(frozen=frozen).backward, *of_all)
+        p.launch(p.kernels.backward, *of_all)
     else:
-        p.launch(p.kernels().backward_sums, data, p.walk, p.workspace(), statistics, p.affine(), sums)
-        p.launch(p.kernels(frozen=frozen).backward_apply, *of_all)
+        p.launch(p.kernels.backward_sums, data, p.walk, p.workspace(), statistics, p.affine(), sums)
+        p.launch(p.kernels.backward_apply, *of_all)
     results = dx.array, dgamma.array, dbeta.array
     return results if dz is None else (*results, dz.array)
 
@@ -539,7 +550,7 @@ def collect(x: Any, channel_axis: int, weights: Any = None) -> Any:
     values, step = (p.x.address, 0) if sent is None else (sent.address, 1)
     of_samples = Weights(values, step, max(1, p.plan.outer // p.x.shape[0]))
     result = _arrays.float64(p.x, (4, p.channels))
-    p.launch(p.kernels().collect, p.x.address, p.walk, p.workspace(), of_samples, result.address)
+    p.launch(p.kernels.collect, p.x.address, p.walk, p.workspace(), of_samples, result.address)
     return _arrays.fetched(result)
 
 
@@ -575,5 +586,5 @@ def scaled(x: Any, channel_axis: int, mean: Any, scale: Any, shift: Any, out: An
     center, none, factor, offset = sent.addresses
     data = Forward(p.x.address, p.x.address, y.address)
     affine = Affine(p.x.address, 0, offset, 1)
-    p.launch(p.kernels().apply, data, p.walk, Statistics(center, none, factor), affine, 0.0)
+    p.launch(p.kernels.apply, data, p.walk, Statistics(center, none, factor), affine, 0.0)
     return y.array

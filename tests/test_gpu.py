@@ -1010,11 +1010,11 @@ def test_a_refused_call_is_one_line_that_names_the_argument(changes, error, mess
 
 @needs_cuda
 def test_no_driver_and_an_array_on_another_device_are_one_line(monkeypatch):
-    from bncpu.gpu import _arrays, _functional
+    from bncpu.gpu import _compat, _functional
 
     x = device(np.ones((3, 2)))
     with monkeypatch.context() as elsewhere:
-        elsewhere.setattr(_arrays, "current_device", lambda: 7)
+        elsewhere.setattr(_compat, "current_device", lambda: 7)
         with pytest.raises(ValueError, match=r"^x must be on the current device, 7, got one on device 0$"):
             gpu.batch_norm_forward(x)
     monkeypatch.setattr(_functional, "_unavailable", lambda: "no usable CUDA device: no driver")

@@ -1,0 +1,64 @@
+"""What the CUDA backend launches, with the real numba-cuda on a driver that runs nothing: see stub/libcuda.c.
+
+The simulator runs the kernels as Python; here they are compiled and linked as for a device, and started as on one.
+"""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bncpu import gpu
+from bncpu.gpu import _plan
+
+STUB = Path(__file__).parent / "stub"
+COMPILER = shutil.which(os.environ.get("CC", "cc"))
+
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("numba_cuda") is None, reason="numba-cuda is not installed"),
+    pytest.mark.skipif(not sys.platform.startswith("linux") or COMPILER is None, reason="needs Linux and a C compiler"),
+    pytest.mark.skipif(os.environ.get("NUMBA_ENABLE_CUDASIM") == "1", reason="not in the simulator"),
+    pytest.mark.skipif(gpu.is_available(), reason="there is a device"),
+]
+
+
+@pytest.fixture(scope="module")
+def launches(tmp_path_factory):
+    """What each call of stub/calls.py launched."""
+    folder = tmp_path_factory.mktemp("stub")
+    library, log = folder / "libcuda.so.1", folder / "launches"
+    subprocess.run([COMPILER, "-shared", "-fPIC", "-o", library, STUB / "libcuda.c", "-ldl"], check=True)
+    env = os.environ | {"LD_LIBRARY_PATH": str(folder), "CUDA_STUB_LOG": str(log), "CUDA_STUB_ARGUMENTS": "8"}
+    run = subprocess.run([sys.executable, STUB / "calls.py"], env=env, capture_output=True, text=True, timeout=100)
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout)
+
+
+@pytest.mark.parametrize("name", ["rows", "planes", "small"])
+def test_launches_follow_the_plan_and_start_at_x(launches, name):
+    found = launches[name]
+    p = _plan.plan(tuple(found["shape"]), 1, 4, multiprocessors=132)
+    assert (p.slices == 1) is (name == "small")
+    both = 1 if p.slices == 1 else 2
+    assert [len(found[call]) for call in ("inference", "forward", "backward")] == [1, both, both]
+    for call in ("inference", "forward", "backward"):
+        for grid_x, grid_y, block_x, block_y, stream, *arguments in found[call]:
+            assert (grid_x, grid_y, block_x, block_y) == (*p.grid, *p.block)
+            assert stream == 0  # Numba's default
+            assert arguments[0] == found["x"]
+    if both == 2:
+        *_, x, outer, channels, inner, step_outer, step_inner, parts, done = found["forward"][0]
+        assert (outer, channels, inner) == (p.outer, p.channels, p.inner)
+        assert (step_outer, step_inner) == p.step
+        assert len({x, parts, done, 0}) == 4
+
+
+def test_launches_are_on_the_current_stream_of_the_arrays_library(launches):
+    for stream in (0, 0x7770, 0x7780):
+        (launch,) = launches[f"stream {stream}"]
+        assert launch[4] == (stream or 1)  # PyTorch's 0 is CUDA's legacy default stream, which is 1
