@@ -1,4 +1,4 @@
-"""What `where=` costs: forward and backward passes of which a tenth does not count, in times of the same calls without it.
+"""What `where=` costs: passes over data of which a tenth does not count, in times of the same calls without it.
 
     pip install .
     python comparisons/where.py           # a minute, on an idle machine
@@ -14,7 +14,7 @@ import numpy as np
 import bncpu
 from bncpu.bench import interleaved, machine
 
-# Name, shape, the axes of which `where` says what counts, the norm, its arguments of both passes and of the first alone.
+# Name, shape, the axes that `where` has, the norm, its arguments of both passes, and of the first alone.
 CASES = (
     ("batch, planes", (32, 64, 56, 56), (0, 2, 3), "batch_norm", {}, ()),
     ("batch, long planes", (64, 256, 512), (0, 2), "batch_norm", {}, ()),
