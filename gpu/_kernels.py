@@ -9,10 +9,10 @@ inner is 1, one value of each of n channels. A block has `columns` x `members` t
 channels axis. Its values are shared among its members in this block and in other blocks of the same column, which are
 called slices. The forms differ only in whether the lanes of a vector are added up in the end.
 
-A thread sums deviations from its own first value. If that is an outlier, the sum has up to one more rounding for each
-value. Members and slices are merged (Chan, Golub & LeVeque, 1983) in an order that depends on the plan alone. The last
-block of a column to finish merges the slices and computes the statistics. A mean is kept as two numbers, so that a
-large mean costs no digits.
+A thread sums deviations from its own first value, then moves them to its mean. If the first value is an outlier, the
+sum has up to one more rounding for each value. Members and slices are merged in an order that depends on the plan
+alone: slices as a tree, in which the last block of a group to finish merges the group. The last of all computes the
+statistics. A mean is kept as two numbers, so that a large mean costs no digits.
 
 In the order of a reader: `_arguments` has what kernels are given, `_columns` the walk, `_moments` the sums of a thread
 and the statistics, `_merging` how threads and slices come together, `_results` the forward pass, `_backward` the
