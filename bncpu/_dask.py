@@ -29,7 +29,7 @@ WEIGHTS = "bncpu sample_weight"
 
 
 def weights(sample_weight: Any, X: Any) -> Any:
-    """Weights as an array or Series of Dask with a block for each block of rows of X, or of its positions; or None."""
+    """Weights as an array or Series of Dask that is cut as X is, along its rows or positions; or None."""
     if sample_weight is None:
         return None
     import dask.array
@@ -97,9 +97,9 @@ def summary(
 
 
 def _inputs(X: Any, weights: Any, channel_axis: int | None) -> tuple[Any, list[Any], list[Any]]:
-    """Keys of blocks, nested by rows, columns and positions; keys of weights, by rows and positions; what has them.
+    """Keys of blocks, nested by rows, columns and positions; keys of weights, by rows and positions; their collections.
 
-    Weights of samples are those of all positions.
+    Weights of samples have one key for all positions.
     """
     from dask.core import flatten
 

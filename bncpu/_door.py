@@ -205,6 +205,8 @@ def _lazy_samples(X: Any, channel_axis: int | None) -> Samples:
         raise TypeError("channel_axis is for dense arrays, got a DataFrame; its features are its columns")
     if not -X.ndim <= channel_axis < X.ndim or X.ndim < 2:
         raise ValueError(f"channel_axis={channel_axis} must name an axis of X, got shape {X.shape}")
+    if 0 in X.shape and X.ndim > 2:
+        raise ValueError(f"X must hold at least one value, got shape {X.shape}")
     return Samples(_layout.channels_second(X, channel_axis), channel_axis)
 
 

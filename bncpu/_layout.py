@@ -287,7 +287,7 @@ def n_counted(where: NDArray[np.bool_], shape: tuple[int, ...], kept: tuple[int,
     rows = where.transpose([*kept, *others]).reshape(own, where.size // max(1, own))
     # A row at a time, or all along an axis: the faster one. np.count_nonzero along an axis is slower than both.
     long = rows.shape[1] > 4096
-    n = list(map(np.count_nonzero, rows)) if long else np.add.reduce(rows.view(np.uint8), axis=1, dtype=np.uint32)
+    n = list(map(np.count_nonzero, rows)) if long else np.add.reduce(rows, axis=1, dtype=np.uint32)
     counts = np.asarray(n, np.int64).reshape([where.shape[axis] for axis in kept]) * each
     return np.broadcast_to(counts, [shape[axis] for axis in kept])
 

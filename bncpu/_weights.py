@@ -27,13 +27,17 @@ def of_samples(sample_weight: Any, X: Any) -> NDArray[np.float64] | None:
         raise TypeError(f"sample_weight must be in CPU memory, got a device array: {type(sample_weight).__name__}")
     if foreign_namespace(sample_weight) is not None:
         sample_weight = _foreign.shared("sample_weight", sample_weight)
-    if isinstance(sample_weight, np.ma.MaskedArray):
-        sample_weight = sample_weight.filled(0)
+    sample_weight = _unmasked(sample_weight)
     sample_weight = numbers_only("sample_weight", sample_weight)
     if has_positions(sample_weight, X):
         return _of_positions(np.asarray(sample_weight), X)
     # scikit-learn looks at the number of samples alone.
     return _not_all_zero(sample_weight, np.empty((len(X), 0)) if isinstance(X, Batch) else X)
+
+
+def _unmasked(sample_weight: Any) -> Any:
+    """Weights that are 0 where they are masked."""
+    return sample_weight.filled(0) if isinstance(sample_weight, np.ma.MaskedArray) else sample_weight
 
 
 def has_positions(sample_weight: Any, X: Any) -> bool:
@@ -80,6 +84,7 @@ def of_block(weights: Any, X: Any) -> NDArray[np.float64] | None:
     """Weights of a block, which may all be 0."""
     if weights is None:
         return None
+    weights = _unmasked(weights)
     loose = {"ensure_2d": False, "allow_nd": True, "ensure_min_samples": 0, "ensure_min_features": 0}
     weights = check_array(weights, dtype=np.float64, input_name="sample_weight", **loose)
     if weights.shape not in (X.shape[:1], (X.shape[0], *X.shape[2:])):
@@ -101,13 +106,14 @@ def of_lazy(sample_weight: Any, X: Any) -> tuple[Any, bool]:
                 "sample_weight must be a Dask array or Series, cut as X is, where X does not know the sizes of its "
                 f"blocks; got {type(sample_weight).__name__}"
             )
+        sample_weight = numbers_only("sample_weight", _unmasked(sample_weight))
         if has_positions(sample_weight, X):
-            return _of_positions(np.asarray(numbers_only("sample_weight", sample_weight)), X), True
+            return _of_positions(np.asarray(sample_weight), X), True
         return _not_all_zero(sample_weight, range(n_samples)), True
     if has_positions(sample_weight, X):
-        if math.isnan(X.shape[0] + sample_weight.shape[0]):
+        if any(map(math.isnan, X.shape + sample_weight.shape)):
             raise ValueError(
-                "sample_weight of positions needs X and weights that know their numbers of rows: compute_chunk_sizes()"
+                "sample_weight of positions needs X and weights that know their sizes: compute_chunk_sizes()"
             )
         _fit_positions(sample_weight, X)
         return sample_weight, True

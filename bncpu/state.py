@@ -354,14 +354,8 @@ def content(t: Any) -> dict[str, Any]:
     checked = parameters(t).for_features(t, t.n_features_in_)
     durations = {name: value for name, value in checked._asdict().items() if isinstance(value, np.timedelta64)}
     state, names = t._state, getattr(t, "feature_names_in_", None)
-    given = _given(t) | {name: _as_json(value) for name, value in durations.items()}
-    for name, value in given.items():
-        if name not in durations and not _is_kept(value):
-            raise TypeError(
-                f"save takes parameters that are finite numbers, texts or lists of them, got {name}={shown(value)}"
-            )
     kept = {
-        "parameters": given,
+        "parameters": _to_keep(t) | {name: _as_json(value) for name, value in durations.items()},
         "in_effect": _in_effect(t),
         "mode": state.kind.name,
         "n_features_in": t.n_features_in_,
@@ -393,12 +387,24 @@ def content(t: Any) -> dict[str, Any]:
 
 
 def _given(t: Any) -> dict[str, Any]:
-    """The constructor parameters of `t`, for JSON. gamma and beta become lists, other sequences stay as they are."""
-    sequences = (list, tuple, np.ndarray)
-    return {
-        name: value if isinstance(value, sequences) and name not in ("gamma", "beta") else _as_json(value)
-        for name, value in t.get_params().items()
-    }
+    """The constructor parameters of `t`, arrays as lists."""
+    return {name: _as_json(value) for name, value in t.get_params().items()}
+
+
+def _to_keep(t: Any) -> dict[str, Any]:
+    """The constructor parameters of `t` for a state file. TypeError if one of a subclass would come back as another."""
+    found = {}
+    for name, value in t.get_params().items():
+        if name in ("gamma", "beta", "dtype", "halflife"):
+            found[name] = _as_json(value)
+            continue
+        is_number = isinstance(value, (np.bool_, np.number, np.str_)) and not isinstance(value, np.timedelta64)
+        found[name] = value.item() if is_number else value
+        if not _is_kept(found[name]):
+            raise TypeError(
+                f"save takes parameters that are finite numbers, texts or lists of them, got {name}={shown(value)}"
+            )
+    return found
 
 
 def _is_kept(value: Any) -> bool:

@@ -250,7 +250,7 @@ class BatchNormTransformer(LayerMixin, CallbackSupportMixin, OneToOneFeatureMixi
         sample_weight : array-like of shape (n_samples,), optional
             Not negative; weight 2 is the same as the row twice. With `channel_axis` also a weight for each position, of
             the shape of X without its channels: 0 for padding. For an X of Dask that does not know its number of rows,
-            an array or Series of Dask, one weight for each row.
+            an array or Series of Dask, cut as X is, with one weight for each row.
 
         Returns
         -------

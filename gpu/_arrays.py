@@ -187,8 +187,11 @@ def scratch(x: Given, device: int, n_floats: int, n_counts: int) -> Scratch:
         kept = cupy.empty(n_floats, "float64"), cupy.zeros(n_counts, "int32")
         return Scratch(kept, *map(_compat.address, kept))
     key = device, threading.get_ident()
-    if key not in _scratch or _scratch[key][0].size < n_floats or _scratch[key][1].size < n_counts:
-        n_floats, n_counts = (1 << (n - 1).bit_length() for n in (n_floats, n_counts))
+    sizes = [a.size for a in _scratch.get(key, ())] or [0, 0]
+    if sizes[0] < n_floats or sizes[1] < n_counts:
+        n_floats, n_counts = (
+            max(had, 1 << (n - 1).bit_length()) for had, n in zip(sizes, (n_floats, n_counts), strict=True)
+        )
         _scratch[key] = cuda.device_array(n_floats, np.float64), cuda.to_device(np.zeros(n_counts, np.int32))
     return Scratch(_scratch[key], *map(_compat.address, _scratch[key]))
 

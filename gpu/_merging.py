@@ -30,7 +30,7 @@ def two_sum(a, b):
 
 @cuda.jit(device=True)
 def join_moments(p, q):
-    """Merge two parts, about the number of the heavier one: about the other one, rounding would be larger.
+    """Merge two parts, about the number of the heavier one: if both are near their means, rounding is least there.
 
     This divides by nothing. A part without a count is about 0, and adds nothing, but its squares may be NaN, as a sign
     of an infinity.

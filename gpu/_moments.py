@@ -125,11 +125,14 @@ def _make_put_aside(kind: Kind) -> Any:
 
     @cuda.jit(device=True)
     def put_aside(parts, shift, count, s, q):
-        """Merge the sums so far into the moments of this thread."""
+        """Merge the sums so far into the moments of this thread.
+
+        These stay about their mean: weights that grow would leave it far behind.
+        """
         for k in range(lanes):
             i = entry(k)
             part = about_mean((summed(count, k), lane(shift, k), summed(s, k), summed(q, k)))
-            put_four(parts, i, join_moments(four(parts, i), part))
+            put_four(parts, i, about_mean(join_moments(four(parts, i), part)))
 
     return put_aside
 

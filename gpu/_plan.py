@@ -9,7 +9,7 @@ THREADS = 256  # in a block
 ACCESS = 16  # bytes that a thread reads at once
 WARP = 32
 AT_ONCE = 512  # threads of a multiprocessor: with four vectors each, more on their way than the memory's latency needs
-FAN_IN = 32  # slices that one of them merges
+FAN_IN = 32  # slices in a group, which the last of them merges
 LEAST_STEPS = 8  # vectors for a thread, before a column is shared among more blocks
 MOST_SLICES = 65535
 

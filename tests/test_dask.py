@@ -362,7 +362,19 @@ def test_weights_of_positions_are_checked_as_in_memory(made):
             bn.fit(X, sample_weight=made(wrong))
     with pytest.raises(ValueError, match=r"must be a Dask array or Series|compute_chunk_sizes\(\)"):
         bn.fit(X[X[:, 0, 0, 0] > 0], sample_weight=made(weights))
+    with pytest.raises(ValueError, match=r"compute_chunk_sizes\(\)"):
+        bn.fit(X[:, :, X[0, 0, :, 0] > 100], sample_weight=da.from_array(weights))
+    with pytest.raises(ValueError, match=r"X must hold at least one value, got shape \(6, 5, 0, 3\)"):
+        bn.fit(X[:, :, :0], sample_weight=made(weights[:, :0]))
     assert vars(bn) == vars(BatchNormTransformer(channel_axis=1))
+
+
+def test_masked_weights_are_0():
+    X, mask = da.from_array(IMAGES, chunks=(2, 5, 2, 3)), np.arange(6 * 4 * 3).reshape(6, 4, 3) % 3 == 0
+    for weights in (np.ma.array(np.full(mask.shape, 2.0), mask=mask), np.ma.array(np.ones(6), mask=mask[:, 0, 1])):
+        expected = BatchNormTransformer(channel_axis=1).fit(IMAGES, sample_weight=weights.filled(0))
+        for w in (weights, da.from_array(weights, chunks=2)):
+            assert_same(BatchNormTransformer(channel_axis=1).fit(X, sample_weight=w), expected)
 
 
 @pytest.mark.parametrize("where", [1, 3])

@@ -17,6 +17,7 @@ import pytest
 from arrays import DTYPES, hostile_columns
 from ml_dtypes import bfloat16
 from sklearn import config_context
+from sklearn.base import clone
 from test_problem_sizes import DESCRIPTORS, shape_of
 
 import bncpu
@@ -329,6 +330,25 @@ def test_a_first_value_far_from_all_others_costs_no_digits(many_slices, weight):
     exact = [exact_variance(x[:, c], weights) for c in range(3)]
     np.testing.assert_allclose(got.var_, exact, rtol=1e-13)
     np.testing.assert_allclose(expected.var_, exact, rtol=1e-13)
+
+
+@needs_cuda
+def test_weights_that_grow_do_not_leave_the_number_behind_about_which_values_are_summed(monkeypatch):
+    threads, steps, growth = 4, 1500, 1.013
+    if IS_SIMULATED:
+        from bncpu.gpu import _functional
+
+        monkeypatch.setattr(_plan, "AT_ONCE", threads)
+        monkeypatch.setattr(_functional, "_device", lambda device: (1, threads))
+        assert _plan.plan((threads * steps, 1), 1, 8, multiprocessors=1, threads=threads).slices == 1
+    x = np.random.default_rng(9).standard_normal((threads * steps, 1))
+    x[: 120 * threads] += 1e6
+    weights = growth ** (np.arange(len(x)) // threads - steps + 1.0)
+    got = bncpu.BatchNormTransformer().fit(device(x), sample_weight=weights)
+    np.testing.assert_allclose(got.var_, exact_variance(x[:, 0], weights), rtol=1e-12)
+    fading = bncpu.BatchNormTransformer(halflife=np.log(2) / np.log(growth) * threads)
+    got, expected = (clone(fading).partial_fit(a) for a in (device(x), x))
+    np.testing.assert_allclose(got.var_, expected.var_, rtol=1e-12)
 
 
 def exact_variance(values, weights):

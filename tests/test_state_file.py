@@ -2,6 +2,7 @@
 
 import bisect
 import contextlib
+import enum
 import errno
 import gzip
 import hashlib
@@ -168,6 +169,10 @@ class Renamed(BatchNormTransformer):
         self.decay = decay
 
 
+class Note(enum.StrEnum):
+    TEXT = "text"
+
+
 class More(BatchNormTransformer):
     def __init__(
         self, *, momentum=None, halflife=None, window=None, eps=0.0, ddof=0, with_mean=True, with_std=True, gamma=None,
@@ -190,15 +195,20 @@ def test_what_save_writes_the_same_class_loads(path):
     More(note="kept", halflife=7).fit(GOOD).save(path)
     again = More.load(path)
     assert (type(again), again.note, again.halflife) == (More, "kept", 7)
-    for note in (len, {"a": 1}, 1j, (1, 2), np.arange(2), [1.0, float("nan")], float("inf"), [[1], (2,)]):
+    refused = [len, {"a": 1}, 1j, (1, 2), np.arange(2), [1.0, float("nan")], float("inf"), [[1], (2,)]]
+    refused += [range(3), float, np.float32, Note.TEXT, np.datetime64("2020-01-01", "ns"), [np.int64(1)]]
+    for note in refused:
         with pytest.raises(
             TypeError, match="save takes parameters that are finite numbers, texts or lists of them, got note="
         ):
             More(note=note).fit(GOOD).save(path)
     assert More.load(path).note == "kept"
-    for note in ([1, "a", None], [True, 2, 0.5, 2**70], [[1, 2], [3]], []):
+    for note in ([1, "a", None], [True, 2, 0.5, 2**70], [[1, 2], [3]], [], "a\0", "é"):
         More(note=note).fit(GOOD).save(path)
         assert repr(More.load(path).note) == repr(note)
+    for note in (np.float32(0.5), np.int64(3), np.bool_(True), np.str_("a")):
+        More(note=note).fit(GOOD).save(path)
+        assert repr(More.load(path).note) == repr(note.item())
 
 
 def test_a_failure_while_writing_leaves_the_old_file_and_nothing_else(path, monkeypatch):

@@ -160,6 +160,22 @@ def test_what_does_not_count_may_be_anything(norm, garbage):
             assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("size", [8, 300, 5000])
+def test_every_byte_but_0_is_true(norm, size):
+    x, dy, z, p, _ = case(3, (4, 6, size), 1, np.float32)
+    image = np.where(np.arange(4 * size).reshape(4, size) % 3 == 0, np.uint8(0), np.uint8(255))
+    called = NORMS[norm](6)
+    found = []
+    for where in (image.view(bool), image > 0):
+        where = np.repeat(where[:, None], 6, axis=1) if norm in ("layer", "rms") else where
+        options = {"channel_axis": 1, "where": where, "residual": z}
+        y, saved = called.forward(bncpu, x, p, **options)
+        found.append([y, saved.invstd, np.asarray(saved.count), *called.backward(bncpu, dy, x, saved, p, **options)])
+    for got, expected in zip(*found, strict=True):
+        assert_array_equal(got, expected)
+
+
 def test_nan_that_counts_stays_in_its_channel():
     x, dy, _, p, where = case(4, (8, 3, 6), 1)
     clean, saved = bncpu.batch_norm_forward(x, **p, where=where)
