@@ -103,7 +103,13 @@ MUTANTS = [
     # ---- what is no number ----
     Mutant("dates-of-frames-taken", DOOR, "startswith(NO_NUMBERS)", 'startswith("nothing")', "door"),
     Mutant("masks-dropped", DOOR, "if not np.ma.is_masked(X):", "if True:", "door"),
-    Mutant("masked-weights-taken", "bncpu/_weights.py", "sample_weight = sample_weight.filled(0)", "pass", "door"),
+    Mutant(
+        "masked-weights-taken",
+        "bncpu/_weights.py",
+        "return sample_weight.filled(0) if",
+        "return sample_weight.data if",
+        "door",
+    ),
     Mutant("lists-of-arrays-cut", DOOR, "if isinstance(item[0], np.ndarray) or", "if", "door"),
     Mutant("empty-batches-counted", DOOR, "return len(shape) > 1 and shape[0] == 0", "return False", "door"),
     Mutant(
