@@ -355,7 +355,7 @@ def content(t: Any) -> dict[str, Any]:
     durations = {name: value for name, value in checked._asdict().items() if isinstance(value, np.timedelta64)}
     state, names = t._state, getattr(t, "feature_names_in_", None)
     kept = {
-        "parameters": _to_keep(t) | {name: _as_json(value) for name, value in durations.items()},
+        "parameters": _to_keep(t, durations),
         "in_effect": _in_effect(t),
         "mode": state.kind.name,
         "n_features_in": t.n_features_in_,
@@ -391,12 +391,15 @@ def _given(t: Any) -> dict[str, Any]:
     return {name: _as_json(value) for name, value in t.get_params().items()}
 
 
-def _to_keep(t: Any) -> dict[str, Any]:
-    """The constructor parameters of `t` for a state file. TypeError if one of a subclass would come back as another."""
+def _to_keep(t: Any, checked: dict[str, Any]) -> dict[str, Any]:
+    """The constructor parameters of `t` for a state file; for some the values that were made of them.
+
+    TypeError if one of a subclass would come back as another.
+    """
     found = {}
     for name, value in t.get_params().items():
-        if name in ("gamma", "beta", "dtype", "halflife"):
-            found[name] = _as_json(value)
+        if name in checked or name in ("gamma", "beta", "dtype"):
+            found[name] = _as_json(checked.get(name, value))
             continue
         is_number = isinstance(value, (np.bool_, np.number, np.str_)) and not isinstance(value, np.timedelta64)
         found[name] = value.item() if is_number else value
