@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from bncpu import _tables
 from bncpu._json_lines import JsonLines
-from bncpu._tables import Ipc, Npy, Parquet, Reading, Table
+from bncpu._tables import Ipc, Npy, Parquet, Reading, Table, fill
 from bncpu._temporary import temporary
-from bncpu._text import Csv, Text, Tsv, fill
+from bncpu._text import Csv, Text, Tsv
 
 STANDARD = Path("-")
 

@@ -13,6 +13,7 @@ import functools
 import itertools
 import json
 import os
+import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -70,6 +71,19 @@ class Column(NamedTuple):
 
 class Located(ValueError):
     """An error that says where it is."""
+
+
+def fill(copy: Any, parts: Iterable[bytes], of: Path) -> None:
+    """Write a temporary copy; `Located` if there is no room for it."""
+    for part in itertools.chain(parts, [b""]):
+        try:
+            copy.write(part) if part else copy.flush()
+        except OSError as error:
+            folder = tempfile.gettempdir()
+            raise Located(
+                f"{str(of)!r} needs a temporary copy, for which {folder!r} has no room: {error.strerror}; TMPDIR names "
+                "another folder"
+            ) from None
 
 
 class Piece(Protocol):

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from bncpu import _kernels
-from bncpu._tables import Column, Columnar, Located, named
+from bncpu._tables import Column, Columnar, Located, fill, named
 from bncpu._temporary import temporary
 
 # Bytes that tell what a file is written in, and what its columns hold: tried in order until they hold two lines.
@@ -242,19 +242,6 @@ class Text(Columnar):
     def fault(self, names: Sequence[str]) -> str | None:
         """The first fault of the file, found by reading it again."""
         raise NotImplementedError
-
-
-def fill(copy: Any, parts: Iterable[bytes], of: Path) -> None:
-    """Write a temporary copy; `Located` if there is no room for it."""
-    for part in itertools.chain(parts, [b""]):
-        try:
-            copy.write(part) if part else copy.flush()
-        except OSError as error:
-            folder = tempfile.gettempdir()
-            raise Located(
-                f"{str(of)!r} needs a temporary copy, for which {folder!r} has no room: {error.strerror}; TMPDIR names "
-                "another folder"
-            ) from None
 
 
 class Effort(enum.Enum):

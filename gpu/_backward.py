@@ -10,7 +10,7 @@ from numba import cuda
 from . import _compat
 from ._arguments import Kind
 from ._columns import backwards, forwards, make_columns, make_visit
-from ._merging import make_merge_sums, put_two, two
+from ._merging import make_merge_sums, put_two, read_one, two, write_one
 from ._results import make_coefficients, make_fused, make_parameter
 
 
@@ -75,10 +75,7 @@ def make_sum_gradients(kind: Kind) -> Any:
 
 
 def _make_finish_sums(kind: Kind) -> Any:
-    lanes, lane = kind.lanes, _compat.lane
-    load_one, store_one = _compat.access("float64", 1)
-    in_one = _compat.filled(1)
-    column_of = make_columns(kind).column
+    lanes, column_of = kind.lanes, make_columns(kind).column
 
     @cuda.jit(device=True)
     def finish_sums(parts, walk, statistics, sums):
@@ -88,9 +85,9 @@ def _make_finish_sums(kind: Kind) -> Any:
             for k in range(lanes):
                 at = column * lanes + k
                 total, product = two(parts, cuda.threadIdx.x * lanes + k)
-                lo, inverse = lane(load_one(statistics.mean_lo, at), 0), lane(load_one(statistics.invstd, at), 0)
-                store_one(sums.dgamma, at, in_one((product - lo * total) * inverse))
-                store_one(sums.dbeta, at, in_one(total))
+                lo, inverse = read_one(statistics.mean_lo, at), read_one(statistics.invstd, at)
+                write_one(sums.dgamma, at, (product - lo * total) * inverse)
+                write_one(sums.dbeta, at, total)
 
     return finish_sums
 

@@ -179,7 +179,7 @@ def _prepared(
     shape: tuple[int, ...], axis: int, last: bool, aligned: bool, storage: str, parameters: str,
     relu: bool, residual: bool, given: bool, frozen: bool, skipping: bool, multiprocessors: int, threads: int,
 ) -> _Prepared:  # fmt: skip
-    """Prepare a call. `last` is whether the channels are so in memory, the others are fields of `Kind`."""
+    """Prepare a call. `last` is whether the channels are adjacent in memory though their axis is not the last."""
     if last:
         shape, axis = _arrays.at_end(shape, axis), len(shape) - 1
     about: dict[str, int] = {"multiprocessors": multiprocessors, "threads": threads}

@@ -10,7 +10,17 @@ from numba import cuda
 from . import _compat
 from ._arguments import Kind
 from ._columns import forwards, make_columns, make_visit
-from ._merging import about_mean, four, join_moments, make_merge_moments, moments_of, put_four
+from ._merging import (
+    about_mean,
+    four,
+    join_moments,
+    make_merge_moments,
+    moments_of,
+    put_four,
+    read_one,
+    write_four,
+    write_one,
+)
 
 # In `collect` a new shift is chosen when the values summed about one weigh so many times as much as it does. This
 # bounds the number of roundings that an outlier as shift can cost.
@@ -52,12 +62,11 @@ def _all_values(n: int) -> Taking:
 
 def _weighted_values() -> Taking:
     """NaN is left out. The first value that counts is the shift, and its weight the anchor."""
-    load_one, _ = _compat.access("float64", 1)
-    lane, present, where_0, any_above = _compat.lane, _compat.present, _compat.where_0, _compat.any_above
+    present, where_0, any_above = _compat.present, _compat.where_0, _compat.any_above
 
     @cuda.jit(device=True)
     def weighed(weights, o):
-        return 1.0 if weights.step == 0 else lane(load_one(weights.values, o // weights.per_sample), 0)
+        return 1.0 if weights.step == 0 else read_one(weights.values, o // weights.per_sample)
 
     @cuda.jit(device=True)
     def is_due(v, weight, count, anchor):
@@ -141,7 +150,6 @@ def _make_put_aside(kind: Kind) -> Any:
 def make_finish_moments(kind: Kind) -> Any:
     """The device function that computes statistics from moments."""
     lanes, lane, inverse_std = kind.lanes, _compat.lane, _compat.inverse_std
-    _, store_one = _compat.access("float64", 1)
     load_parameter, store_parameter = _compat.access(kind.parameters, 1)
     in_one = _compat.filled(1)
     column_of = make_columns(kind).column
@@ -160,12 +168,12 @@ def make_finish_moments(kind: Kind) -> Any:
             for k in range(lanes):
                 at = column * lanes + k
                 n, hi, lo, m2 = moments_of(four(parts, cuda.threadIdx.x * lanes + k))
-                store_one(statistics.mean, at, in_one(hi))
-                store_one(statistics.mean_lo, at, in_one(lo))
+                write_one(statistics.mean, at, hi)
+                write_one(statistics.mean_lo, at, lo)
                 m2 = 0.0 if m2 < 0.0 else m2  # NaN stays
                 var = m2 / n
                 var += var - var  # NaN where var has overflowed
-                store_one(statistics.invstd, at, inverse_std(in_one(var), eps))
+                write_one(statistics.invstd, at, lane(inverse_std(in_one(var), eps), 0))
                 if running.step:
                     updated(running.mean, at, running.momentum, hi)
                     updated(running.var, at, running.momentum, m2 / (n - running.ddof))
@@ -176,10 +184,7 @@ def make_finish_moments(kind: Kind) -> Any:
 @cache
 def make_write_moments(kind: Kind) -> Any:
     """The device function that writes moments as they are."""
-    lanes = kind.lanes
-    _, store_one = _compat.access("float64", 1)
-    in_one = _compat.filled(1)
-    column_of = make_columns(kind).column
+    lanes, column_of = kind.lanes, make_columns(kind).column
 
     @cuda.jit(device=True)
     def write_moments(parts, walk, result):
@@ -189,9 +194,6 @@ def make_write_moments(kind: Kind) -> Any:
             for k in range(lanes):
                 at, width = column * lanes + k, walk.channels * lanes
                 n, hi, lo, m2 = moments_of(four(parts, cuda.threadIdx.x * lanes + k))
-                store_one(result, at, in_one(n))
-                store_one(result, at + width, in_one(hi))
-                store_one(result, at + 2 * width, in_one(lo))
-                store_one(result, at + 3 * width, in_one(0.0 if m2 < 0.0 else m2))
+                write_four(result, at, width, (n, hi, lo, 0.0 if m2 < 0.0 else m2))
 
     return write_moments

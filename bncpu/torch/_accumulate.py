@@ -143,11 +143,8 @@ def _replica(model: nn.Module) -> nn.Module:
         copy: nn.Module = cls.__new__(cls)
         copies[id(m)] = copy
         vars(copy).update(vars(m), _compiled_call_impl=None, _original=id(m))
-        for name in (
-            "_parameters",
-            "_buffers",
-            "_forward_pre_hooks",
-        ):  # those of `_only_in_copies` stay with the original
+        # The hooks of `_only_in_copies` stay with the original.
+        for name in ("_parameters", "_buffers", "_forward_pre_hooks"):
             vars(copy)[name] = vars(m)[name].copy()
         vars(copy)["_modules"] = {n: None if c is None else copied(c) for n, c in vars(m)["_modules"].items()}
         return copy

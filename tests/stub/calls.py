@@ -1,11 +1,17 @@
 """Calls functions of `bncpu.gpu` on the stub driver; prints what was launched for each, as JSON. For test_gpu_host.py.
 
+    gcc -shared -fPIC -o libcuda.so.1 tests/stub/libcuda.c -ldl
+    LD_LIBRARY_PATH=. python tests/stub/calls.py --times         # how long calls take on the host, instead
+
 A launch is two sizes of the grid, two of the block, the stream, and the first arguments.
 """
 
+import itertools
 import json
+import math
 import os
 import sys
+import timeit
 import types
 from pathlib import Path
 
@@ -14,36 +20,38 @@ from numba import cuda
 
 from bncpu import gpu
 
-LOG = Path(os.environ["CUDA_STUB_LOG"])
+LOG = Path(os.environ.get("CUDA_STUB_LOG", os.devnull))
 STREAMS = (0, 0x7770, 0x7780)
 
 
 class Tensor:
-    """What the backend asks a tensor of PyTorch for; its memory is an array of Numba."""
+    """What the backend asks a tensor of PyTorch for. There is no memory at its address, as nothing reads it."""
 
     __module__ = "torch"
     is_cuda, requires_grad = True, False
     device = types.SimpleNamespace(index=0)
+    addresses = itertools.count(1 << 20, 1 << 36)
 
-    def __init__(self, a):
-        self.a, self.shape, self.dtype = a, a.shape, f"torch.{a.dtype}"
+    def __init__(self, shape, dtype="torch.float32"):
+        self.shape, self.dtype, self.address = shape, dtype, next(self.addresses)
+        self.strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
     def stride(self):
-        return tuple(n // self.a.dtype.itemsize for n in self.a.strides)
+        return self.strides
 
     def data_ptr(self):
-        return self.a.device_ctypes_pointer.value
+        return self.address
 
 
 def empty(shape, dtype, device=None):
-    """A tensor of unknown values."""
-    return Tensor(cuda.device_array(shape, dtype))
+    """A tensor."""
+    return Tensor(shape if isinstance(shape, tuple) else (shape,), dtype)
 
 
 torch = types.ModuleType("torch")
-torch.float64, torch.int32 = np.dtype(np.float64), np.dtype(np.int32)
+torch.float64, torch.int32 = "torch.float64", "torch.int32"
 torch.empty = torch.zeros = empty
-torch.empty_like = lambda t: empty(t.shape, t.a.dtype)
+torch.empty_like = lambda t: Tensor(t.shape, t.dtype)
 torch.is_grad_enabled = lambda: True
 torch.autograd = types.SimpleNamespace(graph=types.SimpleNamespace(increment_version=lambda tensor: None))
 current = types.SimpleNamespace(cuda_stream=0)
@@ -68,11 +76,26 @@ def main():
         found[name]["inference"], _ = launched(lambda x=x, given=given: gpu.batch_norm(x, *given))
         found[name]["forward"], (_, saved) = launched(lambda x=x: gpu.batch_norm_forward(x))
         found[name]["backward"], _ = launched(lambda x=x, saved=saved: gpu.batch_norm_backward(x, x, saved))
-    tensor = Tensor(x)
+    tensor = Tensor((32, 64))
     for current.cuda_stream in STREAMS:
         found[f"stream {current.cuda_stream}"], _ = launched(lambda: gpu.batch_norm_forward(tensor))
     print(json.dumps(found))
 
 
+def times():
+    """Microseconds until a call of a tensor returns: the least of some runs."""
+    mean, var, gamma, beta = (Tensor((64,)) for _ in range(4))
+    for name, shape in (("one launch", (32, 64)), ("two launches", (64, 64, 56, 56))):
+        x = Tensor(shape)
+        _, saved = gpu.batch_norm_forward(x, gamma, beta)
+        calls = {
+            "inference": lambda x=x: gpu.batch_norm(x, mean, var, gamma, beta),
+            "forward": lambda x=x: gpu.batch_norm_forward(x, gamma, beta),
+            "backward": lambda x=x, saved=saved: gpu.batch_norm_backward(x, x, saved, gamma),
+        }
+        taken = {n: min(timeit.repeat(call, number=2000, repeat=7)) / 2000 * 1e6 for n, call in calls.items()}
+        print(name, ", ".join(f"{n} {t:.1f}" for n, t in taken.items()))
+
+
 if __name__ == "__main__":
-    main()
+    times() if "--times" in sys.argv else main()
