@@ -196,6 +196,7 @@ def backward_plain(
     mean: object,
     invstd: object,
     mean_lo: object,
+    count: object,
     gamma: object,
     beta: object,
     out: object,

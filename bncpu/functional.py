@@ -31,7 +31,7 @@ from bncpu.moments import (
     sums_with_x_hat,
     variance,
 )
-from bncpu.saved import SavedStatistics, as_in_forward, call_of
+from bncpu.saved import Call, SavedStatistics, as_in_forward, call_of
 
 Array = NDArray[np.floating[Any]]
 Sums = TypeVar("Sums", Moments, BackwardSums)
@@ -376,7 +376,7 @@ def batch_norm_backward(
         and (beta is None or activation is not None)
         and _is_of(saved, x, channel_axis, gamma, beta, activation)
     ):
-        given, relu = (saved.mean, saved.invstd, saved.mean_lo, gamma, beta), activation is not None
+        given, relu = (saved.mean, saved.invstd, saved.mean_lo, saved.count, gamma, beta), activation is not None
         short = _kernels.backward_plain(dy, x, channel_axis == -1, *given, out, relu, n_threads)
         if short is not None:
             return short
@@ -402,15 +402,19 @@ def _is_short(channel_axis: int, activation: Activation, residual: Array | None,
 
 
 def _is_of(saved: SavedStatistics, x: Any, channel_axis: int, gamma: Any, beta: Any, activation: Activation) -> bool:
-    """Whether `saved` is of a forward pass over such an x, called so; if not the long way says why."""
-    if type(x) is not np.ndarray or x.ndim < 2:
+    """Whether `saved` is of a forward pass called so; if not the long way says why."""
+    kind = saved.kind
+    if type(x) is not np.ndarray or not (kind is None or (type(kind) is str and kind == "training")):
         return False
-    axis, then, count = _short_axis(x, channel_axis), saved.call, saved.count
-    now = (axis, activation, gamma is not None, beta is not None, False)
-    named = saved.kind is None or type(saved.kind) is str
-    n = 5 if activation else 3  # without ReLU beta and the residual have no effect
-    called_so = named and saved.kind != "frozen" and (then is None or then[:n] == now[:n])
-    return called_so and (count is None or (type(count) is int and count * x.shape[axis] == x.size))
+    then = saved.call
+    return then is None or (
+        type(then) is Call
+        and then.channel_axis == _short_axis(x, channel_axis)
+        and then.activation == activation
+        and then.gamma == (gamma is not None)
+        # Without ReLU beta and the residual have no effect.
+        and (activation is None or (then.beta == (beta is not None) and then.residual is False))
+    )
 
 
 def _short_axis(x: Any, channel_axis: int) -> int:

@@ -748,7 +748,7 @@ MUTANTS = [
         "0.0, j.center_lo[c])):\n            return None",
         "small_calls",
     ),
-    Mutant("short-backward-forgets-beta", FUNCTIONAL, "n = 5 if activation", "n = 3 if activation", "small_calls"),
+    Mutant("short-backward-forgets-beta", FUNCTIONAL, "then.beta == (beta is not None)", "True", "small_calls"),
     Mutant(
         "relu-passes-the-gradient-at-0-in-plain-c",
         PLAIN_C,
@@ -802,7 +802,7 @@ MUTANTS = [
         "if False:",
         "saved",
     ),
-    Mutant("constants-in-short-calls", FUNCTIONAL, 'saved.kind != "frozen" and (then', "(then", "saved"),
+    Mutant("constants-in-short-calls", FUNCTIONAL, ' and kind == "training")', ")", "saved"),
     Mutant("argument-too-many-taken", "bncpu/saved.py", "        if has and not had:", "        if False:", "saved"),
     Mutant("sums-of-some-parts", "bncpu/_arguments.py", "np.any(whole.count != count)", "False", "saved"),
     Mutant("groups-ignored", "bncpu/folding.py", "if axes == (1,) and groups > 1:", "if False:", "folding"),
@@ -815,9 +815,9 @@ MUTANTS = [
     ),
     Mutant(
         "other-batch-size-let-through-in-short-calls",
-        FUNCTIONAL,
-        "count * x.shape[axis] == x.size",
-        "True",
+        FUNCTIONS,
+        "(type(count) is int and count == j.g.whole.outer * j.g.whole.inner)",
+        "type(count) is int",
         "saved",
     ),
     Mutant(

@@ -16,8 +16,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* The most channels of a part for sums: the sums of so many stay in the first- and second-level cache. */
-#define BN_TILE 2048
+/* The most channels of a part for sums: the sums of so many stay in the second-level cache. They take half a MiB of stack. */
+#define BN_TILE 8192
 
 typedef struct {
     ptrdiff_t outer, channels, inner;

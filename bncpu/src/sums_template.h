@@ -73,7 +73,6 @@ INLINE void NAME(rows_sums_at)(const NAME(start) *from, const int streams, ptrdi
     vdouble center[ROW_REGISTERS], n[ROW_REGISTERS], s[ROW_REGISTERS], q[ROW_REGISTERS];
     NAME(affine_ht) f[ROW_REGISTERS] = {{0}};
     const ptrdiff_t ahead = 512 / sizeof(T);
-    const int ends = j + ahead >= width;
     ptrdiff_t u;
     int g, h;
     UNROLL
@@ -101,11 +100,11 @@ INLINE void NAME(rows_sums_at)(const NAME(start) *from, const int streams, ptrdi
                 ptrdiff_t i = j + g * LANES;
                 vdouble w = vdouble_all(how & WEIGHTED ? weights[row[g]] : 1.0);
                 if (wide && i % (64 / sizeof(T)) == 0) {
-                    PREFETCH(r.x + i + ahead + (ends ? a.x.outer - width : 0));
+                    PREFETCH(r.x + i + (a.x.outer == width ? ahead : a.x.outer));
                     if (how & BACKWARD)
-                        PREFETCH(r.dy + i + ahead + (ends ? a.dy.outer - width : 0));
+                        PREFETCH(r.dy + i + (a.dy.outer == width ? ahead : a.dy.outer));
                     if (how & RESIDUAL)
-                        PREFETCH(r.z + i + ahead + (ends ? a.z.outer - width : 0));
+                        PREFETCH(r.z + i + (a.z.outer == width ? ahead : a.z.outer));
                 }
                 NAME(accumulate)(r, i, g + 1 < registers ? LANES : lanes, center[g], w, f[g], &n[g], &s[g], &q[g], how);
             }
