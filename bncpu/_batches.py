@@ -23,6 +23,7 @@ from bncpu.moments import (
     merge_blocks,
     recency_weights,
     rounded,
+    scaled,
     two_sum,
     update_halflife,
 )
@@ -264,6 +265,11 @@ class Sparse(Batch):
         """See `Batch`."""
         return Sparse(y)
 
+    def in_memory(self) -> NDArray[Any]:
+        """See `Batch`."""
+        dense: NDArray[Any] = self.X.toarray()
+        return dense
+
     def infinities(self) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
         """See `Batch`."""
         for part in entries(self.X):
@@ -334,7 +340,30 @@ def summary(
         early, late = (None, None) if times is None else (times[:half], times[half:] - times[half - 1])
         parts = summary(X[:half], first, times=early, **options), summary(X[half:], last, times=late, **options)
         return joined(parts, halflife)
-    return Summary(batch, seen, np.where(batch.count > 0, 0.0, span), n_samples, n_positive, span)
+    age = np.where(batch.count > 0, 0.0, span)
+    if missing or weights is not None:
+        since = np.arange(n_samples - 1.0, -1, -1) if times is None else span - times
+        there = batch.count > 0
+        age[there] = since[_last_values(X, weights, there)[there]]
+        batch = scaled(batch, np.where(there, 1 / faded(np.where(there, age, 0.0), halflife), 1.0))
+    return Summary(batch, seen, age, n_samples, n_positive, span)
+
+
+def _last_values(X: Batch, weights: NDArray[np.float64] | None, wanted: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """The last row in which each of the channels `wanted` has a value whose weight is not 0."""
+    last, wanted, stop = np.zeros(len(wanted), np.intp), wanted.copy(), len(X)
+    n_rows, most = 16, max(16, PIECE // max(1, math.prod(X.shape[1:])))
+    while wanted.any() and stop:
+        part = slice(max(0, stop - n_rows), stop)
+        there = ~np.isnan(X[part].in_memory())
+        if weights is not None:
+            there &= np.expand_dims(weights[part] > 0, 1 if weights.ndim > 1 else tuple(range(1, X.ndim)))
+        there = there.reshape(*there.shape[:2], -1).any(axis=2)
+        found = wanted & there.any(axis=0)
+        last[found] = stop - 1 - np.argmax(there[::-1], axis=0)[found]
+        wanted &= ~found
+        stop, n_rows = part.start, min(2 * n_rows, most)
+    return last
 
 
 def _with_recency(weights: NDArray[np.float64] | None, recency: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -121,6 +121,17 @@ def test_features_age_by_the_rows_after_them_however_blocks_join():
         assert_same(t.partial_fit(2 * X), expected.partial_fit(2 * X))
 
 
+def test_rows_without_weight_at_the_end_leave_the_weights_before_them_as_they_were():
+    X, w = normal(5, (40, 2), mean=5.0), np.where(np.arange(40) < 28, 1.0, 0.0)
+    X[17:, 1] = np.nan
+    expected = BatchNormTransformer(halflife=5, ddof=1).partial_fit(X[:28])
+    for size in (3, 10, 40):
+        blocks = da.from_array(X, chunks=(size, 2))
+        t = BatchNormTransformer(halflife=5, ddof=1).partial_fit(blocks, sample_weight=w)
+        np.testing.assert_allclose(t.running_var_, expected.running_var_, rtol=1e-13)
+        assert_same(t, BatchNormTransformer(halflife=5, ddof=1).partial_fit(X, sample_weight=w))
+
+
 def test_features_that_fade_within_a_block_or_between_blocks_are_kept():
     X = normal(4, (3000, 2), mean=5.0)
     X[2:, 1] = np.nan

@@ -243,15 +243,18 @@ def test_partial_fit_in_uneven_batches_equals_fit(sizes, mean, weighted, missing
 
 
 @settings(max_examples=examples(60, 5000), deadline=None)
-@given(cuts, st.floats(0.5, 1e4), st.booleans(), st.booleans(), st.integers(0, 2**32 - 1))
-def test_with_halflife_any_split_equals_one_call(sizes, halflife, weighted, missing, seed):
+@given(cuts, st.floats(0.5, 1e4), st.booleans(), st.booleans(), st.sampled_from([0, 1]), st.integers(0, 2**32 - 1))
+def test_with_halflife_any_split_equals_one_call(sizes, halflife, weighted, missing, ddof, seed):
     rng = np.random.default_rng(seed)
     X = rng.standard_normal((sum(sizes), 3)) + 10
     if missing:
         X[rng.random(X.shape) < 0.2] = np.nan
-    w = rng.uniform(0.1, 2, len(X)) if weighted else None
-    once = BatchNormTransformer(halflife=halflife).partial_fit(X, sample_weight=w)
-    streamed, start = BatchNormTransformer(halflife=halflife), 0
+        X[rng.integers(1, len(X) + 1) :, 0] = np.nan
+    w = rng.uniform(10, 200, len(X)) if weighted else None
+    if w is not None:  # a batch without any weight is refused
+        w[(rng.random(len(X)) < 0.2) & ~np.isin(np.arange(len(X)), np.cumsum([0, *sizes]))] = 0
+    once = BatchNormTransformer(halflife=halflife, ddof=ddof).partial_fit(X, sample_weight=w)
+    streamed, start = BatchNormTransformer(halflife=halflife, ddof=ddof), 0
     for batch in split(X, sizes):
         streamed.partial_fit(batch, sample_weight=None if w is None else w[start : start + len(batch)])
         start += len(batch)
@@ -259,6 +262,8 @@ def test_with_halflife_any_split_equals_one_call(sizes, halflife, weighted, miss
     np.testing.assert_allclose(streamed.running_mean_[seen], once.running_mean_[seen], rtol=1e-12)
     np.testing.assert_allclose(streamed.running_var_[seen], once.running_var_[seen], rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(streamed.n_samples_seen_, once.n_samples_seen_, rtol=1e-12)
+    if ddof:
+        return
     mean, var = _reference.running_halflife(X, halflife, w)
     np.testing.assert_allclose(once.running_mean_[seen], mean[seen], rtol=1e-12)
     np.testing.assert_allclose(once.running_var_[seen], var[seen], rtol=1e-11, atol=1e-12)

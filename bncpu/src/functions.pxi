@@ -48,7 +48,7 @@ def forward_plain(x, bint last, gamma, beta, eps, out, bint relu, n_threads):
 
 
 def backward_plain(dy, x, bint last, mean, invstd, mean_lo, count, gamma, beta, out, bint relu, n_threads):
-    """Gradients of x, gamma and beta of ``batch_norm_backward``, or None; `count` is that of the statistics, or None."""
+    """Gradients of x, gamma and beta of ``batch_norm_backward``, or None; `count`, or None, is that of the statistics."""
     cdef job j
     cdef cnp.ndarray dx, of_relu = None
     cdef const double *spread
