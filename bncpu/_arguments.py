@@ -8,19 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bncpu._checks import (
-    axis_of,
-    floats,
-    like,
-    parameter,
-    plain_array,
-    real,
-    required,
-    shown,
-    threads,
-    warn_of_pytorchs,
-    written,
-)
+from bncpu import _scalars
+from bncpu._checks import floats, like, parameter, plain_array, required, written
 from bncpu.gpu._library import library_of
 from bncpu.moments import BackwardSums, Moments
 from bncpu.saved import SavedStatistics
@@ -36,12 +25,12 @@ def data(name: str, x: Any, channel_axis: Any) -> int:
     floats(name, x)
     if x.ndim < 2:
         raise ValueError(f"{name} must have at least 2 dimensions, (N, C, ...); got shape {x.shape}")
-    return axis_of(name, x, channel_axis)
+    return _scalars.axis_of(name, x.shape, channel_axis)
 
 
-def forward(x: Array, activation_: Any, residual: Any, out: Any, n_threads: Any) -> dict[str, Any]:
+def forward(x: Array, activation: Any, residual: Any, out: Any, n_threads: Any) -> dict[str, Any]:
     """Check what all forward passes take; the arguments of a pass."""
-    relu, n_threads = activation(activation_), threads(n_threads)
+    relu, n_threads = _scalars.activation(activation), _scalars.threads(n_threads)
     if residual is not None:
         like("residual", residual, x)
     if out is not None:
@@ -49,10 +38,10 @@ def forward(x: Array, activation_: Any, residual: Any, out: Any, n_threads: Any)
     return {"residual": residual, "out": out, "relu": relu, "n_threads": n_threads}
 
 
-def backward(dy: Any, x: Array, activation_: Any, residual: Any, out: Any, n_threads: Any) -> dict[str, Any]:
+def backward(dy: Any, x: Array, activation: Any, residual: Any, out: Any, n_threads: Any) -> dict[str, Any]:
     """Check what all backward passes take; the arguments of a pass."""
     like("dy", dy, x)
-    return {"dy": dy, **forward(x, activation_, residual, out, n_threads)}
+    return {"dy": dy, **forward(x, activation, residual, out, n_threads)}
 
 
 def where(value: Any, x: Array, axis: int | None, *, along: bool = False) -> NDArray[np.bool_] | None:
@@ -88,27 +77,7 @@ def where(value: Any, x: Array, axis: int | None, *, along: bool = False) -> NDA
     return np.broadcast_to(counts, full)
 
 
-def activation(value: Any) -> bool:
-    """Whether `activation` asks for ReLU."""
-    if value is not None and not (isinstance(value, str) and value == "relu"):
-        raise ValueError(f"activation must be None or 'relu', got {shown(value)}")
-    return value == "relu"
-
-
 # ---- training: momentum, running statistics, enough values ----
-
-
-def momentum(value: Any, running_mean: Any) -> float:
-    """A momentum of the functions: the weight of the old value, both ends allowed; used with running statistics."""
-    if value is None:
-        raise TypeError(
-            "momentum must be a number from 0 to 1, got None; PyTorch's None, statistics of all batches, is a "
-            "BatchNormTransformer() here, or batch_norm_moments and merge"
-        )
-    weight = real("momentum", value, low=0, high=1)
-    if running_mean is not None:
-        warn_of_pytorchs(weight, "the", stacklevel=3)
-    return weight
 
 
 def running(name: str, a: Any, n_channels: int) -> None:
@@ -136,17 +105,6 @@ def running_pair(mean: Any, var: Any, n_channels: int, others: dict[str, Any]) -
             for other, b in rest.items():
                 if isinstance(b, np.ndarray) and np.shares_memory(a, b):
                     raise ValueError(f"{name} and {other} must not share memory")
-
-
-def values_per_channel(name: str, n: float, ddof: float) -> None:
-    """A batch, or a sample, that has values must hold at least two per channel, and more than `ddof`."""
-    if not n >= 2 or n <= ddof:
-        needed = max(2, math.floor(ddof) + 1)
-        each, hint = "channel", "for single values use batch_norm with running statistics"
-        if name == "instance_norm":
-            each, hint = "channel of a sample", "without axes beside samples and channels use layer_norm or batch_norm"
-        more = f" with ddof={ddof:g}" if needed > 2 else ""
-        raise ValueError(f"{name} needs at least {needed} values per {each}, got {n:g}{more}; {hint}")
 
 
 # ---- what a forward pass saved ----

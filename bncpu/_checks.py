@@ -1,4 +1,4 @@
-"""Checks that several modules need: numbers, data arrays, parameters with one value per channel.
+"""Checks of arrays that several modules need: data arrays, and parameters with one value per channel.
 
 Each returns what it has checked, as the caller goes on with it, or raises an error that names the argument, what was
 expected and what came. What only one module needs is checked there.
@@ -7,108 +7,14 @@ expected and what came. What only one module needs is checked there.
 from __future__ import annotations
 
 import math
-import numbers
-import reprlib
-import sys
-import warnings
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.utils import check_scalar
 
 from bncpu import _layout
 
 Array = NDArray[np.floating[Any]]
-
-
-# ---- words ----
-
-# Does not make the whole text first.
-SHORT = reprlib.Repr()
-SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 60
-SHORT.maxlevel = 3
-
-
-def shown(value: Any) -> str:
-    """A value of the caller's as a message shows it: on one line, and short."""
-    if isinstance(value, np.ndarray) and value.ndim:
-        return f"an array of shape {value.shape}"
-    text = " ".join(SHORT.repr(value).split())
-    return text if len(text) <= 80 else f"{text[:70]}..."
-
-
-# ---- numbers ----
-
-
-def real(name: str, value: Any, *, low: float, high: float | None = None, closed: str = "both") -> float:
-    """`value`, a real number between `low` and `high`."""
-    if isinstance(value, (bool, np.bool_, np.timedelta64)):
-        raise TypeError(f"{name} must be a number, got {value}")
-    if isinstance(value, int) and abs(value) > sys.float_info.max:
-        value = math.copysign(math.inf, value > 0 or -1)
-    check_scalar(value, name, numbers.Real, min_val=low, max_val=high, include_boundaries=closed)
-    number = float(value)
-    if not math.isfinite(number):
-        raise ValueError(f"{name} must be finite, got {number}")
-    return number
-
-
-def whole(name: str, value: Any, *, low: int | None = None) -> int | None:
-    """`value`, None or an integer from `low`."""
-    if isinstance(value, (bool, np.bool_, np.timedelta64)):
-        raise TypeError(f"{name} must be an integer, got {value}")
-    if value is not None:
-        check_scalar(value, name, numbers.Integral, min_val=low)
-    return None if value is None else int(value)  # narrow integers of NumPy overflow
-
-
-class Real(NamedTuple):
-    """A parameter that is a real number, or also None: the arguments of `real`."""
-
-    low: float
-    high: float | None = None
-    closed: str = "both"
-    optional: bool = False
-
-
-class Whole(NamedTuple):
-    """A parameter that is an integer or None: the argument of `whole`."""
-
-    low: int | None = None
-
-
-def parameters(t: Any, rules: Mapping[str, Real | Whole]) -> dict[str, Any]:
-    """The attributes of `t` that `rules` name."""
-    found: dict[str, Any] = {}
-    for name, rule in rules.items():
-        value = getattr(t, name)
-        if isinstance(rule, Whole):
-            found[name] = whole(name, value, low=rule.low)
-        elif value is None and rule.optional:
-            found[name] = None
-        else:
-            found[name] = real(name, value, low=rule.low, high=rule.high, closed=rule.closed)
-    return found
-
-
-def threads(n_threads: Any) -> int | None:
-    """`n_threads`, None or a positive integer."""
-    return whole("n_threads", n_threads, low=1)
-
-
-def warn_of_pytorchs(momentum: float, whose: str, stacklevel: int) -> None:
-    """Warn of a momentum that looks like PyTorch's, which is 1 minus ours."""
-    if 0 < momentum < 0.5:
-        warnings.warn(
-            f"{whose} momentum={momentum} is the weight of the old value; "
-            f"PyTorch's {momentum} is {1 - momentum:g} here",
-            stacklevel=stacklevel + 1,
-        )
-
-
-# ---- arrays ----
 
 
 def floats(name: str, x: Any) -> None:
@@ -116,15 +22,6 @@ def floats(name: str, x: Any) -> None:
     plain_array(name, x)
     if not _layout.is_float(x.dtype) or x.dtype.itemsize > 8:
         raise TypeError(f"{name} must be float16, float32 or float64, got {x.dtype}; convert it first")
-
-
-def axis_of(name: str, x: Array, channel_axis: Any) -> int:
-    """`channel_axis`, an axis of `x`, counted from 0."""
-    whole("channel_axis", channel_axis)
-    check_scalar(channel_axis, "channel_axis", numbers.Integral)
-    if not -x.ndim <= channel_axis < x.ndim:
-        raise ValueError(f"channel_axis must name an axis of {name} of shape {x.shape}, got {shown(channel_axis)}")
-    return int(channel_axis) % x.ndim
 
 
 def plain_array(name: str, a: Any) -> None:

@@ -21,10 +21,11 @@ from sklearn.utils.validation import _get_feature_names, validate_data
 
 from bncpu import _foreign, _layout, state
 from bncpu._batches import Batch, Dense, Lazy, Sparse
-from bncpu._checks import like, shown
+from bncpu._checks import like
 from bncpu._compat import as_table, foreign_namespace, is_lazy, numbers_of_frame, numbers_of_table
 from bncpu._device import DeviceBatch
 from bncpu._infinities import some
+from bncpu._scalars import shown
 from bncpu.gpu._library import library_of
 from bncpu.running import Kind
 from bncpu.state import Parameters

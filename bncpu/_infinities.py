@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from bncpu import _kernels
 from bncpu._batches import Batch
-from bncpu._checks import shown
+from bncpu._scalars import shown
 from bncpu.moments import Moments
 
 

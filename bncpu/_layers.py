@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bncpu._checks import shown
+from bncpu._scalars import shown
 from bncpu.state import State
 
 Float64 = NDArray[np.float64]

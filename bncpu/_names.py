@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bncpu._checks import shown
+from bncpu._scalars import shown
 
 
 def feature_names(names: ArrayLike, n_features: int) -> NDArray[Any]:

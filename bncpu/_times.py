@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bncpu._checks import real, shown
 from bncpu._compat import duration_of_text
+from bncpu._scalars import real, shown
 
 
 def halflife(value: Any) -> float | np.timedelta64 | None:

@@ -12,10 +12,10 @@ from sklearn.utils.validation import _check_sample_weight
 
 from bncpu import _foreign
 from bncpu._batches import Batch
-from bncpu._checks import shown
 from bncpu._compat import foreign_namespace, is_lazy
 from bncpu._device import DeviceBatch
 from bncpu._door import ALL_ZERO, numbers_only
+from bncpu._scalars import shown
 from bncpu.gpu._library import library_of
 
 

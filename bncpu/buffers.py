@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from bncpu import _buffers
-from bncpu._checks import whole
+from bncpu._scalars import whole
 
 
 def release_buffers() -> int:

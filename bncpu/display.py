@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sklearn.base import clone
 from sklearn.utils.validation import _num_samples, check_is_fitted
 
-from bncpu import _checks, _door
+from bncpu import _door, _scalars
 from bncpu._report import std_ratio
 from bncpu.transformer import BatchNormTransformer
 
@@ -267,11 +267,11 @@ class BatchNormDisplay:
         """Indices of features given by index or name."""
         n = len(self.feature_names)
         if isinstance(features, (str, int)) or not all(isinstance(f, (str, int, np.integer)) for f in features):
-            raise TypeError(f"features must be a list of indices or names, got {_checks.shown(features)}")
+            raise TypeError(f"features must be a list of indices or names, got {_scalars.shown(features)}")
         known = {name: k for k, name in enumerate(self.feature_names)}
         shown = [known.get(f, n) if isinstance(f, str) else int(f) for f in features]
         if not shown or not all(-n <= k < n for k in shown):
-            raise ValueError(f"features must name some of the {n} features, got {_checks.shown(list(features))}")
+            raise ValueError(f"features must name some of the {n} features, got {_scalars.shown(list(features))}")
         return shown
 
     def _legend(self, ax: Any) -> None:

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bncpu import _foreign
-from bncpu._checks import floats, per_channel, real, required, shown, variances, whole
+from bncpu._checks import floats, per_channel, required, variances
+from bncpu._scalars import real, shown, whole
 from bncpu.moments import fold, inverse_std
 
 Array = NDArray[np.floating[Any]]

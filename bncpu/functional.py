@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bncpu import _arguments, _checks, _dispatch, _foreign, _kernels, _layout
+from bncpu import _arguments, _checks, _dispatch, _foreign, _kernels, _layout, _scalars
 from bncpu._passes import Activation, Part, Pass
 from bncpu.moments import (
     BackwardSums,
@@ -121,7 +121,7 @@ def batch_norm(
     spread = _checks.variances("var", var, n_channels)
     scale = _checks.per_channel("gamma", gamma, n_channels)
     shift = _checks.per_channel("beta", beta, n_channels)
-    eps = _checks.real("eps", eps, low=0)
+    eps = _scalars.real("eps", eps, low=0)
     arrays = Pass(x, ((axis,),), **_arguments.forward(x, activation, residual, out, n_threads))
     arrays.whole.apply(fold(center, inverse_std(spread, eps), scale, shift))
     return arrays.result()
@@ -253,9 +253,9 @@ def batch_norm_forward(
     shift = _checks.per_channel("beta", beta, n_channels)
     others = {"x": x, "gamma": gamma, "beta": beta, "residual": residual, "out": out}
     _arguments.running_pair(running_mean, running_var, n_channels, others)
-    momentum = _arguments.momentum(momentum, running_mean)
-    ddof = _checks.real("ddof", ddof, low=0)
-    eps = _checks.real("eps", eps, low=0)
+    momentum = _scalars.momentum(momentum, running_mean)
+    ddof = _scalars.real("ddof", ddof, low=0)
+    eps = _scalars.real("eps", eps, low=0)
     where = _arguments.where(where, x, axis)
     n = _n_counted(x, axis, where)
     moments = _arguments.sums_of_all("moments", Moments, moments, n, n_channels)
@@ -263,7 +263,7 @@ def batch_norm_forward(
     count = n if moments is None else moments.count
     is_empty = not x.size and not np.any(count)
     if not is_empty:
-        _arguments.values_per_channel("batch_norm_forward", np.min(count), ddof)
+        _scalars.values_per_channel("batch_norm_forward", np.min(count), ddof)
 
     if moments is None:
         moments, saved = arrays.whole.forward(scale, shift, eps)
@@ -403,7 +403,7 @@ def _is_short(channel_axis: int, activation: Activation, residual: Array | None,
 
 def _is_of(saved: SavedStatistics, x: Any, channel_axis: int, gamma: Any, beta: Any, activation: Activation) -> bool:
     """Whether `saved` is of a forward pass called so; if not the long way says why."""
-    kind = saved.kind
+    kind: Any = saved.kind
     if type(x) is not np.ndarray or not (kind is None or (type(kind) is str and kind == "training")):
         return False
     then = saved.call
@@ -620,7 +620,7 @@ def batch_norm_moments(
         return _foreign.called(batch_norm_moments, locals())
     axis = _arguments.data("x", x, channel_axis)
     where = _arguments.where(where, x, axis)
-    return Pass(x, ((axis,),), n_threads=_checks.threads(n_threads), read_only=True, where=where).whole.moments()
+    return Pass(x, ((axis,),), n_threads=_scalars.threads(n_threads), read_only=True, where=where).whole.moments()
 
 
 def batch_norm_backward_sums(
@@ -696,7 +696,7 @@ def batch_norm_backward_sums(
         return _foreign.called(batch_norm_backward_sums, locals())
     axis = _arguments.data("x", x, channel_axis)
     n_channels = x.shape[axis]
-    _arguments.activation(activation)
+    _scalars.activation(activation)
     call = call_of(axis, activation, gamma, beta, residual)
     call = call if activation else call._replace(gamma=None, beta=None, residual=None)
     where = _arguments.where(where, x, axis)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bncpu import _arguments, _checks, _foreign, _layout
+from bncpu import _arguments, _checks, _foreign, _layout, _scalars
 from bncpu._passes import Activation, Part, Pass, joined
 from bncpu._two_steps import backward_in_two_steps, forward_in_two_steps
 from bncpu.moments import (
@@ -221,12 +221,12 @@ def instance_norm_forward(
     n_channels = x.shape[axis]
     others = {"x": x, "gamma": gamma, "beta": beta, "residual": residual, "out": out}
     _arguments.running_pair(running_mean, running_var, n_channels, others)
-    momentum = _arguments.momentum(momentum, running_mean)
-    ddof = _checks.real("ddof", ddof, low=0)
+    momentum = _scalars.momentum(momentum, running_mean)
+    ddof = _scalars.real("ddof", ddof, low=0)
     where = _arguments.where(where, x, axis)
     counts = np.asarray(_values(x, n_channels, axis, where))
     if np.any(counts):
-        _arguments.values_per_channel("instance_norm", np.min(counts[counts > 0]), ddof)
+        _scalars.values_per_channel("instance_norm", np.min(counts[counts > 0]), ddof)
     y, saved, moments = _group_forward(
         x, n_channels, gamma, beta, eps, axis, activation, residual, out, n_threads, where
     )
@@ -588,7 +588,7 @@ def _group_forward(
 ) -> tuple[Array, SavedStatistics, Moments]:
     n_channels = x.shape[axis]
     scale, shift = _grouped("gamma", gamma, n_channels, n_groups), _grouped("beta", beta, n_channels, n_groups)
-    eps = _checks.real("eps", eps, low=0)
+    eps = _scalars.real("eps", eps, low=0)
     where = _arguments.where(where, x, axis)
     arrays = _group_pass(x, n_groups, axis, where, _arguments.forward(x, activation, residual, out, n_threads))
     if len(arrays.whole.layouts) > 1:
@@ -657,9 +657,9 @@ def _grouped(name: str, a: ArrayLike | None, n_channels: int, n_groups: int) -> 
 
 def _groups(n_groups: Any, n_channels: int) -> int:
     """`n_groups`, a divisor of the number of channels."""
-    n = _checks.whole("n_groups", n_groups, low=1)
+    n = _scalars.whole("n_groups", n_groups, low=1)
     if n is None or n_channels % n:
-        raise ValueError(f"n_groups must divide the number of channels, {n_channels}; got {_checks.shown(n_groups)}")
+        raise ValueError(f"n_groups must divide the number of channels, {n_channels}; got {_scalars.shown(n_groups)}")
     return n
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bncpu import _arguments, _checks, _foreign, _layout
+from bncpu import _arguments, _checks, _foreign, _layout, _scalars
 from bncpu._passes import Activation, Pass
 from bncpu._two_steps import Statistics, backward_in_two_steps, forward_in_two_steps
 from bncpu.moments import changed, rms_statistics, saved_statistics
@@ -531,7 +531,7 @@ def _layer_forward(
 ) -> tuple[Array, Any]:
     shape = _normalized(x, normalized_shape, channel_axis)
     scale, shift = _checks.parameter("gamma", gamma, shape), _checks.parameter("beta", beta, shape)
-    eps = _checks.real("eps", eps, low=0)
+    eps = _scalars.real("eps", eps, low=0)
     where = _where(where, x, shape, channel_axis)
     arrays = _layer_pass(x, shape, channel_axis, where, _arguments.forward(x, activation, residual, out, n_threads))
     moments = forward_in_two_steps(arrays, scale, shift, eps, statistics, keep=keep)
@@ -615,15 +615,15 @@ def _normalized(x: Any, normalized_shape: Any, channel_axis: Any) -> tuple[int, 
     if not all(isinstance(size, numbers.Integral) and not isinstance(size, bool) for size in sizes):
         raise TypeError(
             f"normalized_shape must be an integer or a tuple of integers, such as {x.shape[-1]} for x of shape "
-            f"{x.shape}; got {_checks.shown(normalized_shape)}. gamma comes after it"
+            f"{x.shape}; got {_scalars.shown(normalized_shape)}. gamma comes after it"
         )
     shape = tuple(int(size) for size in sizes)
     if channel_axis is None:
         expected, where = x.shape[-len(shape) :], "the last axes of x"
     else:
-        expected, where = (x.shape[_checks.axis_of("x", x, channel_axis)],), f"axis {channel_axis} of x"
+        expected, where = (x.shape[_scalars.axis_of("x", x.shape, channel_axis)],), f"axis {channel_axis} of x"
     if shape != expected:
-        raise ValueError(f"normalized_shape must be that of {where} of shape {x.shape}, got {_checks.shown(shape)}")
+        raise ValueError(f"normalized_shape must be that of {where} of shape {x.shape}, got {_scalars.shown(shape)}")
     return shape
 
 
@@ -634,7 +634,7 @@ def _as_in_forward(
     number of values behind each, and which values count.
     """
     _checks.floats("x", x)
-    axis = None if channel_axis is None else _checks.axis_of("x", x, channel_axis)
+    axis = None if channel_axis is None else _scalars.axis_of("x", x.shape, channel_axis)
     if axis is not None:
         expected, over = (*x.shape[:axis], 1, *x.shape[axis + 1 :]), (x.shape[axis],)
     else:

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bncpu import _checks, _times, moments
-from bncpu._checks import Real, Whole, as_values, per_channel, required, shown, variances
+from bncpu import _scalars, _times, moments
+from bncpu._checks import as_values, per_channel, required, variances
 from bncpu._infinities import some
+from bncpu._scalars import Real, Whole, shown
 from bncpu.moments import Coefficients, Moments
 from bncpu.running import Kind, Layer, Recent, Running, kind_of
 
@@ -76,7 +77,7 @@ NUMBERS: dict[str, Real | Whole] = {
 
 def parameters(t: Any) -> Parameters:
     """Check the constructor parameters of a BatchNormTransformer; gamma and beta wait for the number of features."""
-    found = {"halflife": _times.halflife(t.halflife), **_checks.parameters(t, NUMBERS)}
+    found = {"halflife": _times.halflife(t.halflife), **_scalars.parameters(t, NUMBERS)}
     several = [name for name in KINDS if found[name] is not None]
     if len(several) > 1:
         got = " and ".join(f"{name}={getattr(t, name)}" for name in several)
@@ -106,7 +107,7 @@ def dtype(value: Any) -> np.dtype[Any] | None:
 def warn_of_pytorchs_momentum(p: Parameters) -> None:
     """Warn of a momentum that looks like PyTorch's."""
     if p.momentum is not None:
-        _checks.warn_of_pytorchs(p.momentum, "BatchNormTransformer's", stacklevel=3)
+        _scalars.warn_of_pytorchs(p.momentum, "BatchNormTransformer's", stacklevel=3)
 
 
 def warn_of_a_fit_without_times(kind: Kind) -> None:

@@ -34,12 +34,13 @@ from bncpu import (
 )
 from bncpu import state as states
 from bncpu._batches import Batch, Dense
-from bncpu._checks import as_values, real, threads
+from bncpu._checks import as_values
 from bncpu._compat import UNWATCHED, CallbackSupportMixin, fit_task, is_watched, with_callbacks
 from bncpu._conversions import LayerMixin
 from bncpu._device import as_given
 from bncpu._door import Samples
 from bncpu._report import Report
+from bncpu._scalars import real, threads
 from bncpu.moments import Coefficients
 from bncpu.running import Kind, Running, continues, needs_times
 from bncpu.state import Parameters, State, added, collapsed

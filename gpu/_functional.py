@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numba import cuda
 
+from bncpu import _scalars
 from bncpu.saved import SavedStatistics, as_in_forward, call_of
 
 from . import _arrays, _compat, why_unavailable
@@ -43,17 +44,13 @@ class _Pass:
             raise RuntimeError(reason)
         _arrays.library("x", x)
         shape = tuple(x.shape)
-        n_axes = len(shape)
-        if n_axes < 2 or 0 in shape:
+        if len(shape) < 2 or 0 in shape:
             raise ValueError(f"x must have at least 2 dimensions and no axis of length 0; got shape {shape}")
-        is_index = isinstance(channel_axis, (int, np.integer)) and not isinstance(channel_axis, bool)
-        if not is_index or not -n_axes <= channel_axis < n_axes:
-            raise ValueError(f"channel_axis must name an axis of x of shape {shape}, got {channel_axis!r}")
+        self.axis = _scalars.axis_of("x", shape, channel_axis)
+        self.channels = shape[self.axis]
+        relu = _scalars.activation(activation)
         self.device = _compat.current_device()
-        self.axis, self.channels = int(channel_axis) % n_axes, shape[channel_axis]
         self.x = _arrays.given("x", x, self.device, axis=self.axis)
-        if activation not in (None, "relu"):
-            raise ValueError(f"activation must be None or 'relu', got {activation!r}")
         self.like = {name: self._like(name, a) for name, a in like.items() if a is not None}
         self.parameters = {name: self._parameter(name, a) for name, a in parameters.items() if a is not None}
         kinds = {name: p.storage for name, p in self.parameters.items()}
@@ -63,7 +60,7 @@ class _Pass:
         aligned = self.x.aligned and all(a.aligned for a in self.like.values())
         self.plan, self.walk, self.kernels, self.moments = _prepared(
             shape, self.axis, self.x.axis is not None, aligned, self.x.storage, next(iter(kinds.values()), "float64"),
-            activation == "relu", "residual" in self.like, "mean" in kinds, frozen, skipping, *_device(self.device),
+            relu, "residual" in self.like, "mean" in kinds, frozen, skipping, *_device(self.device),
         )  # fmt: skip
         self.stream = _stream(self.device, _arrays.stream(self.x))
 
@@ -194,13 +191,6 @@ def _prepared(
     return _Prepared(p, Walk(p.outer, p.channels, p.inner, *p.step), kernels(kind), moments)
 
 
-def _real(name: str, value: Any, high: float = np.inf) -> float:
-    is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    if not is_number or not 0 <= value <= high or value == np.inf:
-        raise ValueError(f"{name} must be a number from 0 to {high}, got {value!r}")
-    return float(value)
-
-
 def batch_norm(
     x: Any,
     mean: Any,
@@ -265,7 +255,7 @@ def batch_norm(
     >>> x, one = cupy.random.rand(32, 64, 56, 56), cupy.ones(64)  # doctest: +SKIP
     >>> y = gpu.batch_norm(x, one, one)  # doctest: +SKIP
     """
-    eps = _real("eps", eps)
+    eps = _scalars.real("eps", eps, low=0)
     parameters = {"mean": mean, "var": var, "gamma": gamma, "beta": beta}
     p = _Pass(x, channel_axis, activation, parameters, residual=residual, out=out)
     for name in ("mean", "var"):
@@ -351,13 +341,13 @@ def batch_norm_forward(
     >>> from bncpu import gpu
     >>> y, saved = gpu.batch_norm_forward(cupy.random.rand(32, 64, 56, 56))  # doctest: +SKIP
     """
-    eps, momentum, ddof = _real("eps", eps), _real("momentum", momentum, 1), _real("ddof", ddof)
+    momentum = _scalars.momentum(momentum, running_mean)
+    eps, ddof = _scalars.real("eps", eps, low=0), _scalars.real("ddof", ddof, low=0)
     parameters = {"gamma": gamma, "beta": beta, "running_mean": running_mean, "running_var": running_var}
     p = _Pass(x, channel_axis, activation, parameters, residual=residual, out=out)
     if (running_mean is None) != (running_var is None):
         raise ValueError("running_mean and running_var must be given together, got only one of them")
-    if p.plan.values < 2 or (running_mean is not None and p.plan.values <= ddof):
-        raise ValueError(f"x must have more than {max(1.0, ddof):g} values per channel, got {p.plan.values}")
+    _scalars.values_per_channel("batch_norm_forward", p.plan.values, ddof)
     mean, invstd, mean_lo = (_arrays.float64(p.x, (p.channels,)) for _ in range(3))
     call = call_of(p.axis, activation, gamma, beta, residual)
     saved = SavedStatistics(mean.array, invstd.array, mean_lo.array, p.plan.values, "training", call)

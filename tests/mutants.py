@@ -571,9 +571,9 @@ MUTANTS = [
     Mutant(
         "running-arrays-changed-before-a-refusal",
         FUNCTIONAL,
-        '    ddof = _checks.real("ddof", ddof, low=0)\n    eps',
+        '    ddof = _scalars.real("ddof", ddof, low=0)\n    eps',
         "    if running_mean is not None:\n        running_mean *= momentum\n"
-        '    ddof = _checks.real("ddof", ddof, low=0)\n    eps',
+        '    ddof = _scalars.real("ddof", ddof, low=0)\n    eps',
         "arguments",
     ),
     Mutant(
@@ -805,6 +805,7 @@ MUTANTS = [
     Mutant("constants-in-short-calls", FUNCTIONAL, ' and kind == "training")', ")", "saved"),
     Mutant("argument-too-many-taken", "bncpu/saved.py", "        if has and not had:", "        if False:", "saved"),
     Mutant("sums-of-some-parts", "bncpu/_arguments.py", "np.any(whole.count != count)", "False", "saved"),
+    Mutant("number-below-the-least", "bncpu/_scalars.py", "low <= value <= (", "value <= (", "scalars"),
     Mutant("groups-ignored", "bncpu/folding.py", "if axes == (1,) and groups > 1:", "if False:", "folding"),
     Mutant(
         "forgotten-argument-taken",
