@@ -48,7 +48,7 @@ _call = lru_cache(256)(Call)  # one object for calls of a kind: it is asked for 
 class SavedStatistics:
     """What a forward pass leaves for its backward pass; to who unpacks it the pair of mean and invstd.
 
-    Attributes
+    Parameters
     ----------
     mean : ndarray, float64, or None
         Mean of the values normalized together. Of shape (C,) for batch normalization, (N, C) for instance,
