@@ -3,17 +3,16 @@
 
 const bn = {
     N_BATCHES: 60,
-    START: { n: 16, k: 12, gamma: 1, beta: 0, eps: 1e-5, momentum: 0.9, sorted: false, kind: "transformer" },
+    START: { n: 16, k: 12, gamma: 1, beta: 0, eps: 1e-5, momentum: 0.9, halflife: 64, sorted: false,
+        kind: "transformer" },
 
     // Two passes over distances from the first value: nothing cancels, and a constant has a variance of exactly 0.
-    // The mean is the sum hi + lo, not rounded to one number.
-    moments(values) {
-        const n = values.length, hi = values[0];
-        let lo = 0, m2 = 0;
-        for (const x of values) lo += x - hi;
-        lo /= n;
-        for (const x of values) m2 += (x - hi - lo) ** 2;
-        return { n, hi, lo, var: m2 / n };
+    // The mean is the sum hi + lo, not rounded to one number. With a half-life the last value has weight 1.
+    moments(values, halflife = Infinity) {
+        const last = values.length - 1, hi = values[last], weights = values.map((_, i) => 0.5 ** ((last - i) / halflife));
+        const sum = (of) => values.reduce((total, x, i) => total + weights[i] * of(x), 0);
+        const weight = sum(() => 1), lo = sum((x) => x - hi) / weight;
+        return { hi, lo, var: sum((x) => (x - hi - lo) ** 2) / weight, weight };
     },
 
     inverseStd(variance, eps) {
@@ -22,7 +21,8 @@ const bn = {
     },
 
     // What the transformer multiplies with: eps=0 leaves a spread alone that may be rounding of the values.
-    inverseScale(running, n, eps) {
+    inverseScale(running, p) {
+        const n = p.kind === "transformer" ? p.n : running.weight, eps = p.eps;
         const bound = n * Number.EPSILON * Math.abs(running.hi + running.lo); // for up to 2**14 values, as here
         const constant = eps === 0 && Math.sqrt(running.var) <= bound;
         return constant ? 1 : bn.inverseStd(running.var, eps);
@@ -33,18 +33,23 @@ const bn = {
 
     start: (kind) => (kind === "layer" ? { hi: 0, lo: 0, var: 1 } : { hi: 0, lo: 0, var: 0, weight: 0 }),
 
-    // momentum weighs the old value. A layer's arrays start at 0 and 1; the transformer divides its start out.
-    learn(old, batch, momentum, kind) {
+    // What is known after a batch of n rows. A layer's arrays start at 0 and 1, and momentum weighs the old value. The
+    // transformer divides the start out, and averages variances of batches with momentum only: else it merges values,
+    // of which the old ones may have lost weight.
+    learn(old, batch, { n, kind, momentum, halflife }) {
         if (kind === "layer") {
             const move = (from, to) => momentum * from + (1 - momentum) * to;
             return { hi: move(old.hi, batch.hi + batch.lo), lo: 0, var: move(old.var, batch.var) };
         }
-        const before = momentum * old.weight, weight = before + (1 - momentum);
+        const left = { transformer: momentum, cumulative: 1, halflife: 0.5 ** (n / halflife) }[kind];
+        const gained = kind === "transformer" ? 1 - momentum : batch.weight;
+        const before = left * old.weight, weight = before + gained;
         if (before === 0) return { ...batch, weight };
-        const moved = old.lo + (batch.hi - old.hi + (batch.lo - old.lo)) * ((1 - momentum) / weight);
+        const apart = batch.hi - old.hi + (batch.lo - old.lo), moved = old.lo + apart * (gained / weight);
+        const between = kind === "transformer" ? 0 : apart * (before / weight) * (apart * (gained / weight));
         const hi = old.hi + moved, part = hi - old.hi;
         const lo = old.hi - (hi - part) + (moved - part); // what rounding hi lost
-        return { hi, lo, var: (before * old.var + (1 - momentum) * batch.var) / weight, weight };
+        return { hi, lo, var: (before * old.var + gained * batch.var) / weight + between, weight };
     },
 
     rms(a, b) {
@@ -55,7 +60,7 @@ const bn = {
 
     refusal(n, kind) {
         if (n >= 2) return null;
-        return kind === "layer"
+        return kind !== "transformer"
             ? `batch_norm_forward needs at least 2 values per channel, got ${n}; `
               + "for single values use batch_norm with running statistics"
             : `with momentum a batch needs at least two values per feature, got n_samples=${n}; `
@@ -71,16 +76,17 @@ const bn = {
     run(stream, p, last) {
         const refused = bn.refusal(p.n, p.kind), steps = [];
         if (refused) return { refused, steps };
-        const everything = bn.columns(stream), whole = everything.map(bn.moments);
+        const everything = bn.columns(stream), whole = everything.map((values) => bn.moments(values));
         const scaled = (columns, stats, invstd) =>
             columns.map((values, c) => bn.normalize(values, stats[c], invstd(stats[c]), p.gamma, p.beta));
         const byVariance = (s) => bn.inverseStd(s.var, p.eps);
-        const atInference = p.kind === "layer" ? byVariance : (s) => bn.inverseScale(s, p.n, p.eps);
+        const atInference = p.kind === "layer" ? byVariance : (s) => bn.inverseScale(s, p);
         const exact = scaled(everything, whole, byVariance);
         let running = whole.map(() => bn.start(p.kind));
         for (let k = 1; k <= last; k++) {
-            const columns = bn.columns(bn.batch(stream, p.n, k)), batch = columns.map(bn.moments);
-            running = running.map((old, c) => bn.learn(old, batch[c], p.momentum, p.kind));
+            const columns = bn.columns(bn.batch(stream, p.n, k)), batch = columns.map((values) => bn.moments(values));
+            const faded = p.kind === "halflife" ? columns.map((values) => bn.moments(values, p.halflife)) : batch;
+            running = running.map((old, c) => bn.learn(old, faded[c], p));
             const train = scaled(columns, batch, byVariance), inference = scaled(columns, running, atInference);
             const all = scaled(everything, running, atInference);
             const gap = bn.rms(train, inference), off = bn.rms(all, exact);
@@ -92,7 +98,8 @@ const bn = {
     // The same in Python, to be run as it stands.
     python(p) {
         const num = (v) => (Number.isInteger(v) ? v.toFixed(1) : String(v)), two = (v) => `[${num(v)}, ${num(v)}]`;
-        const layer = p.kind === "layer", affine = `gamma=${two(p.gamma)}, beta=${two(p.beta)}, eps=${num(p.eps)}`;
+        const layer = p.kind === "layer", forgets = { transformer: "momentum", halflife: "halflife" }[p.kind];
+        const affine = `gamma=${two(p.gamma)}, beta=${two(p.beta)}, eps=${num(p.eps)}`;
         const learn = layer
             ? `    y_train, saved = batch_norm_forward(\n        batch, ${affine},\n`
               + `        running_mean=running_mean, running_var=running_var, momentum=${num(p.momentum)},\n    )\n`
@@ -108,7 +115,7 @@ const bn = {
             ...(p.sorted ? [] : ["X = X[np.random.default_rng(0).permutation(178)]"]),
             layer
                 ? "running_mean, running_var = np.zeros(2), np.ones(2)"
-                : `bn = BatchNormTransformer(momentum=${num(p.momentum)}, ${affine})`,
+                : `bn = BatchNormTransformer(${forgets ? `${forgets}=${num(p[forgets])}, ` : ""}${affine})`,
             `for k in range(${p.k}):`,
             `    batch = X.take(range(k * ${p.n}, (k + 1) * ${p.n}), axis=0, mode="wrap")`,
             learn,
@@ -172,6 +179,7 @@ const page = {
         const value = (id) => document.getElementById(id).valueAsNumber, power = value("eps");
         return {
             n: value("n"), k: value("k"), gamma: value("gamma"), beta: value("beta"), momentum: value("momentum"),
+            halflife: 2 ** value("halflife"),
             eps: power < -8 ? 0 : Number(`1e${power}`), // the leftmost place is 0
             sorted: document.getElementById("sorted").checked,
             kind: document.querySelector("input[name=kind]:checked").value,
@@ -181,6 +189,7 @@ const page = {
     write(p) {
         for (const id of ["n", "k", "gamma", "beta", "momentum"]) document.getElementById(id).value = p[id];
         document.getElementById("eps").value = p.eps === 0 ? -9 : Math.round(Math.log10(p.eps));
+        document.getElementById("halflife").value = Math.round(Math.log2(p.halflife));
         document.getElementById("sorted").checked = p.sorted;
         document.querySelector(`input[name=kind][value=${p.kind}]`).checked = true;
         page.render();
@@ -198,6 +207,7 @@ const page = {
         const result = bn.run(stream, p, bn.N_BATCHES), now = result.steps[p.k - 1] || null;
         for (const id of ["n", "gamma", "beta", "momentum"]) document.getElementById(`${id}-out`).textContent = p[id];
         document.getElementById("eps-out").textContent = p.eps === 0 || p.eps >= 0.001 ? p.eps : p.eps.toExponential();
+        document.getElementById("halflife-out").textContent = `${p.halflife} rows`;
         document.getElementById("k-out").textContent = `${p.k} of ${bn.N_BATCHES}`;
         document.getElementById("step").disabled = p.k === bn.N_BATCHES;
         document.getElementById("back").disabled = p.k === 1;
@@ -208,7 +218,8 @@ const page = {
     },
 
     numbers(result, now) {
-        const everything = bn.columns(wine.rows).map(bn.moments), inference = now && now.all.map(bn.moments);
+        const everything = bn.columns(wine.rows).map((values) => bn.moments(values));
+        const inference = now && now.all.map((values) => bn.moments(values));
         const rows = { batch: now && now.batch, running: now && now.running, whole: everything, inference };
         for (const [row, stats] of Object.entries(rows)) {
             page.FEATURES.forEach((feature, c) => {
@@ -264,13 +275,15 @@ const page = {
 
     words(p, result, now) {
         const percent = (v) => `${(100 * v).toPrecision(2)} %`, notes = [], left = p.momentum ** p.k;
+        const merges = p.kind === "cumulative" || p.kind === "halflife";
         if (p.n > 1 && p.n <= 8 && !p.sorted) {
             notes.push(`Small batch: its variance, which divides by m = ${p.n}, is on average ${percent(1 - 1 / p.n)} `
-                + "of the stream\u2019s, and running_var inherits that.");
+                + "of the stream\u2019s, and running_var "
+                + (merges ? "does not inherit that: values are merged, not variances of batches." : "inherits that."));
         }
         if (p.sorted) {
-            notes.push("Sorted stream: a batch holds one class or two, "
-                + "and the running statistics describe the classes seen last.");
+            notes.push("Sorted stream: a batch holds one class or two, and the running statistics describe "
+                + (p.kind === "cumulative" ? "all wines seen so far." : "the classes seen last."));
         }
         if (p.kind === "layer" && left >= 0.001) {
             notes.push(`The start, 0 and 1, still weighs ${percent(left)} after ${p.k} batches.`);
