@@ -113,6 +113,34 @@ class Batch:
         """
         raise NotImplementedError
 
+    def last_values(
+        self, weights: NDArray[np.float64] | None, counts: NDArray[np.bool_], wanted: NDArray[np.bool_]
+    ) -> NDArray[np.intp]:
+        """The last row in which each of the channels `wanted`, which have one, has a value whose weight is not 0.
+
+        Parameters
+        ----------
+        weights : ndarray
+            As for `moments`.
+        counts : ndarray of shape (N,), bool
+            Which samples have a weight that is not 0.
+        wanted : ndarray of shape (C,), bool
+        """
+        last, wanted, stop = np.zeros(len(wanted), np.intp), wanted.copy(), int(np.flatnonzero(counts)[-1]) + 1
+        most = max(1, PIECE // max(1, math.prod(self.shape[1:])))
+        n_rows = min(16, most)
+        while wanted.any() and stop:
+            part = slice(max(0, stop - n_rows), stop)
+            there = ~np.isnan(self[part].in_memory())
+            if weights is not None:
+                there &= np.expand_dims(weights[part] > 0, 1 if weights.ndim > 1 else tuple(range(1, self.ndim)))
+            there = there.reshape(*there.shape[:2], -1).any(axis=2)
+            found = wanted & there.any(axis=0)
+            last[found] = stop - 1 - np.argmax(there[::-1], axis=0)[found]
+            wanted &= ~found
+            stop, n_rows = part.start, min(2 * n_rows, most)
+        return last
+
     def can_be_overwritten(self, dtype: np.dtype[Any] | None = None) -> bool:
         """Whether `apply` can write its result, of `dtype` if that is given, over X."""
         return False
@@ -265,10 +293,24 @@ class Sparse(Batch):
         """See `Batch`."""
         return Sparse(y)
 
-    def in_memory(self) -> NDArray[Any]:
-        """See `Batch`."""
-        dense: NDArray[Any] = self.X.toarray()
-        return dense
+    def last_values(
+        self, weights: NDArray[np.float64] | None, counts: NDArray[np.bool_], wanted: NDArray[np.bool_]
+    ) -> NDArray[np.intp]:
+        """See `Batch`: as many samples before the last one as end with a NaN each."""
+        of_counting = np.cumsum(counts) - 1
+        missing = set[tuple[int, int]]()
+        for part in entries(self.X):
+            absent = np.isnan(self.X.data[part])
+            row, column = rows(self.X, part)[absent], columns(self.X, part)[absent]
+            of_these = counts[row] & wanted[column]
+            missing |= set(zip(column[of_these].tolist(), of_counting[row[of_these]].tolist(), strict=True))
+        last, counting = np.zeros(len(wanted), np.intp), np.flatnonzero(counts)
+        for column in np.flatnonzero(wanted).tolist():
+            n = len(counting) - 1
+            while (column, n) in missing:
+                n -= 1
+            last[column] = counting[n]
+        return last
 
     def infinities(self) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
         """See `Batch`."""
@@ -333,7 +375,11 @@ def summary(
     seen = _observed(X, weights, missing, n_threads)
     # Weights of a feature whose last value lies hundreds of half-lives before the end underflow: summarize halves, and
     # join them, so that its weights start from 1 in the first half.
-    if n_samples > 1 and np.any(batch.count < 1e-200 * seen):
+    least = 1e-200 * seen
+    if isinstance(X, Sparse):  # the weight of zeros is a difference of sums, that of all and of what is stored
+        recency = recency_weights(n_samples, halflife) if times is None else faded(span - times, halflife)
+        least = np.where(seen > 0, 1e-4 * np.sum(_with_recency(weights, recency)), 0.0)
+    if n_samples > 1 and np.any(batch.count < least):
         half = n_samples // 2
         options: dict[str, Any] = {"n_threads": n_threads, "halflife": halflife}
         first, last = (None, None) if weights is None else (weights[:half], weights[half:])
@@ -343,27 +389,17 @@ def summary(
     age = np.where(batch.count > 0, 0.0, span)
     if missing or weights is not None:
         since = np.arange(n_samples - 1.0, -1, -1) if times is None else span - times
-        there = batch.count > 0
-        age[there] = since[_last_values(X, weights, there)[there]]
+        there, whole = batch.count > 0, _observed(X, weights, False, n_threads)
+        counts = np.ones(n_samples, bool)
+        if weights is not None:
+            np.any(weights.reshape(n_samples, -1), axis=1, out=counts)
+        last = np.full(len(age), np.flatnonzero(counts)[-1] if counts.any() else 0)
+        some = np.asarray(there & (seen != whole))
+        if some.any():
+            last[some] = X.last_values(weights, counts, some)[some]
+        age[there] = since[last[there]]
         batch = scaled(batch, np.where(there, 1 / faded(np.where(there, age, 0.0), halflife), 1.0))
     return Summary(batch, seen, age, n_samples, n_positive, span)
-
-
-def _last_values(X: Batch, weights: NDArray[np.float64] | None, wanted: NDArray[np.bool_]) -> NDArray[np.intp]:
-    """The last row in which each of the channels `wanted` has a value whose weight is not 0."""
-    last, wanted, stop = np.zeros(len(wanted), np.intp), wanted.copy(), len(X)
-    n_rows, most = 16, max(16, PIECE // max(1, math.prod(X.shape[1:])))
-    while wanted.any() and stop:
-        part = slice(max(0, stop - n_rows), stop)
-        there = ~np.isnan(X[part].in_memory())
-        if weights is not None:
-            there &= np.expand_dims(weights[part] > 0, 1 if weights.ndim > 1 else tuple(range(1, X.ndim)))
-        there = there.reshape(*there.shape[:2], -1).any(axis=2)
-        found = wanted & there.any(axis=0)
-        last[found] = stop - 1 - np.argmax(there[::-1], axis=0)[found]
-        wanted &= ~found
-        stop, n_rows = part.start, min(2 * n_rows, most)
-    return last
 
 
 def _with_recency(weights: NDArray[np.float64] | None, recency: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -448,7 +484,7 @@ def _sparse_moments(X: Any, weights: NDArray[np.float64] | None) -> tuple[Moment
         total = merge(total, Moments(count, *two_sum(about, step), squares - deviation * step))
         stored += all_weight if weight is None else np.bincount(at, weight > 0, n_channels)
         stored_weight += all_weight
-        missing = missing or not np.array_equal(all_weight, count)
+        missing = missing or bool(np.isnan(X.data[part]).any())
 
     everything, n_counted = (n_samples, n_samples) if weights is None else (np.sum(weights), np.count_nonzero(weights))
     # The weight of the zeros: exactly 0 for a column without zeros of positive weight, whatever the rounding of sums.

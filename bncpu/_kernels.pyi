@@ -187,8 +187,16 @@ def normalize_plain(
     n_threads: int | None,
 ) -> NDArray[Any] | None: ...
 def forward_plain(
-    x: object, last: bool, gamma: object, beta: object, eps: object, out: object, relu: bool, n_threads: int | None
-) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]] | None: ...
+    x: object,
+    last: bool,
+    gamma: object,
+    beta: object,
+    eps: object,
+    where: object,
+    out: object,
+    relu: bool,
+    n_threads: int | None,
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], int] | None: ...
 def backward_plain(
     dy: object,
     x: object,
@@ -199,6 +207,7 @@ def backward_plain(
     count: object,
     gamma: object,
     beta: object,
+    where: object,
     out: object,
     relu: bool,
     n_threads: int | None,

@@ -31,7 +31,7 @@ from bncpu.moments import (
     sums_with_x_hat,
     variance,
 )
-from bncpu.saved import Call, SavedStatistics, as_in_forward, call_of
+from bncpu.saved import Call, SavedStatistics, as_in_forward, call_of, checksum
 
 Array = NDArray[np.floating[Any]]
 Sums = TypeVar("Sums", Moments, BackwardSums)
@@ -226,19 +226,17 @@ def batch_norm_forward(
         and running_mean is None
         and running_var is None
         and moments is None
-        and where is None
         and type(momentum) is float
         and 0 <= momentum <= 1
         and type(ddof) is int
         and ddof == 0
     ):
         relu = activation == "relu"
-        short = _kernels.forward_plain(x, channel_axis == -1, gamma, beta, eps, out, relu, n_threads)
+        short = _kernels.forward_plain(x, channel_axis == -1, gamma, beta, eps, where, out, relu, n_threads)
         if short is not None:
-            y, center, invstd, center_lo, _ = short
-            axis = _short_axis(x, channel_axis)
-            call, count = call_of(axis, activation, gamma, beta, None), x.size // x.shape[axis]
-            return y, SavedStatistics(center, invstd, center_lo, count, "training", call)
+            y, center, invstd, center_lo, _, n = short
+            call = call_of(_short_axis(x, channel_axis), activation, gamma, beta, None, where=where)
+            return y, SavedStatistics(center, invstd, center_lo, n, "training", call)
     if _foreign.is_foreign(x):
         return _foreign.called(batch_norm_forward, locals())
     if (device := _dispatch.device_functions(x)) is not None:
@@ -370,13 +368,12 @@ def batch_norm_backward(
     """
     if (
         sums is None
-        and where is None
         and type(saved) is SavedStatistics
         and _is_short(channel_axis, activation, residual, n_threads)
         and (beta is None or activation is not None)
-        and _is_of(saved, x, channel_axis, gamma, beta, activation)
+        and _is_of(saved, x, channel_axis, gamma, beta, where, activation)
     ):
-        given, relu = (saved.mean, saved.invstd, saved.mean_lo, saved.count, gamma, beta), activation is not None
+        given, relu = (saved.mean, saved.invstd, saved.mean_lo, saved.count, gamma, beta, where), activation is not None
         short = _kernels.backward_plain(dy, x, channel_axis == -1, *given, out, relu, n_threads)
         if short is not None:
             return short
@@ -401,7 +398,9 @@ def _is_short(channel_axis: int, activation: Activation, residual: Array | None,
     )
 
 
-def _is_of(saved: SavedStatistics, x: Any, channel_axis: int, gamma: Any, beta: Any, activation: Activation) -> bool:
+def _is_of(
+    saved: SavedStatistics, x: Any, channel_axis: int, gamma: Any, beta: Any, where: Any, activation: Activation
+) -> bool:
     """Whether `saved` is of a forward pass called so; if not the long way says why."""
     kind: Any = saved.kind
     if type(x) is not np.ndarray or not (kind is None or (type(kind) is str and kind == "training")):
@@ -414,6 +413,7 @@ def _is_of(saved: SavedStatistics, x: Any, channel_axis: int, gamma: Any, beta: 
         and then.gamma == (gamma is not None)
         # Without ReLU beta and the residual have no effect.
         and (activation is None or (then.beta == (beta is not None) and then.residual is False))
+        and then.where == (checksum(where) if type(where) is np.ndarray else where)
     )
 
 

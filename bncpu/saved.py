@@ -10,7 +10,7 @@ from numbers import Real
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 
 class Call(NamedTuple):
@@ -35,10 +35,15 @@ def call_of(
     where: Any = None,
 ) -> Call:
     """What a pass was called with; the channel axis counted from 0."""
-    if activation is not None and not isinstance(activation, str):  # refused later; an array would not compare
-        activation = type(activation).__name__
+    if activation is not None and type(activation) is not str:  # what is none is refused later; arrays do not compare
+        activation = str.__str__(activation) if isinstance(activation, str) else type(activation).__name__
     call = _call(channel_axis, activation, gamma is not None, beta is not None, residual is not None, normalized)
-    return call if where is None else call._replace(where=zlib.crc32(np.ascontiguousarray(where).data))
+    return call if where is None else call._replace(where=checksum(where))
+
+
+def checksum(where: NDArray[Any]) -> int:
+    """Of which values count."""
+    return zlib.crc32(np.ascontiguousarray(where).data)
 
 
 _call = lru_cache(256)(Call)  # one object for calls of a kind: it is asked for in each

@@ -748,6 +748,20 @@ MUTANTS = [
         "0.0, j.center_lo[c])):\n            return None",
         "small_calls",
     ),
+    Mutant(
+        "short-backward-of-another-where",
+        FUNCTIONAL,
+        "then.where == (checksum(where) if type(where) is np.ndarray else where)",
+        "True",
+        "where saved",
+    ),
+    Mutant(
+        "short-backward-counts-all",
+        FUNCTIONS,
+        "        j.counts = <const double *> _values(_counts)\n",
+        "",
+        "small_calls",
+    ),
     Mutant("short-backward-forgets-beta", FUNCTIONAL, "then.beta == (beta is not None)", "True", "small_calls"),
     Mutant(
         "relu-passes-the-gradient-at-0-in-plain-c",
@@ -817,7 +831,7 @@ MUTANTS = [
     Mutant(
         "other-batch-size-let-through-in-short-calls",
         FUNCTIONS,
-        "(type(count) is int and count == j.g.whole.outer * j.g.whole.inner)",
+        "(type(count) is int and count == n_values)",
         "type(count) is int",
         "saved",
     ),

@@ -248,3 +248,25 @@ def test_the_reference_agrees_about_one_weight_per_sample():
     mean, var = _reference.running_halflife(X, np.inf, w)
     np.testing.assert_allclose(got.mean, mean, rtol=1e-13)
     np.testing.assert_allclose(got.m2 / got.count, var, rtol=1e-12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(["csr", "csc"]), st.floats(0.2, 50), st.booleans(), st.integers(0, 2**32 - 1))
+def test_with_halflife_sparse_columns_are_those_of_the_dense_ones(kind, halflife, weighted, seed):
+    """Where values lie many half-lives back, too: behind missing ones, and behind samples of no weight."""
+    rng = np.random.default_rng(seed)
+    X = rng.normal(5, 1, (60, 4)) * (rng.random((60, 4)) < 0.4)
+    X[rng.random(X.shape) < 0.1] = np.nan
+    for c in range(3):
+        X[rng.integers(1, 61) :, c] = np.nan
+    weights = rng.uniform(0.5, 2, 60) * (np.arange(60) < rng.integers(30, 61)) if weighted else None
+    found, expected = (
+        _batches.summary(batch, weights, 1, halflife=halflife)
+        for batch in (_batches.Sparse(sparse.csr_matrix(X).asformat(kind)), _batches.Dense(X))
+    )
+    there = expected.moments.count > 0
+    np.testing.assert_array_equal(found.age, expected.age)
+    np.testing.assert_allclose(found.observed, expected.observed, rtol=1e-12)
+    np.testing.assert_allclose(found.moments.count, expected.moments.count, rtol=1e-11)
+    np.testing.assert_allclose(found.moments.mean[there], expected.moments.mean[there], rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(found.moments.m2[there], expected.moments.m2[there], rtol=1e-9, atol=1e-10)

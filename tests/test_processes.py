@@ -43,6 +43,29 @@ def test_forks_while_other_threads_are_in_kernels_give_the_same_bits():
     assert result_of(processes.forks_during_kernels) == "({True}, {True})"
 
 
+# ---- stacks ----
+
+
+def test_a_thread_with_a_stack_of_256_kib_is_enough():
+    code = """
+    import threading
+    import numpy as np
+    from bncpu import BatchNormTransformer, batch_norm_backward, batch_norm_forward
+    def call():
+        for shape in ((64, 10), (600, 3000), (4, 30, 5, 5)):
+            x = np.random.default_rng(0).normal(size=shape)
+            y, saved = batch_norm_forward(x, activation="relu", residual=x)
+            batch_norm_backward(y, x, saved, activation="relu", residual=x)
+            BatchNormTransformer(channel_axis=1).partial_fit(np.where(x > 1, np.nan, x))
+        print("done")
+    threading.stack_size(256 * 1024)
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join()
+    """
+    assert run(code) == "done"
+
+
 # ---- signals ----
 
 

@@ -423,7 +423,12 @@ def all_of(result):
     return [item.tobytes() if isinstance(item, np.ndarray) else item for item in arrays]
 
 
-def functions(x, dy, gamma, beta, activation, in_place, **threads):
+def counting(shape, axis=1):
+    """All positions count, and some do; of an array of this shape."""
+    return [None, np.random.default_rng(9).random([n for k, n in enumerate(shape) if k != axis % len(shape)]) < 0.7]
+
+
+def functions(x, dy, gamma, beta, activation, in_place, where=None, **threads):
     """What the three functions make of the same arrays; `in_place` writes each result over its input."""
 
     def call(function, first, *rest, **options):
@@ -434,12 +439,12 @@ def functions(x, dy, gamma, beta, activation, in_place, **threads):
     n = x.shape[1]
     mean, var = np.linspace(-1, 1, n), np.linspace(0, 2, n)
     done = [call(batch_norm, x, mean, var, gamma, beta, activation=activation, **threads)]
-    done += [call(batch_norm_forward, x, gamma, beta, activation=activation, **threads)]
+    done += [call(batch_norm_forward, x, gamma, beta, activation=activation, where=where, **threads)]
     saved = SavedStatistics.from_variance(mean, var)._replace(kind=None)
-    as_before = {"activation": activation, "beta": beta if activation else None, **threads}
+    as_before = {"activation": activation, "beta": beta if activation else None, "where": where, **threads}
     done += [call(batch_norm_backward, dy, x, saved, gamma, **as_before)]
     try:
-        _, saved = batch_norm_forward(x, gamma, beta, activation=activation)
+        _, saved = batch_norm_forward(x, gamma, beta, activation=activation, where=where)
     except ValueError:  # one value per channel
         return done
     return [*done, call(batch_norm_backward, dy, x, saved, gamma, **as_before)]
@@ -453,10 +458,11 @@ def test_both_ways_of_the_functions_give_the_same_bits(shape, dtype, activation,
     x, dy = normal(1, (2, *shape), mean=3.0, dtype=dtype)
     n = shape[1]
     for gamma, beta in ((None, None), (np.linspace(-1, 2, n), np.linspace(0, 1, n)), (np.full(n, 1e39), None)):
-        arguments = x, dy, gamma, beta, activation, in_place
-        short = functions(*arguments)
-        with long_way():
-            assert short == functions(*arguments)
+        for where in counting(shape):
+            arguments = x, dy, gamma, beta, activation, in_place, where
+            short = functions(*arguments)
+            with long_way():
+                assert short == functions(*arguments)
 
 
 @pytest.mark.parametrize("n_threads", [2, *slow(1)])
@@ -473,10 +479,11 @@ def test_both_ways_give_the_same_bits_of_large_arrays(shape, dtype, in_place, n_
         (np.linspace(-1, 2, n), np.ones(n), "relu"),
         (beyond, None, None),
     ):
-        arguments = x, dy, gamma, beta, activation, in_place
-        short = functions(*arguments, n_threads=n_threads)
-        with long_way():
-            assert short == functions(*arguments, n_threads=n_threads)
+        for where in counting(shape):
+            arguments = x, dy, gamma, beta, activation, in_place, where
+            short = functions(*arguments, n_threads=n_threads)
+            with long_way():
+                assert short == functions(*arguments, n_threads=n_threads)
 
 
 OUTS = {
@@ -590,16 +597,17 @@ def test_large_plain_arrays_take_the_short_way_of_the_functions(shape, monkeypat
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("relu", [None, "relu"])
+@pytest.mark.parametrize("where", [False, True])
 @pytest.mark.parametrize("shape", [(6, 5, 4, 7), (1, 5, 5, 5), (40, 9), (7, 3, 1), (70, 50, 30, 3)], ids=str)
-def test_channels_last_go_the_same_way_through_the_functions(shape, relu, dtype):
+def test_channels_last_go_the_same_way_through_the_functions(shape, where, relu, dtype):
     x, dy = normal(8, (2, *shape), mean=3.0, dtype=dtype)
     one = np.arange(1.0, shape[-1] + 1)
 
     def call():
-        last = {"channel_axis": -1}
+        last = {"channel_axis": -1, "where": counting(shape, -1)[where]}
         y, saved = batch_norm_forward(x, one, one, activation=relu, **last)
         some = [
-            batch_norm(x, one, one, activation=relu, **last),
+            batch_norm(x, one, one, activation=relu, channel_axis=-1),
             y,
             saved.mean,
             saved.invstd,
@@ -619,16 +627,18 @@ def test_channels_last_go_the_same_way_through_the_functions(shape, relu, dtype)
 def test_channels_last_take_the_short_way_of_the_functions(monkeypatch):
     x, one = normal(3, (8, 6, 6, 10)), np.ones(10)
     monkeypatch.setattr(_passes.Part, "_forms", None)
-    _, saved = batch_norm_forward(x, one, channel_axis=-1)
-    batch_norm_backward(x, x, saved, one, channel_axis=-1)
+    for where in counting(x.shape, -1):
+        _, saved = batch_norm_forward(x, one, where=where, channel_axis=-1)
+        batch_norm_backward(x, x, saved, one, where=where, channel_axis=-1)
     batch_norm(x, one, one, channel_axis=-1, out=x)
 
 
 def test_small_plain_arrays_take_the_short_way_of_the_functions(monkeypatch):
     x = normal(3, (32, 10))
     monkeypatch.setattr(_passes.Part, "_forms", None)
-    _, saved = batch_norm_forward(x, np.ones(10), out=np.empty_like(x))
-    batch_norm_backward(x, x, saved, np.ones(10))
+    for where in counting(x.shape):
+        _, saved = batch_norm_forward(x, np.ones(10), where=where, out=np.empty_like(x))
+        batch_norm_backward(x, x, saved, np.ones(10), where=where)
     batch_norm(x, np.zeros(10), np.ones(10), activation="relu", n_threads=1)
     single = np.ones(10, np.float32)
     _, saved = batch_norm_forward(x.astype(np.float32), single, single, eps=0, n_threads=2)
@@ -636,6 +646,24 @@ def test_small_plain_arrays_take_the_short_way_of_the_functions(monkeypatch):
     batch_norm(x, single, single, single, single)
     with pytest.raises(TypeError, match="NoneType"):
         batch_norm(x, np.zeros(10), np.ones(10), residual=x)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e38])
+@pytest.mark.parametrize("shape", [(40, 6), (5, 6, 8, 8)], ids=str)
+def test_what_does_not_count_may_be_anything_as_ever(shape, value, dtype):
+    x, dy = normal(3, (2, *shape), dtype=dtype)
+    where = counting(shape)[1]
+    np.moveaxis(x, 1, -1)[~where] = value
+
+    def call(dy):
+        y, saved = batch_norm_forward(x, where=where)
+        return [all_of((y, saved)), all_of(outcome(lambda: batch_norm_backward(dy, x, saved, where=where)))]
+
+    for gradient in (dy, np.where(np.expand_dims(where, 1), dy, dtype(0))):
+        short = call(gradient)
+        with long_way():
+            assert short == call(gradient)
 
 
 def other_arguments():
@@ -679,6 +707,14 @@ def other_arguments():
         "unknown activation": dict(activation="gelu"),
         "activation as an array": dict(activation=np.array(["relu"])),
         "bad threads": dict(n_threads=0),
+        "where of another shape": dict(where=np.ones(6, bool)),
+        "where of the shape of x": dict(where=np.ones((20, 6), bool)),
+        "where that broadcasts": dict(where=np.ones(1, bool)),
+        "where of integers": dict(where=np.ones(20, int)),
+        "where as a list": dict(where=[True, False] * 10),
+        "strided where": dict(where=(np.arange(40) % 3 > 0)[::2]),
+        "no value counts": dict(where=np.zeros(20, bool)),
+        "one value counts": dict(where=np.arange(20) == 3),
     }
 
 
@@ -688,6 +724,8 @@ def test_other_arguments_act_and_are_refused_as_ever(name):
         given = {"x": normal(4, (20, 6)), "mean": np.zeros(6), "var": np.ones(6), **other_arguments()[name]}
         if function is not batch_norm:
             del given["mean"], given["var"]
+        else:
+            given.pop("where", None)
         if function is batch_norm_backward:
             given |= dict(dy=given["x"], saved=SavedStatistics(np.zeros(6), np.ones(6)))
             given.pop("eps", None)

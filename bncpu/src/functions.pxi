@@ -28,14 +28,21 @@ def normalize_plain(x, bint last, mean, var, gamma, beta, eps, out, bint relu, n
     return y
 
 
-def forward_plain(x, bint last, gamma, beta, eps, out, bint relu, n_threads):
-    """Result, mean, invstd, mean_lo and m2 of ``batch_norm_forward``, or None."""
+def forward_plain(x, bint last, gamma, beta, eps, where, out, bint relu, n_threads):
+    """Result, mean, invstd, mean_lo, m2 and number of values of ``batch_norm_forward``, or None."""
     cdef job j
-    cdef cnp.ndarray y
+    cdef cnp.ndarray y, _numbers
     cdef bint apart
+    cdef Py_ssize_t count
     gamma, beta = _as_double(gamma), _as_double(beta)
-    if not (_is_eps(eps) and _begin_floats(&j, x, None, out, last) and j.g.whole.outer * j.g.whole.inner > 1
+    if not (_is_eps(eps) and _begin_floats(&j, x, None, out, last)
             and _is_vector_or_none(gamma, j.width, &j.gamma) and _is_vector_or_none(beta, j.width, &j.beta)):
+        return None
+    count = j.g.whole.outer * j.g.whole.inner
+    if where is not None:
+        _numbers = _plain_counted(&j, x, where, last)
+        count = 0 if _numbers is None else np.count_nonzero(where)
+    if count < 2:
         return None
     y = _plain_result(&j, x, out, &apart)
     _set_user_threads(&j, n_threads)
@@ -44,23 +51,32 @@ def forward_plain(x, bint last, gamma, beta, eps, out, bint relu, n_threads):
     invstd = _new_invstd(&j)
     j.eps, j.relu = eps, relu
     sums = _sums_if_done(_run_forward(&j, apart))
-    return None if sums is None else (y, _sum(sums, 1), invstd, _sum(sums, 2), _sum(sums, 3))
+    return None if sums is None else (y, _sum(sums, 1), invstd, _sum(sums, 2), _sum(sums, 3), count)
 
 
-def backward_plain(dy, x, bint last, mean, invstd, mean_lo, count, gamma, beta, out, bint relu, n_threads):
-    """Gradients of x, gamma and beta of ``batch_norm_backward``, or None; `count`, or None, is that of the statistics."""
+def backward_plain(dy, x, bint last, mean, invstd, mean_lo, count, gamma, beta, where, out, bint relu, n_threads):
+    """Gradients of x, gamma and beta of ``batch_norm_backward``, or None. `count`, or None, is of the statistics."""
     cdef job j
-    cdef cnp.ndarray dx, of_relu = None
+    cdef cnp.ndarray dx, of_relu = None, _numbers, _counts
     cdef const double *spread
     cdef bint apart
+    cdef Py_ssize_t n_values
     gamma, beta = _as_double(gamma), _as_double(beta)
     if not (_begin_floats(&j, x, dy, out, last) and dy is not None and mean is not None and invstd is not None
-            and mean_lo is not None
-            and (count is None or (type(count) is int and count == j.g.whole.outer * j.g.whole.inner))
-            and _is_vector_or_none(mean, j.width, &j.center)
+            and mean_lo is not None and _is_vector_or_none(mean, j.width, &j.center)
             and _is_vector_or_none(invstd, j.width, &spread)
             and _is_vector_or_none(mean_lo, j.width, &j.center_lo)
             and _is_vector_or_none(gamma, j.width, &j.gamma) and _is_vector_or_none(beta, j.width, &j.beta)):
+        return None
+    n_values = j.g.whole.outer * j.g.whole.inner
+    if where is not None:
+        _numbers = _plain_counted(&j, x, where, last)
+        if _numbers is None:
+            return None
+        n_values = np.count_nonzero(where)
+        _counts = np.full(j.width, n_values, np.float64)
+        j.counts = <const double *> _values(_counts)
+    if not (count is None or (type(count) is int and count == n_values)):
         return None
     if relu:
         of_relu = _of_relu(&j, spread)
@@ -68,10 +84,12 @@ def backward_plain(dy, x, bint last, mean, invstd, mean_lo, count, gamma, beta, 
             return None
     dx = _plain_result(&j, x, out, &apart)
     _set_user_threads(&j, n_threads)
-    if not apart and _may_stop(&j):
+    if not apart and (where is not None or _may_stop(&j)):
         return None
     j.invstd = <double *> spread
     sums = _sums_if_done(_run_backward(&j, apart))
+    if where is not None and sums is not None and not np.isfinite(sums).all():
+        return None  # x may be NaN where it does not count: the long way looks
     return None if sums is None else (dx, _sum(sums, 1), _sum(sums, 0))
 
 

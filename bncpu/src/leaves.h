@@ -16,8 +16,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* The most channels of a part for sums: the sums of so many stay in the second-level cache. They take half a MiB of stack. */
-#define BN_TILE 8192
+/* The most channels of a part for sums: the sums of so many stay in the first- and second-level cache. They take 112 KiB of
+ * stack, of which some threads have little. */
+#define BN_TILE 2048
 
 typedef struct {
     ptrdiff_t outer, channels, inner;

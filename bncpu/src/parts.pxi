@@ -59,12 +59,12 @@ def block_shape(Py_ssize_t outer, Py_ssize_t channels, Py_ssize_t inner):
 
 
 cdef void _cut_for_sums(grid *g) noexcept:
-    # Rows stay whole up to a tile, or to a sixteenth of one where threads share a single block; planes stay contiguous
+    # Rows stay whole up to a tile, or to a quarter of one where threads share a single block; planes stay contiguous
     # over at least 32 Ki values.
     cdef Py_ssize_t outer, inner, channels
     outer, inner = _block_shape(g.whole)
     if _is_rows(g[0]):
-        channels = BN_TILE if outer < g.whole.outer else BN_TILE // 16
+        channels = BN_TILE if outer < g.whole.outer else BN_TILE // 4
     else:
         channels = max(1, min(BN_TILE, 32768 // inner))
     _cut(g, outer, channels, inner)

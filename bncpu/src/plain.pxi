@@ -133,6 +133,26 @@ cdef array4 _packed(job *j, cnp.ndarray a) noexcept:
     return whole
 
 
+cdef cnp.ndarray _plain_counted(job *j, cnp.ndarray x, object where, bint last):
+    """1 where a position counts, else 0, which the job then takes; None unless `where` is plain, of the shape of `x`
+    without its channels.
+    """
+    cdef int n_axes = cnp.PyArray_NDIM(x), axis
+    cdef int channel_axis = n_axes - 1 if last else 1
+    cdef cnp.ndarray numbers
+    if not (_is_plain(where) and cnp.PyArray_TYPE(<cnp.ndarray> where) == cnp.NPY_BOOL
+            and cnp.PyArray_NDIM(<cnp.ndarray> where) == n_axes - 1):
+        return None
+    for axis in range(n_axes - 1):
+        if cnp.PyArray_DIM(<cnp.ndarray> where, axis) != x.shape[axis + (axis >= channel_axis)]:
+            return None
+    numbers = cnp.PyArray_Cast(<cnp.ndarray> where, cnp.NPY_DOUBLE if j.is_double else cnp.NPY_FLOAT)
+    j.counted.itemsize, j.counted.group0.data = numbers.itemsize, <char *> cnp.PyArray_DATA(numbers)
+    j.counted.group0.type = _stored(numbers, j.is_double)
+    j.counted.group0.outer, j.counted.group0.channel = j.g.whole.inner, 1 if j.g.whole.channels == 1 else 0
+    return numbers
+
+
 cdef cnp.ndarray _plain_result(job *j, cnp.ndarray x, object out, bint *apart, int y_type=cnp.NPY_NOTYPE):
     """`out`, or a fresh array of the type of `x` or of another; and whether it is none of those that are read."""
     cdef cnp.ndarray y

@@ -106,11 +106,11 @@ class Batch(Norm):
         if self.gather is not None:
             return None
         x, last = _in_c_order(x)
-        relu, n = self.activation is not None, x.size // x.shape[-1 if last else 1]
-        found = _kernels.forward_plain(x, last, gamma, beta, self.eps, None, relu, self.how["n_threads"])
+        relu = self.activation is not None
+        found = _kernels.forward_plain(x, last, gamma, beta, self.eps, None, None, relu, self.how["n_threads"])
         if found is None:
             return None
-        y, mean, invstd, mean_lo, m2 = found
+        y, mean, invstd, mean_lo, m2, n = found
         return _channels_second(y, last), SavedStatistics(mean, invstd, mean_lo, n), m2 / (n - 1)
 
     def _long(self, x: Any, gamma: Any, beta: Any) -> Any:

@@ -278,12 +278,13 @@ const page = {
         const merges = p.kind === "cumulative" || p.kind === "halflife";
         if (p.n > 1 && p.n <= 8 && !p.sorted) {
             notes.push(`Small batch: its variance, which divides by m = ${p.n}, is on average ${percent(1 - 1 / p.n)} `
-                + "of the stream\u2019s, and running_var "
-                + (merges ? "does not inherit that: values are merged, not variances of batches." : "inherits that."));
+                + "of the stream\u2019s"
+                + (merges ? "; values are merged here, not variances of batches." : ", and running_var inherits that."));
         }
         if (p.sorted) {
+            const which = { cumulative: "all wines seen so far", halflife: `mostly the last ${p.halflife} rows and some before` };
             notes.push("Sorted stream: a batch holds one class or two, and the running statistics describe "
-                + (p.kind === "cumulative" ? "all wines seen so far." : "the classes seen last."));
+                + `${which[p.kind] || "the classes seen last"}.`);
         }
         if (p.kind === "layer" && left >= 0.001) {
             notes.push(`The start, 0 and 1, still weighs ${percent(left)} after ${p.k} batches.`);
