@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import re
 import shlex
 import tomllib
@@ -92,6 +93,11 @@ def test_links_to_files_work_on_a_forge(page):
     targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", (ROOT / page).read_text(encoding="utf-8"))
     missing = [t for t in targets if "://" not in t and not (ROOT / page).parent.joinpath(t).exists()]
     assert not missing
+
+
+def test_the_history_is_measured_as_other_results_are():
+    ours, kept = (json.loads((ROOT / "asv_benches" / f"{name}.conf.json").read_text()) for name in ("asv", "history"))
+    assert ours | {"results_dir": "history"} == kept
 
 
 def test_the_readme_has_the_two_commands():
