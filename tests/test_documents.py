@@ -74,8 +74,8 @@ def test_a_page_prints_what_it_says(page, tmp_path, monkeypatch):
             printed = out.getvalue()
         elif kind == "console":
             run_commands(body)
-        else:  # sh is for shells, and what a program of comparisons/ printed is text
-            assert kind in ("", "sh", "text") or kind.startswith("{"), f"{page}, line {line}: {kind}"
+        else:  # sh is for shells, json for files, and what a program of comparisons/ or asv printed is text
+            assert kind in ("", "json", "sh", "text") or kind.startswith("{"), f"{page}, line {line}: {kind}"
     assert not printed
 
 
@@ -93,6 +93,13 @@ def test_links_to_files_work_on_a_forge(page):
     targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", (ROOT / page).read_text(encoding="utf-8"))
     missing = [t for t in targets if "://" not in t and not (ROOT / page).parent.joinpath(t).exists()]
     assert not missing
+
+
+def test_the_template_on_the_page_is_that_of_the_examples():
+    shown = {kind: body for kind, body, *_ in blocks("docs/track_your_pipeline.md")}
+    folder = ROOT / "examples" / "track_pipeline"
+    assert shown["python"] == (folder / "benchmarks" / "pipeline.py").read_text()
+    assert shown["json"] == (folder / "asv.conf.json").read_text()
 
 
 def test_the_history_is_measured_as_other_results_are():

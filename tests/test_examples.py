@@ -1,6 +1,7 @@
 """The scripts in examples/ run, and find what they say they find."""
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -98,6 +99,16 @@ def test_pictures_are_left_in_a_temporary_folder_only(tmp_path, monkeypatch):
     printed("see_drift.py", tmp_path / "here")
     assert not os.listdir(tmp_path / "here")
     assert sorted(path.name for path in (tmp_path / "temporary").glob("bncpu-*/*")) == ["drift.png", "stream.png"]
+
+
+@pytest.mark.parametrize("method", ["fit", "predict"])
+def test_the_benchmark_of_a_pipeline_times_it_with_either_scaler(method):
+    benchmark = runpy.run_path(str(EXAMPLES / "track_pipeline" / "benchmarks" / "pipeline.py"))["Pipeline"]()
+    benchmark.shape = (100, 3)
+    benchmark.setup(method)
+    scalers = [call.__self__[0] for call in (benchmark.ours, benchmark.theirs)]
+    assert [type(scaler).__name__ for scaler in scalers] == ["BatchNormTransformer", "StandardScaler"]
+    assert 0 < benchmark.track_ratio(method) < 1000
 
 
 COLLECTOR = '''
