@@ -16,6 +16,7 @@ from cpython.exc cimport PyErr_CheckSignals
 from cython.parallel cimport prange
 from libc.float cimport DBL_MAX
 from libc.string cimport memchr, memcmp, memcpy, memset
+cimport cython
 cimport numpy as cnp
 
 from bncpu._algebra cimport (

@@ -1,16 +1,17 @@
 # The drivers: a pass over arrays in one of the two forms, which Python code calls.
 
-# Weights of the last rows of a block, with the half-life they are for.
-cdef object _last_recency = None
+# Weights of the last rows of a block, with the half-life they are for. Another thread may put others in their place, so
+# where there is no GIL the list is locked while the reference is taken.
+cdef list _last_recency = [None]
 
 
 cdef cnp.ndarray _recency(job *j, double halflife):
     """Weights of the rows of a block, 1 for its last, which the job then takes; they are kept for the next call."""
-    global _last_recency
     cdef Py_ssize_t wanted = j.g.part.outer * j.g.part.inner, n = 1024, i
     cdef cnp.ndarray weights
     cdef double *to
-    last = _last_recency
+    with cython.critical_section(_last_recency):
+        last = _last_recency[0]
     if last is not None and last[0] == halflife and cnp.PyArray_SIZE(<cnp.ndarray> last[1]) >= wanted:
         weights = last[1]
     else:
@@ -21,7 +22,8 @@ cdef cnp.ndarray _recency(job *j, double halflife):
         for i in range(n):
             to[i] = bn_decay(<double> (n - 1 - i), halflife)
         if n <= 1 << 16:
-            _last_recency = (halflife, weights)
+            with cython.critical_section(_last_recency):
+                _last_recency[0] = (halflife, weights)
     j.recency_end = <const double *> cnp.PyArray_DATA(weights) + cnp.PyArray_SIZE(weights)
     j.halflife = halflife
     return weights
