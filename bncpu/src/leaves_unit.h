@@ -7,11 +7,13 @@
 
 #if defined(__GNUC__) || defined(__clang__)
 #define INLINE static inline __attribute__((always_inline))
+#define NOINLINE static __attribute__((noinline))
 #define UNROLL _Pragma("GCC unroll 16")
 #define PREFETCH(p) __builtin_prefetch(p)
 #define UNROLL4 _Pragma("GCC unroll 4")
 #else
 #define INLINE static __forceinline
+#define NOINLINE static __declspec(noinline)
 #define UNROLL
 #define UNROLL4
 #define PREFETCH(p) ((void)(p))
@@ -120,7 +122,8 @@ INLINE ptrdiff_t rows_joined(ptrdiff_t channels) {
 /* Values that are written together: a line of the cache, where stores go past it. */
 #define LINE (LINE_REGISTERS * T_LANES)
 
-/* Flags for what a loop does besides its plain form. Every combination in use is compiled separately. */
+/* Flags for what a loop does besides its plain form. Every combination in use is compiled separately, into a function of its
+ * own: some passes of gcc take the square of a function's size, and with all combinations in one it takes twice as long. */
 enum {
     WEIGHTED = 1,
     MASKED = 2,   /* NaN is left out */

@@ -231,35 +231,47 @@ INLINE int NAME(part_apply)(bn_part p, NAME(arrays) a, NAME(coefficients) k, int
     return how & BOTH ? any : any ? BN_IN_Y : 0;
 }
 
+/* The combinations of flags, each with and without stores past the cache. */
+#define RESULTS(EACH)                                                                \
+    EACH(apply_plain, 0)                                                             \
+    EACH(apply_relu, RELU)                                                           \
+    EACH(apply_residual, RESIDUAL)                                                   \
+    EACH(apply_relu_residual, RELU | RESIDUAL)                                       \
+    EACH(apply_backward, BACKWARD)                                                   \
+    EACH(apply_backward_relu, BACKWARD | RELU)                                       \
+    EACH(apply_backward_relu_residual, BACKWARD | RELU | RESIDUAL)                   \
+    EACH(apply_backward_counted, BACKWARD | COUNTED)                                 \
+    EACH(apply_backward_counted_relu, BACKWARD | COUNTED | RELU)                     \
+    EACH(apply_backward_counted_relu_residual, BACKWARD | COUNTED | RELU | RESIDUAL)
+
+#define FUNCTION(name, flags)                                                                                         \
+    NOINLINE int NAME(name)(bn_part p, const NAME(arrays) *a, const NAME(coefficients) *k, int streams) {             \
+        return NAME(part_apply)(p, *a, *k, streams, flags);                                                           \
+    }
+#define BOTH_WAYS(name, flags) FUNCTION(name, flags) FUNCTION(name##_past_cache, (flags) | PAST_CACHE)
+RESULTS(BOTH_WAYS)
+FUNCTION(apply_both, BOTH)
+#undef FUNCTION
+#undef BOTH_WAYS
+
 static int NAME(any_apply)(bn_part p, NAME(arrays) a, bn_coefficients c, int past_cache, int how) {
     const int streams = past_cache % 64;
     NAME(coefficients) k = {(const T *)c.mean,     (const T *)c.scale,   (const T *)c.shift,
                             (const T *)c.dy_scale, (const T *)c.x_scale, (const T *)c.offset};
     a.ahead = past_cache - streams;
     switch (how) {
-#define CASE(flags)                                                                               \
-    case flags:                                                                                   \
-        return NAME(part_apply)(p, a, k, streams, flags);                                                  \
-    case (flags) | PAST_CACHE:                                                                    \
-        return NAME(part_apply)(p, a, k, streams, (flags) | PAST_CACHE);
-        CASE(RELU | RESIDUAL)
-        CASE(RESIDUAL)
-        CASE(RELU)
-        CASE(BACKWARD | RELU | RESIDUAL)
-        CASE(BACKWARD | RELU)
-        CASE(BACKWARD)
-        CASE(BACKWARD | COUNTED | RELU | RESIDUAL)
-        CASE(BACKWARD | COUNTED | RELU)
-        CASE(BACKWARD | COUNTED)
-    case PAST_CACHE:
-        return NAME(part_apply)(p, a, k, streams, PAST_CACHE);
-    case BOTH:
-        return NAME(part_apply)(p, a, k, streams, BOTH);
+#define CASES(name, flags)                                  \
+    case flags:                                             \
+        return NAME(name)(p, &a, &k, streams);              \
+    case (flags) | PAST_CACHE:                              \
+        return NAME(name##_past_cache)(p, &a, &k, streams);
+        RESULTS(CASES)
     default:
-        return NAME(part_apply)(p, a, k, streams, 0);
-#undef CASE
+        return NAME(apply_both)(p, &a, &k, streams);
+#undef CASES
     }
 }
+#undef RESULTS
 
 /* The same for x and y of other types, a piece at a time. Only forward and without residual. */
 static int NAME(apply_converted)(bn_part p, bn_array x, bn_array y, bn_coefficients c, int streams, const int how) {

@@ -294,6 +294,20 @@ INLINE void NAME(part_sums)(bn_part p, NAME(arrays) a, const double *weights,
     }
 }
 
+#define FUNCTION(name, how)                                                                                           \
+    NOINLINE void NAME(name)(bn_part p, const NAME(arrays) *a, const double *weights, ptrdiff_t weight_stride,        \
+                             const NAME(about) *k, NAME(sums) to) {                                                   \
+        NAME(part_sums)(p, *a, (how) & WEIGHTED ? weights : NULL, weight_stride, *k, to, how);                        \
+    }
+FUNCTION(sums_plain, 0)
+FUNCTION(sums_weighted, WEIGHTED)
+FUNCTION(sums_masked, MASKED)
+FUNCTION(sums_weighted_masked, WEIGHTED | MASKED)
+FUNCTION(sums_backward, BACKWARD)
+FUNCTION(sums_backward_relu, BACKWARD | RELU)
+FUNCTION(sums_backward_relu_residual, BACKWARD | RELU | RESIDUAL)
+#undef FUNCTION
+
 /* The sums of what counts: of rows as a whole, or of single values of planes. x is of the type computed in. */
 static void NAME(counted_sums)(bn_part p, NAME(arrays) a, NAME(about) k, NAME(sums) to) {
     ptrdiff_t list[LISTED], n, first, o, c;
@@ -428,13 +442,13 @@ static void NAME(sums_about)(bn_part p, bn_array x, bn_array counted, T *convert
     if (counted.data)
         NAME(counted_sums)(p, a, k, to);
     else if (weights && masked)
-        NAME(part_sums)(p, a, weights, weight_stride, k, to, WEIGHTED | MASKED);
+        NAME(sums_weighted_masked)(p, &a, weights, weight_stride, &k, to);
     else if (weights)
-        NAME(part_sums)(p, a, weights, weight_stride, k, to, WEIGHTED);
+        NAME(sums_weighted)(p, &a, weights, weight_stride, &k, to);
     else if (masked)
-        NAME(part_sums)(p, a, NULL, 0, k, to, MASKED);
+        NAME(sums_masked)(p, &a, NULL, 0, &k, to);
     else
-        NAME(part_sums)(p, a, NULL, 0, k, to, 0);
+        NAME(sums_plain)(p, &a, NULL, 0, &k, to);
 }
 
 static int NAME(moments)(bn_part p, bn_array x, bn_array counted, const double *weights,
@@ -491,11 +505,11 @@ static void NAME(backward_sums)(bn_part p, bn_array x, bn_array z, bn_array dy,
         memcpy(shift, c.shift, p.channels * sizeof(T));
     }
     if (relu && z.data)
-        NAME(part_sums)(p, a, NULL, 0, k, to, BACKWARD | RELU | RESIDUAL);
+        NAME(sums_backward_relu_residual)(p, &a, NULL, 0, &k, to);
     else if (relu)
-        NAME(part_sums)(p, a, NULL, 0, k, to, BACKWARD | RELU);
+        NAME(sums_backward_relu)(p, &a, NULL, 0, &k, to);
     else
-        NAME(part_sums)(p, a, NULL, 0, k, to, BACKWARD);
+        NAME(sums_backward)(p, &a, NULL, 0, &k, to);
     memcpy(sum, s, p.channels * sizeof(double));
     memcpy(product, q, p.channels * sizeof(double));
 }
