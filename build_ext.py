@@ -6,7 +6,8 @@ import os
 import shlex
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,6 @@ class BuildExt(build_ext):
         if self.editable_mode or not self.inplace:
             # The C that a build for another Python left, perhaps for another NumPy, may be newer than its source.
             self.force = True
-        self.compiler.compile = self._at_once(self.compiler.compile)
         last = shlex.split(os.environ.get("BNCPU_CFLAGS", ""))
         for extension in self.extensions:
             extension.include_dirs.append(numpy.get_include())
@@ -52,18 +52,38 @@ class BuildExt(build_ext):
             extension.define_macros.append(("NPY_TARGET_VERSION", "NPY_2_1_API_VERSION"))  # the oldest supported
             extension.extra_compile_args += compile_args + last
             extension.extra_link_args += link_args + last
-        super().build_extensions()
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            finish = self._later(pool)
+            super().build_extensions()
+            finish()
 
-    @staticmethod
-    def _at_once(compile_files: Callable[..., list[str]]) -> Callable[..., list[str]]:
-        """Compile the files of an extension on all processors: those of one variant take half of the time of all."""
+    def _later(self, pool: ThreadPoolExecutor) -> Callable[[], None]:
+        """Let the compiler only note what it is asked for, and compile in the pool; the result waits, then links.
 
-        def compile_at_once(sources: list[str], *args: Any, **options: Any) -> list[str]:
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
-                parts = pool.map(lambda source: compile_files([source], *args, **options), sources)
-                return [name for part in parts for name in part]
+        So the units of all extensions compile side by side, the longest first, while Cython translates the next one.
+        """
+        compile_files, link = self.compiler.compile, self.compiler.link_shared_object
+        order = [Path(source).stem for extension in self.extensions for source in extension.sources]
+        compiling: list[Future[list[str]]] = []
+        linking: list[Callable[[], None]] = []
 
-        return compile_at_once
+        def compile_later(sources: list[str], **options: Any) -> list[str]:
+            in_order = sorted(sources, key=lambda source: order.index(Path(source).stem))  # setuptools sorts by name
+            compiling.extend([pool.submit(compile_files, [source], **options) for source in in_order])
+            names: list[str] = self.compiler.object_filenames(sources, output_dir=options["output_dir"])
+            return names
+
+        def link_later(*args: Any, **options: Any) -> None:
+            linking.append(partial(link, *args, **options))
+
+        def finish() -> None:
+            for unit in compiling:
+                unit.result()
+            for extension in linking:
+                extension()
+
+        self.compiler.compile, self.compiler.link_shared_object = compile_later, link_later
+        return finish
 
     @staticmethod
     def _openmp_candidates(msvc: bool) -> list[tuple[list[str], list[str]]]:
