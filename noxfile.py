@@ -152,3 +152,15 @@ def memory(session: nox.Session) -> None:
 def arm(session: nox.Session) -> None:
     """Test the loops on 64-bit ARM: under qemu, as root, where the machine is another."""
     gate(session, "arm")
+
+
+@nox.session(default=False)
+def wheels(session: nox.Session) -> None:
+    """Build a wheel for each Python here, and test it where there is no compiler; as root."""
+    gate(session, "wheels")
+
+
+@nox.session(default=False)
+def arm_wheel(session: nox.Session) -> None:
+    """Do the same for 64-bit ARM, under qemu."""
+    gate(session, "arm_wheel")
