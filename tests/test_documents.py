@@ -88,7 +88,7 @@ def test_blocks_of_pages_are_found():
     assert sum(shown for *_, shown in blocks("README.md")) == 1
 
 
-@pytest.mark.parametrize("page", [*PAGES, "CHANGELOG.md", "CONTRIBUTING.md", "comparisons/README.md"])
+@pytest.mark.parametrize("page", [*PAGES, "CHANGELOG.md", "CONTRIBUTING.md", "RELEASING.md", "comparisons/README.md"])
 def test_links_to_files_work_on_a_forge(page):
     targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", (ROOT / page).read_text(encoding="utf-8"))
     missing = [t for t in targets if "://" not in t and not (ROOT / page).parent.joinpath(t).exists()]
@@ -135,6 +135,20 @@ def test_one_version_everywhere():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert bncpu.__version__ == project["project"]["version"]
     assert f"## {bncpu.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+    assert f"version: {bncpu.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f'version: "{bncpu.__version__}"\n' in (ROOT / "packaging" / "conda" / "recipe.yaml").read_text()
+
+
+def test_the_recipe_for_conda_asks_for_what_the_project_asks_for():
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    recipe = (ROOT / "packaging" / "conda" / "recipe.yaml").read_text()
+    host, run = (re.search(rf"^  {part}:\n((?:    .*\n)+)", recipe, re.MULTILINE)[1] for part in ("host", "run"))
+    for part, required in ((host, pyproject["build-system"]["requires"]), (run, pyproject["project"]["dependencies"])):
+        for name in required:
+            assert f"    - {name.replace('>=', ' >=')}\n" in part
+    assert f'"<{pyproject["project"]["requires-python"].removeprefix(">=")}"' in recipe
+    for name, entry in pyproject["project"]["scripts"].items():
+        assert f"- {name} = {entry}\n" in recipe
 
 
 def test_one_address_everywhere():
