@@ -7,8 +7,11 @@ computed in the dtype of the parameters and of the data: float32, unless a calle
 
 # ruff: noqa: D102 (Layer explains forward and backward for all)
 
+import json
+import math
 import os
 import sys
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -65,33 +68,34 @@ class Linear(Layer):
 
 
 class Conv(Layer):
-    """3 x 3 convolution of (N, C, H, W) with a border of zeros: a linear layer on every window."""
+    """Convolution of (N, C, ...) with a border of zeros: a linear layer on every window."""
 
-    def __init__(self, n_in, n_out, rng, stride=1, scale=1.0):
-        self.linear, self.stride = Linear(9 * n_in, n_out, rng, scale), stride
+    def __init__(self, n_in, n_out, rng, stride=1, scale=1.0, kernel=(3, 3), border=1):
+        self.linear, self.stride = Linear(n_in * math.prod(kernel), n_out, rng, scale), stride
+        self.kernel, self.border = kernel, border
 
     parameters = property(lambda self: self.linear.parameters)
     gradients = property(lambda self: self.linear.gradients)
 
     def forward(self, x, training=False):
-        n, channels, height, width = x.shape
-        self.padded = np.zeros((n, channels, height + 2, width + 2), x.dtype)
-        self.padded[:, :, 1:-1, 1:-1] = x
-        windows = sliding_window_view(self.padded, (3, 3), axis=(2, 3))[:, :, :: self.stride, :: self.stride]
-        columns = windows.transpose(0, 2, 3, 1, 4, 5)  # sample, place, then what the window holds
+        self.within = (..., *(slice(self.border, self.border + n) for n in x.shape[2:]))
+        self.padded = np.zeros((*x.shape[:2], *(n + 2 * self.border for n in x.shape[2:])), x.dtype)
+        self.padded[self.within] = x
+        windows = sliding_window_view(self.padded, self.kernel, axis=tuple(range(2, x.ndim)))
+        windows = windows[(*np.s_[:, :], *[np.s_[:: self.stride]] * len(self.kernel))]
+        columns = np.moveaxis(windows, 1, len(self.kernel) + 1)  # sample, place, then what the window holds
         self.shape = columns.shape
         y = self.linear.forward(columns.reshape(-1, self.linear.parameters[0].shape[0]))
-        return y.reshape(*self.shape[:3], -1).transpose(0, 3, 1, 2)
+        return np.moveaxis(y.reshape(*self.shape[: len(self.kernel) + 1], -1), -1, 1)
 
     def backward(self, dy):
-        dcolumns = self.linear.backward(dy.transpose(0, 2, 3, 1).reshape(-1, dy.shape[1])).reshape(self.shape)
+        dcolumns = self.linear.backward(np.moveaxis(dy, 1, -1).reshape(-1, dy.shape[1])).reshape(self.shape)
         dpadded = np.zeros_like(self.padded)
-        height, width = (self.stride * n for n in dy.shape[2:])
-        for i in range(3):
-            for j in range(3):
-                where = dpadded[:, :, i : i + height : self.stride, j : j + width : self.stride]
-                where += dcolumns[..., i, j].transpose(0, 3, 1, 2)
-        return dpadded[:, :, 1:-1, 1:-1]
+        for at in np.ndindex(self.kernel):
+            reached = (slice(i, i + self.stride * n, self.stride) for i, n in zip(at, dy.shape[2:], strict=True))
+            where = dpadded[(..., *reached)]
+            where += np.moveaxis(dcolumns[(..., *at)], -1, 1)
+        return dpadded[self.within]
 
 
 class ReLU(Layer):
@@ -242,6 +246,25 @@ class SGD:
             p -= (self.rate * g).astype(p.dtype)
 
 
+class Adam:
+    """Kingma and Ba's (2015, algorithm 1) steps: a mean of past gradients over the root of that of their squares."""
+
+    def __init__(self, network, rate, beta1=0.9, beta2=0.999, eps=1e-8):
+        self.network, self.rate, self.betas, self.eps = network, rate, (beta1, beta2), eps
+        self.means, self.squares = ([np.zeros_like(p) for p in network.parameters] for _ in "ms")
+        self.steps = 0
+
+    def step(self):
+        """As SGD's."""
+        self.steps += 1
+        (beta1, beta2), rows = self.betas, zip(self.means, self.squares, strict=True)
+        rate = self.rate * math.sqrt(1 - beta2**self.steps) / (1 - beta1**self.steps)  # both means start at 0
+        for p, g, (mean, square) in zip(self.network.parameters, self.network.gradients, rows, strict=True):
+            mean += (1 - beta1) * (g - mean)
+            square += (1 - beta2) * (g * g - square)
+            p -= (rate * mean / (np.sqrt(square) + self.eps)).astype(p.dtype)
+
+
 class Data(NamedTuple):
     """Samples and labels to learn from and to test with."""
 
@@ -277,6 +300,18 @@ def digits(seed, images=False):
     parts = [scaler.transform(part) for part in (x_train, x_test)]
     x_train, x_test = parts if images else [part.reshape(len(part), 64) for part in parts]
     return Data(x_train, y_train, x_test, y_test)
+
+
+def mnist1d():
+    """Greydanus and Kobak's (2024) 4,000 signals of 40 values in ten classes, and 1,000 to test with.
+
+    Of shape (N, 1, 40), float32, made by their package with its own arguments and seed. Mean and spread are 0 and 1.
+    """
+    from mnist1d.data import make_dataset  # other examples do without
+
+    made = make_dataset()
+    x_train, x_test = (made[part].astype(np.float32)[:, None] for part in ("x", "x_test"))
+    return Data(x_train, made["y"], x_test, made["y_test"])
 
 
 def cross_entropy(logits, labels):
@@ -324,13 +359,13 @@ def batches(n_samples, size, rng):
             yield order[start : start + size]
 
 
-def train(network, data, rate, *, batch=64, steps=1000, every=10, until=1.1, seed=0, watch=None):
-    """Train in place by SGD, and test after every so many steps, and after the last.
+def train(network, data, rate, *, batch=64, steps=1000, every=10, until=1.1, seed=0, watch=None, optimizer=SGD):
+    """Train in place, and test after every so many steps, and after the last.
 
     Ends early at a test accuracy of `until`, or if it diverges. `watch` is called before each step with the number of
     steps made, the samples and the labels of the batch; the gradients are in the network.
     """
-    sgd, drawn = SGD(network, rate), batches(len(data.x_train), batch, np.random.default_rng(seed))
+    optimizer, drawn = optimizer(network, rate), batches(len(data.x_train), batch, np.random.default_rng(seed))
     tests = [*range(every, steps, every), steps]
     rows, diverged = np.full((len(tests), 2), np.nan), None
     with np.errstate(all="ignore"):  # a network that diverges does so in silence
@@ -344,7 +379,7 @@ def train(network, data, rate, *, batch=64, steps=1000, every=10, until=1.1, see
                 break
             if watch:
                 watch(step - 1, x, labels)
-            sgd.step()
+            optimizer.step()
             if step in tests:
                 right = accuracy(network, data.x_test, data.y_test)
                 rows[tests.index(step)] = loss, right
@@ -361,6 +396,20 @@ def outcome(histories):
         return said
     first, last = min(when), max(when)
     return f"{said}, at step {first}" if first == last else f"{said}, at steps {first} to {last}"
+
+
+HERE = Path(__file__).parent
+
+
+def stored(name):
+    """What was measured in a longer run, from NAME.json beside this file."""
+    return json.loads((HERE / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def store(name, rows):
+    """Keep it there, a line a row."""
+    lines = ",\n".join(map(json.dumps, rows))
+    (HERE / f"{name}.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
 
 
 def save(figure, name):

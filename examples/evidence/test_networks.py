@@ -9,6 +9,7 @@ import pytest
 from networks import (
     CHANCE,
     THREADS,
+    Adam,
     BatchNorm,
     Conv,
     Dropout,
@@ -23,6 +24,7 @@ from networks import (
     cross_entropy,
     digits,
     loss_and_gradients,
+    mnist1d,
     outcome,
     train,
 )
@@ -89,6 +91,50 @@ def test_gradient_of_the_input_of_a_convolution_is_a_central_difference(stride):
     direction = rng.normal(size=x.shape)
     above, below = ((layer.forward(x + h * direction) * dy).sum() for h in (1e-6, -1e-6))
     assert (dx * direction).sum() == pytest.approx((above - below) / 2e-6, rel=1e-6)
+
+
+def test_a_convolution_over_one_axis_is_the_sum_it_stands_for():
+    rng = np.random.default_rng(2)
+    layer = Conv(2, 3, rng, stride=2, kernel=(5,))
+    float64(layer.linear)
+    weight = layer.linear.parameters[0].reshape(2, 5, 3)
+    x = rng.normal(size=(4, 2, 11))
+    padded = np.pad(x, ((0, 0), (0, 0), (1, 1)))
+    expected = [[np.einsum("cw,cwk->k", one[:, i : i + 5], weight) for i in range(0, 9, 2)] for one in padded]
+    y = layer.forward(x)
+    np.testing.assert_allclose(y, np.swapaxes(expected, 1, 2), rtol=1e-12)
+    dy, direction, h = rng.normal(size=y.shape), rng.normal(size=x.shape), 1e-6
+    dx = layer.backward(dy)
+    above, below = ((layer.forward(x + side * h * direction) * dy).sum() for side in (1, -1))
+    assert (dx * direction).sum() == pytest.approx((above - below) / (2 * h), rel=1e-6)
+
+
+def test_adam_steps_as_its_authors_say():
+    rng = np.random.default_rng(0)
+    network = Network(Linear(3, 2, rng))
+    float64(network)
+    p = [np.array(one) for one in network.parameters]
+    optimizer, m, v = Adam(network, 0.01), [0.0, 0.0], [0.0, 0.0]
+    for t in range(1, 6):
+        network.layers[0].gradients = [rng.normal(size=one.shape) for one in p]
+        optimizer.step()
+        for k, g in enumerate(network.gradients):
+            m[k], v[k] = 0.9 * m[k] + 0.1 * g, 0.999 * v[k] + 0.001 * g**2
+            p[k] -= 0.01 * (m[k] / (1 - 0.9**t)) / np.sqrt(v[k] / (1 - 0.999**t))
+            # Without the eps of 1e-8, which counts beside gradients of 1e-3 and more.
+            np.testing.assert_allclose(network.parameters[k], p[k], rtol=0, atol=1e-6)
+
+
+def test_mnist1d_is_as_published():
+    pytest.importorskip("mnist1d", reason="pip install mnist1d")
+    data = mnist1d()
+    assert data.x_train.shape == (4000, 1, 40)
+    assert data.x_test.shape == (1000, 1, 40)
+    assert data.x_train.dtype == data.x_test.dtype == np.float32
+    both = np.concatenate([data.x_train, data.x_test]).astype(np.float64)
+    assert both.mean() == pytest.approx(0, abs=1e-6)
+    assert both.std() == pytest.approx(1, abs=1e-6)
+    assert np.bincount(np.concatenate([data.y_train, data.y_test])).tolist() == [500] * 10
 
 
 def test_all_is_computed_in_float32():
