@@ -59,7 +59,7 @@ sphinx_gallery_conf = {
     "show_memory": False,
     "within_subsection_order": "FileNameSortKey",
     "download_all_examples": False,
-    "copyfile_regex": r"networks\.py",
+    "copyfile_regex": r"networks\.py|.*\.json",
     "write_computation_times": False,
     "capture_repr": (),  # only what is printed
 }
