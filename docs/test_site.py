@@ -88,7 +88,7 @@ def test_every_command_has_its_help_on_a_page():
 def test_every_example_of_the_gallery_was_run():
     scripts = {path.stem for path in (DOCS.parent / "examples" / "evidence").glob("*.py")}
     scripts = {name for name in scripts if name not in ("networks", "conftest") and not name.startswith("test_")}
-    assert len(scripts) == 11
+    assert len(scripts) == 15
     for name in scripts:
         page = (DOCS / "gallery" / f"{name}.rst").read_text(encoding="utf-8")
         assert "Total running time of the script" in page, name
