@@ -169,11 +169,12 @@ def test_fit_leaves_all_its_rows_whatever_forgets_later_and_layers_do_not_tell()
     for parameters in ({"halflife": 20.0}, {"momentum": 0.9}):
         found = BatchNormTransformer(**parameters).fit(X).report(X[:50]).columns["running_effective_n"]
         np.testing.assert_array_equal(found, 2000)
-    sparse = BatchNormTransformer(halflife=20.0)
-    for batch in np.split(np.where(RNG.random(X.shape) < 0.8, np.nan, X), 20):
-        sparse.partial_fit(batch)
-    # A fifth of the values, so a fifth of the 57.7 that a halflife of 20 leaves.
-    np.testing.assert_allclose(sparse.report(X[:50]).columns["running_effective_n"], 57.7 / 5, rtol=0.5)
+    rare, forgetting = np.where(RNG.random(X.shape) < 0.8, np.nan, X), BatchNormTransformer(halflife=20.0)
+    for batch in np.split(rare, 20):
+        forgetting.partial_fit(batch)
+    w = ~np.isnan(rare) * 0.5 ** (np.arange(2000)[::-1, None] / 20)
+    found = forgetting.report(X[:50]).columns["running_effective_n"]  # from the sum of the weights alone
+    np.testing.assert_allclose(found, w.sum(axis=0) ** 2 / (w**2).sum(axis=0), rtol=0.5)
     state = {"running_mean": X.mean(axis=0), "running_var": X.var(axis=0), "num_batches_tracked": np.array(10_000)}
     layer = BatchNormTransformer.from_torch(state, momentum=0.9)
     assert layer.report(X[:50] + 50).columns["remarks"].tolist() == ["mean has moved"] * 4
