@@ -405,6 +405,8 @@ def _is_of(
     kind: Any = saved.kind
     if type(x) is not np.ndarray or not (kind is None or (type(kind) is str and kind == "training")):
         return False
+    if where is not None and not (type(where) is np.ndarray and where.dtype == np.bool_):
+        return False
     then = saved.call
     return then is None or (
         type(then) is Call
@@ -413,7 +415,7 @@ def _is_of(
         and then.gamma == (gamma is not None)
         # Without ReLU beta and the residual have no effect.
         and (activation is None or (then.beta == (beta is not None) and then.residual is False))
-        and then.where == (checksum(where) if type(where) is np.ndarray else where)
+        and then.where == (None if where is None else checksum(where))
     )
 
 

@@ -528,3 +528,11 @@ def test_a_report_takes_weights_of_positions():
     bn = bncpu.BatchNormTransformer(channel_axis=1).fit(X)
     report = bn.report(X, sample_weight=weights)
     assert_allclose(report.columns["shift"], bn.report(X[:, :, :20]).columns["shift"], atol=1e-12)
+
+
+@pytest.mark.parametrize("where", [np.zeros(7, "M8[s]"), np.ones(7), np.ones(7, object), "all", 1], ids=repr)
+def test_a_backward_pass_names_what_is_no_where(where):
+    x = np.arange(35.0).reshape(7, 5)
+    _, saved = bncpu.batch_norm_forward(x)
+    with pytest.raises(TypeError, match="^where must be"):
+        bncpu.batch_norm_backward(x, x, saved, where=where)
