@@ -88,6 +88,10 @@ def backward_in_two_steps(
             total, product = part.sums(0.0, relu, step=1, x=x_hat)
         with np.errstate(all="ignore"):
             gradients += product, total
+        if part.counted is not None and not np.isfinite(product).all():
+            # Of a value that does not count x_hat may have overflown, and 0 times infinity is no number.
+            most = np.finfo(x_hat.dtype).max
+            np.clip(x_hat, -most, most, out=x_hat)
         part.backward(Gradient(_ZERO, _ONE if scale is None else scale, _ZERO, _ZERO), relu, step=1, x=x_hat, dx=g)
         total, product = part.sums(mean, None, dy=g)
         along = sums_with_x_hat(total, product, some)

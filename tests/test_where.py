@@ -540,3 +540,12 @@ def test_a_backward_pass_names_what_is_no_where(where):
     _, saved = bncpu.batch_norm_forward(x)
     with pytest.raises(TypeError, match=r"^where must be"):
         bncpu.batch_norm_backward(x, x, saved, where=where)
+
+
+@pytest.mark.parametrize("activation", [None, "relu"])
+def test_what_does_not_count_may_be_too_large_to_be_normalized(activation):
+    x = np.array([[1e-40, 1.25, -0.5, 1e30]], np.float32)
+    dy, where = np.full_like(x, -1e20), np.array([[True, False, False, False]])
+    _, saved = bncpu.rms_norm_forward(x, 4, np.zeros(4), eps=0, where=where, activation=activation)
+    dx, _ = bncpu.rms_norm_backward(dy, x, saved, np.zeros(4), where=where, activation=activation)
+    assert_array_equal(dx, 0)
