@@ -392,7 +392,7 @@ def summary(
         there, whole = batch.count > 0, _observed(X, weights, False, n_threads)
         counts = np.ones(n_samples, bool)
         if weights is not None:
-            np.any(weights.reshape(n_samples, -1), axis=1, out=counts)
+            np.any(weights, axis=tuple(range(1, weights.ndim)), out=counts)
         last = np.full(len(age), np.flatnonzero(counts)[-1] if counts.any() else 0)
         some = np.asarray(there & (seen != whole))
         if some.any():
