@@ -42,7 +42,7 @@ def call_of(
 
 
 def checksum(where: NDArray[Any]) -> int:
-    """Of which values count."""
+    """A number that tells one `where` from another."""
     return zlib.crc32(np.ascontiguousarray(where).data)
 
 
