@@ -131,14 +131,25 @@ class Part:
 
     def apply(
         self, c: Coefficients, *, step: int = 0, last: bool = True, x: Array | None = None, y: Array | None = None
-    ) -> None:
-        """Write ``(x - mean) * scale + shift`` to the result; in the last step with residual and activation."""
+    ) -> int:
+        """Write ``(x - mean) * scale + shift`` to the result; in the last step with residual and activation.
+
+        Returns what infinities were met, as `_normalize.apply` does.
+        """
         x4, y4, z4 = self._forms(
             step, self.x if x is None else x, self.result if y is None else y, self.residual if last else None
         )
         relu, past_cache = self.relu and last, self.past_cache and y is None
         how: dict[str, Any] = {"relu": relu, "past_cache": past_cache, "both": False, "n_threads": self.n_threads}
-        _normalize.apply(x4, y4, self._flat(c, step), residual=z4, **how)
+        return _normalize.apply(x4, y4, self._flat(c, step), residual=z4, **how)
+
+    def in_float64(self) -> Part:
+        """The same part, its arrays copied, with a result of its own."""
+        x, residual = (
+            None if a is None else _layout.converted(a, np.dtype(np.float64)) for a in (self.x, self.residual)
+        )
+        assert x is not None
+        return replace(self, x=x, residual=residual, result=np.empty_like(x), past_cache=False)
 
     def sums(
         self,

@@ -56,7 +56,16 @@ def forward_in_two_steps(
         moments.append(part.moments())
         normalizing = fold_saved(statistics(moments[-1], eps))
         if affine:
-            part.apply(normalizing, last=False, y=x_hat)
+            met = part.apply(normalizing, last=False, y=x_hat)
+            if met and part.counted is not None and x_hat.dtype != np.float64:
+                # Of a value that does not count x_hat may have overflown where the result does not.
+                wide = part.in_float64()
+                x_hat = np.empty_like(wide.x)
+                wide.apply(normalizing, last=False, y=x_hat)
+                wide.apply(_affine(scale, shift), step=1, x=x_hat)
+                with np.errstate(over="ignore"):
+                    part.result[...] = wide.result
+                continue
             part.apply(_affine(scale, shift), step=1, x=x_hat)
         else:
             part.apply(normalizing)

@@ -549,3 +549,9 @@ def test_what_does_not_count_may_be_too_large_to_be_normalized(activation):
     _, saved = bncpu.rms_norm_forward(x, 4, np.zeros(4), eps=0, where=where, activation=activation)
     dx, _ = bncpu.rms_norm_backward(dy, x, saved, np.zeros(4), where=where, activation=activation)
     assert_array_equal(dx, 0)
+    for norm in (bncpu.rms_norm_forward, bncpu.layer_norm_forward):
+        counts = where | (np.arange(4) == 1) & (norm is bncpu.layer_norm_forward)
+        values = np.where(counts, x * np.float32(1e-40), x) if counts.sum() > 1 else x
+        for gamma in (np.zeros(4), np.full(4, 1e-36)):
+            wide = norm(values.astype(float), 4, gamma, eps=0, where=counts, residual=x.astype(float))[0]
+            assert_allclose(norm(values, 4, gamma, eps=0, where=counts, residual=x)[0], wide, rtol=1e-6)
