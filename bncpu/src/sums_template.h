@@ -65,7 +65,7 @@ typedef struct {
 
 /* Sums `n_rows` rows of each stream, from row `first` on, the streams in turn. It takes the columns from j on that fit
  * `registers` registers, with `lanes` values in the last one. The sums stay in registers meanwhile. With `wide`, values further
- * on in each stream are fetched: the rest of the row, then the next row. */
+ * on in each stream are fetched: 512 bytes ahead, or of a part of longer rows the same columns of the next row. */
 INLINE void NAME(rows_sums_at)(const NAME(start) *from, const int streams, ptrdiff_t first, ptrdiff_t n_rows, const int wide,
                                ptrdiff_t width, ptrdiff_t j, const int registers, const ptrdiff_t lanes, NAME(about) k,
                                NAME(sums) to, const int how) {
