@@ -349,9 +349,11 @@ class Call:
             assert self.spoiled or not self.norm.has_values, f"refused: {error}"
             if self.spoiled is None:
                 return False
-            # By hand, statistics and parameters that do not fit each other may be refused by the name of either.
-            named = {"ddof": "values per channel", "gamma": "saved", "beta": "saved"}.get(self.spoiled, self.spoiled)
-            assert not self.norm.has_values or self.spoiled in str(error) or named in str(error), str(error)
+            # By hand, statistics and parameters that do not fit each other may be refused by the name of any of them.
+            together = ("gamma", "beta", "saved")
+            others = {"ddof": ("values per channel",), "gamma": together, "beta": together}.get(self.spoiled, ())
+            named = (name in str(error) for name in (self.spoiled, *others))
+            assert not self.norm.has_values or any(named), str(error)
             return False
         assert self.spoiled is None, f"{self.spoiled} was accepted"
         self.memory.check(*self.written.values())
