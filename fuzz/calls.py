@@ -404,7 +404,8 @@ class Call:
         momentum, ddof = self.arguments["momentum"], self.arguments["ddof"]
         rows = self.norm.together(x)
         n = rows.shape[1]
-        mean, var = rows.mean(axis=1), rows.var(axis=1) * n / (n - ddof)
+        # About a value: of equal ones the mean may be rounded, and they have no variance.
+        mean, var = rows.mean(axis=1), (rows - rows[:, :1]).var(axis=1) * n / (n - ddof)
         for name, new in (("running_mean", mean), ("running_var", var)):
             if momentum == 1:
                 new = np.zeros(())
