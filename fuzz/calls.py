@@ -224,7 +224,7 @@ def bad(name: str, value: Any, norm: Norm) -> list[Any]:
         "momentum": [-0.1, 1.1, np.nan, "0", None, True],
         "ddof": [-1, np.nan, np.inf, "0", None, *([1e9] if norm.has_values else [])],
         "n_groups": [0, -1, *([norm.per[0] + 1] if norm.per[0] else []), 1.5, None, True, "1"],
-        "normalized_shape": [(), [], -1, 1.5, None, True, "1", norm.per[0] + 1, (2,) * 9, ((1,),), 2**70],
+        "normalized_shape": [(), [], -1, 1.5, None, True, "1", max(norm.shape) + 1, (2,) * 9, ((1,),), 2**70],
         "saved": [None, 1.0, (np.zeros(norm.per), np.ones(norm.per)), np.ones((2, *norm.per))],
     }[name]
 
