@@ -21,8 +21,9 @@ Array = NDArray[np.floating[Any]]
 
 
 def data(name: str, x: Any, channel_axis: Any) -> int:
-    """Check a data array of a function; its channel axis counted from 0."""
-    floats(name, x)
+    """Check a data array of a function, except what is asked of device arrays alone; its channel axis from 0."""
+    if library_of(x) is None:
+        floats(name, x)
     if x.ndim < 2:
         raise ValueError(f"{name} must have at least 2 dimensions, (N, C, ...); got shape {x.shape}")
     return _scalars.axis_of(name, x.shape, channel_axis)
@@ -138,6 +139,12 @@ def whole_batch(name: str, s: Any) -> None:
     """Refuse `moments` and `sums` for device arrays."""
     if s is not None:
         raise TypeError(f"{name} must be None for device arrays, which are normalized whole; got {type(s).__name__}")
+
+
+def none_on_device(name: str, a: Any) -> None:
+    """Refuse what the functions do not take with device arrays."""
+    if a is not None:
+        raise TypeError(f"{name} must be None for device arrays; got {type(a).__name__}")
 
 
 def sums_of_all(name: str, kind: Any, s: Any, n: int, n_channels: int, count: Any = None) -> Any:

@@ -39,3 +39,13 @@ _walk.take(_walk.of_this_machine())
 def device_functions(array: object) -> Any:
     """`bncpu.gpu` for a device array, None for anything else."""
     return gpu if library_of(array) is not None else None
+
+
+def device_norms(array: object) -> Any:
+    """`bncpu.gpu._norms` for a device array, None for anything else."""
+    if library_of(array) is None:
+        return None
+    gpu.batch_norm  # noqa: B018  (says which extra is missing, if it is)
+    from bncpu.gpu import _norms
+
+    return _norms

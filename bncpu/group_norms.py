@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bncpu import _arguments, _checks, _foreign, _layout, _scalars
+from bncpu import _arguments, _checks, _dispatch, _foreign, _layout, _scalars
 from bncpu._passes import Activation, Part, Pass, joined
 from bncpu._two_steps import backward_in_two_steps, forward_in_two_steps
 from bncpu.moments import (
@@ -219,6 +219,14 @@ def instance_norm_forward(
         return _foreign.called(instance_norm_forward, locals())
     axis = _arguments.data("x", x, channel_axis)
     n_channels = x.shape[axis]
+    if (device := _dispatch.device_norms(x)) is not None:
+        for name, a in (("running_mean", running_mean), ("running_var", running_var), ("where", where)):
+            _arguments.none_on_device(name, a)
+        more: dict[str, Any] = {"channel_axis": axis, "activation": activation, "residual": residual, "out": out}
+        on_device: tuple[Array, SavedStatistics] = device.instance_forward(
+            x, gamma, beta, momentum=momentum, ddof=ddof, eps=eps, **more
+        )
+        return on_device
     others = {"x": x, "gamma": gamma, "beta": beta, "residual": residual, "out": out}
     _arguments.running_pair(running_mean, running_var, n_channels, others)
     momentum = _scalars.momentum(momentum, running_mean)
@@ -398,6 +406,9 @@ def group_norm(
     axis = _arguments.data("x", x, channel_axis)
     n_groups = _groups(n_groups, x.shape[axis])
     given = x, n_groups, gamma, beta, eps, axis, activation, residual, out, n_threads, where
+    if (device := _dispatch.device_norms(x)) is not None:
+        y, _ = _group_forward_on_device(device, *given)
+        return y
     y, _, _ = _group_forward(*given, keep=False)
     return y
 
@@ -479,7 +490,10 @@ def group_norm_forward(
         return _foreign.called(group_norm_forward, locals())
     axis = _arguments.data("x", x, channel_axis)
     n_groups = _groups(n_groups, x.shape[axis])
-    y, saved, _ = _group_forward(x, n_groups, gamma, beta, eps, axis, activation, residual, out, n_threads, where)
+    given = x, n_groups, gamma, beta, eps, axis, activation, residual, out, n_threads, where
+    if (device := _dispatch.device_norms(x)) is not None:
+        return _group_forward_on_device(device, *given)
+    y, saved, _ = _group_forward(*given)
     return y, saved
 
 
@@ -604,6 +618,26 @@ def _group_forward(
     return y if out is None else out, saved, moments
 
 
+def _group_forward_on_device(
+    device: Any,
+    x: Any,
+    n_groups: int,
+    gamma: Any,
+    beta: Any,
+    eps: float,
+    axis: int,
+    activation: Activation,
+    residual: Any,
+    out: Any,
+    n_threads: int | None,
+    where: Any,
+) -> tuple[Array, SavedStatistics]:
+    _arguments.none_on_device("where", where)
+    more = {"channel_axis": axis, "activation": activation, "residual": residual, "out": out}
+    results: tuple[Array, SavedStatistics] = device.group_forward(x, n_groups, gamma, beta, eps=eps, **more)
+    return results
+
+
 def _group_backward(
     dy: Array,
     x: Array,
@@ -618,6 +652,11 @@ def _group_backward(
     n_threads: int | None,
     where: NDArray[np.bool_] | None,
 ) -> tuple[Array, ...]:
+    if (device := _dispatch.device_norms(x)) is not None:
+        _arguments.none_on_device("where", where)
+        more = {"channel_axis": axis, "activation": activation, "residual": residual, "out": out}
+        gradients: tuple[Array, ...] = device.group_backward(dy, x, saved, n_groups, gamma, beta, **more)
+        return gradients
     n_channels, n_samples = x.shape[axis], x.shape[0 if axis else 1]
     where = _arguments.where(where, x, axis)
     count = _values(x, n_groups, axis, where)

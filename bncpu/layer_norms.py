@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bncpu import _arguments, _checks, _foreign, _layout, _scalars
+from bncpu import _arguments, _checks, _dispatch, _foreign, _layout, _scalars
 from bncpu._passes import Activation, Pass
 from bncpu._two_steps import Statistics, backward_in_two_steps, forward_in_two_steps
 from bncpu.moments import changed, rms_statistics, saved_statistics
@@ -529,7 +529,16 @@ def _layer_forward(
     statistics: Statistics = saved_statistics,
     keep: bool = True,
 ) -> tuple[Array, Any]:
+    device = _dispatch.device_norms(x)
+    if device is None:
+        _checks.floats("x", x)
     shape = _normalized(x, normalized_shape, channel_axis)
+    if device is not None:
+        _arguments.none_on_device("where", where)
+        more = {"activation": activation, "residual": residual, "out": out}
+        at = None if channel_axis is None else channel_axis % x.ndim
+        centred = statistics is saved_statistics
+        return device.layer_forward(x, shape, gamma, beta, eps=eps, channel_axis=at, centred=centred, **more)
     scale, shift = _checks.parameter("gamma", gamma, shape), _checks.parameter("beta", beta, shape)
     eps = _scalars.real("eps", eps, low=0)
     where = _where(where, x, shape, channel_axis)
@@ -561,6 +570,12 @@ def _layer_backward(
     *,
     centred: bool,
 ) -> tuple[Array, ...]:
+    if (device := _dispatch.device_norms(x)) is not None:
+        _arguments.none_on_device("where", where)
+        at, shape = _over(x, saved, channel_axis, gamma, beta)
+        more = {"activation": activation, "residual": residual, "out": out, "centred": centred}
+        gradients: tuple[Array, ...] = device.layer_backward(dy, x, saved, shape, gamma, beta, channel_axis=at, **more)
+        return gradients
     given = (activation, gamma, beta, residual)
     shape, saved, count, where = _as_in_forward(x, saved, channel_axis, where, given, centred=centred)
     scale, shift = _checks.parameter("gamma", gamma, shape), _checks.parameter("beta", beta, shape)
@@ -606,24 +621,24 @@ def _layer_pass(
 
 def _normalized(x: Any, normalized_shape: Any, channel_axis: Any) -> tuple[int, ...]:
     """The shape normalized over: that of the trailing axes, or of the channel axis."""
-    _checks.floats("x", x)
-    if x.ndim < 1:
+    of_x = tuple(x.shape)
+    if not of_x:
         raise ValueError("x must have at least 1 dimension, got a 0-d array")
     sizes = normalized_shape if isinstance(normalized_shape, (tuple, list)) else (normalized_shape,)
     if not sizes:
         raise ValueError("normalized_shape must name at least one axis, got ()")
     if not all(isinstance(size, numbers.Integral) and not isinstance(size, bool) for size in sizes):
         raise TypeError(
-            f"normalized_shape must be an integer or a tuple of integers, such as {x.shape[-1]} for x of shape "
-            f"{x.shape}; got {_scalars.shown(normalized_shape)}. gamma comes after it"
+            f"normalized_shape must be an integer or a tuple of integers, such as {of_x[-1]} for x of shape "
+            f"{of_x}; got {_scalars.shown(normalized_shape)}. gamma comes after it"
         )
     shape = tuple(int(size) for size in sizes)
     if channel_axis is None:
-        expected, where = x.shape[-len(shape) :], "the last axes of x"
+        expected, where = of_x[-len(shape) :], "the last axes of x"
     else:
-        expected, where = (x.shape[_scalars.axis_of("x", x.shape, channel_axis)],), f"axis {channel_axis} of x"
+        expected, where = (of_x[_scalars.axis_of("x", of_x, channel_axis)],), f"axis {channel_axis} of x"
     if shape != expected:
-        raise ValueError(f"normalized_shape must be that of {where} of shape {x.shape}, got {_scalars.shown(shape)}")
+        raise ValueError(f"normalized_shape must be that of {where} of shape {of_x}, got {_scalars.shown(shape)}")
     return shape
 
 
@@ -634,14 +649,11 @@ def _as_in_forward(
     number of values behind each, and which values count.
     """
     _checks.floats("x", x)
-    axis = None if channel_axis is None else _scalars.axis_of("x", x.shape, channel_axis)
+    axis, over = _over(x, s, channel_axis, *given[1:3])
     if axis is not None:
-        expected, over = (*x.shape[:axis], 1, *x.shape[axis + 1 :]), (x.shape[axis],)
+        expected = (*x.shape[:axis], 1, *x.shape[axis + 1 :])
     else:
-        # By hand: axes of length 1 may or may not have been normalized over.
-        known = getattr(getattr(s, "call", None), "normalized", None)
-        k = len(known) if known else _trailing(s, x, *given[1:3])
-        expected, over = x.shape[:-k] + (1,) * k, x.shape[-k:]
+        expected = x.shape[: -len(over)] + (1,) * len(over)
     where = _where(where, x, over, axis)
     count = _values(x, over, axis, where)
     as_in_forward(s, call_of(axis, *given, where=where), count)
@@ -649,11 +661,22 @@ def _as_in_forward(
     return over, _arguments.saved(s, expected, what, centred=centred), count, where
 
 
-def _trailing(s: Any, x: Array, *parameters: Any) -> int:
+def _over(x: Any, s: Any, channel_axis: Any, *parameters: Any) -> tuple[int | None, tuple[int, ...]]:
+    """The channel axis from 0, and the shape normalized over in the forward pass that saved `s`."""
+    shape = tuple(x.shape)
+    if channel_axis is not None:
+        axis = _scalars.axis_of("x", shape, channel_axis)
+        return axis, (shape[axis],)
+    # By hand: axes of length 1 may or may not have been normalized over.
+    known = getattr(getattr(s, "call", None), "normalized", None)
+    return None, shape[-(len(known) if known else _trailing(s, x, *parameters)) :]
+
+
+def _trailing(s: Any, x: Any, *parameters: Any) -> int:
     """How many axes were normalized over, as parameters or the shape of the statistics say."""
     known = [n for a in parameters if (n := _n_dimensions(a))]
-    shape = np.shape(getattr(s, "invstd", ()))
-    fits = (k for k in range(1, x.ndim + 1) if shape == x.shape[:-k] + (1,) * k)
+    shape, of_x = np.shape(getattr(s, "invstd", ())), tuple(x.shape)
+    fits = (k for k in range(1, x.ndim + 1) if shape == of_x[:-k] + (1,) * k)
     return min(known[0], x.ndim) if known else next(fits, 1)
 
 

@@ -6,11 +6,18 @@ the fields, so that groups cost nothing there.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from ._plan import AT_ONCE
+from ._plan import AT_ONCE, STORAGE, threads_at_once
 
 Address = Any  # an integer on a device, `_compat.Words` in the simulator
+
+# Which statistics and parameters belong to a value:
+# "columns": those of its column. A column is a channel: batch normalization.
+# "planes": a column is a channel of a sample. It has parameters of its channel, and statistics of its group.
+# "along": a column is a group of a sample, or a whole one. It has statistics; parameters lie along it.
+# "rows": a column is a channel, and has parameters; statistics are those of the outer position, a sample.
+Belonging = Literal["columns", "planes", "along", "rows"]
 
 
 class Kind(NamedTuple):
@@ -26,6 +33,8 @@ class Kind(NamedTuple):
     residual: bool = False
     given: bool = False  # a mean and a variance of type `parameters`; else saved statistics
     frozen: bool = False  # statistics do not depend on x
+    belonging: Belonging = "columns"
+    centred: bool = True  # else nothing is subtracted, and the mean of squares is in place of the variance
     skipping: bool = False  # NaN is left out, and samples are weighted; vectors of planes hold one value then
 
     @property
@@ -41,7 +50,7 @@ class Kind(NamedTuple):
     @property
     def is_heavy(self) -> bool:
         """Whether what a thread needs for four vectors would not fit into its registers."""
-        return self.skipping or (self.residual and self.n > 4)
+        return self.skipping or (self.residual and self.n > 4) or (self.belonging == "along" and self.n > 2)
 
     @property
     def blocks_at_once(self) -> int:
@@ -49,8 +58,8 @@ class Kind(NamedTuple):
 
         A plan wants as many, but for heavy kinds with many lanes, whose blocks take turns.
         """
-        blocks = AT_ONCE // max(self.threads, 64)
-        return blocks // 2 if self.is_heavy and self.lanes > 4 else blocks
+        blocks = threads_at_once(self.n * STORAGE[self.storage]) // max(self.threads, 64)
+        return blocks // 2 if self.is_heavy and (self.lanes > 4 or blocks * self.threads > AT_ONCE) else blocks
 
     @property
     def entries(self) -> int:
@@ -66,6 +75,8 @@ class Walk(NamedTuple):
     inner: int
     step_outer: int  # to the next vector of a thread
     step_inner: int
+    groups: int = 1  # of a sample
+    share: int = 1  # channels in a group
 
 
 class Forward(NamedTuple):
@@ -92,9 +103,12 @@ class Gradients(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """Of every channel, float64. If `Kind.given`, of type `Kind.parameters`, and a variance in place of `invstd`."""
+    """Of all values that are normalized together, float64.
 
-    mean: Address
+    If `Kind.given`, of type `Kind.parameters`, and a variance in place of `invstd`.
+    """
+
+    mean: Address  # neither read nor written if not `Kind.centred`, as the next
     mean_lo: Address  # what rounding took from the mean; not read if given
     invstd: Address
 
@@ -109,10 +123,19 @@ class Affine(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """Gradients of the parameters of every channel, float64."""
+    """Sums of a backward pass, float64, with ``g = gamma * dy``; dy is 0 where the activation gave 0."""
 
-    dgamma: Address
-    dbeta: Address
+    dgamma: Address  # of ``dy * x_hat``, of every channel, or column of "planes"
+    dbeta: Address  # of dy
+    g_x_hat: Address  # of ``g * x_hat``, of all values that are normalized together; not used with "columns"
+    g: Address  # of g
+
+
+class Pair(NamedTuple):
+    """Two arrays of one shape, float64, whose values are added up."""
+
+    first: Address
+    second: Address
 
 
 class Running(NamedTuple):

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from . import _compat
 from ._arguments import Address
 from ._library import library_of
+from ._plan import STORAGE
 
 
 class Given(NamedTuple):
@@ -36,7 +37,7 @@ class Given(NamedTuple):
     def memory(self) -> tuple[int, int]:
         """The addresses where it starts and ends."""
         start = self.array._ary.ctypes.data if _compat.SIMULATED else self.address
-        return start, start + prod(self.shape) * _compat.STORAGE[self.storage]
+        return start, start + prod(self.shape) * STORAGE[self.storage]
 
 
 def library(name: str, a: Any) -> str:
@@ -61,8 +62,8 @@ def given(name: str, a: Any, device: int, *, written: bool = False, axis: int | 
         native, writeable, strides, unit = a.dtype.isnative, _compat.is_writeable(a), a.strides, a.dtype.itemsize
         there = _compat.device_of(a) if of == "numba" else a.device.id
     storage = _storage(a.dtype)
-    if storage not in _compat.STORAGE or not native:
-        raise TypeError(f"{name} must be one of {', '.join(_compat.STORAGE)}, got {storage if native else a.dtype}")
+    if storage not in STORAGE or not native:
+        raise TypeError(f"{name} must be one of {', '.join(STORAGE)}, got {storage if native else a.dtype}")
     channels_last = _is_channels_last(shape, strides, unit, axis)
     if channels_last is None:
         or_last = "" if axis is None else ", or have its channels adjacent in memory"

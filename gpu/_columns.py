@@ -18,7 +18,8 @@ class Columns(NamedTuple):
     start: Any  # (walk) -> outer and inner position of the first vector of this thread
     onward: Any  # (o, j, walk) -> the positions of its next one
     index: Any  # (o, column, j, walk) -> where the vector of a column at an outer and an inner position lies
-    entry: Any  # (k) -> where this thread keeps channel k of its column in shared memory
+    member: Any  # () -> which member of its column this thread is
+    entry: Any  # (member, k) -> where a member of this column keeps channel k of it in shared memory
     spread: Any  # (vector of channels) -> a value for each channel of a column, for every value of a vector of data
     summed: Any  # (vector of data, k) -> what it adds to channel k of its column
 
@@ -26,22 +27,55 @@ class Columns(NamedTuple):
 @cache
 def make_columns(kind: Kind) -> Columns:
     """The functions of a kind."""
-    columns, members, lanes = kind.columns, kind.members, kind.lanes
+    columns, members = kind.columns, kind.members
+    local, member, entry = _threads_of_rows(columns, kind.lanes) if kind.rows else _threads_of_planes(members)
 
     @cuda.jit(device=True)
     def column():
-        return cuda.blockIdx.x * columns + cuda.threadIdx.x
+        return cuda.blockIdx.x * columns + local()
 
     @cuda.jit(device=True)
     def position():
-        return cuda.blockIdx.y * members + cuda.threadIdx.y
-
-    @cuda.jit(device=True)
-    def entry(k):
-        return (cuda.threadIdx.y * columns + cuda.threadIdx.x) * lanes + k
+        return cuda.blockIdx.y * members + member()
 
     at, values = (_in_rows(position), _rows()) if kind.rows else (_in_planes(position), _planes(kind.n))
-    return Columns(column, *at, entry, *values)
+    return Columns(column, *at, member, entry, *values)
+
+
+def _threads_of_rows(columns: int, lanes: int) -> tuple[Any, Any, Any]:
+    """Columns lie side by side, as in memory."""
+
+    @cuda.jit(device=True)
+    def local():
+        return cuda.threadIdx.x
+
+    @cuda.jit(device=True)
+    def member():
+        return cuda.threadIdx.y
+
+    @cuda.jit(device=True)
+    def entry(m, k):
+        return (m * columns + cuda.threadIdx.x) * lanes + k
+
+    return local, member, entry
+
+
+def _threads_of_planes(members: int) -> tuple[Any, Any, Any]:
+    """Members of a column lie side by side."""
+
+    @cuda.jit(device=True)
+    def local():
+        return cuda.threadIdx.y
+
+    @cuda.jit(device=True)
+    def member():
+        return cuda.threadIdx.x
+
+    @cuda.jit(device=True)
+    def entry(m, k):
+        return cuda.threadIdx.y * members + m
+
+    return local, member, entry
 
 
 def _in_rows(position: Any) -> tuple[Any, Any, Any]:

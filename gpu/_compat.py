@@ -19,11 +19,9 @@ import numpy as np
 from numba import config, cuda
 
 from ._arguments import Kind
+from ._plan import STORAGE
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
-
-# Bytes of a value, by the name of its type in memory. Not every numba has bfloat16, so its words are read as integers.
-STORAGE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 
 class Access(NamedTuple):
@@ -31,6 +29,12 @@ class Access(NamedTuple):
 
     load: Any  # (address, index) -> vector
     store: Any  # (address, index, vector)
+
+
+@cuda.jit(device=True)
+def block_meets():
+    """Wait for the other threads of the block, and for what they have written."""
+    cuda.syncthreads()
 
 
 if SIMULATED:
@@ -121,6 +125,10 @@ if SIMULATED:
         std = np.sqrt(var + eps)
         return np.where(std == 0, 0.0, 1 / np.where(std == 0, 1.0, std))
 
+    @cuda.jit(device=True)
+    def warp_meets():
+        cuda.syncthreads()  # the simulator has no warps
+
     def ticket(address: Any, index: int) -> int:
         address.values[index] += 1
         return int(address.values[index]) - 1
@@ -198,6 +206,7 @@ else:
         def __init__(self, dmm: Any, fe_type: Vector) -> None:
             super().__init__(dmm, fe_type, ir.VectorType(ir.DoubleType(), fe_type.n))
 
+    # Not every numba has bfloat16, so its words are read as integers.
     _WORDS = {
         "float16": ir.HalfType(),
         "bfloat16": ir.IntType(16),
@@ -242,6 +251,16 @@ else:
             words = builder.insert_element(words, builder.or_(low, builder.shl(high, _int(16))), _int(k // 2))
         return words
 
+    def _in_parts(builder: Any, first: Any, part: Any, n_parts: int, align: int) -> Any:
+        """What lies in so many adjacent vectors, as one."""
+        first = builder.bitcast(first, part.as_pointer(addrspace=1))
+        parts = [builder.load(builder.gep(first, [_int(k)]), align=align) for k in range(n_parts)]
+        while len(parts) > 1:
+            n = 2 * parts[0].type.count
+            both = ir.Constant(ir.VectorType(ir.IntType(32), n), list(range(n)))
+            parts = [builder.shuffle_vector(a, b, both) for a, b in zip(parts[::2], parts[1::2], strict=True)]
+        return parts[0]
+
     def access(storage: str, n: int, *, aligned: bool = True) -> Access:
         """Vectors of `n` values of a type in memory, at addresses that are multiples of 16 bytes if `aligned`."""
         words = ir.VectorType(_WORDS[storage], n)
@@ -250,11 +269,17 @@ else:
         moved = ir.VectorType(ir.IntType(32), n // 2) if pairs else words
         singles, doubles = ir.VectorType(ir.FloatType(), n), ir.VectorType(ir.DoubleType(), n)
         align = min(16, n * STORAGE[storage]) if aligned else STORAGE[storage]
+        # No device before sm_100 reads more at once, and ptxas refuses what would.
+        n_reads = max(1, n * STORAGE[storage] // 16)
 
         @intrinsic
         def load(typingctx: Any, address: Any, index: Any) -> Any:
             def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-                v = builder.load(_pointer(builder, *args, moved), align=align)
+                first = _pointer(builder, *args, moved)
+                if n_reads == 1:
+                    v = builder.load(first, align=align)
+                else:
+                    v = _in_parts(builder, first, ir.VectorType(moved.element, moved.count // n_reads), n_reads, align)
                 v = _halves(builder, v, n, words) if pairs else v
                 if storage == "bfloat16":
                     v = _from_bfloat16(builder, v, n)
@@ -418,6 +443,11 @@ else:
             return result
 
         return signature(var, var, types.float64), codegen
+
+    @cuda.jit(device=True)
+    def warp_meets():
+        """Wait for the other threads of the warp, and for what they have written."""
+        cuda.syncwarp()
 
     @intrinsic
     def ticket(typingctx: Any, address: Any, index: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -11,184 +11,27 @@ from numba import cuda
 from bncpu import _scalars
 from bncpu.saved import SavedStatistics, as_in_forward, call_of
 
-from . import _arrays, _compat, why_unavailable
-from ._arguments import (
-    Address,
-    Affine,
-    Backward,
-    Forward,
-    Gradients,
-    Kind,
-    Running,
-    Statistics,
-    Sums,
-    Walk,
-    Weights,
-    Workspace,
-)
-from ._arrays import Given
-from ._kernels import Kernels, kernels
-from ._plan import THREADS, Plan, plan
+from . import _arrays, _compat
+from ._arguments import Affine, Backward, Forward, Gradients, Running, Statistics, Sums, Weights
+from ._call import Call, View, data
 
 Activation = Literal["relu"] | None
 
 
-class _Pass:
-    """One call: its checked arrays, the plan, and the stream."""
+class _Pass(Call):
+    """A call of a batch norm."""
 
     def __init__(
         self, x: Any, channel_axis: Any, activation: Activation, parameters: dict[str, Any], *,
         frozen: bool = False, skipping: bool = False, **like: Any,
     ):  # fmt: skip
-        if reason := _unavailable():
-            raise RuntimeError(reason)
-        _arrays.library("x", x)
-        shape = tuple(x.shape)
-        if len(shape) < 2 or 0 in shape:
-            raise ValueError(f"x must have at least 2 dimensions and no axis of length 0; got shape {shape}")
+        shape = data(x)
         self.axis = _scalars.axis_of("x", shape, channel_axis)
         self.channels = shape[self.axis]
-        relu = _scalars.activation(activation)
-        self.device = _compat.current_device()
-        self.x = _arrays.given("x", x, self.device, axis=self.axis)
-        self.like = {name: self._like(name, a) for name, a in like.items() if a is not None}
-        self.parameters = {name: self._parameter(name, a) for name, a in parameters.items() if a is not None}
-        kinds = {name: p.storage for name, p in self.parameters.items()}
-        if len(set(kinds.values())) > 1:
-            raise TypeError(f"parameters must have one dtype, got {', '.join(f'{k} {v}' for k, v in kinds.items())}")
-        self.written = self._written()
-        aligned = self.x.aligned and all(a.aligned for a in self.like.values())
-        self.plan, self.walk, self.kernels, self.moments = _prepared(
-            shape, self.axis, self.x.axis is not None, aligned, self.x.storage, next(iter(kinds.values()), "float64"),
-            relu, "residual" in self.like, "mean" in kinds, frozen, skipping, *_device(self.device),
-        )  # fmt: skip
-        self.stream = _stream(self.device, _arrays.stream(self.x))
-
-    def _like(self, name: str, a: Any) -> Given:
-        g = _arrays.given(name, a, self.device, written=name == "out", axis=self.axis)
-        if (g.shape, g.storage) != (self.x.shape, self.x.storage):
-            raise ValueError(
-                f"{name} must have shape and dtype of x, {self.x.shape} {self.x.storage}; got {g.shape} {g.storage}"
-            )
-        if g.axis != self.x.axis:
-            orders = ["C-contiguous", "with its channels adjacent in memory"]
-            expected, got = orders[self.x.axis is not None], orders[g.axis is not None]
-            raise ValueError(f"{name} must be {expected}, as x is; got one {got}")
-        return g
-
-    def _parameter(self, name: str, a: Any) -> Given:
-        g = _arrays.given(name, a, self.device, written=name.startswith("running"))
-        if g.shape != (self.channels,):
-            raise ValueError(f"{name} must have shape ({self.channels},), one value per channel; got {g.shape}")
-        return g
-
-    def _written(self) -> dict[str, Given]:
-        """The arrays that are written. No other may share their memory, but `out` may be one like x."""
-        arrays = {"x": self.x, **self.like, **self.parameters}
-        written = {name: g for name, g in arrays.items() if name == "out" or name.startswith("running")}
-        for name, g in written.items():
-            for other, a in arrays.items():
-                if other != name and not (name == "out" and a.shape == g.shape and a.memory == g.memory):
-                    self._apart(name, g, other, a)
-        return written
-
-    @staticmethod
-    def _apart(name: str, g: Given, other: str, a: Given) -> None:
-        if _arrays.share_memory(g, a):
-            unless = f", unless out is all of {other}" if name == "out" and a.shape == g.shape else ""
-            raise ValueError(f"{name} and {other} must not share memory{unless}")
-
-    def address(self, name: str) -> Address:
-        """The address of an array like x. If it is not given, that of x, which the kernel does not read then."""
-        return self.like.get(name, self.x).address
-
-    def parameter(self, name: str) -> tuple[Address, int]:
-        """Address and step of a parameter."""
-        p = self.parameters.get(name)
-        return (self.x.address, 0) if p is None else (p.address, 1)
-
-    def affine(self) -> Affine:
-        """Gamma and beta for kernels."""
-        return Affine(*self.parameter("gamma"), *self.parameter("beta"))
-
-    def launch(self, kernel: Any, *arguments: Any) -> None:
-        """Start a kernel."""
-        for g in self.written.values():
-            _arrays.mark_written(g)
-        _launcher(kernel, self.plan.grid, self.plan.block, self.stream)(*arguments)
-
-    def saved(self, saved: SavedStatistics) -> Statistics:
-        """Saved statistics for kernels."""
-        if not isinstance(saved, SavedStatistics):
-            raise TypeError(f"saved must be the SavedStatistics of a forward pass, got {type(saved).__name__}")
-        names = ("mean", "mean_lo", "invstd")
-        found = [_arrays.given(f"saved.{name}", getattr(saved, name), self.device) for name in names]
-        for g in found:
-            if g.shape != (self.channels,) or g.storage != "float64":
-                expected = f"float64 arrays of shape ({self.channels},)"
-                raise ValueError(f"saved must hold {expected}, got {g.shape} {g.storage}")
-        for name, written in self.written.items():
-            for g, other in zip(found, names, strict=True):
-                self._apart(name, written, f"saved.{other}", g)
-        return Statistics(*(g.address for g in found))
-
-    def workspace(self) -> Workspace:
-        """Memory for the parts of slices, and for counting slices that are done; held until the call ends."""
-        *below, _ = self.plan.levels  # the last one of a column leaves nothing
-        n_counts = sum(self.plan.levels[1:]) * self.plan.blocks
-        # A plan of one slice uses none.
-        self.kept = _arrays.scratch(self.x, self.device, max(1, 4 * sum(below) * self.plan.width), max(1, n_counts))
-        return Workspace(self.kept.floats, self.kept.counts)
-
-
-@lru_cache(maxsize=256)
-def _stream(device: int, handle: int | None) -> Any:
-    if handle is None:
-        return cuda.default_stream()  # by NUMBA_CUDA_PER_THREAD_DEFAULT_STREAM the thread's own
-    return cuda.external_stream(handle) if handle else cuda.legacy_default_stream()
-
-
-_launcher = lru_cache(maxsize=1024)(_compat.launcher)
-
-
-@cache
-def _unavailable() -> str | None:
-    return None if _compat.SIMULATED else why_unavailable()
-
-
-@cache
-def _device(device: int) -> tuple[int, int]:
-    """Multiprocessors of a device, and threads of a block: few in the simulator, where they are threads of Python."""
-    return (1, 16) if _compat.SIMULATED else (cuda.gpus[device].MULTIPROCESSOR_COUNT, THREADS)
-
-
-class _Prepared(NamedTuple):
-    """What a call needs that depends on shapes and types alone."""
-
-    plan: Plan
-    walk: Walk
-    kernels: Kernels
-    moments: Any  # the kernel for statistics, whatever follows it
-
-
-@lru_cache(maxsize=1024)
-def _prepared(
-    shape: tuple[int, ...], axis: int, last: bool, aligned: bool, storage: str, parameters: str,
-    relu: bool, residual: bool, given: bool, frozen: bool, skipping: bool, multiprocessors: int, threads: int,
-) -> _Prepared:  # fmt: skip
-    """Prepare a call. `last` is whether the channels are adjacent in memory though their axis is not the last."""
-    if last:
-        shape, axis = _arrays.at_end(shape, axis), len(shape) - 1
-    about: dict[str, int] = {"multiprocessors": multiprocessors, "threads": threads}
-    p = plan(shape, axis, _compat.STORAGE[storage], aligned=aligned, **about)
-    if skipping and not p.rows:
-        p = plan(shape, axis, _compat.STORAGE[storage], aligned=False, **about)
-    kind = Kind(
-        storage, parameters, p.rows, p.n, *p.block,
-        relu=relu, residual=residual, given=given, frozen=frozen, skipping=skipping,
-    )  # fmt: skip
-    moments = kernels(kind._replace(relu=False, residual=False)).moments
-    return _Prepared(p, Walk(p.outer, p.channels, p.inner, *p.step), kernels(kind), moments)
+        super().__init__(x, activation, parameters, (self.channels,), ", one value per channel", axis=self.axis, **like)
+        last = self.x.axis is not None
+        view = View(_arrays.at_end(shape, self.axis), len(shape) - 1) if last else View(shape, self.axis)
+        self.plan, self.walk, self.kernels, self.moments = self.prepared(view, frozen=frozen, skipping=skipping)
 
 
 def batch_norm(
@@ -262,9 +105,9 @@ def batch_norm(
         if name not in p.parameters:
             raise TypeError(f"{name} must be a device array of shape ({p.channels},), got None")
     y = p.like.get("out") or _arrays.like(p.x)
-    data = Forward(p.x.address, p.address("residual"), y.address)
+    arrays = Forward(p.x.address, p.address("residual"), y.address)
     mean_, var_ = (p.parameters[name].address for name in ("mean", "var"))
-    p.launch(p.kernels.apply, data, p.walk, Statistics(mean_, mean_, var_), p.affine(), eps)
+    p.launch(p.kernels.apply, p.plan, arrays, p.walk, Statistics(mean_, mean_, var_), p.affine(), eps)
     return y.array
 
 
@@ -353,13 +196,13 @@ def batch_norm_forward(
     saved = SavedStatistics(mean.array, invstd.array, mean_lo.array, p.plan.values, "training", call)
     statistics = Statistics(mean.address, mean_lo.address, invstd.address)
     y = p.like.get("out") or _arrays.like(p.x)
-    data = Forward(p.x.address, p.address("residual"), y.address)
+    arrays = Forward(p.x.address, p.address("residual"), y.address)
     running = Running(p.parameter("running_mean")[0], *p.parameter("running_var"), momentum, ddof)
     if p.plan.slices == 1:
-        p.launch(p.kernels.forward, data, p.walk, statistics, p.affine(), eps, running)
+        p.launch(p.kernels.forward, p.plan, arrays, p.walk, statistics, p.affine(), eps, running)
     else:
-        p.launch(p.moments, p.x.address, p.walk, p.workspace(), statistics, eps, running)
-        p.launch(p.kernels.apply, data, p.walk, statistics, p.affine(), eps)
+        p.launch(p.moments, p.plan, p.x.address, p.walk, p.workspace(p.plan), statistics, eps, running)
+        p.launch(p.kernels.apply, p.plan, arrays, p.walk, statistics, p.affine(), eps)
     return y.array, saved
 
 
@@ -506,18 +349,19 @@ def _backward(
         raise TypeError("dy must be a device array, got None")
     call = call_of(p.axis, activation, gamma, beta, residual)
     as_in_forward(saved, call, None if frozen else p.plan.values)
-    statistics = p.saved(saved)
+    statistics = p.saved(saved, (p.channels,))
     dgamma, dbeta = (_arrays.float64(p.x, (p.channels,)) for _ in range(2))
-    data, sums = Backward(p.address("dy"), p.x.address, p.address("residual")), Sums(dgamma.address, dbeta.address)
+    arrays = Backward(p.address("dy"), p.x.address, p.address("residual"))
+    sums = Sums(*(a.address for a in (dgamma, dbeta) * 2))
     dx = p.like.get("out") or _arrays.like(p.x)
     dz = _arrays.like(p.x) if "residual" in p.like else None
     gradients = Gradients(dx.address, (dz or dx).address)
-    of_all = data, gradients, p.walk, statistics, p.affine(), sums, 1.0 / p.plan.values
+    of_all = arrays, gradients, p.walk, statistics, p.affine(), sums, 1.0 / p.plan.values
     if p.plan.slices == 1:
-        p.launch(p.kernels.backward, *of_all)
+        p.launch(p.kernels.backward, p.plan, *of_all)
     else:
-        p.launch(p.kernels.backward_sums, data, p.walk, p.workspace(), statistics, p.affine(), sums)
-        p.launch(p.kernels.backward_apply, *of_all)
+        p.launch(p.kernels.backward_sums, p.plan, arrays, p.walk, p.workspace(p.plan), statistics, p.affine(), sums)
+        p.launch(p.kernels.backward_apply, p.plan, *of_all)
     results = dx.array, dgamma.array, dbeta.array
     return results if dz is None else (*results, dz.array)
 
@@ -540,7 +384,7 @@ def collect(x: Any, channel_axis: int, weights: Any = None) -> Any:
     values, step = (p.x.address, 0) if sent is None else (sent.address, 1)
     of_samples = Weights(values, step, max(1, p.plan.outer // p.x.shape[0]))
     result = _arrays.float64(p.x, (4, p.channels))
-    p.launch(p.kernels.collect, p.x.address, p.walk, p.workspace(), of_samples, result.address)
+    p.launch(p.kernels.collect, p.plan, p.x.address, p.walk, p.workspace(p.plan), of_samples, result.address)
     return _arrays.fetched(result)
 
 
@@ -574,7 +418,7 @@ def scaled(x: Any, channel_axis: int, mean: Any, scale: Any, shift: Any, out: An
     y = p.like.get("out") or _arrays.like(p.x)
     sent = _uploaded(p.device, *(np.ascontiguousarray(a).tobytes() for a in (mean, scale, shift)))
     center, none, factor, offset = sent.addresses
-    data = Forward(p.x.address, p.x.address, y.address)
+    arrays = Forward(p.x.address, p.x.address, y.address)
     affine = Affine(p.x.address, 0, offset, 1)
-    p.launch(p.kernels.apply, data, p.walk, Statistics(center, none, factor), affine, 0.0)
+    p.launch(p.kernels.apply, p.plan, arrays, p.walk, Statistics(center, none, factor), affine, 0.0)
     return y.array

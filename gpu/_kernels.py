@@ -7,7 +7,12 @@ All kernels go through an array in the same way, in both memory forms. An array 
 vectors of n values. In the form of planes a vector holds n adjacent values of one channel; in the form of rows, where
 inner is 1, one value of each of n channels. A block has `columns` x `members` threads. A column is a vector of the
 channels axis. Its values are shared among its members in this block and in other blocks of the same column, which are
-called slices. The forms differ only in whether the lanes of a vector are added up in the end.
+called slices. The forms differ in whether the lanes of a vector are added up in the end, and in what lies side by side
+in memory: columns of rows, members of planes.
+
+Norms of samples take the same kernels over other views, with a sample, a group or a plane for a channel. The kind says
+which statistics and parameters belong to a value (`Kind.belonging`). `fold` adds the sums of planes up to those of
+groups and channels. A short plane has a warp for itself.
 
 A thread sums deviations from its own first value, then moves them to its mean. If the first value is an outlier, the
 sum has up to one more rounding for each value. Members and slices are merged in an order that depends on the plan
@@ -35,6 +40,7 @@ from ._arguments import (
     Forward,
     Gradients,
     Kind,
+    Pair,
     Running,
     Statistics,
     Sums,
@@ -42,7 +48,7 @@ from ._arguments import (
     Weights,
     Workspace,
 )
-from ._backward import make_sum_gradients, make_write_gradients
+from ._backward import make_sum_gradients, make_sum_pairs, make_write_gradients
 from ._moments import make_finish_moments, make_sum_moments, make_write_moments
 from ._results import make_write_results
 
@@ -56,6 +62,7 @@ class Kernels(NamedTuple):
     backward_sums: Any
     backward_apply: Any
     backward: Any  # both, for plans of one slice
+    fold: Any
     collect: Any
 
 
@@ -69,6 +76,7 @@ def kernels(kind: Kind) -> Kernels:
         _backward_sums(kind),
         _backward_apply(kind),
         _backward(kind),
+        _fold(kind),
         _collect(kind),
     )
 
@@ -122,7 +130,7 @@ def _backward_sums(kind: Kind) -> Any:
     def backward_sums(
         data: Backward, walk: Walk, workspace: Workspace, statistics: Statistics, affine: Affine, sums: Sums
     ):
-        """``dgamma = sum(dy * x_hat)`` and ``dbeta = sum(dy)`` of every channel, dy being 0 where ReLU gave 0."""
+        """``sum(dy * x_hat)`` and ``sum(dy)``, dy being 0 where ReLU gave 0: `Sums`."""
         parts = cuda.shared.array((2, entries), float64)
         sum_gradients(data, walk, workspace, statistics, affine, sums, parts)
 
@@ -162,6 +170,18 @@ def _backward(kind: Kind) -> Any:
         write_gradients(data, gradients, walk, statistics, affine, sums, per_value)
 
     return backward
+
+
+def _fold(kind: Kind) -> Any:
+    entries, sum_pairs = kind.entries, make_sum_pairs(kind)
+
+    @_compat.kernel(kind)
+    def fold(pair: Pair, walk: Walk, workspace: Workspace, result: Pair):
+        """The sums of two arrays of float64 over every column: of sums of planes, those of groups or channels."""
+        parts = cuda.shared.array((2, entries), float64)
+        sum_pairs(pair, walk, workspace, result, parts)
+
+    return fold
 
 
 def _collect(kind: Kind) -> Any:

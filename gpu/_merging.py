@@ -13,7 +13,7 @@ from numba import cuda, int32
 from . import _compat
 from ._arguments import Kind
 from ._columns import make_columns
-from ._plan import FAN_IN
+from ._plan import FAN_IN, WARP
 
 # ---- parts of one channel ----
 #
@@ -207,20 +207,22 @@ def _make_merge(kind: Kind, join: Any, settled: Any, fields: int, stored: Stored
 
 
 def _make_merge_members(kind: Kind, join: Any, stored: Stored) -> Any:
-    columns, members, lanes = kind.columns, kind.members, kind.lanes
-    entry, get, put = make_columns(kind).entry, stored.get, stored.put
+    members, lanes, get, put = kind.members, kind.lanes, stored.get, stored.put
+    *_, member, entry, _, _ = make_columns(kind)
+    meet = _compat.warp_meets if not kind.rows and members <= WARP else _compat.block_meets
 
     @cuda.jit(device=True)
     def merge_members(parts):
         """Merge all members of a column into the first."""
         half = members // 2
-        cuda.syncthreads()
+        meet()
         while half > 0:
-            if cuda.threadIdx.y < half:
+            m = member()
+            if m < half:
                 for k in range(lanes):
-                    i = entry(k)
-                    put(parts, i, join(get(parts, i), get(parts, i + half * columns * lanes)))
-            cuda.syncthreads()
+                    i = entry(m, k)
+                    put(parts, i, join(get(parts, i), get(parts, entry(m + half, k))))
+            meet()
             half //= 2
 
     return merge_members
@@ -246,33 +248,35 @@ def is_last(workspace, counter, n_parts):
 def _make_exchange(kind: Kind, join: Any, settled: Any, fields: int, stored: Stored) -> tuple[Any, Any]:
     members, lanes = kind.members, kind.lanes
     get, put, read, write = stored
-    column_of, entry = make_columns(kind).column, make_columns(kind).entry
+    column_of, *_, member, entry, _, _ = make_columns(kind)
 
     @cuda.jit(device=True)
     def leave(parts, workspace, part, channels):
         """Write the part of this block as one of the workspace."""
         column, width = column_of(), channels * lanes
-        if cuda.threadIdx.y == 0 and column < channels:
+        if member() == 0 and column < channels:
             for k in range(lanes):
                 at = fields * part * width + column * lanes + k
-                write(workspace.parts, at, width, settled(get(parts, entry(k))))
+                write(workspace.parts, at, width, settled(get(parts, entry(0, k))))
 
     @cuda.jit(device=True)
     def fetch(parts, workspace, first, n_parts, channels):
         """Read parts, from the first: each member merges its share of them."""
-        column, width, part = column_of(), channels * lanes, cuda.threadIdx.y
+        column, width, m = column_of(), channels * lanes, member()
+        part = m
         if part < n_parts and column < channels:
             for k in range(lanes):
-                put(parts, entry(k), read(workspace.parts, fields * (first + part) * width + column * lanes + k, width))
+                at = fields * (first + part) * width + column * lanes + k
+                put(parts, entry(m, k), read(workspace.parts, at, width))
         else:
             for k in range(lanes):
                 for f in range(fields):
-                    parts[f, entry(k)] = 0.0
+                    parts[f, entry(m, k)] = 0.0
         part += members
         while part < n_parts and column < channels:
             for k in range(lanes):
-                more = read(workspace.parts, fields * (first + part) * width + column * lanes + k, width)
-                put(parts, entry(k), join(get(parts, entry(k)), more))
+                at, i = fields * (first + part) * width + column * lanes + k, entry(m, k)
+                put(parts, i, join(get(parts, i), read(workspace.parts, at, width)))
             part += members
 
     return leave, fetch

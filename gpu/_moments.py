@@ -93,7 +93,7 @@ def make_sum_moments(kind: Kind) -> Any:
     lanes = kind.lanes
     load, _ = _compat.access(kind.storage, kind.n)
     in_values = _compat.filled(kind.n)
-    column_of, start, _, index, entry, spread, _ = make_columns(kind)
+    column_of, start, _, index, member, entry, spread, _ = make_columns(kind)
     weighed, is_due, taken, counted = _weighted_values() if kind.skipping else _all_values(kind.n)
     put_aside, merge = _make_put_aside(kind), make_merge_moments(kind)
 
@@ -117,7 +117,7 @@ def make_sum_moments(kind: Kind) -> Any:
         o, j = start(walk)
         zeros = in_values(0.0)
         for k in range(lanes):
-            put_four(parts, entry(k), (0.0, 0.0, 0.0, 0.0))
+            put_four(parts, entry(member(), k), (0.0, 0.0, 0.0, 0.0))
         if column < walk.channels and o < walk.outer:
             shift = spread(load(x, index(o, column, j, walk)))
             state = visit(x, (parts, weights), walk, column, (0.0, shift, zeros, zeros, zeros, zeros))
@@ -130,7 +130,7 @@ def make_sum_moments(kind: Kind) -> Any:
 
 def _make_put_aside(kind: Kind) -> Any:
     lanes, lane = kind.lanes, _compat.lane
-    *_, entry, _, summed = make_columns(kind)
+    *_, member, entry, _, summed = make_columns(kind)
 
     @cuda.jit(device=True)
     def put_aside(parts, shift, count, s, q):
@@ -139,7 +139,7 @@ def _make_put_aside(kind: Kind) -> Any:
         These stay about their mean: weights that grow would leave it far behind.
         """
         for k in range(lanes):
-            i = entry(k)
+            i = entry(member(), k)
             part = about_mean((summed(count, k), lane(shift, k), summed(s, k), summed(q, k)))
             put_four(parts, i, about_mean(join_moments(four(parts, i), part)))
 
@@ -151,8 +151,8 @@ def make_finish_moments(kind: Kind) -> Any:
     """The device function that computes statistics from moments."""
     lanes, lane, inverse_std = kind.lanes, _compat.lane, _compat.inverse_std
     load_parameter, store_parameter = _compat.access(kind.parameters, 1)
-    in_one = _compat.filled(1)
-    column_of = make_columns(kind).column
+    in_one, centred = _compat.filled(1), kind.centred
+    column_of, *_, member, entry, _, _ = make_columns(kind)
 
     @cuda.jit(device=True)
     def updated(address, at, momentum, new):
@@ -164,14 +164,17 @@ def make_finish_moments(kind: Kind) -> Any:
     def finish_moments(parts, walk, statistics, eps, running):
         """Write statistics, and update running ones."""
         column = column_of()
-        if cuda.threadIdx.y == 0 and column < walk.channels:
+        if member() == 0 and column < walk.channels:
             for k in range(lanes):
                 at = column * lanes + k
-                n, hi, lo, m2 = moments_of(four(parts, cuda.threadIdx.x * lanes + k))
-                write_one(statistics.mean, at, hi)
-                write_one(statistics.mean_lo, at, lo)
+                n, hi, lo, m2 = moments_of(four(parts, entry(0, k)))
                 m2 = 0.0 if m2 < 0.0 else m2  # NaN stays
                 var = m2 / n
+                if centred:
+                    write_one(statistics.mean, at, hi)
+                    write_one(statistics.mean_lo, at, lo)
+                else:
+                    var += hi * (hi + 2.0 * lo)
                 var += var - var  # NaN where var has overflowed
                 write_one(statistics.invstd, at, lane(inverse_std(in_one(var), eps), 0))
                 if running.step:
@@ -184,16 +187,16 @@ def make_finish_moments(kind: Kind) -> Any:
 @cache
 def make_write_moments(kind: Kind) -> Any:
     """The device function that writes moments as they are."""
-    lanes, column_of = kind.lanes, make_columns(kind).column
+    lanes, (column_of, *_, member, entry, _, _) = kind.lanes, make_columns(kind)
 
     @cuda.jit(device=True)
     def write_moments(parts, walk, result):
         """Write count, mean, its low part and m2 of every channel, one after another."""
         column = column_of()
-        if cuda.threadIdx.y == 0 and column < walk.channels:
+        if member() == 0 and column < walk.channels:
             for k in range(lanes):
                 at, width = column * lanes + k, walk.channels * lanes
-                n, hi, lo, m2 = moments_of(four(parts, cuda.threadIdx.x * lanes + k))
+                n, hi, lo, m2 = moments_of(four(parts, entry(0, k)))
                 write_four(result, at, width, (n, hi, lo, 0.0 if m2 < 0.0 else m2))
 
     return write_moments

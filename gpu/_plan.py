@@ -8,9 +8,13 @@ from typing import NamedTuple
 THREADS = 256  # in a block
 ACCESS = 16  # bytes that a thread reads at once
 WARP = 32
-AT_ONCE = 512  # threads of a multiprocessor: with four vectors each, more on their way than the memory's latency needs
+AT_ONCE = 512  # threads of a multiprocessor: with four vectors each, as much on its way as the memory's latency needs
+NARROW = 8  # bytes of a vector, below which twice as many threads are needed for that: channels are odd in number
+# Bytes of a value, by the name of its type in memory.
+STORAGE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 FAN_IN = 32  # slices in a group, which the last of them merges
 LEAST_STEPS = 8  # vectors for a thread, before a column is shared among more blocks
+WARP_STEPS = 16  # vectors for a thread at most, where a warp has a plane for itself
 MOST_SLICES = 65535
 
 
@@ -57,12 +61,12 @@ class Plan(NamedTuple):
 
     @property
     def block(self) -> tuple[int, int]:
-        """The number of threads of a block along columns, and of members."""
-        return self.columns, self.members
+        """The number of threads of a block, those first that lie side by side: they read what does."""
+        return (self.columns, self.members) if self.rows else (self.members, self.columns)
 
 
 def plan(
-    shape: tuple[int, ...], channel_axis: int, itemsize: int, *,
+    shape: tuple[int, ...], channel_axis: int, itemsize: int, *, rows: bool | None = None,
     aligned: bool = True, multiprocessors: int = 132, threads: int = THREADS,
 ) -> Plan:  # fmt: skip
     """The plan for a C-contiguous array.
@@ -75,6 +79,8 @@ def plan(
         Not negative.
     itemsize : int
         The bytes of a value.
+    rows : bool, optional
+        The form; by default that of rows where no axis follows the channels.
     aligned : bool
         Whether all arrays of this shape lie at multiples of 16 bytes.
     multiprocessors : int
@@ -83,17 +89,33 @@ def plan(
         The most threads of a block.
     """
     outer, width, inner = prod(shape[:channel_axis]), shape[channel_axis], prod(shape[channel_axis + 1 :])
-    rows = inner == 1
+    rows = inner == 1 if rows is None else rows
     n = max(1, ACCESS // itemsize) if aligned else 1
     while (width if rows else inner) % n:
         n //= 2
     channels, inner = (width // n, 1) if rows else (width, inner // n)
     # Shared memory holds four float64 for every thread and channel of its column.
     threads = threads // 2 if rows and n > 4 else threads
-    columns = min(WARP, threads, 1 << (channels - 1).bit_length()) if rows else 1
-    members = min(threads // columns, 1 << (outer * inner - 1).bit_length())
+    vectors = outer * inner  # of a column
+    if rows:
+        columns = min(WARP, threads, _power_from(channels))
+        members = min(threads // columns, _power_from(vectors))
+    else:
+        members = min(threads if vectors > WARP * WARP_STEPS else WARP, threads, _power_from(vectors))
+        # Few columns stay apart, so that each has a multiprocessor.
+        columns = min(threads // members, _power_from(-(-channels // multiprocessors)))
     blocks = -(-channels // columns)
     # No more blocks than run at once: a few more would wait for the end of all others.
-    slices = multiprocessors * (AT_ONCE // (columns * members)) // blocks
-    slices = max(1, min(slices, outer * inner // (members * LEAST_STEPS), MOST_SLICES))
+    slices = multiprocessors * (threads_at_once(n * itemsize) // (columns * members)) // blocks
+    slices = max(1, min(slices, vectors // (members * LEAST_STEPS), MOST_SLICES))
     return Plan(rows, n, columns, members, outer, channels, inner, blocks, slices)
+
+
+def threads_at_once(size: int) -> int:
+    """How many threads of a multiprocessor should read vectors of so many bytes."""
+    return AT_ONCE if size >= NARROW else 2 * AT_ONCE
+
+
+def _power_from(least: int) -> int:
+    """The smallest power of two that is not below `least`."""
+    return 1 << (least - 1).bit_length()

@@ -12,71 +12,207 @@ from ._arguments import Kind
 from ._columns import backwards, make_columns, make_visit
 
 
+class Index(NamedTuple):
+    """Device functions of a kind: where statistics and parameters of a column lie."""
+
+    statistics: Any  # (column, walk) -> index; with "rows" that of the first outer position
+    parameters: Any  # (column, walk) -> index; with "along" what must be added to that of data
+
+
+@cache
+def make_index(kind: Kind) -> Index:
+    """The functions of a kind."""
+    lanes = kind.lanes
+
+    @cuda.jit(device=True)
+    def same(column, walk):
+        return column
+
+    @cuda.jit(device=True)
+    def of_group(column, walk):
+        return column // walk.share
+
+    @cuda.jit(device=True)
+    def of_channel(column, walk):
+        return column % (walk.groups * walk.share)
+
+    @cuda.jit(device=True)
+    def from_data(column, walk):
+        return (column % walk.groups - column) * walk.inner
+
+    @cuda.jit(device=True)
+    def group_of_row(column, walk):
+        return column * lanes // walk.share
+
+    return {
+        "columns": Index(same, same),
+        "planes": Index(of_group, of_channel),
+        "along": Index(same, from_data),
+        "rows": Index(group_of_row, same),
+    }[kind.belonging]
+
+
 @cache
 def make_parameter(kind: Kind) -> Any:
     """The device function that reads a parameter."""
-    in_channels = _compat.filled(kind.lanes)
-    load_parameters, _ = _compat.access(kind.parameters, kind.lanes, aligned=False)
+    n = kind.n if kind.belonging == "along" else kind.lanes
+    filled = _compat.filled(n)
+    load_parameters, _ = _compat.access(kind.parameters, n, aligned=kind.belonging == "along")
 
     @cuda.jit(device=True)
-    def parameter(address, column, step, otherwise):
-        """A value for each channel of a column."""
+    def parameter(address, at, step, otherwise):
+        """A vector of it."""
         if step == 0:
-            return in_channels(otherwise)
-        return load_parameters(address, column)
+            return filled(otherwise)
+        return load_parameters(address, at)
 
     return parameter
 
 
-def _saved(kind: Kind) -> tuple[Any, Any]:
-    """How mean and inverse standard deviation, and the low part of the mean, are read as a forward pass saved them."""
-    load_wide, _ = _compat.access("float64", kind.lanes, aligned=False)
+class Given(NamedTuple):
+    """Device functions of a kind that read statistics."""
 
-    @cuda.jit(device=True)
-    def mean_invstd(column, statistics, eps):
-        return load_wide(statistics.mean, column), load_wide(statistics.invstd, column)
-
-    @cuda.jit(device=True)
-    def mean_lo(column, statistics):
-        return load_wide(statistics.mean_lo, column)
-
-    return mean_invstd, mean_lo
-
-
-def _given(kind: Kind) -> tuple[Any, Any]:
-    """The same from a mean and a variance. A negative variance gives NaN whatever eps: an error would mean waiting."""
-    load_parameters, _ = _compat.access(kind.parameters, kind.lanes, aligned=False)
-    in_channels = _compat.filled(kind.lanes)
-    inverse_std, not_negative = _compat.inverse_std, _compat.not_negative
-
-    @cuda.jit(device=True)
-    def mean_invstd(column, statistics, eps):
-        variances = not_negative(load_parameters(statistics.invstd, column))
-        return load_parameters(statistics.mean, column), inverse_std(variances, eps)
-
-    @cuda.jit(device=True)
-    def mean_lo(column, statistics):
-        return in_channels(0.0)
-
-    return mean_invstd, mean_lo
+    mean: Any  # (statistics, column) -> a vector for the channels of a column
+    mean_lo: Any  # (statistics, column)
+    invstd: Any  # (statistics, column, eps)
 
 
 @cache
-def make_coefficients(kind: Kind) -> Any:
-    """The device function that computes coefficients."""
-    parameter, spread = make_parameter(kind), make_columns(kind).spread
-    mean_invstd, mean_lo = _given(kind) if kind.given else _saved(kind)
+def make_given(kind: Kind) -> Given:
+    """The functions of a kind."""
+    in_channels = _compat.filled(kind.lanes)
 
     @cuda.jit(device=True)
-    def coefficients(column, statistics, affine, eps):
-        """Mean, scale and shift for every value of a vector: the result is ``(x - mean) * scale + shift``."""
+    def nothing(statistics, column):
+        return in_channels(0.0)
+
+    given = _given(kind, nothing) if kind.given else _saved(kind)
+    return given if kind.centred else given._replace(mean=nothing, mean_lo=nothing)
+
+
+def _saved(kind: Kind) -> Given:
+    """As a forward pass saved them."""
+    load_wide, _ = _compat.access("float64", kind.lanes, aligned=False)
+
+    @cuda.jit(device=True)
+    def mean(statistics, column):
+        return load_wide(statistics.mean, column)
+
+    @cuda.jit(device=True)
+    def mean_lo(statistics, column):
+        return load_wide(statistics.mean_lo, column)
+
+    @cuda.jit(device=True)
+    def invstd(statistics, column, eps):
+        return load_wide(statistics.invstd, column)
+
+    return Given(mean, mean_lo, invstd)
+
+
+def _given(kind: Kind, nothing: Any) -> Given:
+    """From a mean and a variance. A negative variance gives NaN whatever eps: an error would mean waiting."""
+    load_parameters, _ = _compat.access(kind.parameters, kind.lanes, aligned=False)
+    inverse_std, not_negative = _compat.inverse_std, _compat.not_negative
+
+    @cuda.jit(device=True)
+    def mean(statistics, column):
+        return load_parameters(statistics.mean, column)
+
+    @cuda.jit(device=True)
+    def invstd(statistics, column, eps):
+        return inverse_std(not_negative(load_parameters(statistics.invstd, column)), eps)
+
+    return Given(mean, nothing, invstd)
+
+
+class Coefficients(NamedTuple):
+    """Device functions of a kind for ``(x - mean) * scale + shift``."""
+
+    of_column: Any  # (column, walk, statistics, affine, eps) -> what a thread keeps
+    beside: Any  # (affine, i) -> gamma and beta of vector i of what lies along a column
+    at: Any  # (kept, beside, o) -> mean, scale and shift for every value of a vector at outer position o
+
+
+@cache
+def make_coefficients(kind: Kind) -> Coefficients:
+    """The functions of a kind."""
+    return {"along": _along, "rows": _in_rows}.get(kind.belonging, _of_columns)(kind)
+
+
+def _of_columns(kind: Kind) -> Coefficients:
+    """The same for all values of a column, or of each of its channels."""
+    parameter, index, spread = make_parameter(kind), make_index(kind), make_columns(kind).spread
+    mean, mean_lo, invstd = make_given(kind)
+
+    @cuda.jit(device=True)
+    def of_column(column, walk, statistics, affine, eps):
+        own, at = index.statistics(column, walk), index.parameters(column, walk)
+        gammas = parameter(affine.gamma, at, affine.gamma_step, 1.0)
+        betas = parameter(affine.beta, at, affine.beta_step, 0.0)
+        scales = invstd(statistics, own, eps) * gammas
+        return spread(mean(statistics, own)), spread(scales), spread(betas - mean_lo(statistics, own) * scales)
+
+    @cuda.jit(device=True)
+    def beside(affine, i):
+        return 0.0, 0.0
+
+    @cuda.jit(device=True)
+    def at(kept, beside, o):
+        return kept
+
+    return Coefficients(of_column, beside, at)
+
+
+def _along(kind: Kind) -> Coefficients:
+    """Parameters lie along a column."""
+    parameter, spread = make_parameter(kind), make_columns(kind).spread
+    mean, mean_lo, invstd = make_given(kind)
+
+    @cuda.jit(device=True)
+    def of_column(column, walk, statistics, affine, eps):
+        of_all = mean(statistics, column), invstd(statistics, column, eps), mean_lo(statistics, column)
+        return spread(of_all[0]), spread(of_all[1]), spread(of_all[2])
+
+    @cuda.jit(device=True)
+    def beside(affine, i):
+        gammas = parameter(affine.gamma, i, affine.gamma_step, 1.0)
+        return gammas, parameter(affine.beta, i, affine.beta_step, 0.0)
+
+    @cuda.jit(device=True)
+    def at(kept, beside, o):
+        mean, inverse, lo = kept
+        gamma, beta = beside
+        scale = inverse * gamma
+        return mean, scale, beta - lo * scale
+
+    return Coefficients(of_column, beside, at)
+
+
+def _in_rows(kind: Kind) -> Coefficients:
+    """Statistics are those of an outer position."""
+    parameter, index = make_parameter(kind), make_index(kind)
+    in_channels, one = _compat.filled(kind.lanes), make_given(kind._replace(rows=False))
+    lane = _compat.lane
+
+    @cuda.jit(device=True)
+    def of_column(column, walk, statistics, affine, eps):
         gammas = parameter(affine.gamma, column, affine.gamma_step, 1.0)
         betas = parameter(affine.beta, column, affine.beta_step, 0.0)
-        means, scales = mean_invstd(column, statistics, eps)
-        scales = scales * gammas
-        return spread(means), spread(scales), spread(betas - mean_lo(column, statistics) * scales)
+        return statistics, walk.groups, index.statistics(column, walk), gammas, betas
 
-    return coefficients
+    @cuda.jit(device=True)
+    def beside(affine, i):
+        return 0.0, 0.0
+
+    @cuda.jit(device=True)
+    def at(kept, beside, o):
+        statistics, groups, first, gamma, beta = kept
+        own = o * groups + first
+        scale = in_channels(lane(one.invstd(statistics, own, 0.0), 0)) * gamma
+        lo = in_channels(lane(one.mean_lo(statistics, own), 0))
+        return in_channels(lane(one.mean(statistics, own), 0)), scale, beta - lo * scale
+
+    return Coefficients(of_column, beside, at)
 
 
 class Fused(NamedTuple):
@@ -157,19 +293,21 @@ def _no_activation() -> tuple[Any, Any]:
 def make_write_results(kind: Kind) -> Any:
     """The device function that writes y."""
     load, store = _compat.access(kind.storage, kind.n)
-    column_of, coefficients = make_columns(kind).column, make_coefficients(kind)
+    column_of, index = make_columns(kind).column, make_index(kind)
+    of_column, beside_parameters, at = make_coefficients(kind)
     beside, plus, activated, *_ = make_fused(kind)
 
     @cuda.jit(device=True)
     def read(data, i):
-        return load(data.x, i), beside(data.z, i)
+        arrays, affine, to_parameters = data
+        return load(arrays.x, i), beside(arrays.z, i), beside_parameters(affine, i + to_parameters)
 
     @cuda.jit(device=True)
-    def take(y, state, values, o, i):
-        mean, scale, shift = state
-        x, z = values
+    def take(y, kept, values, o, i):
+        x, z, parameters = values
+        mean, scale, shift = at(kept, parameters, o)
         store(y, i, activated(plus((x - mean) * scale + shift, z)))
-        return state
+        return kept
 
     visit = make_visit(kind, backwards, read, take)
 
@@ -178,6 +316,7 @@ def make_write_results(kind: Kind) -> Any:
         """Write y."""
         column = column_of()
         if column < walk.channels:
-            visit(data, data.y, walk, column, coefficients(column, statistics, affine, eps))
+            kept = of_column(column, walk, statistics, affine, eps)
+            visit((data, affine, index.parameters(column, walk)), data.y, walk, column, kept)
 
     return write_results

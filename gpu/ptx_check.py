@@ -6,9 +6,9 @@
 
 It is the code that a launch would load: optimized as a whole when it is linked, for the architecture of the device
 alone. The promises: data are read and written 16 bytes at a time where vectors have 16 bytes (all but those of planes
-in `collect`), several such loads are on their way at once, nothing is kept in local memory, and registers leave room
-for the threads that the plan wants. Needs the extra `gpu`, and nvdisasm except with `--one`. Needs no driver; does not
-work in the simulator.
+in `collect`, and of rows with an odd number of channels), several such loads are on their way at once, nothing is kept
+in local memory, and registers leave room for the threads that the plan wants. Needs the extra `gpu`, and nvdisasm
+except with `--one`. Needs no driver; does not work in the simulator.
 """
 
 from __future__ import annotations
@@ -23,10 +23,31 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ._plan import ACCESS, Plan, plan
+from ._arguments import Belonging
+from ._plan import ACCESS, STORAGE, Plan, plan
 
 ARCHITECTURES = ((8, 0), (9, 0))
-SHAPES = {"rows": (4096, 256), "planes": (64, 64, 56, 56)}
+
+
+class Form(NamedTuple):
+    """Data of a shape with channels on axis 1, and the kernels that go through them."""
+
+    shape: tuple[int, ...]
+    belonging: Belonging
+    names: tuple[str, ...]
+
+
+PASSES = ("apply", "forward", "backward_sums", "backward_apply", "backward")
+FORMS = {
+    "rows": Form((4096, 256), "columns", ("moments", *PASSES, "collect")),
+    "odd rows": Form((4096, 255), "columns", ("moments", *PASSES, "collect")),
+    "planes": Form((64, 64, 56, 56), "columns", ("moments", *PASSES, "collect")),
+    "samples": Form((1, 65536, 768), "along", ("moments", *PASSES)),
+    "planes of groups": Form((1, 4096, 3136), "planes", PASSES),
+    "rows of samples": Form((65536, 768), "rows", ("backward_sums",)),
+    "sums of planes": Form((64, 4096), "columns", ("fold",)),
+    "sums of groups": Form((1, 4096, 64), "columns", ("fold",)),
+}
 
 REGISTERS = 65536  # of a multiprocessor
 NEAR = 64  # instructions; the latency of memory is that of several hundred
@@ -77,27 +98,25 @@ def nvdisasm() -> str:
     raise SystemExit("nvdisasm is not installed: pip install nvidia-cuda-nvdisasm")
 
 
-def checked(kind: Any, p: Plan, name: str, capability: tuple[int, int]) -> Code:
+def checked(form: str, kind: Any, p: Plan, name: str, capability: tuple[int, int]) -> Code:
     """What is wrong with a kernel, if anything."""
-    from ._compat import STORAGE
     from ._kernels import kernels
 
     sass, faults = disassembled(compiled(getattr(kernels(kind), name), capability)), []
     if re.search(r"\b(LDL|STL)\b", sass):
         faults.append("local memory")
-    if p.n * STORAGE[kind.storage] == ACCESS and "LDG.E.128" not in sass:
-        faults.append("no load of 16 bytes")
-    if name not in ("moments", "backward_sums", "collect") and "STG.E.128" not in sass:
-        faults.append("no store of 16 bytes")
-    wanted = 2 if kind.is_heavy else 3
-    if p.n * STORAGE[kind.storage] == ACCESS and (loads := loads_at_once(sass)) < wanted:
-        faults.append(f"{loads} loads at once")
+    if p.n * STORAGE[kind.storage] == ACCESS:
+        if "LDG.E.128" not in sass:
+            faults.append("no load of 16 bytes")
+        if name not in ("moments", "backward_sums", "fold", "collect") and "STG.E.128" not in sass:
+            faults.append("no store of 16 bytes")
+        if (loads := loads_at_once(sass)) < (2 if kind.is_heavy else 3):
+            faults.append(f"{loads} loads at once")
     registers = 1 + max(map(int, re.findall(r"\bR(\d+)\b", sass)))
     limit = REGISTERS // kind.blocks_at_once // kind.threads
     if registers > limit:
         faults.append(f"{registers} registers")
     what = "".join(f" {flag}" for flag in ("relu", "residual", "given") if getattr(kind, flag))
-    form = "rows" if p.rows else "planes"
     return Code(f"sm_{''.join(map(str, capability))} {form} {kind.storage} {name}{what}", registers, limit, faults)
 
 
@@ -109,7 +128,7 @@ def loads_at_once(sass: str) -> int:
 
 def variants(name: str, *, newest: bool) -> list[dict[str, Any]]:
     """Kinds to compile for a kernel: the one with most to do, and for the newest devices also the one with least."""
-    if name in ("moments", "collect"):
+    if name in ("moments", "collect", "fold"):
         return [{"skipping": name == "collect"}]
     plain: dict[str, Any] = {}
     fused: dict[str, Any] = {"relu": True, "residual": True}
@@ -120,12 +139,11 @@ def variants(name: str, *, newest: bool) -> list[dict[str, Any]]:
 def one() -> None:
     """Compile a single kernel. If the installation does not work, an exception says why."""
     from ._arguments import Kind
-    from ._compat import STORAGE
     from ._kernels import kernels
 
     storage, name, capability = "float32", "moments", ARCHITECTURES[-1]
-    p = plan(SHAPES["rows"], 1, STORAGE[storage])
-    kernel = getattr(kernels(Kind(storage, "float32", p.rows, p.n, *p.block)), name)
+    p = plan(FORMS["rows"].shape, 1, STORAGE[storage])
+    kernel = getattr(kernels(Kind(storage, "float32", p.rows, p.n, p.columns, p.members)), name)
     cubin = compiled(kernel, capability)
     print(f"{name} compiled for sm_{''.join(map(str, capability))}: {len(cubin):,} bytes")
 
@@ -137,7 +155,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--one", action="store_true", help="compile a single kernel, and look at nothing")
     asked = parser.parse_args(arguments)
     from ._arguments import Kind
-    from ._compat import SIMULATED, STORAGE
+    from ._compat import SIMULATED
     from ._kernels import Kernels
 
     if SIMULATED:
@@ -146,15 +164,21 @@ def main(arguments: list[str] | None = None) -> int:
         one()
         return 0
     work: list[tuple[Any, ...]] = []
-    for capability, shape, (storage, itemsize) in itertools.product(ARCHITECTURES, SHAPES.values(), STORAGE.items()):
+    assert {name for form in FORMS.values() for name in form.names} == set(Kernels._fields)
+    for capability, form, (storage, itemsize) in itertools.product(ARCHITECTURES, FORMS, STORAGE.items()):
+        shape, belonging, names = FORMS[form]
         whole, single = plan(shape, 1, itemsize), plan(shape, 1, itemsize, aligned=False)
-        assert whole.n * itemsize == ACCESS
-        for name in Kernels._fields:
+        assert whole.n * itemsize == ACCESS or form == "odd rows"
+        for name in names:
+            if name == "fold" and storage != "float64":
+                continue
             p = single if name == "collect" and not whole.rows else whole
-            kind = Kind(storage, "float32", p.rows, p.n, *p.block)
+            of: Belonging = "columns" if name == "moments" else belonging
+            kind = Kind(storage, "float32", p.rows, p.n, p.columns, p.members, belonging=of)
             newest = capability == ARCHITECTURES[-1]
-            kinds = (kind._replace(**changes) for changes in variants(name, newest=newest))
-            work.extend((each, p, name, capability) for each in kinds)
+            changes = variants(name, newest=newest)
+            kinds = [kind._replace(**some) for some in changes if belonging == "columns" or "given" not in some]
+            work.extend((form, each, p, name, capability) for each in kinds)
     with ProcessPoolExecutor() as pool:
         found = list(pool.map(checked, *zip(*work, strict=True)))
     for code in found:

@@ -5,7 +5,6 @@ Without numba-cuda only plans are tested; with it, and NUMBA_ENABLE_CUDASIM=1 or
 
 import inspect
 import itertools
-import os
 import pickle
 import runpy
 import sys
@@ -16,6 +15,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from arrays import DTYPES, hostile_columns
+from devices import IS_SIMULATED, assert_of_kind, assert_rounded, device, needs_cuda, on_host, shown_launches
 from ml_dtypes import bfloat16
 from sklearn import config_context
 from sklearn.base import clone
@@ -26,11 +26,6 @@ from bncpu import _reference, gpu
 from bncpu.gpu import _plan
 
 SHAPES = [shape_of(descriptor) for descriptor in DESCRIPTORS]
-IS_SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
-
-needs_cuda = pytest.mark.skipif(
-    not IS_SIMULATED and not gpu.is_available(), reason=f"neither device nor simulator: {gpu.why_unavailable()}"
-)
 
 
 def test_the_gpu_says_in_one_line_why_it_cannot_be_used(monkeypatch):
@@ -58,8 +53,9 @@ def test_functions_without_numba_name_the_extra(monkeypatch):
 def walked(p):
     """How often each vector is visited by the threads of a grid."""
     seen = np.zeros((p.outer, p.channels, p.inner), int)
-    for block, slice_, x, y in itertools.product(*map(range, (*p.grid, *p.block))):
-        column, position = block * p.columns + x, slice_ * p.members + y
+    for block, slice_, *thread in itertools.product(*map(range, (*p.grid, *p.block))):
+        local, member = thread if p.rows else thread[::-1]
+        column, position = block * p.columns + local, slice_ * p.members + member
         o, j = divmod(position, p.inner)
         while column < p.channels and o < p.outer:
             seen[o, column, j] += 1
@@ -101,21 +97,6 @@ def test_plans_stay_within_the_limits_of_devices(shape, itemsize):
 # ---- the functions ----
 
 
-def device(a):
-    from numba import cuda
-
-    if a is None:
-        return None
-    a = np.ascontiguousarray(a)
-    if a.dtype == bfloat16 and not IS_SIMULATED:  # the buffer protocol does not know it
-        return cuda.to_device(a.view(np.uint16)).view(bfloat16)
-    return cuda.to_device(a)
-
-
-def on_host(a):
-    return a.copy_to_host()
-
-
 CASES = {
     "planes": ((6, 3, 4, 5), 1),
     "planes of odd size": ((5, 3, 7, 7), 1),
@@ -153,14 +134,6 @@ def case(request, dtype):
 @pytest.fixture(params=[np.float16, np.float32, np.float64], ids=["float16", "float32", "float64"])
 def dtype(request):
     return request.param
-
-
-def assert_rounded(got, expected, ulps=1.0):
-    """Equal to what float64 arithmetic gives, rounded once; a few of its own roundings more are allowed."""
-    eps = np.finfo(got.dtype).eps
-    largest = np.maximum(np.abs(expected), 1e-2)
-    assert got.shape == expected.shape
-    assert np.all(np.abs(got.astype(float) - expected) <= ulps * eps * largest + 64 * np.finfo(float).eps * 100)
 
 
 @needs_cuda
@@ -270,7 +243,7 @@ def many_slices(monkeypatch):
     if IS_SIMULATED:
         from numba.cuda.simulator import kernel
 
-        from bncpu.gpu import _functional
+        from bncpu.gpu import _call
 
         class Shuffled:
             def __getattr__(self, name):
@@ -281,7 +254,7 @@ def many_slices(monkeypatch):
                 return map(tuple, np.random.default_rng(len(grid)).permutation(list(np.ndindex(*grid))).tolist())
 
         monkeypatch.setattr(kernel, "np", Shuffled())
-        monkeypatch.setattr(_functional, "_device", lambda device: (132, 2))
+        monkeypatch.setattr(_call, "_device", lambda device: (132, 2))
 
 
 @needs_cuda
@@ -337,10 +310,10 @@ def test_a_first_value_far_from_all_others_costs_no_digits(many_slices, weight):
 def test_weights_that_grow_do_not_leave_the_number_behind_about_which_values_are_summed(monkeypatch):
     threads, steps, growth = 4, 1500, 1.013
     if IS_SIMULATED:
-        from bncpu.gpu import _functional
+        from bncpu.gpu import _call
 
         monkeypatch.setattr(_plan, "AT_ONCE", threads)
-        monkeypatch.setattr(_functional, "_device", lambda device: (1, threads))
+        monkeypatch.setattr(_call, "_device", lambda device: (1, threads))
         assert _plan.plan((threads * steps, 1), 1, 8, multiprocessors=1, threads=threads).slices == 1
     x = np.random.default_rng(9).standard_normal((threads * steps, 1))
     x[: 120 * threads] += 1e6
@@ -414,37 +387,6 @@ def test_bfloat16_words_are_read_and_rounded_to_nearest():
     assert _compat._narrowed(np.array([np.nan, np.inf, 0.0, -0.0]), "bfloat16").tolist() == [0x7FC0, 0x7F80, 0, 0x8000]
 
 
-def shown_launches(monkeypatch):
-    """Kernel and arguments of every launch from now on."""
-    from bncpu.gpu import _functional
-
-    launches, launcher = [], _functional._launcher
-
-    def shown(kernel, *configuration):
-        def start(*arguments):
-            launches.append((kernel, arguments))
-            launcher(kernel, *configuration)(*arguments)
-
-        return start
-
-    monkeypatch.setattr(_functional, "_launcher", shown)
-    return launches
-
-
-def assert_of_kind(value, annotation):
-    from bncpu.gpu import _arguments, _compat
-
-    if hasattr(annotation, "_fields"):
-        assert type(value) is annotation
-        hints = typing.get_type_hints(annotation)
-        for name in annotation._fields:
-            assert_of_kind(getattr(value, name), hints[name])
-    elif annotation is _arguments.Address:
-        assert type(value) is (_compat.Words if IS_SIMULATED else int)
-    else:
-        assert type(value) is annotation
-
-
 @needs_cuda
 def test_kernels_get_the_groups_and_numbers_that_they_are_compiled_for(monkeypatch):
     from bncpu.gpu import _kernels
@@ -458,7 +400,7 @@ def test_kernels_get_the_groups_and_numbers_that_they_are_compiled_for(monkeypat
         gpu.batch_norm_backward(dy, x, saved, gamma)
         t = bncpu.BatchNormTransformer().fit(x, sample_weight=np.ones(len(c.x)))
         t.partial_fit(x).transform(x)
-    assert {kernel.__name__ for kernel, _ in launches} == set(_kernels.Kernels._fields)
+    assert {kernel.__name__ for kernel, _ in launches} == set(_kernels.Kernels._fields) - {"fold"}
     for kernel, arguments in launches:
         annotations = typing.get_type_hints(inspect.unwrap(kernel)).values()
         for value, annotation in zip(arguments, annotations, strict=True):
@@ -749,17 +691,17 @@ def test_an_array_is_on_its_own_device_not_on_the_current_one(monkeypatch):
 
 
 def test_the_default_stream_is_that_of_the_arrays_library(torch, monkeypatch):
-    from bncpu.gpu import _arrays, _functional
+    from bncpu.gpu import _arrays, _call
 
     names = ("default_stream", "legacy_default_stream", "external_stream")
     for name in names:
-        monkeypatch.setattr(_functional.cuda, name, lambda *handle, name=name: (name, *handle))
+        monkeypatch.setattr(_call.cuda, name, lambda *handle, name=name: (name, *handle))
     of_numba, of_torch = (_arrays.given("x", make(np.ones((3, 2))), 0) for make in (device, torch.Tensor))
     found = {}
     for handle in (0, 7):
         torch.handle = handle
         for a in (of_numba, of_torch):
-            found[_arrays.stream(a)] = _functional._stream.__wrapped__(0, _arrays.stream(a))
+            found[_arrays.stream(a)] = _call._stream.__wrapped__(0, _arrays.stream(a))
     assert found == {None: ("default_stream",), 0: ("legacy_default_stream",), 7: ("external_stream", 7)}
 
 
@@ -1058,14 +1000,14 @@ def test_what_is_no_array_is_checked_as_on_the_cpu(changes):
 
 @needs_cuda
 def test_no_driver_and_an_array_on_another_device_are_one_line(monkeypatch):
-    from bncpu.gpu import _compat, _functional
+    from bncpu.gpu import _call, _compat
 
     x = device(np.ones((3, 2)))
     with monkeypatch.context() as elsewhere:
         elsewhere.setattr(_compat, "current_device", lambda: 7)
         with pytest.raises(ValueError, match=r"^x must be on the current device, 7, got one on device 0$"):
             gpu.batch_norm_forward(x)
-    monkeypatch.setattr(_functional, "_unavailable", lambda: "no usable CUDA device: no driver")
+    monkeypatch.setattr(_call, "_unavailable", lambda: "no usable CUDA device: no driver")
     with pytest.raises(RuntimeError, match=r"^no usable CUDA device: no driver$"):
         bncpu.BatchNormTransformer().fit(x)
 

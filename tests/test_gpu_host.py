@@ -33,7 +33,7 @@ def launches(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stub")
     library, log = folder / "libcuda.so.1", folder / "launches"
     subprocess.run([COMPILER, "-shared", "-fPIC", "-o", library, STUB / "libcuda.c", "-ldl"], check=True)
-    env = os.environ | {"LD_LIBRARY_PATH": str(folder), "CUDA_STUB_LOG": str(log), "CUDA_STUB_ARGUMENTS": "8"}
+    env = os.environ | {"LD_LIBRARY_PATH": str(folder), "CUDA_STUB_LOG": str(log), "CUDA_STUB_ARGUMENTS": "10"}
     run = subprocess.run([sys.executable, STUB / "calls.py"], env=env, capture_output=True, text=True, timeout=100)
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout)
@@ -52,9 +52,10 @@ def test_launches_follow_the_plan_and_start_at_x(launches, name):
             assert stream == 0  # Numba's default
             assert arguments[0] == found["x"]
     if both == 2:
-        *_, x, outer, channels, inner, step_outer, step_inner, parts, done = found["forward"][0]
+        *_, x, outer, channels, inner, step_outer, step_inner, groups, share, parts, done = found["forward"][0]
         assert (outer, channels, inner) == (p.outer, p.channels, p.inner)
         assert (step_outer, step_inner) == p.step
+        assert (groups, share) == (1, 1)
         assert len({x, parts, done, 0}) == 4
 
 

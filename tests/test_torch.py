@@ -469,6 +469,7 @@ def same_bits(a, b):
         ("torch.func", lambda m, x: torch.func.grad(lambda x: m(x).sin().sum())(x)),
         ("Tensor", lambda m, x: torch.func.jvp(m, (x,), (x,))[0]),
         ("strides", lambda m, x: m(x.transpose(2, 3))),
+        ("torch.strided on meta", lambda m, x: m.to("meta")(x.to("meta"))),
         ("of torch.float64", lambda m, x: m.double()(x)),
         ("eps", lambda m, x: changed(m, eps=-1e-3)(x)),
         ("eps", lambda m, x: changed(m.train(), eps=0.0)(x)),
