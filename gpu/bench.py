@@ -29,6 +29,7 @@ from numba import cuda
 
 from . import _compat
 from ._functional import batch_norm, batch_norm_backward, batch_norm_forward
+from ._norms import group_backward, group_forward, layer_backward, layer_forward
 
 try:
     import torch
@@ -47,10 +48,17 @@ SHAPES = (
     ("NHWC", (64, 56, 56, 256)),
     ("rows", (1024, 2048)),
     ("rows", (1_000_000, 256)),
+    ("rows", (1_000_000, 255)),
+    ("layer", (65536, 768)),
+    ("layer", (8192, 8192)),
+    ("group", (64, 256, 56, 56)),
 )
+N_GROUPS = 32
 SMALL = ("rows", (32, 64))
 # The least number of reads and writes of the data: statistics read it once before it is normalized.
+# What is normalized together in norms of samples fits the cache, as a row does, or does not, as a group.
 PASSES = {"batch_norm": 2, "batch_norm_forward": 3, "batch_norm_backward": 5}
+PASSES |= {"layer_norm_forward": 2, "layer_norm_backward": 5, "group_norm_forward": 3, "group_norm_backward": 5}
 
 Call = Callable[[], Any]
 
@@ -58,7 +66,7 @@ Call = Callable[[], Any]
 class Data(NamedTuple):
     """Arguments of one row, on the device."""
 
-    layout: str
+    layout: str  # of a batch norm; or "layer" or "group"
     axis: int
     x: Any
     dy: Any
@@ -87,7 +95,7 @@ def copied(a: Any) -> Any:
 
 def data(layout: str, shape: tuple[int, ...], dtype: str, seed: int = 0) -> Data:
     """Random values, made on the device if PyTorch can use it."""
-    axis = 1 if layout != "NHWC" else len(shape) - 1
+    axis = len(shape) - 1 if layout in ("NHWC", "layer") else 1
     rng = np.random.default_rng(seed)
     wide = "float64" if dtype == "float64" else "float32"
     host = {"gamma": rng.random(shape[axis]) + 0.5, "beta": rng.random(shape[axis])}
@@ -119,7 +127,7 @@ def hostile(shape: tuple[int, ...], axis: int, dtype: str) -> Any:
 
 def faults(layout: str, shape: tuple[int, ...], dtype: str) -> list[str]:
     """Results that differ from float64 by more than one rounding, and a few roundings of float64 itself."""
-    axis = 1 if layout != "NHWC" else len(shape) - 1
+    axis = {"NHWC": len(shape) - 1, "layer": 0}.get(layout, 1)
     host = hostile(shape, axis, dtype)
     dy = np.random.default_rng(2).standard_normal(shape).astype(dtype)
     others = tuple(i for i in range(len(shape)) if i != axis)
@@ -135,12 +143,16 @@ def faults(layout: str, shape: tuple[int, ...], dtype: str) -> list[str]:
     x = send(host)
     given = (mean + first).astype(float), var.astype(float)
     at_once = (wide - (given[0] - first)) / np.sqrt(given[1].astype(np.longdouble) + EPS)
-    y, saved = batch_norm_forward(x, channel_axis=axis)
-    results = {
-        "batch_norm": (batch_norm(x, *(send(a.reshape(-1)) for a in given), channel_axis=axis), at_once),
-        "batch_norm_forward": (y, x_hat),
-        "batch_norm_backward": (batch_norm_backward(send(dy), x, saved, channel_axis=axis)[0], dx),
-    }
+    results = {}
+    for operation, call in of_layers(x, send(dy)).items() if layout == "layer" else ():
+        results[operation] = call()[0], x_hat if operation.endswith("forward") else dx
+    if layout != "layer":
+        y, saved = batch_norm_forward(x, channel_axis=axis)
+        results = {
+            "batch_norm": (batch_norm(x, *(send(a.reshape(-1)) for a in given), channel_axis=axis), at_once),
+            "batch_norm_forward": (y, x_hat),
+            "batch_norm_backward": (batch_norm_backward(send(dy), x, saved, channel_axis=axis)[0], dx),
+        }
     # For float64 the rounding is that of the distance of values from the mean, in standard deviations.
     eps, own = np.finfo(dtype).eps, 64 * np.finfo(float).eps
     found = []
@@ -155,9 +167,39 @@ def faults(layout: str, shape: tuple[int, ...], dtype: str) -> list[str]:
 # ---- candidates ----
 
 
+def of_layers(x: Any, dy: Any, gamma: Any = None, beta: Any = None) -> dict[str, Call]:
+    """Our layer norm over the last axis."""
+    size = tuple(x.shape)[-1:]
+    more: dict[str, Any] = {"channel_axis": None, "activation": None, "residual": None, "out": None, "centred": True}
+    saved = layer_forward(x, size, gamma, beta, eps=EPS, **more)[1]
+    return {
+        "layer_norm_forward": lambda: layer_forward(x, size, gamma, beta, eps=EPS, **more),
+        "layer_norm_backward": lambda: layer_backward(dy, x, saved, size, gamma, beta, **more),
+    }
+
+
+def of_groups(x: Any, dy: Any, gamma: Any, beta: Any, n_groups: int) -> dict[str, Call]:
+    """Our group norm."""
+    more: dict[str, Any] = {"channel_axis": 1, "activation": None, "residual": None, "out": None}
+    saved = group_forward(x, n_groups, gamma, beta, eps=EPS, **more)[1]
+    return {
+        "group_norm_forward": lambda: group_forward(x, n_groups, gamma, beta, eps=EPS, **more),
+        "group_norm_backward": lambda: group_backward(dy, x, saved, n_groups, gamma, beta, **more),
+    }
+
+
+def n_groups_of(d: Data) -> int:
+    """`N_GROUPS`, or as many as there are channels."""
+    return min(N_GROUPS, int(d.x.shape[1]))
+
+
 def ours(d: Data) -> dict[str, Call]:
     """Our functions. Like those of PyTorch they allocate results, and training updates running statistics."""
     p = d.parameters
+    if d.layout == "layer":
+        return of_layers(d.x, d.dy, p["gamma"], p["beta"])
+    if d.layout == "group":
+        return of_groups(d.x, d.dy, p["gamma"], p["beta"], n_groups_of(d))
     affine = {"gamma": p["gamma"], "beta": p["beta"], "channel_axis": d.axis}
     running = dict(zip(("running_mean", "running_var"), map(copied, (p["mean"], p["var"])), strict=True))
     saved = batch_norm_forward(d.x, **affine)[1]
@@ -171,6 +213,8 @@ def ours(d: Data) -> dict[str, Call]:
 def of_torch(d: Data) -> dict[str, Call]:
     """PyTorch's own kernels, without autograd."""
     p = d.parameters
+    if d.layout in ("layer", "group"):
+        return of_torchs_samples(d)
     x, dy = (a.permute(0, 3, 1, 2) if d.layout == "NHWC" else a for a in (d.x, d.dy))
     given = (x, p["gamma"], p["beta"], copied(p["mean"]), copied(p["var"]))
     _, mean, invstd = torch.native_batch_norm(*given, True, 0.1, EPS)
@@ -184,9 +228,32 @@ def of_torch(d: Data) -> dict[str, Call]:
     }
 
 
+def of_torchs_samples(d: Data) -> dict[str, Call]:
+    """PyTorch's layer and group norm, which want parameters of the type of the data."""
+    x, dy, aten, all_three = d.x, d.dy, torch.ops.aten, [True, True, True]
+    gamma, beta = (d.parameters[name].to(x.dtype) for name in ("gamma", "beta"))
+    if d.layout == "layer":
+        size = [x.shape[-1]]
+        _, mean, invstd = torch.native_layer_norm(x, size, gamma, beta, EPS)
+        backward = aten.native_layer_norm_backward.default
+        return {
+            "layer_norm_forward": lambda: torch.native_layer_norm(x, size, gamma, beta, EPS),
+            "layer_norm_backward": lambda: backward(dy, x, size, mean, invstd, gamma, beta, all_three),
+        }
+    about = *x.shape[:2], prod(x.shape[2:]), n_groups_of(d)
+    _, mean, invstd = torch.native_group_norm(x, gamma, beta, *about, EPS)
+    backward = aten.native_group_norm_backward.default
+    return {
+        "group_norm_forward": lambda: torch.native_group_norm(x, gamma, beta, *about, EPS),
+        "group_norm_backward": lambda: backward(dy, x, mean, invstd, gamma, *about, all_three),
+    }
+
+
 def of_cudnn(d: Data) -> dict[str, Call]:
     """The kernels of cuDNN, called by PyTorch."""
     p = d.parameters
+    if d.layout in ("layer", "group"):
+        return {}  # it has no such norm here
     x, dy = (a.permute(0, 3, 1, 2) if d.layout == "NHWC" else a for a in (d.x, d.dy))
     x, dy = (a if a.ndim == 4 else a[:, :, None, None] for a in (x, dy))
     given = (x, p["gamma"], p["beta"], copied(p["mean"]), copied(p["var"]))
@@ -279,7 +346,7 @@ def timed_rows(shapes: Any, dtypes: Any, rounds: int, log: list[Any]) -> list[di
         d = data(layout, shape, dtype)
         copy = (lambda d=d: d.out.copy_to_device(d.x)) if torch is None else (lambda d=d: d.out.copy_(d.x))
         by_operation = candidates(d)
-        for operation, passes in PASSES.items():
+        for operation, passes in ((name, n) for name, n in PASSES.items() if name in by_operation):
             seconds = in_turn({"copy": copy, **by_operation[operation]}, rounds, on_device)
             log.append({"layout": layout, "shape": shape, "dtype": dtype, "operation": operation, "seconds": seconds})
             median = {name: statistics.median(values) for name, values in seconds.items()}
@@ -328,11 +395,12 @@ def main(arguments: list[str] | None = None) -> int:
     shapes, small, rounds, calls = SHAPES, SMALL, asked.rounds, 1000
     if asked.smallest:
         shapes, small = (("NCHW", (4, 4, 2, 2)), ("NHWC", (4, 2, 2, 4)), ("rows", (257, 4))), ("rows", (4, 4))
+        shapes += (("layer", (8, 20)), ("group", (2, 4, 2, 2)))
         rounds = calls = 1
     about, log = environment(), []
     print("\n".join(f"{name}: {value}" for name, value in about.items()))
-    checked = (("NCHW", (16, 8, 28, 28)), ("NHWC", (16, 28, 28, 8)), ("rows", (4099, 12)))
-    checked = shapes if asked.smallest else checked
+    checked = (("NCHW", (16, 8, 28, 28)), ("NHWC", (16, 28, 28, 8)), ("rows", (4099, 12)), ("layer", (64, 1000)))
+    checked = shapes[:-1] if asked.smallest else checked
     wrong = [fault for shape in checked for dtype in (*asked.dtypes, "float64") for fault in faults(*shape, dtype)]
     print("\n".join(wrong) or "results on hostile data: right")
     if wrong:

@@ -34,7 +34,7 @@ def launches(tmp_path_factory):
     library, log = folder / "libcuda.so.1", folder / "launches"
     subprocess.run([COMPILER, "-shared", "-fPIC", "-o", library, STUB / "libcuda.c", "-ldl"], check=True)
     env = os.environ | {"LD_LIBRARY_PATH": str(folder), "CUDA_STUB_LOG": str(log), "CUDA_STUB_ARGUMENTS": "10"}
-    run = subprocess.run([sys.executable, STUB / "calls.py"], env=env, capture_output=True, text=True, timeout=100)
+    run = subprocess.run([sys.executable, STUB / "calls.py"], env=env, capture_output=True, text=True, timeout=900)
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout)
 
@@ -57,6 +57,33 @@ def test_launches_follow_the_plan_and_start_at_x(launches, name):
         assert (step_outer, step_inner) == p.step
         assert (groups, share) == (1, 1)
         assert len({x, parts, done, 0}) == 4
+
+
+# Views of x, in which a column is normalized together, or a channel of a sample; and rows, for sums over samples.
+OF_SAMPLES = {
+    "layer": ((1, 4096, 768), (1, 4096, 768), (4096, 768)),
+    "group": ((1, 128, 4 * 3136), (1, 512, 3136), (64, 8)),
+    "instance": ((1, 4096, 56), (1, 4096, 56), (64, 64)),
+}
+
+
+@pytest.mark.parametrize("name", OF_SAMPLES)
+def test_norms_of_samples_are_launched_over_other_views(launches, name):
+    together, results, rows = OF_SAMPLES[name]
+    about = {"multiprocessors": 132}
+    first, second = (_plan.plan(view, 1, 4, rows=False, **about) for view in (together, results))
+    of_sums = _plan.plan(rows, 1, 4 if name == "layer" else 8, rows=True, **about)
+    of_groups = _plan.plan((1, 128, 4), 1, 8, rows=False, **about)
+    plans = {
+        "layer": ([first], [of_sums, first]),
+        "instance": ([first], [first, of_sums]),
+        "group": ([first, second], [second, of_groups, second, of_sums]),
+    }[name]
+    for way, expected in zip(("forward", "backward"), plans, strict=True):
+        found = [tuple(launch[:4]) for launch in launches[name][way]]
+        assert found == [(*p.grid, *p.block) for p in expected]
+    if name == "layer":
+        assert first.block == (32, 8)  # a warp for a row
 
 
 def test_launches_are_on_the_current_stream_of_the_arrays_library(launches):

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from numba import cuda
 
+import bncpu
 from bncpu import gpu
 
 LOG = Path(os.environ.get("CUDA_STUB_LOG", os.devnull))
@@ -76,6 +77,14 @@ def main():
         found[name]["inference"], _ = launched(lambda x=x, given=given: gpu.batch_norm(x, *given))
         found[name]["forward"], (_, saved) = launched(lambda x=x: gpu.batch_norm_forward(x))
         found[name]["backward"], _ = launched(lambda x=x, saved=saved: gpu.batch_norm_backward(x, x, saved))
+    for name, shape in (("layer", (4096, 768)), ("group", (64, 8, 56, 56)), ("instance", (64, 64, 7, 8))):
+        x = cuda.to_device(np.ones(shape, np.float32))
+        given = x, {"layer": 768, "group": 2, "instance": 64}[name]
+        norm = "layer_norm" if name == "layer" else "group_norm"
+        forward, backward = (getattr(bncpu, f"{norm}_{way}") for way in ("forward", "backward"))
+        found[name] = {"shape": shape}
+        found[name]["forward"], (_, saved) = launched(lambda given=given, forward=forward: forward(*given))
+        found[name]["backward"], _ = launched(lambda x=x, saved=saved, backward=backward: backward(x, x, saved))
     tensor = Tensor((32, 64))
     for current.cuda_stream in STREAMS:
         found[f"stream {current.cuda_stream}"], _ = launched(lambda: gpu.batch_norm_forward(tensor))
