@@ -56,10 +56,11 @@ class Kind(NamedTuple):
     def blocks_at_once(self) -> int:
         """How many blocks a multiprocessor has registers for: kernels are compiled for no more than that leaves them.
 
-        A plan wants as many, but for heavy kinds with many lanes, whose blocks take turns.
+        A plan wants as many, but for the heaviest kinds, whose blocks take turns.
         """
         blocks = threads_at_once(self.n * STORAGE[self.storage]) // max(self.threads, 64)
-        return blocks // 2 if self.is_heavy and (self.lanes > 4 or blocks * self.threads > AT_ONCE) else blocks
+        many_numbers = self.lanes > 4 or (self.belonging == "along" and self.residual and self.n > 4)
+        return blocks // 2 if self.is_heavy and (many_numbers or blocks * self.threads > AT_ONCE) else blocks
 
     @property
     def entries(self) -> int:

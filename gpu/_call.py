@@ -82,10 +82,8 @@ class Call:
         if len(set(kinds.values())) > 1:
             raise TypeError(f"parameters must have one dtype, got {', '.join(f'{k} {v}' for k, v in kinds.items())}")
         self.written = self._written()
-        self.kind = Kind(
-            self.x.storage, next(iter(kinds.values()), "float64"), False, 1, 1, 1,
-            relu=relu, residual="residual" in self.like, given="mean" in kinds,
-        )  # fmt: skip
+        parameters_of = next(iter(kinds.values()), "float64")
+        self.about = self.x.storage, parameters_of, relu, "residual" in self.like, "mean" in kinds
         self.stream = _stream(self.device, _arrays.stream(self.x))
 
     def _like(self, name: str, a: Any, axis: int | None) -> Given:
@@ -152,15 +150,19 @@ class Call:
         """Gamma and beta for kernels."""
         return Affine(*self.parameter("gamma"), *self.parameter("beta"))
 
-    def prepared(self, view: View, belonging: Belonging = "columns", **changes: Any) -> Prepared:
-        """Plan and kernels for data in a view. `changes` are those of the kind."""
+    def prepared(
+        self, view: View, belonging: Belonging = "columns", *,
+        frozen: bool = False, centred: bool = True, skipping: bool = False,
+    ) -> Prepared:  # fmt: skip
+        """Plan and kernels for data in a view; the last three are those of `Kind`."""
         read = [self.x, *self.like.values(), *(self.parameters.values() if belonging == "along" else ())]
-        kind = self.kind._replace(belonging=belonging, **changes)
+        kind = _kind(*self.about, belonging, frozen, centred, skipping)
         return _prepared(view, kind, all(a.aligned for a in read), *_device(self.device))
 
     def prepared_sums(self, view: View) -> Prepared:
         """The same for sums of float64."""
-        return _prepared(view, _SUMS, True, *_device(self.device))
+        kind = _kind("float64", "float64", False, False, False, "columns", False, True, False)
+        return _prepared(view, kind, True, *_device(self.device))
 
     def launch(self, kernel: Any, p: Plan, *arguments: Any) -> None:
         """Start a kernel."""
@@ -177,7 +179,16 @@ class Call:
         return Workspace(self.kept.floats, self.kept.counts)
 
 
-_SUMS = Kind("float64", "float64", False, 1, 1, 1)
+@lru_cache(maxsize=1024)
+def _kind(
+    storage: str, parameters: str, relu: bool, residual: bool, given: bool,
+    belonging: Belonging, frozen: bool, centred: bool, skipping: bool,
+) -> Kind:  # fmt: skip
+    """The kind of a call whose plan is not known yet."""
+    return Kind(
+        storage, parameters, False, 1, 1, 1, relu=relu, residual=residual, given=given, frozen=frozen,
+        belonging=belonging, centred=centred, skipping=skipping,
+    )  # fmt: skip
 
 
 @lru_cache(maxsize=1024)

@@ -20,6 +20,7 @@ STUB = Path(__file__).parent / "stub"
 COMPILER = shutil.which(os.environ.get("CC", "cc"))
 
 pytestmark = [
+    pytest.mark.timeout(1000),
     pytest.mark.skipif(importlib.util.find_spec("numba_cuda") is None, reason="numba-cuda is not installed"),
     pytest.mark.skipif(not sys.platform.startswith("linux") or COMPILER is None, reason="needs Linux and a C compiler"),
     pytest.mark.skipif(os.environ.get("NUMBA_ENABLE_CUDASIM") == "1", reason="not in the simulator"),
