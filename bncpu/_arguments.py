@@ -20,9 +20,12 @@ Array = NDArray[np.floating[Any]]
 # ---- what every pass takes ----
 
 
-def data(name: str, x: Any, channel_axis: Any) -> int:
-    """Check a data array of a function, except what is asked of device arrays alone; its channel axis from 0."""
-    if library_of(x) is None:
+def data(name: str, x: Any, channel_axis: Any, *, on_device: bool = False) -> int:
+    """Check a data array of a function; its channel axis counted from 0.
+
+    `on_device` is whether device arrays are taken, too, of which others know more.
+    """
+    if not on_device or library_of(x) is None:
         floats(name, x)
     if x.ndim < 2:
         raise ValueError(f"{name} must have at least 2 dimensions, (N, C, ...); got shape {x.shape}")

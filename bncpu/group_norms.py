@@ -217,7 +217,7 @@ def instance_norm_forward(
     """
     if _foreign.is_foreign(x):
         return _foreign.called(instance_norm_forward, locals())
-    axis = _arguments.data("x", x, channel_axis)
+    axis = _arguments.data("x", x, channel_axis, on_device=True)
     n_channels = x.shape[axis]
     if (device := _dispatch.device_norms(x)) is not None:
         for name, a in (("running_mean", running_mean), ("running_var", running_var), ("where", where)):
@@ -327,7 +327,7 @@ def instance_norm_backward(
     """
     if _foreign.is_foreign(x):
         return _foreign.called(instance_norm_backward, locals())
-    axis = _arguments.data("x", x, channel_axis)
+    axis = _arguments.data("x", x, channel_axis, on_device=True)
     return _group_backward(dy, x, saved, x.shape[axis], gamma, beta, axis, activation, residual, out, n_threads, where)
 
 
@@ -403,7 +403,7 @@ def group_norm(
     """
     if _foreign.is_foreign(x):
         return _foreign.called(group_norm, locals())
-    axis = _arguments.data("x", x, channel_axis)
+    axis = _arguments.data("x", x, channel_axis, on_device=True)
     n_groups = _groups(n_groups, x.shape[axis])
     given = x, n_groups, gamma, beta, eps, axis, activation, residual, out, n_threads, where
     if (device := _dispatch.device_norms(x)) is not None:
@@ -488,7 +488,7 @@ def group_norm_forward(
     """
     if _foreign.is_foreign(x):
         return _foreign.called(group_norm_forward, locals())
-    axis = _arguments.data("x", x, channel_axis)
+    axis = _arguments.data("x", x, channel_axis, on_device=True)
     n_groups = _groups(n_groups, x.shape[axis])
     given = x, n_groups, gamma, beta, eps, axis, activation, residual, out, n_threads, where
     if (device := _dispatch.device_norms(x)) is not None:
@@ -577,7 +577,7 @@ def group_norm_backward(
     """
     if _foreign.is_foreign(x):
         return _foreign.called(group_norm_backward, locals())
-    axis = _arguments.data("x", x, channel_axis)
+    axis = _arguments.data("x", x, channel_axis, on_device=True)
     n_groups = _groups_of(saved, x.shape[axis])
     return _group_backward(dy, x, saved, n_groups, gamma, beta, axis, activation, residual, out, n_threads, where)
 

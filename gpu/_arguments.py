@@ -48,6 +48,11 @@ class Kind(NamedTuple):
         return self.columns * self.members
 
     @property
+    def is_of_samples(self) -> bool:
+        """Whether a column is of one sample, so that there is one outer position."""
+        return self.belonging in ("planes", "along")
+
+    @property
     def is_heavy(self) -> bool:
         """Whether what a thread needs for four vectors would not fit into its registers."""
         return self.skipping or (self.residual and self.n > 4) or (self.belonging == "along" and self.n > 2)

@@ -11,7 +11,7 @@ from . import _compat
 from ._arguments import Kind
 from ._columns import backwards, forwards, make_columns, make_visit
 from ._merging import make_merge_sums, put_two, two, write_one
-from ._results import make_coefficients, make_fused, make_given, make_index, make_parameter
+from ._results import make_coefficients, make_fused, make_index, make_parameter, make_statistics
 
 
 class Before(NamedTuple):
@@ -101,7 +101,7 @@ def _of_g(kind: Kind) -> Any:
 
 def _to_x_hat(kind: Kind) -> Any:
     """x_hat with "rows", where statistics differ within a column; else ``x - mean``, which is multiplied at the end."""
-    one, lane, in_channels = make_given(kind._replace(rows=False)), _compat.lane, _compat.filled(kind.lanes)
+    one, lane, in_channels = make_statistics(kind._replace(rows=False)), _compat.lane, _compat.filled(kind.lanes)
     if kind.belonging == "rows":
 
         @cuda.jit(device=True)
@@ -122,7 +122,7 @@ def _to_x_hat(kind: Kind) -> Any:
 
 def _make_finish_sums(kind: Kind) -> Any:
     lanes, lane, (column_of, *_, member, entry, _, _) = kind.lanes, _compat.lane, make_columns(kind)
-    one, one_parameter = (make(kind._replace(rows=False)) for make in (make_given, make_parameter))
+    one, one_parameter = (make(kind._replace(rows=False)) for make in (make_statistics, make_parameter))
     index, of_parameters, of_g = make_index(kind), kind.belonging != "along", kind.belonging in ("planes", "along")
     with_gamma, finished = kind.belonging == "planes", kind.belonging == "rows"
 
@@ -191,8 +191,8 @@ def make_sum_pairs(kind: Kind) -> Any:
 
 
 @cache
-def make_write_gradients(kind: Kind) -> Any:
-    """The device function that writes gradients like x."""
+def make_write_gradients(kind: Kind, *, last_first: bool = False) -> Any:
+    """The device function that writes gradients like x; of the last columns first, if they are still in the cache."""
     _, store = _compat.access(kind.storage, kind.n)
     column_of, index = make_columns(kind).column, make_index(kind)
     of_column, (read, gradient), kept_beside = (
@@ -217,6 +217,7 @@ def make_write_gradients(kind: Kind) -> Any:
         """Write dx, and the gradient of the residual."""
         column = column_of()
         if column < walk.channels:
+            column = walk.channels - 1 - column if last_first else column
             kept = of_column(column, walk, statistics, affine, 0.0)
             of_x, offset = through(column, walk, statistics, affine, sums, per_value)
             visit((data, affine, index.parameters(column, walk)), gradients, walk, column, (kept, of_x, offset))
@@ -228,7 +229,7 @@ def _make_through(kind: Kind) -> Any:
     load_wide, _ = _compat.access("float64", kind.lanes, aligned=False)
     in_channels = _compat.filled(kind.lanes)
     parameter, spread, index = make_parameter(kind), make_columns(kind).spread, make_index(kind)
-    _, mean_lo, invstd = make_given(kind)
+    _, mean_lo, invstd = make_statistics(kind)
     of_channels, centred = kind.belonging == "columns", kind.centred
 
     @cuda.jit(device=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
+import numpy as np
 from numba import cuda
 
 from bncpu import _scalars
@@ -110,14 +111,15 @@ class Call:
         written = {name: g for name, g in arrays.items() if name == "out" or name.startswith("running")}
         for name, g in written.items():
             for other, a in arrays.items():
-                if other != name and not (name == "out" and a.shape == g.shape and a.memory == g.memory):
-                    self._apart(name, g, other, a)
+                in_place = name == "out" and other not in self.parameters
+                if other != name and not (in_place and a.memory == g.memory):
+                    self._apart(name, g, other, a, in_place=in_place)
         return written
 
     @staticmethod
-    def _apart(name: str, g: Given, other: str, a: Given) -> None:
+    def _apart(name: str, g: Given, other: str, a: Given, *, in_place: bool = False) -> None:
         if _arrays.share_memory(g, a):
-            unless = f", unless out is all of {other}" if name == "out" and a.shape == g.shape else ""
+            unless = f", unless out is all of {other}" if in_place else ""
             raise ValueError(f"{name} and {other} must not share memory{unless}")
 
     def saved(self, saved: SavedStatistics, shape: tuple[int, ...], *, centred: bool = True) -> Statistics:
@@ -128,6 +130,9 @@ class Call:
             expected = "the mean of the forward pass" if centred else "None, as rms_norm_forward leaves it"
             raise ValueError(f"saved.mean must be {expected}; got {type(saved.mean).__name__}")
         names = ("mean", "mean_lo", "invstd") if centred else ("invstd",)
+        if centred and isinstance(saved.mean_lo, float):  # made by hand
+            self.mean_lo = _arrays.sent(self.x, np.full(shape, saved.mean_lo))
+            saved = saved._replace(mean_lo=self.mean_lo.array)
         found = [_arrays.given(f"saved.{name}", getattr(saved, name), self.device) for name in names]
         for g in found:
             if g.shape != shape or g.storage != "float64":
@@ -172,10 +177,11 @@ class Call:
 
     def workspace(self, p: Plan) -> Workspace:
         """Memory for the parts of slices, and for counting slices that are done; held until the call ends."""
+        if p.slices == 1:
+            return Workspace(self.x.address, self.x.address)  # not used
         *below, _ = p.levels  # the last one of a column leaves nothing
         n_counts = sum(p.levels[1:]) * p.blocks
-        # A plan of one slice uses none.
-        self.kept = _arrays.scratch(self.x, self.device, max(1, 4 * sum(below) * p.width), max(1, n_counts))
+        self.kept = _arrays.scratch(self.x, self.device, 4 * sum(below) * p.width, n_counts)
         return Workspace(self.kept.floats, self.kept.counts)
 
 
@@ -193,10 +199,10 @@ def _kind(
 
 @lru_cache(maxsize=1024)
 def _prepared(view: View, kind: Kind, aligned: bool, multiprocessors: int, threads: int) -> Prepared:
-    about: dict[str, Any] = {"rows": view.rows, "multiprocessors": multiprocessors, "threads": threads}
+    share = view.share if kind.belonging == "rows" else 0
+    about: dict[str, Any] = {"rows": view.rows, "share": share, "multiprocessors": multiprocessors, "threads": threads}
     p = plan(view.shape, view.axis, STORAGE[kind.storage], aligned=aligned, **about)
-    # One weight, or one group, for all values of a vector.
-    if (kind.skipping and not p.rows) or (kind.belonging == "rows" and view.share % p.n):
+    if kind.skipping and not p.rows:  # one weight for all values of a vector
         p = plan(view.shape, view.axis, STORAGE[kind.storage], aligned=False, **about)
     kind = kind._replace(rows=p.rows, n=p.n, columns=p.columns, members=p.members)
     moments = kernels(kind._replace(relu=False, residual=False, belonging="columns")).moments

@@ -183,21 +183,24 @@ def make_visit(kind: Kind, order: Any, read: Any, take: Any) -> Any:
             o3, j3 = onward(o2, j2, walk)
             if (o3 if four else o1) >= walk.outer:
                 break
-            i, i1 = index(order(o, walk), column, j, walk), index(order(o1, walk), column, j1, walk)
+            at, at1 = order(o, walk), order(o1, walk)
+            i, i1 = index(at, column, j, walk), index(at1, column, j1, walk)
             first, second = read(data, i), read(data, i1)
             if four:
-                i2, i3 = index(order(o2, walk), column, j2, walk), index(order(o3, walk), column, j3, walk)
+                at2, at3 = order(o2, walk), order(o3, walk)
+                i2, i3 = index(at2, column, j2, walk), index(at3, column, j3, walk)
                 third, fourth = read(data, i2), read(data, i3)
-            state = take(fixed, state, first, o, i)
-            state = take(fixed, state, second, o1, i1)
+            state = take(fixed, state, first, at, i)
+            state = take(fixed, state, second, at1, i1)
             if four:
-                state = take(fixed, state, third, o2, i2)
-                state = take(fixed, state, fourth, o3, i3)
+                state = take(fixed, state, third, at2, i2)
+                state = take(fixed, state, fourth, at3, i3)
                 o2, j2 = onward(o3, j3, walk)
             o, j = o2, j2
         while o < walk.outer:
-            i = index(order(o, walk), column, j, walk)
-            state = take(fixed, state, read(data, i), o, i)
+            at = order(o, walk)
+            i = index(at, column, j, walk)
+            state = take(fixed, state, read(data, i), at, i)
             o, j = onward(o, j, walk)
         return state
 

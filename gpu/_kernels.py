@@ -96,7 +96,7 @@ def _moments(kind: Kind) -> Any:
 
 
 def _apply(kind: Kind) -> Any:
-    write_results = make_write_results(kind)
+    write_results = make_write_results(kind, last_first=kind.is_of_samples)
 
     @_compat.kernel(kind)
     def apply(data: Forward, walk: Walk, statistics: Statistics, affine: Affine, eps: float):
@@ -138,7 +138,7 @@ def _backward_sums(kind: Kind) -> Any:
 
 
 def _backward_apply(kind: Kind) -> Any:
-    write_gradients = make_write_gradients(kind)
+    write_gradients = make_write_gradients(kind, last_first=kind.is_of_samples)
 
     @_compat.kernel(kind)
     def backward_apply(

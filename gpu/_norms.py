@@ -36,7 +36,7 @@ class Sizes(NamedTuple):
         return View((1, self.samples * self.groups * self.share, self.inner), 1, False, self.groups, self.share)
 
     @property
-    def results(self) -> tuple[View, Belonging]:
+    def view_of_results(self) -> tuple[View, Belonging]:
         """The view for results: gamma and beta are constant in a column, or lie along it."""
         return (self.together, "along") if self.inner == 1 else (self.planes, "planes")
 
@@ -150,8 +150,8 @@ def _forward(
     y = p.like.get("out") or _arrays.like(p.x)
     arrays = Forward(p.x.address, p.address("residual"), y.address)
     running = Running(p.x.address, p.x.address, 0, 0.0, 0.0)
-    own = p.prepared(*sizes.results, centred=centred)
-    if sizes.results[0] == sizes.together and own.plan.slices == 1:
+    own = p.prepared(*sizes.view_of_results, centred=centred)
+    if sizes.view_of_results[0] == sizes.together and own.plan.slices == 1:
         p.launch(own.kernels.forward, own.plan, arrays, own.walk, statistics, p.affine(), eps, running)
     else:
         first = p.prepared(sizes.together, centred=centred)
@@ -172,15 +172,14 @@ def _backward(
     arrays = Backward(p.address("dy"), p.x.address, p.address("residual"))
     gradients = Gradients(dx.address, (dz or dx).address)
     through = _through_planes if sizes.inner > 1 else _through_rows
-    kept = through(p, sizes, arrays, gradients, statistics, of_parameters, centred)
-    del kept  # in use until all kernels are launched
+    through(p, sizes, arrays, gradients, statistics, of_parameters, centred)
     results = dx.array, dgamma.array, dbeta.array
     return results if dz is None else (*results, dz.array)
 
 
 def _through_rows(
     p: Call, sizes: Sizes, arrays: Backward, gradients: Gradients, statistics: Statistics, result: Pair, centred: bool
-) -> Any:
+) -> None:
     """Where parameters lie along what is normalized together."""
     n = sizes.samples * sizes.groups
     g_x_hat, g = (_arrays.float64(p.x, (n,)) for _ in range(2))
@@ -198,18 +197,16 @@ def _through_rows(
     else:
         p.launch(own.kernels.backward_sums, own.plan, arrays, own.walk, p.workspace(own.plan), *of_all)
         p.launch(own.kernels.backward_apply, own.plan, *both)
-    return g_x_hat, g
 
 
 def _through_planes(
     p: Call, sizes: Sizes, arrays: Backward, gradients: Gradients, statistics: Statistics, result: Pair, centred: bool
-) -> Any:
+) -> None:
     """Where channels have several values: their sums are added up to those of groups, and to those of all samples."""
     n = sizes.samples * sizes.groups
     of_planes = [_arrays.float64(p.x, (n * sizes.share,)) for _ in range(4)]
     sums = Sums(*(a.address for a in of_planes))
     own = p.prepared(sizes.planes, "planes", centred=centred)
-    kept = []
     if sizes.share == 1 and own.plan.slices == 1:
         both = arrays, gradients, own.walk, statistics, p.affine(), sums, 1.0 / sizes.values
         p.launch(own.kernels.backward, own.plan, *both)
@@ -217,14 +214,13 @@ def _through_planes(
         of_all = statistics, p.affine(), sums
         p.launch(own.kernels.backward_sums, own.plan, arrays, own.walk, p.workspace(own.plan), *of_all)
         if sizes.share > 1:
-            kept = [_arrays.float64(p.x, (n,)) for _ in range(2)]
-            of_groups = Pair(*(a.address for a in kept))
+            of_g_x_hat, of_g = (_arrays.float64(p.x, (n,)) for _ in range(2))
+            of_groups = Pair(of_g_x_hat.address, of_g.address)
             _fold(p, View((1, n, sizes.share), 1, False), Pair(sums.g_x_hat, sums.g), of_groups)
             sums = sums._replace(g_x_hat=of_groups.first, g=of_groups.second)
         both = arrays, gradients, own.walk, statistics, p.affine(), sums, 1.0 / sizes.values
         p.launch(own.kernels.backward_apply, own.plan, *both)
     _fold(p, View((sizes.samples, sizes.groups * sizes.share), 1, True), Pair(sums.dgamma, sums.dbeta), result)
-    return of_planes, kept
 
 
 def _fold(p: Call, view: View, pair: Pair, result: Pair) -> None:

@@ -66,7 +66,7 @@ class Plan(NamedTuple):
 
 
 def plan(
-    shape: tuple[int, ...], channel_axis: int, itemsize: int, *, rows: bool | None = None,
+    shape: tuple[int, ...], channel_axis: int, itemsize: int, *, rows: bool | None = None, share: int = 0,
     aligned: bool = True, multiprocessors: int = 132, threads: int = THREADS,
 ) -> Plan:  # fmt: skip
     """The plan for a C-contiguous array.
@@ -81,6 +81,8 @@ def plan(
         The bytes of a value.
     rows : bool, optional
         The form; by default that of rows where no axis follows the channels.
+    share : int, default=0
+        If not 0, no vector of rows goes from one group of so many channels to the next.
     aligned : bool
         Whether all arrays of this shape lie at multiples of 16 bytes.
     multiprocessors : int
@@ -91,7 +93,7 @@ def plan(
     outer, width, inner = prod(shape[:channel_axis]), shape[channel_axis], prod(shape[channel_axis + 1 :])
     rows = inner == 1 if rows is None else rows
     n = max(1, ACCESS // itemsize) if aligned else 1
-    while (width if rows else inner) % n:
+    while (width if rows else inner) % n or share % n:
         n //= 2
     channels, inner = (width // n, 1) if rows else (width, inner // n)
     # Shared memory holds four float64 for every thread and channel of its column.
@@ -101,13 +103,16 @@ def plan(
         columns = min(WARP, threads, _power_from(channels))
         members = min(threads // columns, _power_from(vectors))
     else:
-        members = min(threads if vectors > WARP * WARP_STEPS else WARP, threads, _power_from(vectors))
+        # Short planes that fill the device, a warp for each: none waits for another.
+        in_warps = vectors <= WARP * WARP_STEPS and channels >= multiprocessors * (threads // WARP)
+        members = min(WARP if in_warps else threads, threads, _power_from(vectors))
         # Few columns stay apart, so that each has a multiprocessor.
         columns = min(threads // members, _power_from(-(-channels // multiprocessors)))
     blocks = -(-channels // columns)
     # No more blocks than run at once: a few more would wait for the end of all others.
     slices = multiprocessors * (threads_at_once(n * itemsize) // (columns * members)) // blocks
-    slices = max(1, min(slices, vectors // (members * LEAST_STEPS), MOST_SLICES))
+    most = 1 if not rows and in_warps else vectors // (members * LEAST_STEPS)
+    slices = max(1, min(slices, most, MOST_SLICES))
     return Plan(rows, n, columns, members, outer, channels, inner, blocks, slices)
 
 

@@ -69,7 +69,7 @@ def make_parameter(kind: Kind) -> Any:
     return parameter
 
 
-class Given(NamedTuple):
+class StatisticsOf(NamedTuple):
     """Device functions of a kind that read statistics."""
 
     mean: Any  # (statistics, column) -> a vector for the channels of a column
@@ -78,7 +78,7 @@ class Given(NamedTuple):
 
 
 @cache
-def make_given(kind: Kind) -> Given:
+def make_statistics(kind: Kind) -> StatisticsOf:
     """The functions of a kind."""
     in_channels = _compat.filled(kind.lanes)
 
@@ -90,7 +90,7 @@ def make_given(kind: Kind) -> Given:
     return given if kind.centred else given._replace(mean=nothing, mean_lo=nothing)
 
 
-def _saved(kind: Kind) -> Given:
+def _saved(kind: Kind) -> StatisticsOf:
     """As a forward pass saved them."""
     load_wide, _ = _compat.access("float64", kind.lanes, aligned=False)
 
@@ -106,10 +106,10 @@ def _saved(kind: Kind) -> Given:
     def invstd(statistics, column, eps):
         return load_wide(statistics.invstd, column)
 
-    return Given(mean, mean_lo, invstd)
+    return StatisticsOf(mean, mean_lo, invstd)
 
 
-def _given(kind: Kind, nothing: Any) -> Given:
+def _given(kind: Kind, nothing: Any) -> StatisticsOf:
     """From a mean and a variance. A negative variance gives NaN whatever eps: an error would mean waiting."""
     load_parameters, _ = _compat.access(kind.parameters, kind.lanes, aligned=False)
     inverse_std, not_negative = _compat.inverse_std, _compat.not_negative
@@ -122,7 +122,7 @@ def _given(kind: Kind, nothing: Any) -> Given:
     def invstd(statistics, column, eps):
         return inverse_std(not_negative(load_parameters(statistics.invstd, column)), eps)
 
-    return Given(mean, nothing, invstd)
+    return StatisticsOf(mean, nothing, invstd)
 
 
 class Coefficients(NamedTuple):
@@ -142,7 +142,7 @@ def make_coefficients(kind: Kind) -> Coefficients:
 def _of_columns(kind: Kind) -> Coefficients:
     """The same for all values of a column, or of each of its channels."""
     parameter, index, spread = make_parameter(kind), make_index(kind), make_columns(kind).spread
-    mean, mean_lo, invstd = make_given(kind)
+    mean, mean_lo, invstd = make_statistics(kind)
 
     @cuda.jit(device=True)
     def of_column(column, walk, statistics, affine, eps):
@@ -166,7 +166,7 @@ def _of_columns(kind: Kind) -> Coefficients:
 def _along(kind: Kind) -> Coefficients:
     """Parameters lie along a column."""
     parameter, spread = make_parameter(kind), make_columns(kind).spread
-    mean, mean_lo, invstd = make_given(kind)
+    mean, mean_lo, invstd = make_statistics(kind)
 
     @cuda.jit(device=True)
     def of_column(column, walk, statistics, affine, eps):
@@ -191,7 +191,7 @@ def _along(kind: Kind) -> Coefficients:
 def _in_rows(kind: Kind) -> Coefficients:
     """Statistics are those of an outer position."""
     parameter, index = make_parameter(kind), make_index(kind)
-    in_channels, one = _compat.filled(kind.lanes), make_given(kind._replace(rows=False))
+    in_channels, one = _compat.filled(kind.lanes), make_statistics(kind._replace(rows=False))
     lane = _compat.lane
 
     @cuda.jit(device=True)
@@ -290,8 +290,8 @@ def _no_activation() -> tuple[Any, Any]:
 
 
 @cache
-def make_write_results(kind: Kind) -> Any:
-    """The device function that writes y."""
+def make_write_results(kind: Kind, *, last_first: bool = False) -> Any:
+    """The device function that writes y; of the last columns first, if they are still in the cache."""
     load, store = _compat.access(kind.storage, kind.n)
     column_of, index = make_columns(kind).column, make_index(kind)
     of_column, beside_parameters, at = make_coefficients(kind)
@@ -316,6 +316,7 @@ def make_write_results(kind: Kind) -> Any:
         """Write y."""
         column = column_of()
         if column < walk.channels:
+            column = walk.channels - 1 - column if last_first else column
             kept = of_column(column, walk, statistics, affine, eps)
             visit((data, affine, index.parameters(column, walk)), data.y, walk, column, kept)
 

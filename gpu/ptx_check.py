@@ -117,6 +117,7 @@ def checked(form: str, kind: Any, p: Plan, name: str, capability: tuple[int, int
     if registers > limit:
         faults.append(f"{registers} registers")
     what = "".join(f" {flag}" for flag in ("relu", "residual", "given") if getattr(kind, flag))
+    what += f" {kind.parameters}" * (kind.parameters != "float32") + " rms" * (not kind.centred)
     return Code(f"sm_{''.join(map(str, capability))} {form} {kind.storage} {name}{what}", registers, limit, faults)
 
 
@@ -178,6 +179,9 @@ def main(arguments: list[str] | None = None) -> int:
             newest = capability == ARCHITECTURES[-1]
             changes = variants(name, newest=newest)
             kinds = [kind._replace(**some) for some in changes if belonging == "columns" or "given" not in some]
+            if newest and belonging in ("along", "rows") and name in ("forward", "backward", "backward_sums"):
+                kinds += [kinds[0]._replace(parameters=other) for other in ("float64", storage)]
+                kinds += [kinds[0]._replace(centred=False)]
             work.extend((form, each, p, name, capability) for each in kinds)
     with ProcessPoolExecutor() as pool:
         found = list(pool.map(checked, *zip(*work, strict=True)))

@@ -42,14 +42,14 @@ CASES = {
 class Case:
     """A norm, data, and parameters."""
 
-    def __init__(self, name, dtype, *, parameters=True, fused=False):
+    def __init__(self, name, dtype, *, parameters=np.float32, fused=False):
         rng = np.random.default_rng(3)
         self.norm, self.shape, self.of = CASES[name]
         self.per = self.of if isinstance(self.of, tuple) else self.shape[1:2]
         far = 10.0 * np.arange(self.shape[0]).reshape(-1, *[1] * (len(self.shape) - 1)) % 70
         self.x = (2 * rng.standard_normal(self.shape) + far).astype(dtype)
         self.dy, z = rng.standard_normal((2, *self.shape)).astype(dtype)
-        self.gamma, beta = rng.standard_normal((2, *self.per)).astype(np.float32) if parameters else (None, None)
+        self.gamma, beta = rng.standard_normal((2, *self.per)).astype(parameters) if parameters else (None, None)
         self.beta = {} if self.norm == "rms" else {"beta": beta}
         self.more = {"activation": "relu", "residual": z} if fused else {}
 
@@ -101,7 +101,33 @@ def test_activation_and_residual_are_fused(name):
 @needs_cuda
 @pytest.mark.parametrize("name", ["layer", "rms", "group", "group without pixels", "instance"])
 def test_parameters_may_be_left_out(name):
-    Case(name, np.float32, parameters=False).assert_as_on_cpu()
+    Case(name, np.float32, parameters=None).assert_as_on_cpu()
+
+
+@needs_cuda
+@pytest.mark.parametrize("parameters", [np.float16, np.float64])
+@pytest.mark.parametrize("name", ["layer", "group", "group of whole vectors without pixels"])
+def test_parameters_may_be_of_another_type(name, parameters):
+    Case(name, np.float32, parameters=parameters).assert_as_on_cpu()
+
+
+@needs_cuda
+@pytest.mark.parametrize("name", ["layer", "rms", "group", "group of whole vectors without pixels", "instance"])
+def test_arrays_may_lie_anywhere(name, monkeypatch):
+    if IS_SIMULATED:
+        from bncpu.gpu._arrays import Given
+
+        monkeypatch.setattr(Given, "aligned", False)
+    Case(name, np.float32, fused=True).assert_as_on_cpu()
+
+
+@needs_cuda
+def test_statistics_may_be_made_by_hand():
+    c = Case("layer", np.float64)
+    _, saved, (dx, *_) = c.passes(device)
+    by_hand = bncpu.SavedStatistics(mean=saved.mean, invstd=saved.invstd)
+    got, *_ = bncpu.layer_norm_backward(device(c.dy), device(c.x), by_hand, device(c.gamma))
+    np.testing.assert_allclose(on_host(got), on_host(dx), rtol=0, atol=1e-12)
 
 
 @needs_cuda
@@ -187,6 +213,7 @@ REFUSED = [
     (lambda x: bncpu.group_norm(x, 4), ValueError, "^n_groups must divide the number of channels, 6; got 4"),
     (lambda x: bncpu.group_norm(x, 3, channel_axis=-1), ValueError, "^(n_groups|channel_axis) must"),
     (lambda x: bncpu.group_norm(x, 5, channel_axis=2), ValueError, "^channel_axis must be 1 for device arrays"),
+    (lambda x: bncpu.batch_norm_moments(x), TypeError, "^x must be a NumPy array"),
     (lambda x: bncpu.group_norm(x, 3, where=True), TypeError, "^where must be None for device"),
     (lambda x: bncpu.group_norm(x[:, :, ::2], 3), ValueError, "^x must be C-contiguous"),
     (
@@ -243,10 +270,18 @@ def test_kernels_get_the_groups_and_numbers_that_they_are_compiled_for(monkeypat
 @pytest.mark.parametrize(("width", "itemsize"), itertools.product([1, 7, 64, 768, 2048, 2052, 5000], [2, 4, 8]))
 def test_a_short_row_has_a_warp(width, itemsize):
     p = _plan.plan((1, 1_000_000, width), 1, itemsize, rows=False)
-    per_thread = -(-p.inner // p.members)
     assert p.slices == 1
     assert p.members == (_plan.THREADS if p.inner > 512 else min(32, 1 << (p.inner - 1).bit_length()))
     assert p.columns * p.members == _plan.THREADS
-    assert per_thread <= 16 or p.members == _plan.THREADS
-    few = _plan.plan((1, 4, width), 1, itemsize, rows=False)
-    assert few.columns == 1
+    for few in (1, 8, 64, 132, 1000):
+        p = _plan.plan((1, few, width), 1, itemsize, rows=False)
+        assert p.members == min(_plan.THREADS, 1 << (p.inner - 1).bit_length())
+    for rows in (1056, 1500, 5000):
+        assert _plan.plan((1, rows, width), 1, itemsize, rows=False).slices == 1
+
+
+@needs_cuda
+def test_what_is_written_shares_no_memory_with_parameters():
+    v, gamma = device(np.arange(12.0)), device(np.ones(12))
+    with pytest.raises(ValueError, match=r"^out and gamma must not share memory$"):
+        bncpu.layer_norm(v, 12, gamma, out=gamma)
