@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
-        work = COMMANDS[options.command](parser, options)
+        work = COMMANDS[options.command](options.parser, options)
     except KeyboardInterrupt:
         _tell("interrupted")
         return 128 + signal.SIGINT
@@ -73,6 +73,7 @@ def _parser() -> Parser:
 
     def add(name: str, what: str, description: str, examples: str = "") -> Parser:
         added: Parser = commands.add_parser(name, help=what, description=description, epilog=examples or None)
+        added.set_defaults(parser=added)
         return added
 
     demo = add(
@@ -139,8 +140,14 @@ def _add_fit(add: Callable[..., Parser]) -> None:
     fit.add_argument("--clip", type=float, metavar="C", help="let transform limit its results to -C..C")
     fit.add_argument("--batch-rows", type=int, metavar="N", help="rows learned at a time (as many as make 8 MiB)")
     which = fit.add_mutually_exclusive_group()
-    which.add_argument("--columns", metavar="A,B,C", help="only these, in this order (default: all numbers)")
-    which.add_argument("--exclude", metavar="A,B,C", help="not these: a label, say")
+    which.add_argument(
+        "--columns",
+        metavar="A,B,C",
+        action="append",
+        default=[],
+        help="only these, in this order (default: all numbers)",
+    )
+    which.add_argument("--exclude", metavar="A,B,C", action="append", default=[], help="not these: a label, say")
     fit.add_argument("--weights", metavar="COLUMN", help="the column that holds sample weights")
     fit.add_argument("--resume", action="store_true", help="go on from OUT.partial if it is there")
     fit.add_argument("--force", action="store_true", help="replace whatever file OUT is")
@@ -286,7 +293,7 @@ def _completion(parser: Parser, options: argparse.Namespace) -> Work:
             import shtab
         except ImportError:
             raise ImportError("completion needs shtab: pip install 'bncpu[io]'") from None
-        print(shtab.complete(parser, shell=options.shell))
+        print(shtab.complete(_parser(), shell=options.shell))
 
     return work
 
@@ -323,10 +330,12 @@ def _fit(parser: Parser, options: argparse.Namespace) -> Work:
     return work
 
 
-def _names(parser: Parser, option: str, value: str | None) -> list[str]:
-    names = [] if value is None else next(csv.reader([value]), [])
-    if value is not None and (not all(names) or len(set(names)) < len(names) or not names):
-        parser.error(f"--{option} must be different names with commas between them, got {value!r}")
+def _names(parser: Parser, option: str, values: list[str]) -> list[str]:
+    """The names of an option, which may be given several times."""
+    given = [next(csv.reader([value]), []) for value in values]
+    names = [name for some in given for name in some]
+    if not all(given) or not all(names) or len(set(names)) < len(names):
+        parser.error(f"--{option} must be different names with commas between them, got {','.join(values)!r}")
     return names
 
 

@@ -33,6 +33,8 @@ from bncpu import __version__, _inputs, cli
         (["fit", "x.npy", "-o", "s.json", "--batch-rows", "0"], "--batch-rows must be at least 1, got 0"),
         (["fit", "x.npy", "-o", "s.json", "--columns", "a,,b"], "--columns must be different names"),
         (["fit", "x.npy", "-o", "s.json", "--columns", "a,a"], "--columns must be different names"),
+        (["fit", "x.npy", "-o", "s.json", "--columns", "a", "--columns", "a,b"], "--columns must be different names"),
+        (["fit", "x.npy", "-o", "s.json", "--exclude", ""], "--exclude must be different names"),
         (["fit", "x.npy", "-o", "s.json", "--exclude", ",a"], "--exclude must be different names"),
         (["fit", "x.npy", "-o", "s.json", "--exclude", "a", "--columns", "b"], "not allowed with argument --exclude"),
         (["fit", "x.npy", "-o", "s.json", "--columns", "a,b", "--weights", "b"], "--weights b is one of --columns"),
@@ -44,7 +46,10 @@ def test_wrong_arguments_exit_with_2(arguments, message, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(arguments)
     assert stop.value.code == 2
-    assert message in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert message in err
+    if arguments and arguments[0] in cli.COMMANDS:
+        assert err.startswith(f"usage: bncpu {arguments[0]} ")
 
 
 def test_the_formats_that_can_be_asked_for_are_those_that_are_read():

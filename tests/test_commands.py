@@ -334,11 +334,13 @@ def test_exclude_takes_a_column_away_whatever_it_is_called(tmp_path):
     (tmp_path / "x.csv").write_text(",a,a,b\n0,1,2,3\n1,3,4,5\n")
     for options, names in (
         (["--exclude", "a"], ["b"]),
+        (["--columns", "b", "--columns", "column0"], ["b", "column0"]),
         (["--columns", "column0,b"], ["column0", "b"]),
     ):
         assert run("fit", tmp_path / "x.csv", "-o", tmp_path / "s.json", *options) == 0
         assert list(BatchNormTransformer.load(tmp_path / "s.json").feature_names_in_) == names
     assert run("fit", tmp_path / "x.csv", "-o", tmp_path / "t.json", "--columns", "a") == 1
+    assert run("fit", tmp_path / "x.csv", "-o", tmp_path / "t.json", "--exclude", "b", "--exclude", "a") == 1
     assert run("transform", tmp_path / "s.json", tmp_path / "x.csv", "-o", tmp_path / "y.csv") == 0
     assert (tmp_path / "y.csv").read_text().splitlines()[0] == '"","a","a","b"'
 
