@@ -38,8 +38,9 @@ def shown(value: Any) -> str:
 
 def real(name: str, value: Any, *, low: float, high: float | None = None, closed: str = "both") -> float:
     """`value`, a real number between `low` and `high`."""
-    if type(value) is float and closed == "both" and low <= value <= (sys.float_info.max if high is None else high):
-        return value
+    most = sys.float_info.max if high is None else high
+    if (type(value) is float or type(value) is int) and closed == "both" and low <= value <= most:
+        return float(value)
     if isinstance(value, (bool, np.bool_, np.timedelta64)):
         raise TypeError(f"{name} must be a number, got {value}")
     if isinstance(value, int) and abs(value) > sys.float_info.max:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
@@ -107,6 +108,8 @@ class Call:
 
     def _written(self) -> dict[str, Given]:
         """The arrays that are written. No other may share their memory, but `out` may be one like x."""
+        if "out" not in self.like and "running_mean" not in self.parameters and "running_var" not in self.parameters:
+            return {}
         arrays = {"x": self.x, **self.like, **self.parameters}
         written = {name: g for name, g in arrays.items() if name == "out" or name.startswith("running")}
         for name, g in written.items():
@@ -160,9 +163,13 @@ class Call:
         frozen: bool = False, centred: bool = True, skipping: bool = False,
     ) -> Prepared:  # fmt: skip
         """Plan and kernels for data in a view; the last three are those of `Kind`."""
-        read = [self.x, *self.like.values(), *(self.parameters.values() if belonging == "along" else ())]
+        aligned = self.x.aligned
+        if aligned and self.like:
+            aligned = all(a.aligned for a in self.like.values())
+        if aligned and belonging == "along":
+            aligned = all(a.aligned for a in self.parameters.values())
         kind = _kind(*self.about, belonging, frozen, centred, skipping)
-        return _prepared(view, kind, all(a.aligned for a in read), *_device(self.device))
+        return _prepared(view, kind, aligned, *_device(self.device))
 
     def prepared_sums(self, view: View) -> Prepared:
         """The same for sums of float64."""
@@ -173,7 +180,7 @@ class Call:
         """Start a kernel."""
         for g in self.written.values():
             _arrays.mark_written(g)
-        _launcher(kernel, p.grid, p.block, self.stream)(*arguments)
+        _launcher(kernel, p, self.stream)(*arguments)
 
     def workspace(self, p: Plan) -> Workspace:
         """Memory for the parts of slices, and for counting slices that are done; held until the call ends."""
@@ -217,7 +224,9 @@ def _stream(device: int, handle: int | None) -> Any:
     return cuda.external_stream(handle) if handle else cuda.legacy_default_stream()
 
 
-_launcher = lru_cache(maxsize=1024)(_compat.launcher)
+@lru_cache(maxsize=1024)
+def _launcher(kernel: Any, p: Plan, stream: Any) -> Callable[..., None]:
+    return _compat.launcher(kernel, p.grid, p.block, stream)
 
 
 @cache

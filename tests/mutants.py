@@ -819,7 +819,7 @@ MUTANTS = [
     Mutant("constants-in-short-calls", FUNCTIONAL, ' and kind == "training")', ")", "saved"),
     Mutant("argument-too-many-taken", "bncpu/saved.py", "        if has and not had:", "        if False:", "saved"),
     Mutant("sums-of-some-parts", "bncpu/_arguments.py", "np.any(whole.count != count)", "False", "saved"),
-    Mutant("number-below-the-least", "bncpu/_scalars.py", "low <= value <= (", "value <= (", "scalars"),
+    Mutant("number-below-the-least", "bncpu/_scalars.py", "low <= value <= most", "value <= most", "scalars"),
     Mutant("groups-ignored", "bncpu/folding.py", "if axes == (1,) and groups > 1:", "if False:", "folding"),
     Mutant(
         "forgotten-argument-taken",
