@@ -221,8 +221,8 @@ class Part:
         )
 
     def overwrites(self) -> bool:
-        """Whether the result lies in the memory of x or dy."""
-        return any(a is not None and np.may_share_memory(a, self.result) for a in (self.x, self.dy))
+        """Whether the result lies in the memory of what is read."""
+        return any(a is not None and np.may_share_memory(a, self.result) for a in (self.x, self.dy, self.residual))
 
     def cleaned(self, *sums: Float64) -> bool:
         """Whether sums are to be made again: x may be NaN where it does not count and has no gradient, and is now 0."""

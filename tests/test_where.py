@@ -555,3 +555,18 @@ def test_what_does_not_count_may_be_too_large_to_be_normalized(activation):
         for gamma in (np.zeros(4), np.full(4, 1e-36)):
             wide = norm(values.astype(float), 4, gamma, eps=0, where=counts, residual=x.astype(float))[0]
             assert_allclose(norm(values, 4, gamma, eps=0, where=counts, residual=x)[0], wide, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["dy", "x", "residual"])
+def test_gradients_may_take_the_place_of_anything_though_a_value_that_counts_is_nan(name):
+    """Sums that are no numbers are made again, so nothing may have been written by then."""
+    rng = np.random.default_rng(0)
+    x, dy, z = rng.standard_normal((3, 15, 15, 90)).astype(np.float32)
+    x[0, 0, 0] = np.nan
+    common = {"activation": "relu", "where": np.ones((15, 90), bool)}
+    _, saved = bncpu.batch_norm_forward(x, residual=z, **common)
+    expected = bncpu.batch_norm_backward(dy, x, saved, residual=z, **common)
+    arrays = {"dy": dy.copy(), "x": x.copy(), "residual": z.copy()}
+    got = bncpu.batch_norm_backward(**arrays, saved=saved, out=arrays[name], **common)
+    for a, b in zip(got, expected, strict=True):
+        assert_array_equal(a, b)
