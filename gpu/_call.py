@@ -173,8 +173,7 @@ class Call:
 
     def prepared_sums(self, view: View) -> Prepared:
         """The same for sums of float64."""
-        kind = _kind("float64", "float64", False, False, False, "columns", False, True, False)
-        return _prepared(view, kind, True, *_device(self.device))
+        return _prepared(view, _SUMS, True, *_device(self.device))
 
     def launch(self, kernel: Any, p: Plan, *arguments: Any) -> None:
         """Start a kernel."""
@@ -190,6 +189,9 @@ class Call:
         n_counts = sum(p.levels[1:]) * p.blocks
         self.kept = _arrays.scratch(self.x, self.device, 4 * sum(below) * p.width, n_counts)
         return Workspace(self.kept.floats, self.kept.counts)
+
+
+_SUMS = Kind("float64", "float64", False, 1, 1, 1)
 
 
 @lru_cache(maxsize=1024)

@@ -8,8 +8,8 @@ from typing import NamedTuple
 THREADS = 256  # in a block
 ACCESS = 16  # bytes that a thread reads at once
 WARP = 32
-AT_ONCE = 512  # threads of a multiprocessor: with four vectors each, as much on its way as the memory's latency needs
-NARROW = 8  # bytes of a vector, below which twice as many threads are needed for that: channels are odd in number
+AT_ONCE = 512  # threads of a multiprocessor, each with four vectors on their way
+NARROW = 8  # bytes of a vector with which so many cover the latency of memory, 16 KiB; below it twice as many do
 # Bytes of a value, by the name of its type in memory.
 STORAGE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 FAN_IN = 32  # slices in a group, which the last of them merges

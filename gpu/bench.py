@@ -56,7 +56,7 @@ SHAPES = (
 N_GROUPS = 32
 SMALL = ("rows", (32, 64))
 # The least number of reads and writes of the data: statistics read it once before it is normalized.
-# What is normalized together in norms of samples fits the cache, as a row does, or does not, as a group.
+# A row of layer norm stays in the cache from its statistics to its result; a group does not.
 PASSES = {"batch_norm": 2, "batch_norm_forward": 3, "batch_norm_backward": 5}
 PASSES |= {"layer_norm_forward": 2, "layer_norm_backward": 5, "group_norm_forward": 3, "group_norm_backward": 5}
 
@@ -143,10 +143,10 @@ def faults(layout: str, shape: tuple[int, ...], dtype: str) -> list[str]:
     x = send(host)
     given = (mean + first).astype(float), var.astype(float)
     at_once = (wide - (given[0] - first)) / np.sqrt(given[1].astype(np.longdouble) + EPS)
-    results = {}
-    for operation, call in of_layers(x, send(dy)).items() if layout == "layer" else ():
-        results[operation] = call()[0], x_hat if operation.endswith("forward") else dx
-    if layout != "layer":
+    if layout == "layer":
+        calls = of_layers(x, send(dy))
+        results = {name: (calls[name]()[0], a) for name, a in zip(calls, (x_hat, dx), strict=True)}
+    else:
         y, saved = batch_norm_forward(x, channel_axis=axis)
         results = {
             "batch_norm": (batch_norm(x, *(send(a.reshape(-1)) for a in given), channel_axis=axis), at_once),
