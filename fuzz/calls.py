@@ -204,7 +204,8 @@ def bad(name: str, value: Any, norm: Norm) -> list[Any]:
         other = ["i4", "?", "c8", "O", "g", "S4", "M8[s]"] + ([] if name == "x" else ["f4", "f8", "f2", ">f4"])
         changed = [np.zeros(a.shape, dtype) for dtype in other if native(dtype) != native(a.dtype)]
         if name != "x":
-            changed += [a[None], np.zeros((*a.shape[:-1], a.shape[-1] + 1), a.dtype), a.reshape(-1)[:, None, None]]
+            more_axes = np.zeros((*a.shape, *(1,) * n_axes), a.dtype)
+            changed += [a[None], np.zeros((*a.shape[:-1], a.shape[-1] + 1), a.dtype), more_axes]
         if name == "out":
             changed.append(a.view())
             changed[-1].flags.writeable = False
@@ -213,7 +214,9 @@ def bad(name: str, value: Any, norm: Norm) -> list[Any]:
         return [*changed, a.tolist(), np.ma.masked_array(a), "x", 3.0, *([None] if name in ("x", "dy") else [])]
     if name in ("gamma", "beta", "mean", "var"):
         n = norm.per[-1]
-        wrong = [np.ones((*norm.per, 1)), np.ones((*norm.per[:-1], n + 1)), "abc", 1.0, [[1.0], [1.0, 2.0]], 1j]
+        # One more axis might fit rows of one value; more axes than x has fit nothing.
+        wrong = [np.ones((*norm.per, *(1,) * n_axes)), np.ones((*norm.per[:-1], n + 1))]
+        wrong += ["abc", 1.0, [[1.0], [1.0, 2.0]], 1j]
         wrong += [np.ones(norm.per, "c16"), np.ones(norm.per, "O"), np.ma.masked_array(np.ones(norm.per))]
         return wrong + ([None] if name in ("mean", "var") else []) + ([[-1.0] * n] if name == "var" and n else [])
     return {
