@@ -78,7 +78,7 @@ def where(value: Any, x: Array, axis: int | None, *, along: bool = False) -> NDA
     full = list(x.shape)
     if axis is not None:
         full[axis] = counts.shape[axis]
-    return np.broadcast_to(counts, full)
+    return counts if counts.shape == tuple(full) else np.broadcast_to(counts, full)
 
 
 # ---- training: momentum, running statistics, enough values ----

@@ -55,7 +55,7 @@ def moments(
     skip_missing: bool,
     n_threads: int | None,
     halflife: float | None = ...,
-    counted: NDArray[Any] | None = ...,
+    counted: NDArray[np.bool_] | None = ...,
 ) -> tuple[NDArray[Any], bool]: ...
 
 IN_Y: int
@@ -100,7 +100,7 @@ def backward_apply(
     relu: bool,
     past_cache: bool,
     n_threads: int | None,
-    counted: NDArray[Any] | None = ...,
+    counted: NDArray[np.bool_] | None = ...,
 ) -> None: ...
 def forward(
     x: NDArray[Any],
@@ -112,7 +112,7 @@ def forward(
     relu: bool,
     apart: bool,
     n_threads: int | None,
-    counted: NDArray[Any] | None = ...,
+    counted: NDArray[np.bool_] | None = ...,
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], int]: ...
 def normalize(
     x: NDArray[Any],
@@ -141,7 +141,7 @@ def backward(
     relu: bool,
     apart: bool,
     n_threads: int | None,
-    counted: NDArray[Any] | None = ...,
+    counted: NDArray[np.bool_] | None = ...,
     counts: NDArray[Any] | None = ...,
 ) -> tuple[NDArray[Any], NDArray[Any], int]: ...
 def fold_running(

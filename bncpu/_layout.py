@@ -53,7 +53,7 @@ class Layout(NamedTuple):
     in_order: tuple[int, ...]
     fits: bool
 
-    def view(self, a: Array, *, repeated: bool = False) -> Array | None:
+    def view(self, a: NDArray[Scalar], *, repeated: bool = False) -> NDArray[Scalar] | None:
         """`a` as (groups, outer, channels, inner) in one of the two forms, or None where that needs a copy.
 
         `repeated` is for what the channels of a row share: then their stride is 0.
@@ -140,13 +140,13 @@ def layout_of(x: Array, kept: Iterable[int]) -> Layout:
 
 def channels_split(x: NDArray[Scalar], channel_axis: int, n_groups: int) -> NDArray[Scalar]:
     """`x` as (N, n_groups, channels of a group, ...), without a copy."""
-    x = np.moveaxis(x, channel_axis, 1)
+    x = channels_second(x, channel_axis)
     return x.reshape((len(x), n_groups, x.shape[1] // n_groups if n_groups else 1, *x.shape[2:]), copy=False)
 
 
 def channels_joined(y: Array, channel_axis: int) -> Array:
     """Undo `channels_split`."""
-    return np.moveaxis(y.reshape((len(y), y.shape[1] * y.shape[2], *y.shape[3:])), 1, channel_axis)
+    return channels_back(y.reshape((len(y), y.shape[1] * y.shape[2], *y.shape[3:])), channel_axis)
 
 
 def in_form(x: Array, kept: Iterable[int]) -> tuple[Array | None, Layout]:
@@ -186,14 +186,14 @@ def _have_views(layouts: Iterable[Layout], a: Array) -> bool:
     return all(layout.view(a) is not None for layout in layouts)
 
 
-def channels_second(x: Array, channel_axis: int) -> Array:
+def channels_second(x: NDArray[Scalar], channel_axis: int) -> NDArray[Scalar]:
     """`x` with its channels moved to axis 1. The first of the other axes, which holds the samples, becomes axis 0."""
-    return np.moveaxis(x, channel_axis, 1)
+    return x if channel_axis == 1 else np.moveaxis(x, channel_axis, 1)
 
 
 def channels_back(y: Array, channel_axis: int) -> Array:
     """Undo `channels_second`."""
-    return np.moveaxis(y, 1, channel_axis)
+    return y if channel_axis == 1 else np.moveaxis(y, 1, channel_axis)
 
 
 def settled(a: Array, order: Literal["C", "F"]) -> Array:
@@ -257,21 +257,27 @@ def like(layouts: Sequence[Layout], a: Array, x: Array) -> Array:
     return fresh
 
 
-def counted(where: NDArray[np.bool_], layouts: Sequence[Layout], x: Array) -> tuple[Array, Sequence[Layout]] | None:
-    """1 where a value of `x` counts, else 0, of its shape and dtype; and layouts, in the first of which it has a view.
+def counted(
+    where: NDArray[np.bool_], layouts: Sequence[Layout], x: Array
+) -> tuple[NDArray[np.bool_], Sequence[Layout]] | None:
+    """Which values of `x` count, in its shape; and layouts, in the first of which it has a view.
 
     `where` has as many axes as `x`, of its length or 1. What axes share is not copied, as far as the layout allows.
     None if channels of rows would have to share what they do not.
     """
     kept, order = layouts[0].kept, layouts[0].order
     shape = [1 if where.shape[axis] == 1 and axis in kept else n for axis, n in enumerate(x.shape)]
-    own = _buffers.empty([shape[axis] for axis in order], x.dtype).transpose(np.argsort(order))
-    own[...] = where
-    numbers = np.broadcast_to(own, x.shape)
-    for some in (layouts, [layout.samples_apart() for layout in layouts]):
-        if some[0].view(numbers, repeated=True) is not None:
-            return numbers, some
-    full = empty_in(layouts[0], x.shape, x.dtype)
+    apart = [layout.samples_apart() for layout in layouts]
+    for copied in (False, True):
+        mask = where
+        if copied:
+            mask = np.empty([shape[axis] for axis in order], np.bool_).transpose(np.argsort(order))
+            mask[...] = where
+        mask = np.broadcast_to(mask, x.shape)
+        for some in (layouts, apart):
+            if some[0].view(mask, repeated=True) is not None:
+                return mask, some
+    full = np.empty([x.shape[axis] for axis in order], np.bool_).transpose(np.argsort(order))
     full[...] = where
     for some in (layouts, [layouts[0].all_apart(), *layouts[1:]]):
         if some[0].view(full, repeated=True) is not None:

@@ -62,7 +62,7 @@ def moments(
     skip_missing: bool,
     n_threads: int | None,
     halflife: float | None = None,
-    counted: Array | None = None,
+    counted: NDArray[np.bool_] | None = None,
 ) -> tuple[Moments, bool]:
     """Moments of each channel of `x4`, and whether NaN may have been left out.
 
@@ -77,8 +77,8 @@ def moments(
     halflife : float, optional
         Positions after which the weight of a value halves; the last one has weight 1. Only without `weights`, and where
         `outer` or `inner` is 1.
-    counted : ndarray of the shape of `x4`, and of the dtype it is computed in, optional
-        1 where a value counts, else 0. In the form of `x4`, but with a stride of 0 along the channels of rows.
+    counted : ndarray of the shape of `x4`, bool, optional
+        Which values count. In the form of `x4`, but with a stride of 0 along the channels of rows.
     """
     if x4.size == 0:
         return Moments.empty(x4.shape[0] * x4.shape[2]), False
@@ -210,7 +210,7 @@ def backward_apply(
     dresidual: Array | None = None,
     past_cache: bool | None = None,
     n_threads: int | None = None,
-    counted: Array | None = None,
+    counted: NDArray[np.bool_] | None = None,
 ) -> None:
     """Write ``dy_scale * g + x_scale * (x - mean) + offset`` to `dx4`, and g to `dresidual`.
 
@@ -250,8 +250,7 @@ def backward_apply(
             if dz is not None:
                 dz[...] = g
             wide = _float64(x)
-            numbers = None if counts is None else _float64(counts)
-            backward_apply(_float64(g), wide, wide, some, n_threads=n_threads, counted=numbers)
+            backward_apply(_float64(g), wide, wide, some, n_threads=n_threads, counted=counts)
             with np.errstate(all="ignore"):
                 dx[...] = wide
 
@@ -266,7 +265,7 @@ def forward(
     residual: Array | None = None,
     relu: bool = False,
     n_threads: int | None = None,
-    counted: Array | None = None,
+    counted: NDArray[np.bool_] | None = None,
 ) -> tuple[Moments, SavedStatistics]:
     """Normalize with the statistics of the array itself: `moments`, then `apply` with them.
 
@@ -364,7 +363,7 @@ def backward(
     residual: Array | None = None,
     dresidual: Array | None = None,
     n_threads: int | None = None,
-    counted: Array | None = None,
+    counted: NDArray[np.bool_] | None = None,
     counts: NDArray[np.float64] | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Gradient of `forward`: `backward_sums`, then `backward_apply` with the coefficients that follow from them.
@@ -424,7 +423,7 @@ def backward(
 
 
 def _not_done(
-    arrays: tuple[Array | None, ...], done: NDArray[np.uint8], channels: int
+    arrays: tuple[NDArray[Any] | None, ...], done: NDArray[np.uint8], channels: int
 ) -> Iterator[tuple[tuple[Any, ...], slice]]:
     """For each task that is not done: its channels of every array, and their slice of the flat parameters."""
     n_channels = next(a for a in arrays if a is not None).shape[2]
@@ -467,7 +466,9 @@ def _of(parameters: Any, own: slice) -> Any:
     return type(parameters)(*some) if hasattr(parameters, "_fields") else tuple(some)
 
 
-def _runs(arrays: tuple[Array | None, ...], fits: NDArray[np.bool_]) -> Iterator[tuple[tuple[Any, ...], slice, bool]]:
+def _runs(
+    arrays: tuple[NDArray[Any] | None, ...], fits: NDArray[np.bool_]
+) -> Iterator[tuple[tuple[Any, ...], slice, bool]]:
     """The arrays, cut where channels that fit float32 meet others; the flat channels of each run, and whether they fit.
 
     Yields the arrays of each run, the slice of its channels in the flat parameters, and whether they fit. So a channel
@@ -497,7 +498,7 @@ def _equal(values: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
     yield from zip([0, *edges], [*edges, len(values)], strict=True)
 
 
-def _pieces(arrays: tuple[Array | None, ...], parameters: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:
+def _pieces(arrays: tuple[NDArray[Any] | None, ...], parameters: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:
     """Pieces of one group, of some `PIECE` values, and the parameters of their channels."""
     x4 = next(a for a in arrays if a is not None)
     _, outer, channels, inner = x4.shape

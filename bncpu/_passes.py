@@ -40,7 +40,7 @@ class Part:
     dy, residual, dresidual : ndarray or None
         The gradient of the result; the array added before the activation; and its gradient.
     counted : ndarray or None
-        1 where a value counts in the statistics, else 0, of the shape and dtype of `x`. None: all count.
+        Which values count in the statistics: bool, of the shape of `x`. None: all count.
     relu, past_cache : bool
         Whether ReLU is applied, and whether the result is stored past the cache.
     n_threads : int or None
@@ -53,7 +53,7 @@ class Part:
     dy: Array | None
     residual: Array | None
     dresidual: Array | None
-    counted: Array | None
+    counted: NDArray[np.bool_] | None
     relu: bool
     past_cache: bool
     n_threads: int | None
@@ -74,7 +74,7 @@ class Part:
         view = self.layouts[step].view
         return [None if a is None else view(a) for a in arrays]
 
-    def _counted(self, layout: _layout.Layout) -> Array | None:
+    def _counted(self, layout: _layout.Layout) -> NDArray[np.bool_] | None:
         return None if self.counted is None else layout.view(self.counted, repeated=True)
 
     def share(self, saved: SavedStatistics) -> SavedStatistics:
@@ -228,7 +228,7 @@ class Part:
         """Whether sums are to be made again: x may be NaN where it does not count and has no gradient, and is now 0."""
         if self.counted is None or self.dy is None or all(np.isfinite(some).all() for some in sums):
             return False
-        counts, x = (self.counted > 0) | (self.dy != 0), self.x
+        counts, x = self.counted | (self.dy != 0), self.x
         self.x = _layout.empty_in(self.layouts[0], x.shape, x.dtype)
         self.x[...] = np.where(counts, x, x.dtype.type(0))
         return True
@@ -291,6 +291,8 @@ class Pass:
         """What counts, layouts and arrays in which it has a view, if need be copies in C order."""
         x = arrays[0]
         assert x is not None
+        if self._out is not None and np.may_share_memory(where, self._out):
+            where = where.copy()
         found = _layout.counted(where, layouts, x)
         if found is None:
             self._order = layouts[0]
@@ -314,8 +316,8 @@ class Pass:
         for start in range(0, shape[0], step):
             at = slice(start, start + step)
             x, result = whole.x[at], whole.result[at]
-            others = (whole.dy, whole.residual, whole.dresidual, whole.counted)
-            dy, z, dz, counted = (None if a is None else a[at] for a in others)
+            dy, z, dz = (None if a is None else a[at] for a in (whole.dy, whole.residual, whole.dresidual))
+            counted = None if whole.counted is None else whole.counted[at]
             yield replace(whole, at=at, x=x, result=result, dy=dy, residual=z, dresidual=dz, counted=counted)
 
     def scratch(self, n: int, values: int | None = None) -> Iterator[Sequence[Array]]:

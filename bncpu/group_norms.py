@@ -613,7 +613,7 @@ def _group_forward(
     y = _layout.channels_joined(arrays.result(), axis)
     if keep:
         call = call_of(axis, activation, gamma, beta, residual, where=where)
-        count = _values(x, n_groups, axis, where)
+        count = _values(x, n_groups, axis, None) if where is None else moments.count.astype(np.int64)
         saved = saved._replace(count=count, kind="training", call=call)
     return y if out is None else out, saved, moments
 

@@ -548,10 +548,14 @@ def _layer_forward(
     y = np.moveaxis(arrays.result(), -1, axis)
     if not keep:
         return y if out is None else out, None
-    saved = changed(statistics(moments, eps), lambda a: np.moveaxis(a.reshape(a.shape + ones), -1, axis))
+
+    def kept(a: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.moveaxis(a.reshape(a.shape + ones), -1, axis)
+
+    saved = changed(statistics(moments, eps), kept)
     at = None if channel_axis is None else axis % x.ndim
     call = call_of(at, activation, gamma, beta, residual, shape, where)
-    count = _values(x, shape, channel_axis, where)
+    count = prod(shape) if where is None else kept(moments.count).astype(np.int64)
     return y if out is None else out, saved._replace(count=count, kind="training", call=call)
 
 

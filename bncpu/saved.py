@@ -38,12 +38,12 @@ def call_of(
     if activation is not None and type(activation) is not str:  # what is none is refused later; arrays do not compare
         activation = str.__str__(activation) if isinstance(activation, str) else type(activation).__name__
     call = _call(channel_axis, activation, gamma is not None, beta is not None, residual is not None, normalized)
-    return call if where is None else call._replace(where=checksum(where))
+    return call if where is None else Call(*call[:-1], checksum(where))
 
 
 def checksum(where: NDArray[Any]) -> int:
     """A number that tells one `where` from another."""
-    return zlib.crc32(np.ascontiguousarray(where).data)
+    return zlib.crc32(np.packbits(where).data)
 
 
 _call = lru_cache(256)(Call)  # one object for calls of a kind: it is asked for in each

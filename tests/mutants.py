@@ -444,8 +444,6 @@ MUTANTS = [
     Mutant("sparse-never-recentred", BATCHES, "if np.any(_far(*sums[1:])):", "if False:", "batches"),
     # ---- missing values and infinity ----
     Mutant("nan-counted", SUMS, "        w = observed(d, w);\n", "", "kernels"),
-    Mutant("holes-counted", SUMS, "if (!isfinite(q)) { /* perhaps", "if (0) { /* perhaps", "where"),
-    Mutant("holes-weigh", SUMS, "    if (how & (WEIGHTED | COUNTED))\n", "    if (how & WEIGHTED)\n", "where"),
     Mutant("nan-not-left-out", SUMS, "masked |= skip_missing && !finite[c];", "masked |= 0;", "kernels"),
     Mutant("infinity-for-a-shift", SUMS, "isinf(value) ? 0.0 : value", "value", "kernels"),
     Mutant("missing-not-reported", DRIVERS, "return sums, j.seen != 0", "return sums, False", "transformer"),
@@ -758,7 +756,7 @@ MUTANTS = [
     Mutant(
         "short-backward-counts-all",
         FUNCTIONS,
-        "        j.counts = <const double *> _values(_counts)\n",
+        "        _counts = _new_counts(&j, n_values)\n",
         "",
         "small_calls",
     ),
@@ -893,7 +891,7 @@ MUTANTS = [
     Mutant(
         "overlapping-out-not-noticed",
         PLAIN,
-        "return same or between >= cnp.PyArray_NBYTES(b) or -between >= cnp.PyArray_NBYTES(a)",
+        "return same or _is_apart(a, b)",
         "return True",
         "small_calls functional",
     ),
@@ -905,16 +903,27 @@ MUTANTS = [
         "normalize small_calls",
     ),
     # ---- values that do not count ----
+    Mutant("padding-counts-in-planes", SUMS, "        d = counted_f64(r.counted + i, d, lanes);\n", "", "where"),
+    Mutant("padding-counts-in-rows", SUMS, "n += *byte_at(a.counted, o, 0) != 0;", "n++;", "where"),
+    Mutant("padding-of-another-row", STEPS, "(value + i) // j.narrow", "(value + i) // (j.narrow + 1)", "where"),
+    Mutant("padding-from-the-first-row-on", STEPS, "value = j.first + at.outer", "value = at.outer", "where"),
     Mutant(
-        "padding-counts-in-planes", SUMS, "d = where(w > 0, d, vdouble_all(0.0));", "d = where(w < 9, d, w);", "where"
+        "mask-of-a-part-of-a-register",
+        AVX512,
+        "_mm_maskz_loadu_epi8(FIRST(n), p);\n    return (vt_f64)",
+        "_mm_set1_epi8(1);\n    return (vt_f64)",
+        "where",
     ),
-    Mutant("padding-counts-in-rows", SUMS, "[o * a.counted.outer] > 0;", "[o * a.counted.outer] > -1;", "where"),
+    Mutant("padding-of-the-next-plane", RESULTS, "run + end - inner, LINE", "run + end - inner + 1, LINE", "where"),
+    Mutant("padding-not-begun-again", RESULTS, "            a.counted.data -= inner;\n", "            ;\n", "where"),
+    Mutant("mask-overwritten-in-small-calls", PLAIN, "(out is None or _is_apart(", "(True or _is_apart(", "where"),
+    Mutant("mask-overwritten", PASSES, "            where = where.copy()\n", "            pass\n", "where"),
     Mutant("rows-beyond-the-first-list-lost", SUMS, "first < p.outer; first += LISTED", "first < 1; first++", "where"),
     Mutant(
         "padding-acts-on-statistics",
         RESULTS,
-        "v = NAME(where_above_0)(each ?",
-        "v = NAME(where_above_0)(1 ? NAME(all)(1) : each ?",
+        "v = each ?",
+        "v = 1 ? v : each ?",
         "where",
     ),
     Mutant(

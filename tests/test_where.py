@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from arrays import examples
+from arrays import examples, slow
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
@@ -174,6 +174,49 @@ def test_every_byte_but_0_is_true(norm, size):
         found.append([y, saved.invstd, np.asarray(saved.count), *called.backward(bncpu, dy, x, saved, p, **options)])
     for got, expected in zip(*found, strict=True):
         assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("how", ["alone", "relu", "residual"])
+@pytest.mark.parametrize("shape", [(100_000, 3), (30_000, 10), (10_000, 32), *slow((250_000, 24))])
+def test_gradients_of_many_short_rows(isa, shape, how, dtype):
+    """These are joined to wide rows. Large results start where a line of the cache does, here within a short row."""
+    x, dy, z, p, where = case(11, shape, 1, dtype)
+    memory = np.empty(x.size + 5, dtype)
+    options = {"activation": None if how == "alone" else "relu", "residual": z if how == "residual" else None}
+    _, saved = bncpu.batch_norm_forward(x, **p, where=where, **options)
+    counts = {"where": full(where, x, 1)}
+    y, mean, var = _reference.batch_norm_forward(x, **p, **counts)
+    dy[abs(y + z if how == "residual" else y) < 1e-4] = 0  # there rounding decides what ReLU lets through
+    statistics = mean, 1 / np.sqrt(var + 1e-5)
+    expected = _reference.batch_norm_backward(dy, x, statistics, **p, **options, **counts)
+    for n_threads in (1, 2):
+        given = {**p, **options, "where": where, "out": memory[5:].reshape(shape), "n_threads": n_threads}
+        dx, *gradients = bncpu.batch_norm_backward(dy, x, saved, **given)
+        for got, right in zip((dx, *gradients), expected, strict=True):
+            assert_allclose(got, right, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype] * abs(right).max())
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize("channel_axis", [1, -1])
+def test_where_in_the_memory_of_the_result_is_read_before(norm, activation, channel_axis):
+    shape = (8, 6, 6)
+    x, dy, z, p, where = case(12, shape, channel_axis, np.float32)
+    called = NORMS[norm](6)
+    for residual in (None, z):
+        options = {"channel_axis": channel_axis, "activation": activation, "residual": residual}
+        y, saved = called.forward(bncpu, x, p, where=where, **options)
+        dx, *_ = called.backward(bncpu, dy, x, saved, p, where=where, **options)
+        for expected in (y, dx):
+            out = np.empty(shape, np.float32)
+            there = out.view(bool).reshape(-1)[: where.size].reshape(where.shape)
+            there[...] = where
+            if expected is y:
+                called.forward(bncpu, x, p, where=there, out=out, **options)
+            else:
+                called.backward(bncpu, dy, x, saved, p, where=there, out=out, **options)
+            assert_array_equal(out, expected)
 
 
 def test_nan_that_counts_stays_in_its_channel():

@@ -44,9 +44,9 @@ def moments(cnp.ndarray x, cnp.ndarray weights, bint skip_missing, n_threads, ha
     halflife : float, optional
         Let the weight halve every so many positions from the last one back. Without `weights`, and where `outer` or
         `inner` is 1.
-    counted : ndarray of the shape of `x` and of the dtype that `x` is computed in, or None
-        1 for values that count, 0 for the others; contiguous along ``inner``, and with a stride of 0 along channels in
-        the form of rows. `x` is float32 or float64 then. Not beside `weights`, `halflife` or `skip_missing`.
+    counted : ndarray of the shape of `x`, bool, or None
+        Which values count; contiguous along ``inner``, and with a stride of 0 along channels in the form of rows. `x`
+        is float32 or float64 then. Not beside `weights`, `halflife` or `skip_missing`.
 
     Returns
     -------
@@ -61,7 +61,7 @@ def moments(cnp.ndarray x, cnp.ndarray weights, bint skip_missing, n_threads, ha
     _cut_for_sums(&j.g)
     sums = _new_sums(&j, 4)
     j.sum_part, j.weights, j.skip_missing = _moments_of, <const double *> _values(weights), skip_missing
-    j.counted = _array(counted, j.is_double)
+    j.counted = _array(counted, False)
     _weights = None if halflife is None else _recency(&j, halflife)
     _run(&j, _sum_task)
     return sums, j.seen != 0
@@ -164,7 +164,7 @@ def backward_apply(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray residual, cnp.ndar
     """
     cdef job j
     _begin(&j, x, n_threads)
-    j.z, j.dy, j.counted = _array(residual, j.is_double), _array(dy, j.is_double), _array(counted, j.is_double)
+    j.z, j.dy, j.counted = _array(residual, j.is_double), _array(dy, j.is_double), _array(counted, False)
     j.y, j.dz = _array(dx, j.is_double), _array(dresidual, j.is_double)
     j.c.mean, j.c.scale, j.c.shift = _values(mean), _values(scale), _values(shift)
     j.c.dy_scale, j.c.x_scale, j.c.offset = _values(dy_scale), _values(x_scale), _values(offset)
@@ -200,7 +200,7 @@ def forward(cnp.ndarray x, cnp.ndarray y, cnp.ndarray residual, cnp.ndarray gamm
     cdef job j
     _begin(&j, x, n_threads)
     j.y, j.z, j.relu = _array(y, j.is_double), _array(residual, j.is_double), relu
-    j.counted = _array(counted, j.is_double)
+    j.counted = _array(counted, False)
     j.gamma, j.beta, j.eps = <const double *> _values(gamma), <const double *> _values(beta), eps
     invstd = _new_invstd(&j)
     sums, done, channels = _run_forward(&j, apart)
@@ -290,7 +290,7 @@ def backward(cnp.ndarray dy, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray dx
     j.y, j.dz, j.relu = _array(dx, j.is_double), _array(dresidual, j.is_double), relu
     j.center, j.center_lo = <const double *> _values(center), <const double *> _values(center_lo)
     j.invstd, j.gamma = <double *> _values(invstd), <const double *> _values(gamma)
-    j.counted, j.counts = _array(counted, j.is_double), <const double *> _values(counts)
+    j.counted, j.counts = _array(counted, False), <const double *> _values(counts)
     j.c.mean, j.c.scale, j.c.shift = _values(mean), _values(scale), _values(shift)
     return _run_backward(&j, apart)
 

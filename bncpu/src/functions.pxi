@@ -31,7 +31,7 @@ def normalize_plain(x, bint last, mean, var, gamma, beta, eps, out, bint relu, n
 def forward_plain(x, bint last, gamma, beta, eps, where, out, bint relu, n_threads):
     """Result, mean, invstd, mean_lo, m2 and number of values of ``batch_norm_forward``, or None."""
     cdef job j
-    cdef cnp.ndarray y, _numbers
+    cdef cnp.ndarray y, _counted
     cdef bint apart
     cdef Py_ssize_t count
     gamma, beta = _as_double(gamma), _as_double(beta)
@@ -40,8 +40,8 @@ def forward_plain(x, bint last, gamma, beta, eps, where, out, bint relu, n_threa
         return None
     count = j.g.whole.outer * j.g.whole.inner
     if where is not None:
-        _numbers = _plain_counted(&j, x, where, last)
-        count = 0 if _numbers is None else np.count_nonzero(where)
+        _counted = _plain_counted(&j, x, where, out, last)
+        count = 0 if _counted is None else np.count_nonzero(where)
     if count < 2:
         return None
     y = _plain_result(&j, x, out, &apart)
@@ -57,7 +57,7 @@ def forward_plain(x, bint last, gamma, beta, eps, where, out, bint relu, n_threa
 def backward_plain(dy, x, bint last, mean, invstd, mean_lo, count, gamma, beta, where, out, bint relu, n_threads):
     """Gradients of x, gamma and beta of ``batch_norm_backward``, or None. `count`, or None, is of the statistics."""
     cdef job j
-    cdef cnp.ndarray dx, of_relu = None, _numbers, _counts
+    cdef cnp.ndarray dx, of_relu = None, sums, _counted, _counts
     cdef const double *spread
     cdef bint apart
     cdef Py_ssize_t n_values
@@ -70,12 +70,11 @@ def backward_plain(dy, x, bint last, mean, invstd, mean_lo, count, gamma, beta, 
         return None
     n_values = j.g.whole.outer * j.g.whole.inner
     if where is not None:
-        _numbers = _plain_counted(&j, x, where, last)
-        if _numbers is None:
+        _counted = _plain_counted(&j, x, where, out, last)
+        if _counted is None:
             return None
         n_values = np.count_nonzero(where)
-        _counts = np.full(j.width, n_values, np.float64)
-        j.counts = <const double *> _values(_counts)
+        _counts = _new_counts(&j, n_values)
     if not (count is None or (type(count) is int and count == n_values)):
         return None
     if relu:
@@ -88,7 +87,7 @@ def backward_plain(dy, x, bint last, mean, invstd, mean_lo, count, gamma, beta, 
         return None
     j.invstd = <double *> spread
     sums = _sums_if_done(_run_backward(&j, apart))
-    if where is not None and sums is not None and not np.isfinite(sums).all():
+    if where is not None and sums is not None and not _are_finite(sums):
         return None  # x may be NaN where it does not count: the long way looks
     return None if sums is None else (dx, _sum(sums, 1), _sum(sums, 0))
 
@@ -118,6 +117,16 @@ cdef cnp.ndarray _sums_if_done(tuple found):
     if memchr(cnp.PyArray_DATA(done), 0, cnp.PyArray_SIZE(done)) != NULL:
         return None
     return sums if sums.shape[1] == 1 else sums[:, :1].copy()
+
+
+cdef bint _are_finite(cnp.ndarray numbers) noexcept:
+    """Whether a C-contiguous array of float64 has no NaN or infinity."""
+    cdef const double *values = <const double *> cnp.PyArray_DATA(numbers)
+    cdef Py_ssize_t i
+    for i in range(cnp.PyArray_SIZE(numbers)):
+        if not isfinite(values[i]):
+            return False
+    return True
 
 
 cdef cnp.ndarray _sum(cnp.ndarray sums, int k):

@@ -8,7 +8,8 @@ ctypedef bint (*of_channel)(job *, Py_ssize_t) noexcept nogil
 
 cdef struct job:
     grid g
-    # Result and dx are `y`; dz is the gradient of what is added, z. `counted` is 1 for values that count, else 0.
+    # Result and dx are `y`; dz is the gradient of what is added, z. `counted` has a byte for each value, which is 0 if
+    # it does not count.
     array4 x, z, dy, y, dz, counted
     Py_ssize_t itemsize
     # Threads of the next loop; of the ones after it, if they vary, fewer where fewer would run at once then.
@@ -41,6 +42,8 @@ cdef struct job:
     of_part sum_part, result_part
     of_channel fold_channel
     unsigned char *done
+    # Of wide rows, where some values do not count: channels of the rows that were joined, and which value is first.
+    Py_ssize_t narrow, first
 
 
 cdef int _begin(job *j, cnp.ndarray x, n_threads, bint is_double=False) except -1:
@@ -97,6 +100,17 @@ cdef cnp.ndarray _new_invstd(job *j):
     cdef cnp.ndarray invstd = cnp.PyArray_EMPTY(1, <cnp.npy_intp *> &j.width, cnp.NPY_DOUBLE, 0)
     j.invstd = <double *> cnp.PyArray_DATA(invstd)
     return invstd
+
+
+cdef cnp.ndarray _new_counts(job *j, double count):
+    """The same number of values for each channel."""
+    cdef cnp.ndarray counts = cnp.PyArray_EMPTY(1, <cnp.npy_intp *> &j.width, cnp.NPY_DOUBLE, 0)
+    cdef double *to = <double *> cnp.PyArray_DATA(counts)
+    cdef Py_ssize_t c
+    for c in range(j.width):
+        to[c] = count
+    j.counts = to
+    return counts
 
 
 cdef inline const char *_row(job *j, int row) noexcept nogil:

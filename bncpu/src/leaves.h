@@ -44,8 +44,8 @@ typedef enum {
 /* Where the part begins in an array, and strides in elements; data is NULL if there is no such array. Only x and y of
  * moments and apply may be of another type than the leaf computes in, and x only without residual and relu.
  *
- * `counted` is 1 for each value that enters the statistics, and 0 for the others. All count if there is no such array. Its
- * channel stride may be 0; the channels of a row share it. */
+ * `counted` is of bytes, 0 for each value that does not enter the statistics. All do if there is no such array. Its channel
+ * stride may be 0; the channels of a row share it. */
 typedef struct {
     char *data;
     ptrdiff_t outer, channel;

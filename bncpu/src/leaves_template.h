@@ -17,7 +17,8 @@
 
 /* Where the same run begins in every array. `how` says which arrays there are. In a backward pass y is dx. */
 typedef struct {
-    const T *x, *z, *dy, *counted;
+    const T *x, *z, *dy;
+    const unsigned char *counted;
     T *y, *dz;
 } NAME(runs);
 
@@ -39,7 +40,7 @@ INLINE NAME(runs) NAME(run)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t c, const int 
     if (how & BACKWARD)
         r.dy = (const T *)a.dy.data + o * a.dy.outer + c * a.dy.channel;
     if (how & COUNTED)
-        r.counted = (const T *)a.counted.data + o * a.counted.outer + c * a.counted.channel;
+        r.counted = byte_at(a.counted, o, c);
     if (a.y.data)
         r.y = (T *)a.y.data + o * a.y.outer + c * a.y.channel;
     if (a.dz.data)

@@ -102,6 +102,47 @@ static void largest_weight(bn_part p, const double *weights, ptrdiff_t stride, p
         }
 }
 
+/* The byte of a value, in an array of bytes. */
+INLINE const unsigned char *byte_at(bn_array a, ptrdiff_t o, ptrdiff_t c) {
+    return (const unsigned char *)a.data + o * a.outer + c * a.channel;
+}
+
+/* Finds the first value of a channel that counts; if there is none, the first value. Returns whether there is one. */
+static int first_counted(bn_part p, bn_array counted, ptrdiff_t c, ptrdiff_t *outer, ptrdiff_t *inner) {
+    ptrdiff_t o, i;
+    *outer = *inner = 0;
+    for (o = 0; o < p.outer; o++)
+        for (i = 0; i < p.inner; i++)
+            if (byte_at(counted, o, c)[i]) {
+                *outer = o;
+                *inner = i;
+                return 1;
+            }
+    return 0;
+}
+
+/* How many values of each channel count. */
+static void n_counted(bn_part p, bn_array counted, double *n) {
+    ptrdiff_t o, i, c;
+    for (c = 0; c < p.channels; c++) {
+        if (c && !counted.channel) {
+            n[c] = n[0];
+            continue;
+        }
+        n[c] = 0;
+        for (o = 0; o < p.outer; o++) {
+            const unsigned char *run = byte_at(counted, o, c);
+            for (i = 0; i < p.inner; i += 192) { /* a byte holds the sum; a wider one would take more registers */
+                ptrdiff_t end = p.inner - i < 192 ? p.inner : i + 192, k;
+                unsigned char some = 0;
+                for (k = i; k < end; k++)
+                    some += run[k] != 0;
+                n[c] += (double)some;
+            }
+        }
+    }
+}
+
 /* How many adjacent rows are summed as one row: up to NARROW columns in all, or up to JOINED if fewer would not fill whole
  * registers of every variant. */
 #define NARROW 64
@@ -132,10 +173,14 @@ enum {
     RESIDUAL = 16,
     PAST_CACHE = 32,  /* stores past the cache */
     COUNTED = 64, /* some values do not count */
-    HOLES = 128,  /* and are perhaps no numbers; else they are finite */
-    BY_ROW = 256, /* only some rows are summed: those in a list */
-    BOTH = 512    /* says of x and of the result whether they are infinite */
+    BY_ROW = 128, /* only some rows are summed: those in a list */
+    BOTH = 256    /* says of x and of the result whether they are infinite */
 };
+
+/* The weights of n values of a plane, from i on. */
+INLINE vdouble weights_at(const double *weights, ptrdiff_t i, const ptrdiff_t n, const int how) {
+    return how & WEIGHTED ? vdouble_load_first(weights + i, n) : vdouble_all(1.0);
+}
 
 static void copy_unfenced(const char *from, char *to, ptrdiff_t n_bytes);
 

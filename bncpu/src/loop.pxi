@@ -60,7 +60,7 @@ cdef bint _run_wide(job *j) except -1:
     period *= _ceil_div(_wide_row, period)
     if not _is_rows(j.g) or j.g.groups != 1 or size < 4 * period or period > 64 * _wide_row or not (
         _is_packed(j, j.x) and _is_packed(j, j.z) and _is_packed(j, j.dy) and _is_packed(j, j.y) and _is_packed(j, j.dz)
-    ) or (j.dy.group0.data != NULL and j.counted.group0.data != NULL):
+    ):
         return False
     if j.past_cache:
         head = (64 - <size_t> j.y.group0.data % 64) % 64 // j.y.itemsize
@@ -77,6 +77,8 @@ cdef bint _run_wide(job *j) except -1:
             _from(&part.y, edges[k], part.g.whole.channels)
             _from(&part.dz, edges[k], part.g.whole.channels)
             part.c = _of_channels(c, edges[k] % channels * j.itemsize)
+            if j.dy.group0.data != NULL and j.counted.group0.data != NULL:
+                part.result_part, part.narrow, part.first = _counted_gradient_of, channels, edges[k]
             _cut_for_results(&part.g)
             _run(&part, _result_task)
             j.seen |= part.seen

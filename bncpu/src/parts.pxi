@@ -7,6 +7,10 @@ MAX_BLOCKS = 128
 
 cdef Py_ssize_t _max_blocks = MAX_BLOCKS
 
+# At most so many values are in a task of the second step.
+cdef enum:
+    RESULT_VALUES = 65536
+
 
 ctypedef struct grid:
     # Extents of the whole, of a part, and the number of parts along each axis.
@@ -71,10 +75,10 @@ cdef void _cut_for_sums(grid *g) noexcept:
 
 
 cdef void _cut_for_results(grid *g) noexcept:
-    # A task is about 64 Ki values: some outer positions, or one with some channels, or a piece of one plane.
-    cdef Py_ssize_t inner = max(1, min(g.whole.inner, 65536))
-    cdef Py_ssize_t channels = max(1, min(g.whole.channels, 65536 // inner))
-    _cut(g, max(1, 65536 // (inner * max(1, g.whole.channels))), channels, inner)
+    # A task is some outer positions, or one with some channels, or a piece of one plane.
+    cdef Py_ssize_t inner = max(1, min(g.whole.inner, RESULT_VALUES))
+    cdef Py_ssize_t channels = max(1, min(g.whole.channels, RESULT_VALUES // inner))
+    _cut(g, max(1, RESULT_VALUES // (inner * max(1, g.whole.channels))), channels, inner)
 
 
 cdef void _cut_for_both(grid *g, Py_ssize_t channels) noexcept:

@@ -69,9 +69,14 @@ cdef bint _is_like(object a, cnp.ndarray x, int typenum) noexcept:
 
 cdef bint _is_same_or_apart(cnp.ndarray a, cnp.ndarray b) noexcept:
     """Whether two C-contiguous arrays are of the same memory, or share none."""
+    cdef bint same = cnp.PyArray_BYTES(a) == cnp.PyArray_BYTES(b) and cnp.PyArray_NBYTES(a) == cnp.PyArray_NBYTES(b)
+    return same or _is_apart(a, b)
+
+
+cdef bint _is_apart(cnp.ndarray a, cnp.ndarray b) noexcept:
+    """Whether two C-contiguous arrays share no memory."""
     cdef Py_ssize_t between = cnp.PyArray_BYTES(a) - cnp.PyArray_BYTES(b)
-    cdef bint same = between == 0 and cnp.PyArray_NBYTES(a) == cnp.PyArray_NBYTES(b)
-    return same or between >= cnp.PyArray_NBYTES(b) or -between >= cnp.PyArray_NBYTES(a)
+    return between >= cnp.PyArray_NBYTES(b) or -between >= cnp.PyArray_NBYTES(a)
 
 
 cdef inline bint _is_eps(object eps) noexcept:
@@ -133,24 +138,22 @@ cdef array4 _packed(job *j, cnp.ndarray a) noexcept:
     return whole
 
 
-cdef cnp.ndarray _plain_counted(job *j, cnp.ndarray x, object where, bint last):
-    """1 where a position counts, else 0, which the job then takes; None unless `where` is plain, of the shape of `x`
-    without its channels.
+cdef cnp.ndarray _plain_counted(job *j, cnp.ndarray x, object where, object out, bint last):
+    """Which positions count, for the job; None unless `where` is plain, of the shape of `x` without its channels, and
+    shares no memory with the result.
     """
     cdef int n_axes = cnp.PyArray_NDIM(x), axis
     cdef int channel_axis = n_axes - 1 if last else 1
-    cdef cnp.ndarray numbers
     if not (_is_plain(where) and cnp.PyArray_TYPE(<cnp.ndarray> where) == cnp.NPY_BOOL
-            and cnp.PyArray_NDIM(<cnp.ndarray> where) == n_axes - 1):
+            and cnp.PyArray_NDIM(<cnp.ndarray> where) == n_axes - 1
+            and (out is None or _is_apart(<cnp.ndarray> where, <cnp.ndarray> out))):
         return None
     for axis in range(n_axes - 1):
         if cnp.PyArray_DIM(<cnp.ndarray> where, axis) != x.shape[axis + (axis >= channel_axis)]:
             return None
-    numbers = cnp.PyArray_Cast(<cnp.ndarray> where, cnp.NPY_DOUBLE if j.is_double else cnp.NPY_FLOAT)
-    j.counted.itemsize, j.counted.group0.data = numbers.itemsize, <char *> cnp.PyArray_DATA(numbers)
-    j.counted.group0.type = _stored(numbers, j.is_double)
+    j.counted.itemsize, j.counted.group0.data = 1, <char *> cnp.PyArray_DATA(<cnp.ndarray> where)
     j.counted.group0.outer, j.counted.group0.channel = j.g.whole.inner, 1 if j.g.whole.channels == 1 else 0
-    return numbers
+    return where
 
 
 cdef cnp.ndarray _plain_result(job *j, cnp.ndarray x, object out, bint *apart, int y_type=cnp.NPY_NOTYPE):

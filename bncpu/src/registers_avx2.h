@@ -55,6 +55,23 @@ INLINE vt_f64 high_f64(vt_f64 a, vt_f64 b) {
     return (vt_f64)_mm256_permute2f128_pd(even, odd, 0x31);
 }
 
+/* n bytes, in the lowest of a register. */
+INLINE __m128i load_bytes(const unsigned char *p, const ptrdiff_t n) {
+    int64_t bytes = 0;
+    memcpy(&bytes, p, n);
+    return _mm_cvtsi64_si128(bytes);
+}
+
+INLINE vt_f32 counted_f32(const unsigned char *p, vt_f32 v, const ptrdiff_t n) {
+    __m256i words = _mm256_cvtepu8_epi32(load_bytes(p, n));
+    return (vt_f32)_mm256_andnot_si256(_mm256_cmpeq_epi32(words, _mm256_setzero_si256()), (__m256i)v);
+}
+
+INLINE vt_f64 counted_f64(const unsigned char *p, vt_f64 v, const ptrdiff_t n) {
+    __m256i words = _mm256_cvtepu8_epi64(load_bytes(p, n));
+    return (vt_f64)_mm256_andnot_si256(_mm256_cmpeq_epi64(words, _mm256_setzero_si256()), (__m256i)v);
+}
+
 INLINE vdouble first_of(vdouble v, ptrdiff_t n) { return (vdouble)_mm256_and_pd((__m256d)v, (__m256d)FIRST_64(n)); }
 
 INLINE double sum_of_register(vdouble v) {

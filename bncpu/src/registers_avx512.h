@@ -51,6 +51,16 @@ INLINE vt_f32 high_f32(vt_f32 a, vt_f32 b) {
     return (vt_f32)_mm512_permutex2var_pd((__m512d)even, QUARTERS_HIGH, (__m512d)odd);
 }
 
+INLINE vt_f32 counted_f32(const unsigned char *p, vt_f32 v, const ptrdiff_t n) {
+    __m128i bytes = n == 2 * LANES ? _mm_loadu_si128((const __m128i *)p) : _mm_maskz_loadu_epi8(FIRST(n), p);
+    return (vt_f32)_mm512_maskz_mov_ps(_mm_test_epi8_mask(bytes, bytes), (__m512)v);
+}
+
+INLINE vt_f64 counted_f64(const unsigned char *p, vt_f64 v, const ptrdiff_t n) {
+    __m128i bytes = n == LANES ? _mm_loadl_epi64((const __m128i *)p) : _mm_maskz_loadu_epi8(FIRST(n), p);
+    return (vt_f64)_mm512_maskz_mov_pd(_mm_test_epi8_mask(bytes, bytes), (__m512d)v);
+}
+
 INLINE vdouble first_of(vdouble v, ptrdiff_t n) { return (vdouble)_mm512_maskz_mov_pd(FIRST(n), (__m512d)v); }
 
 INLINE double sum_of_register(vdouble v) {

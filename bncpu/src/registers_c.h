@@ -76,6 +76,10 @@ INLINE double sum_of_register(vdouble v) { return v; }
 INLINE vbits_f32 infinite_f32(vt_f32 v) { return -(isinf(v) != 0); }
 INLINE vbits_f64 infinite_f64(vt_f64 v) { return -(isinf(v) != 0); }
 
+/* v where a byte is not 0, otherwise 0; n bytes are read. */
+INLINE vt_f32 counted_f32(const unsigned char *p, vt_f32 v, const ptrdiff_t n) { (void)n; return *p ? v : 0.0f; }
+INLINE vt_f64 counted_f64(const unsigned char *p, vt_f64 v, const ptrdiff_t n) { (void)n; return *p ? v : 0.0; }
+
 /* relu: max(v, 0), but NaN stays. where_above_0: v where y is above 0 or NaN, otherwise 0. */
 INLINE vt_f32 relu_f32(vt_f32 v) { return v < 0 ? 0.0f : v; }
 INLINE vt_f64 relu_f64(vt_f64 v) { return v < 0 ? 0.0 : v; }

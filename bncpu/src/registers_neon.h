@@ -60,6 +60,19 @@ INLINE vt_f32 high_f32(vt_f32 a, vt_f32 b) { return (vt_f32)vzip2q_f32((float32x
 INLINE vt_f64 low_f64(vt_f64 a, vt_f64 b) { return (vt_f64)vzip1q_f64((float64x2_t)a, (float64x2_t)b); }
 INLINE vt_f64 high_f64(vt_f64 a, vt_f64 b) { return (vt_f64)vzip2q_f64((float64x2_t)a, (float64x2_t)b); }
 
+INLINE vt_f32 counted_f32(const unsigned char *p, vt_f32 v, const ptrdiff_t n) {
+    vbits_f32 counts = {0};
+    ptrdiff_t k;
+    for (k = 0; k < n; k++)
+        counts[k] = -(p[k] != 0);
+    return (vt_f32)((vbits_f32)v & counts);
+}
+
+INLINE vt_f64 counted_f64(const unsigned char *p, vt_f64 v, const ptrdiff_t n) {
+    vmask counts = {-(int64_t)(p[0] != 0), -(int64_t)(n > 1 && p[1])};
+    return (vt_f64)((vmask)v & counts);
+}
+
 INLINE vdouble first_of(vdouble v, ptrdiff_t n) {
     (void)n;
     return (vdouble)vsetq_lane_f64(0, (float64x2_t)v, 1);

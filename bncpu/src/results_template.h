@@ -33,7 +33,7 @@ INLINE VBITS NAME(result)(NAME(runs) r, const int each, ptrdiff_t i, const ptrdi
         NAME(store)(r.dz + i, dy, n, 0);
     v = centred * k.x_scale + k.offset;
     if (how & COUNTED)
-        v = NAME(where_above_0)(each ? NAME(load)(r.counted + i, n) : NAME(all)(*r.counted), v);
+        v = each ? NAME(counted)(r.counted + i, v, n) : *r.counted ? v : NAME(all)(0);
     *y = v + dy * k.dy_scale;
     return (VBITS){0};
 }
@@ -143,7 +143,7 @@ INLINE VBITS NAME(rows_apply_line)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t j, con
     for (h = 0; h < LINE_REGISTERS; h++)
         if (n > h * T_LANES)
             k[h] = NAME(of_columns)(c, j + h * T_LANES, NAME(in_register)(n, h), how);
-    return NAME(apply_line)(a, o, 0, j, n, k, 0, step, how);
+    return NAME(apply_line)(a, o, 0, j, n, k, a.counted.channel != 0, step, how);
 }
 
 INLINE VBITS NAME(rows_apply)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t width, NAME(coefficients) c, const int step,
@@ -159,6 +159,21 @@ INLINE VBITS NAME(rows_apply)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t width, NAME
     return infinite;
 }
 
+/* The bytes of the line at i, for `step` outer positions. It crosses from a plane, which goes to `end`, into the next one, and
+ * the two share their bytes. */
+INLINE bn_array NAME(crossing)(bn_array counted, ptrdiff_t o, ptrdiff_t i, ptrdiff_t end, ptrdiff_t inner, const int step,
+                               unsigned char *to) {
+    int u;
+    for (u = 0; u < step; u++) {
+        const unsigned char *run = byte_at(counted, o + u, 0);
+        memcpy(to + u * LINE, run + i, end - i);
+        memcpy(to + u * LINE + (end - i), run + end - inner, LINE - (end - i));
+    }
+    counted.data = (char *)to - o * LINE - i;
+    counted.outer = LINE;
+    return counted;
+}
+
 /* Adjacent planes, of at least a line each, are written as one run. A line that crosses from a plane into the next takes its
  * parameters from both. */
 INLINE VBITS NAME(planes_apply)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t channel, ptrdiff_t planes, ptrdiff_t inner,
@@ -166,6 +181,7 @@ INLINE VBITS NAME(planes_apply)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t channel, 
     VBITS infinite = (VBITS){0};
     NAME(registers) k[LINE_REGISTERS], next;
     ptrdiff_t i = NAME(peel)(NAME(run)(a, o, channel, how).y, inner, how), end = inner, plane = channel;
+    const int shared = how & COUNTED && !a.counted.channel; /* i goes on over planes, but bytes begin again */
     int h;
     next = NAME(of_plane)(c, plane, how);
     UNROLL
@@ -180,12 +196,18 @@ INLINE VBITS NAME(planes_apply)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t channel, 
             break;
         next = NAME(of_plane)(c, plane, how);
         if (i < end) {
+            NAME(arrays) both = a;
+            unsigned char bytes[4 * LINE];
             UNROLL
             for (h = 0; h < LINE_REGISTERS; h++)
                 k[h] = NAME(joined)(k[h], next, end - i - h * T_LANES, how);
-            infinite |= NAME(apply_line)(a, o, channel, i, LINE, k, 1, step, how);
+            if (shared)
+                both.counted = NAME(crossing)(a.counted, o, i, end, inner, step, bytes);
+            infinite |= NAME(apply_line)(both, o, channel, i, LINE, k, 1, step, how);
             i += LINE;
         }
+        if (shared)
+            a.counted.data -= inner;
         UNROLL
         for (h = 0; h < LINE_REGISTERS; h++)
             k[h] = next;
@@ -218,7 +240,7 @@ INLINE int NAME(part_apply)(bn_part p, NAME(arrays) a, NAME(coefficients) k, int
     int any = 0;
     if (planes && p.inner >= LINE && NAME(are_adjacent)(p, a.x) && NAME(are_adjacent)(p, a.z) &&
         NAME(are_adjacent)(p, a.dy) && NAME(are_adjacent)(p, a.y) && NAME(are_adjacent)(p, a.dz) &&
-        NAME(are_adjacent)(p, a.counted))
+        (!a.counted.channel || NAME(are_adjacent)(p, a.counted)))
         planes = p.channels;
     while (o < p.outer)
         if (NAME(together)(a, o, p.outer, streams, how)) {

@@ -3,8 +3,8 @@
  * The loops are rows_sums and plane_sums, each forward and backward. */
 
 /* ---- sums: s += w*g, q += w*g*d, n += w with d = x - shift, everything in float64 ----
- * g is d itself in moments, and dy in a backward pass. n is summed only with MASKED. With COUNTED w is 1 where a value counts,
- * and 0 elsewhere; with HOLES d is 0 there, whatever x. */
+ * g is d itself in moments, and dy in a backward pass. n is summed only with MASKED. With COUNTED d is 0 where a value does
+ * not count, whatever x. */
 
 typedef struct {
     HT mean, scale, shift;
@@ -23,8 +23,8 @@ INLINE void NAME(accumulate)(NAME(runs) r, ptrdiff_t i, const ptrdiff_t lanes, v
         w = observed(d, w);
         d = observed(d, d);
     }
-    if (how & HOLES)
-        d = where(w > 0, d, vdouble_all(0.0));
+    if (how & COUNTED)
+        d = counted_f64(r.counted + i, d, lanes);
     g = d;
     if (how & BACKWARD) {
         HT dy = NAME(load_ht)(r.dy + i, lanes);
@@ -36,7 +36,7 @@ INLINE void NAME(accumulate)(NAME(runs) r, ptrdiff_t i, const ptrdiff_t lanes, v
         }
         g = NAME(widen)(dy);
     }
-    if (how & (WEIGHTED | COUNTED))
+    if (how & WEIGHTED)
         g = w * g;
     *s += g;
     *q += g * d;
@@ -178,13 +178,6 @@ INLINE void NAME(rows_sums)(NAME(arrays) a, ptrdiff_t rows, ptrdiff_t width, NAM
         NAME(rows_sums_of)(a, o, 0, 1, 1, 0, width, k, weights, to, how);
 }
 
-/* The weights of n values of a plane, from i on. */
-INLINE vdouble NAME(weights_at)(NAME(runs) r, const double *weights, ptrdiff_t i, const ptrdiff_t n, const int how) {
-    if (how & COUNTED)
-        return NAME(widen)(NAME(load_ht)(r.counted + i, n));
-    return how & WEIGHTED ? vdouble_load_first(weights + i, n) : vdouble_all(1.0);
-}
-
 /* Element i of the run at (o, c) is added to lane i % SUM_LANES. At the end the lanes are added pairwise. */
 INLINE void NAME(plane_sums)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t c, ptrdiff_t inner, NAME(about) k,
                              const double *weights, NAME(sums) to, const int how) {
@@ -213,15 +206,15 @@ INLINE void NAME(plane_sums)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t c, ptrdiff_t
                 PREFETCH(r.dy + i + 2048 / sizeof(T));
             UNROLL
             for (u = 0; u < SUM_REGISTERS; u++)
-                NAME(accumulate)(r, i + u * LANES, LANES, center, NAME(weights_at)(r, weights, i + u * LANES, LANES, how), f,
-                                 &n[u], &s[u], &q[u], how);
+                NAME(accumulate)(r, i + u * LANES, LANES, center, weights_at(weights, i + u * LANES, LANES, how), f, &n[u],
+                                 &s[u], &q[u], how);
         }
         UNROLL
         for (u = 0; u < SUM_REGISTERS; u++) {
             ptrdiff_t left = end - i - u * LANES;
             left = left < LANES ? left : LANES;
             if (left > 0)
-                NAME(accumulate)(r, i + u * LANES, left, center, NAME(weights_at)(r, weights, i + u * LANES, left, how), f, &n[u],
+                NAME(accumulate)(r, i + u * LANES, left, center, weights_at(weights, i + u * LANES, left, how), f, &n[u],
                                  &s[u], &q[u], how);
         }
     }
@@ -319,10 +312,6 @@ static void NAME(counted_sums)(bn_part p, NAME(arrays) a, NAME(about) k, NAME(su
                 double s = 0, q = 0;
                 NAME(about) about = {k.center + c, NULL, NULL, NULL};
                 NAME(plane_sums)(a, o, c, p.inner, about, NULL, (NAME(sums)){NULL, &s, &q}, COUNTED);
-                if (!isfinite(q)) { /* perhaps by what does not count: 0 * NaN is NaN */
-                    s = q = 0;
-                    NAME(plane_sums)(a, o, c, p.inner, about, NULL, (NAME(sums)){NULL, &s, &q}, COUNTED | HOLES);
-                }
                 to.s[c] += s;
                 to.q[c] += q;
             }
@@ -332,7 +321,7 @@ static void NAME(counted_sums)(bn_part p, NAME(arrays) a, NAME(about) k, NAME(su
     for (first = 0; first < p.outer; first += LISTED) {
         for (n = 0, o = first; o < p.outer && o < first + LISTED; o++) {
             list[n] = o;
-            n += ((const T *)a.counted.data)[o * a.counted.outer] > 0;
+            n += *byte_at(a.counted, o, 0) != 0;
         }
         NAME(rows_sums)(a, n, p.channels, k, NULL, to, BY_ROW);
     }
@@ -349,39 +338,6 @@ INLINE double NAME(value)(bn_array x, ptrdiff_t o, ptrdiff_t c, ptrdiff_t i) {
     return (double)value;
 }
 
-/* Finds the first value of a channel that counts; if there is none, the first value. Returns whether there is one. */
-static int NAME(first_counted)(bn_part p, bn_array counted, ptrdiff_t c, ptrdiff_t *outer, ptrdiff_t *inner) {
-    ptrdiff_t o, i;
-    *outer = *inner = 0;
-    for (o = 0; o < p.outer; o++)
-        for (i = 0; i < p.inner; i++)
-            if (NAME(value)(counted, o, c, i) > 0) {
-                *outer = o;
-                *inner = i;
-                return 1;
-            }
-    return 0;
-}
-
-/* How many values of each channel count. */
-static void NAME(n_counted)(bn_part p, bn_array counted, double *n) {
-    ptrdiff_t o, i, c;
-    for (c = 0; c < p.channels; c++) {
-        if (c && !counted.channel) {
-            n[c] = n[0];
-            continue;
-        }
-        n[c] = 0;
-        for (o = 0; o < p.outer; o++) {
-            const T *run = (const T *)NAME(at)(counted, o, c, 0);
-            ptrdiff_t all = 0;
-            for (i = 0; i < p.inner; i++)
-                all += run[i] > 0;
-            n[c] += (double)all;
-        }
-    }
-}
-
 /* The shift of each channel: its value of largest weight, or its first value, that counts, without weights. So
  * |mean - shift| <= sqrt(count) * std, and one correction is always enough. Masked: NaN is not chosen. */
 static void NAME(choose_shift)(bn_part p, bn_array x, bn_array counted, const double *weights, ptrdiff_t weight_stride,
@@ -389,8 +345,8 @@ static void NAME(choose_shift)(bn_part p, bn_array x, bn_array counted, const do
     ptrdiff_t o, i, c, best_o = 0, best_i = 0;
     if (counted.data) {
         for (c = 0; c < p.channels; c++) {
-            int found = c && !counted.channel ? NAME(value)(counted, best_o, c, best_i) > 0
-                                              : NAME(first_counted)(p, counted, c, &best_o, &best_i);
+            int found = c && !counted.channel ? byte_at(counted, best_o, c)[best_i] != 0
+                                              : first_counted(p, counted, c, &best_o, &best_i);
             shift[c] = found ? NAME(value)(x, best_o, c, best_i) : 0.0;
         }
         return;
@@ -472,7 +428,7 @@ static int NAME(moments)(bn_part p, bn_array x, bn_array counted, const double *
         NAME(sums_about)(p, x, counted, converted, weights, weight_stride, 1, shift, n, s, q);
     }
     if (counted.data)
-        NAME(n_counted)(p, counted, n);
+        n_counted(p, counted, n);
     for (c = 0; c < p.channels && !counted.data; c++)
         if (!masked || finite[c]) /* nothing is missing in this channel: the same bits whatever other channels hold */
             n[c] = all;
