@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Iterable
 from functools import lru_cache
 from math import prod
 from typing import Any, NamedTuple
@@ -18,26 +19,29 @@ from ._library import library_of
 from ._plan import STORAGE
 
 
-class Given(NamedTuple):
-    """An array as kernels see it."""
+class Form(NamedTuple):
+    """What kernels must know of an array, but for where it lies."""
 
-    array: Any  # what the user gave
     library: str
-    address: Address
     shape: tuple[int, ...]
     storage: str
     axis: int | None  # that of the channels, if they are adjacent in memory though it is not the last
 
     @property
-    def aligned(self) -> bool:
-        """Whether it lies at a multiple of 16 bytes."""
-        return bool(_compat.SIMULATED or self.address % 16 == 0)
+    def n_bytes(self) -> int:
+        """Of all values."""
+        return prod(self.shape) * STORAGE[self.storage]
 
-    @property
-    def memory(self) -> tuple[int, int]:
-        """The addresses where it starts and ends."""
-        start = self.array._ary.ctypes.data if _compat.SIMULATED else self.address
-        return start, start + prod(self.shape) * STORAGE[self.storage]
+
+class Seen(NamedTuple):
+    """What an array tells of itself. Of arrays that tell the same, one is checked."""
+
+    library: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: Any
+    device: int
+    writeable: bool
 
 
 def library(name: str, a: Any) -> str:
@@ -48,23 +52,30 @@ def library(name: str, a: Any) -> str:
     return found
 
 
-def given(name: str, a: Any, device: int, *, written: bool = False, axis: int | None = None) -> Given:
-    """Address, shape and type of an array. TypeError or ValueError if kernels cannot read it, or write it.
+def seen(name: str, a: Any) -> Any:
+    """A `Seen`, as a plain tuple, which takes less time. TypeError or ValueError if no such array can be read."""
+    of = library_of(a) or library(name, a)
+    if of == "torch":
+        if a.requires_grad:
+            _check_autograd(name)
+        return of, a.shape, a.stride(), a.dtype, a.device.index, True
+    there = _compat.device_of(a) if of == "numba" else a.device.id
+    return of, a.shape, a.strides, a.dtype, there, _compat.is_writeable(a)
+
+
+def form(name: str, told: Any, device: int, *, written: bool = False, axis: int | None = None) -> Form:
+    """What kernels must know of an array that is `seen`. TypeError or ValueError if they cannot read or write it.
 
     It must be C-contiguous, or be so with `axis`, that of the channels, moved to the end; and on `device`, the current
     one.
     """
-    of, shape = library(name, a), tuple(a.shape)
-    if of == "torch":
-        _check_autograd(name, a)
-        native, writeable, strides, unit, there = True, True, a.stride(), 1, a.device.index
-    else:
-        native, writeable, strides, unit = a.dtype.isnative, _compat.is_writeable(a), a.strides, a.dtype.itemsize
-        there = _compat.device_of(a) if of == "numba" else a.device.id
-    storage = _storage(a.dtype)
-    if storage not in STORAGE or not native:
-        raise TypeError(f"{name} must be one of {', '.join(STORAGE)}, got {storage if native else a.dtype}")
-    channels_last = _is_channels_last(shape, strides, unit, axis)
+    of, shape, strides, dtype, there, writeable = Seen(*told)
+    shape, strides = tuple(shape), tuple(strides)
+    storage = _storage(dtype)
+    is_native = of == "torch" or dtype.isnative
+    if storage not in STORAGE or not is_native:
+        raise TypeError(f"{name} must be one of {', '.join(STORAGE)}, got {storage if is_native else dtype}")
+    channels_last = _is_channels_last(shape, strides, 1 if of == "torch" else dtype.itemsize, axis)
     if channels_last is None:
         or_last = "" if axis is None else ", or have its channels adjacent in memory"
         raise ValueError(
@@ -74,12 +85,27 @@ def given(name: str, a: Any, device: int, *, written: bool = False, axis: int | 
         raise ValueError(f"{name} must be writeable, got a read-only array")
     if there != device:
         raise ValueError(f"{name} must be on the current device, {device}, got one on device {there}")
-    last = axis if channels_last else None
-    return Given(a, of, _address(a, of, last), shape, storage, last)
+    return Form(of, shape, storage, axis if channels_last else None)
 
 
-def _address(a: Any, of: str, axis: int | None = None) -> Address:
+def address(a: Any, of: str, axis: int | None = None) -> Address:
+    """Where an array of a library starts."""
     return a.data_ptr() if of == "torch" else _compat.address(a, axis)
+
+
+def aligned(addresses: Iterable[Address]) -> bool:
+    """Whether all are multiples of 16 bytes."""
+    if _compat.SIMULATED:
+        return True
+    bits = 0
+    for at in addresses:
+        bits |= at
+    return bits % 16 == 0
+
+
+def start(a: Any, at: Address) -> int:
+    """The first byte of an array: its address, which is not a number in the simulator."""
+    return int(a._ary.ctypes.data if _compat.SIMULATED else at)
 
 
 @lru_cache(maxsize=256)
@@ -88,15 +114,14 @@ def _storage(dtype: Any) -> str:
     return getattr(dtype, "name", "") or str(dtype).removeprefix("torch.")
 
 
-def _check_autograd(name: str, a: Any) -> None:
-    if a.requires_grad and sys.modules["torch"].is_grad_enabled():
+def _check_autograd(name: str) -> None:
+    if sys.modules["torch"].is_grad_enabled():
         raise ValueError(
             f"{name} must not require grad, as PyTorch's autograd does not record this call; "
             "call it under torch.no_grad(), or in a torch.autograd.Function that has the backward pass, too"
         )
 
 
-@lru_cache(maxsize=1024)
 def _is_channels_last(shape: tuple[int, ...], strides: tuple[int, ...], unit: int, axis: int | None) -> bool | None:
     """False if an array is C-contiguous, True if it is so with `axis` at the end, else None."""
     if is_contiguous(shape, strides, unit):
@@ -120,51 +145,38 @@ def at_end(lengths: tuple[int, ...], axis: int) -> tuple[int, ...]:
     return (*lengths[:axis], *lengths[axis + 1 :], lengths[axis])
 
 
-def share_memory(a: Given, b: Given) -> bool:
-    """Whether a byte belongs to both."""
-    (start, end), (start_, end_) = a.memory, b.memory
-    return start < end_ and start_ < end
-
-
-def mark_written(a: Given) -> None:
+def mark_written(a: Any, of: str) -> None:
     """Tell PyTorch, whose autograd refuses to go back through what has been changed since."""
-    if a.library == "torch":
-        sys.modules["torch"].autograd.graph.increment_version(a.array)
+    if of == "torch":
+        sys.modules["torch"].autograd.graph.increment_version(a)
 
 
-def like(x: Given) -> Given:
+def like(x: Any, of: str) -> Any:
     """A new array of the library, shape, dtype and memory order of `x`."""
-    made = cuda.device_array_like(x.array) if x.library == "numba" else sys.modules[x.library].empty_like(x.array)
-    return Given(made, x.library, _address(made, x.library, x.axis), x.shape, x.storage, x.axis)
+    return cuda.device_array_like(x) if of == "numba" else sys.modules[of].empty_like(x)
 
 
-def float64(x: Given, shape: tuple[int, ...]) -> Given:
+def float64(x: Any, of: str, shape: tuple[int, ...]) -> Any:
     """A new float64 array of the library and on the device of `x`."""
-    if x.library == "torch":
+    if of == "torch":
         torch = sys.modules["torch"]
-        made = torch.empty(shape, dtype=torch.float64, device=x.array.device)
-    else:
-        made = (
-            sys.modules["cupy"].empty(shape, "float64") if x.library == "cupy" else cuda.device_array(shape, np.float64)
-        )
-    return Given(made, x.library, _address(made, x.library), shape, "float64", None)
+        return torch.empty(shape, dtype=torch.float64, device=x.device)
+    return sys.modules["cupy"].empty(shape, "float64") if of == "cupy" else cuda.device_array(shape, np.float64)
 
 
-def sent(x: Given, values: NDArray[np.float64]) -> Given:
+def sent(x: Any, of: str, values: NDArray[np.float64]) -> Any:
     """A copy of `values` on the device of `x`, of its library."""
-    if x.library == "torch":
-        made = sys.modules["torch"].tensor(values, device=x.array.device)
-    else:
-        made = sys.modules["cupy"].asarray(values) if x.library == "cupy" else cuda.to_device(values)
-    return Given(made, x.library, _address(made, x.library), values.shape, "float64", None)
+    if of == "torch":
+        return sys.modules["torch"].tensor(values, device=x.device)
+    return sys.modules["cupy"].asarray(values) if of == "cupy" else cuda.to_device(values)
 
 
-def fetched(a: Given) -> NDArray[np.float64]:
+def fetched(a: Any, of: str) -> NDArray[np.float64]:
     """A copy in CPU memory; waits for what its library's current stream has to do."""
-    if a.library == "torch":
-        there: NDArray[np.float64] = a.array.cpu().numpy()
+    if of == "torch":
+        there: NDArray[np.float64] = a.cpu().numpy()
     else:
-        there = a.array.get() if a.library == "cupy" else a.array.copy_to_host()
+        there = a.get() if of == "cupy" else a.copy_to_host()
     return there
 
 
@@ -176,14 +188,14 @@ class Scratch(NamedTuple):
     counts: Address  # int32, all 0
 
 
-def scratch(x: Given, device: int, n_floats: int, n_counts: int) -> Scratch:
+def scratch(x: Any, of: str, device: int, n_floats: int, n_counts: int) -> Scratch:
     """New memory of the library of `x`, whose pool knows streams and graphs. Numba has no pool: its memory is kept."""
-    if x.library == "torch":
+    if of == "torch":
         torch = sys.modules["torch"]
-        where = {"device": x.array.device}
+        where = {"device": x.device}
         kept = torch.empty(n_floats, dtype=torch.float64, **where), torch.zeros(n_counts, dtype=torch.int32, **where)
         return Scratch(kept, *(a.data_ptr() for a in kept))
-    if x.library == "cupy":
+    if of == "cupy":
         cupy = sys.modules["cupy"]
         kept = cupy.empty(n_floats, "float64"), cupy.zeros(n_counts, "int32")
         return Scratch(kept, *map(_compat.address, kept))
@@ -202,8 +214,8 @@ def scratch(x: Given, device: int, n_floats: int, n_counts: int) -> Scratch:
 _scratch: dict[tuple[int, int], tuple[Any, Any]] = {}
 
 
-def stream(x: Given) -> int | None:
+def stream(x: Any, of: str) -> int | None:
     """The current stream of the library of an array; 0 is CUDA's default stream, None that of Numba."""
-    if x.library == "torch":
-        return int(sys.modules["torch"].cuda.current_stream(x.array.device).cuda_stream)
-    return int(sys.modules["cupy"].cuda.get_current_stream().ptr) if x.library == "cupy" else None
+    if of == "torch":
+        return int(sys.modules["torch"].cuda.current_stream(x.device).cuda_stream)
+    return int(sys.modules["cupy"].cuda.get_current_stream().ptr) if of == "cupy" else None

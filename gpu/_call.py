@@ -14,7 +14,7 @@ from bncpu.saved import SavedStatistics
 
 from . import _arrays, _compat, why_unavailable
 from ._arguments import Address, Affine, Belonging, Kind, Statistics, Walk, Workspace
-from ._arrays import Given
+from ._arrays import Form
 from ._kernels import Kernels, kernels
 from ._plan import STORAGE, THREADS, Plan, plan
 
@@ -50,8 +50,74 @@ def data(x: Any, least: int = 2) -> tuple[int, ...]:
     return shape
 
 
+class Checked:
+    """What the arrays of a call are, found to fit each other. Calls of such arrays share it."""
+
+    def __init__(self, forms: dict[str, Form], about: tuple[Any, ...]):
+        self.forms, self.about = forms, about
+        self.x = forms["x"]
+        self.library, self.axis = self.x.library, self.x.axis
+        self.like = tuple(name for name in forms if name == "x" or name in LIKE)
+        self.parameters = tuple(name for name in forms if name not in self.like)
+        self.written = tuple(name for name in forms if name == "out" or name.startswith("running"))
+        # `out` may be one like x.
+        self.apart = [
+            (name, other, name == "out" and other in self.like)
+            for name in self.written
+            for other in forms
+            if other != name
+        ]
+
+
+LIKE = ("dy", "residual", "out")
+
+
+@lru_cache(maxsize=1024)
+def _checked(
+    told: tuple[Any, ...], per: tuple[int, ...], what: str, axis: int | None, relu: bool, device: int
+) -> Checked:
+    """Check what arrays told of themselves. `told` has a name and a `Seen` for each, x first."""
+    (_, of_x), *others = told
+    x = _arrays.form("x", of_x, device, axis=axis)
+    forms = {"x": x}
+    for name, seen in others:
+        if name in LIKE:
+            forms[name] = _like(name, _arrays.form(name, seen, device, written=name == "out", axis=axis), x)
+        else:
+            own = _arrays.form(name, seen, device, written=name.startswith("running"))
+            if own.shape != per:
+                raise ValueError(f"{name} must have shape {per}{what}; got {own.shape}")
+            forms[name] = own
+    kinds = {name: own.storage for name, own in forms.items() if name != "x" and name not in LIKE}
+    if len(set(kinds.values())) > 1:
+        raise TypeError(f"parameters must have one dtype, got {', '.join(f'{k} {v}' for k, v in kinds.items())}")
+    parameters_of = next(iter(kinds.values()), "float64")
+    return Checked(forms, (x.storage, parameters_of, relu, "residual" in forms, "mean" in forms))
+
+
+def _like(name: str, own: Form, x: Form) -> Form:
+    """`own`, if it is as x is."""
+    if (own.shape, own.storage) != (x.shape, x.storage):
+        raise ValueError(f"{name} must have shape and dtype of x, {x.shape} {x.storage}; got {own.shape} {own.storage}")
+    if own.axis != x.axis:
+        orders = ["C-contiguous", "with its channels adjacent in memory"]
+        expected, got = orders[x.axis is not None], orders[own.axis is not None]
+        raise ValueError(f"{name} must be {expected}, as x is; got one {got}")
+    return own
+
+
+@lru_cache(maxsize=1024)
+def _checked_saved(told: tuple[Any, ...], shape: tuple[int, ...], device: int) -> list[Form]:
+    """Check what saved statistics told of themselves."""
+    found = [_arrays.form(name, seen, device) for name, seen in told]
+    for own in found:
+        if own.shape != shape or own.storage != "float64":
+            raise ValueError(f"saved must hold float64 arrays of shape {shape}, got {own.shape} {own.storage}")
+    return found
+
+
 class Call:
-    """The checked arrays of one call, and the stream."""
+    """The checked arrays of one call, where they lie, and the stream."""
 
     def __init__(
         self, x: Any, activation: Any, parameters: dict[str, Any], per: tuple[int, ...], what: str = "", *,
@@ -73,55 +139,26 @@ class Call:
         axis : int, optional
             That of the channels, if these may be adjacent in memory on an axis that is not the last.
         **like : device arrays or None
-            Which lie as x does.
+            Which lie as x does; with names that are in `LIKE`.
         """
         relu = _scalars.activation(activation)
-        self.device = _compat.current_device()
-        self.x = _arrays.given("x", x, self.device, axis=axis)
-        self.like = {name: self._like(name, a, axis) for name, a in like.items() if a is not None}
-        self.parameters = {name: self._parameter(name, a, per, what) for name, a in parameters.items() if a is not None}
-        kinds = {name: p.storage for name, p in self.parameters.items()}
-        if len(set(kinds.values())) > 1:
-            raise TypeError(f"parameters must have one dtype, got {', '.join(f'{k} {v}' for k, v in kinds.items())}")
-        self.written = self._written()
-        parameters_of = next(iter(kinds.values()), "float64")
-        self.about = self.x.storage, parameters_of, relu, "residual" in self.like, "mean" in kinds
-        self.stream = _stream(self.device, _arrays.stream(self.x))
+        self.device = device = _compat.current_device()
+        given = {"x": x, **like, **parameters}
+        self.arrays = arrays = {name: a for name, a in given.items() if a is not None}
+        told = tuple([(name, _arrays.seen(name, a)) for name, a in arrays.items()])
+        self.checked = checked = _checked(told, per, what, axis, relu, device)
+        self.library, self.x = checked.library, x
+        forms = checked.forms
+        self.at = {name: _arrays.address(a, forms[name].library, forms[name].axis) for name, a in arrays.items()}
+        for name, other, in_place in checked.apart:
+            self._apart(name, other, arrays[other], self.at[other], forms[other].n_bytes, in_place=in_place)
+        self.stream = _stream(device, _arrays.stream(x, self.library))
 
-    def _like(self, name: str, a: Any, axis: int | None) -> Given:
-        g = _arrays.given(name, a, self.device, written=name == "out", axis=axis)
-        if (g.shape, g.storage) != (self.x.shape, self.x.storage):
-            raise ValueError(
-                f"{name} must have shape and dtype of x, {self.x.shape} {self.x.storage}; got {g.shape} {g.storage}"
-            )
-        if g.axis != self.x.axis:
-            orders = ["C-contiguous", "with its channels adjacent in memory"]
-            expected, got = orders[self.x.axis is not None], orders[g.axis is not None]
-            raise ValueError(f"{name} must be {expected}, as x is; got one {got}")
-        return g
-
-    def _parameter(self, name: str, a: Any, per: tuple[int, ...], what: str) -> Given:
-        g = _arrays.given(name, a, self.device, written=name.startswith("running"))
-        if g.shape != per:
-            raise ValueError(f"{name} must have shape {per}{what}; got {g.shape}")
-        return g
-
-    def _written(self) -> dict[str, Given]:
-        """The arrays that are written. No other may share their memory, but `out` may be one like x."""
-        if "out" not in self.like and "running_mean" not in self.parameters and "running_var" not in self.parameters:
-            return {}
-        arrays = {"x": self.x, **self.like, **self.parameters}
-        written = {name: g for name, g in arrays.items() if name == "out" or name.startswith("running")}
-        for name, g in written.items():
-            for other, a in arrays.items():
-                in_place = name == "out" and other not in self.parameters
-                if other != name and not (in_place and a.memory == g.memory):
-                    self._apart(name, g, other, a, in_place=in_place)
-        return written
-
-    @staticmethod
-    def _apart(name: str, g: Given, other: str, a: Given, *, in_place: bool = False) -> None:
-        if _arrays.share_memory(g, a):
+    def _apart(self, name: str, other: str, a: Any, at: Address, n_bytes: int, *, in_place: bool = False) -> None:
+        """Refuse an array that shares memory with the written one called `name`. With `in_place` it may be the same."""
+        own, start = _arrays.start(self.arrays[name], self.at[name]), _arrays.start(a, at)
+        own_bytes = self.checked.forms[name].n_bytes
+        if own < start + n_bytes and start < own + own_bytes and not (in_place and own == start):
             unless = f", unless out is all of {other}" if in_place else ""
             raise ValueError(f"{name} and {other} must not share memory{unless}")
 
@@ -129,47 +166,57 @@ class Call:
         """Saved statistics for kernels."""
         if not isinstance(saved, SavedStatistics):
             raise TypeError(f"saved must be the SavedStatistics of a forward pass, got {type(saved).__name__}")
-        if (saved.mean is None) == centred:
+        mean, invstd, mean_lo = saved.mean, saved.invstd, saved.mean_lo
+        if (mean is None) == centred:
             expected = "the mean of the forward pass" if centred else "None, as rms_norm_forward leaves it"
-            raise ValueError(f"saved.mean must be {expected}; got {type(saved.mean).__name__}")
-        names = ("mean", "mean_lo", "invstd") if centred else ("invstd",)
-        if centred and isinstance(saved.mean_lo, float):  # made by hand
-            self.mean_lo = _arrays.sent(self.x, np.full(shape, saved.mean_lo))
-            saved = saved._replace(mean_lo=self.mean_lo.array)
-        found = [_arrays.given(f"saved.{name}", getattr(saved, name), self.device) for name in names]
-        for g in found:
-            if g.shape != shape or g.storage != "float64":
-                raise ValueError(f"saved must hold float64 arrays of shape {shape}, got {g.shape} {g.storage}")
-        for name, written in self.written.items():
-            for g, other in zip(found, names, strict=True):
-                self._apart(name, written, f"saved.{other}", g)
-        return Statistics(*(g.address for g in (found if centred else found * 3)))
+            raise ValueError(f"saved.mean must be {expected}; got {type(mean).__name__}")
+        if centred and isinstance(mean_lo, float):  # made by hand
+            self.mean_lo = mean_lo = _arrays.sent(self.x, self.library, np.full(shape, mean_lo))
+        found = {"saved.mean": mean, "saved.mean_lo": mean_lo} if centred else {}
+        found["saved.invstd"] = invstd
+        told = tuple([(name, _arrays.seen(name, a)) for name, a in found.items()])
+        forms = _checked_saved(told, shape, self.device)
+        at = [_arrays.address(a, own.library) for a, own in zip(found.values(), forms, strict=True)]
+        for written in self.checked.written:
+            for (name, a), where, own in zip(found.items(), at, forms, strict=True):
+                self._apart(written, name, a, where, own.n_bytes)
+        return Statistics(*at) if centred else Statistics(*at * 3)
 
     def address(self, name: str) -> Address:
-        """The address of an array like x. If it is not given, that of x, which the kernel does not read then."""
-        return self.like.get(name, self.x).address
+        """The address of an array. If it is not given, that of x, which the kernel does not read then."""
+        return self.at.get(name, self.at["x"])
 
     def parameter(self, name: str) -> tuple[Address, int]:
         """Address and step of a parameter."""
-        p = self.parameters.get(name)
-        return (self.x.address, 0) if p is None else (p.address, 1)
+        return (self.at[name], 1) if name in self.at else (self.at["x"], 0)
 
     def affine(self) -> Affine:
         """Gamma and beta for kernels."""
         return Affine(*self.parameter("gamma"), *self.parameter("beta"))
+
+    def like(self) -> tuple[Any, Address]:
+        """A new array like x, and its address."""
+        made = _arrays.like(self.x, self.library)
+        return made, _arrays.address(made, self.library, self.checked.axis)
+
+    def result(self) -> tuple[Any, Address]:
+        """`out`, or a new array like x, and its address."""
+        return (self.arrays["out"], self.at["out"]) if "out" in self.at else self.like()
+
+    def float64(self, *shape: int) -> tuple[Any, Address]:
+        """A new array of float64, and its address."""
+        made = _arrays.float64(self.x, self.library, shape)
+        return made, _arrays.address(made, self.library)
 
     def prepared(
         self, view: View, belonging: Belonging = "columns", *,
         frozen: bool = False, centred: bool = True, skipping: bool = False,
     ) -> Prepared:  # fmt: skip
         """Plan and kernels for data in a view; the last three are those of `Kind`."""
-        aligned = self.x.aligned
-        if aligned and self.like:
-            aligned = all(a.aligned for a in self.like.values())
-        if aligned and belonging == "along":
-            aligned = all(a.aligned for a in self.parameters.values())
-        kind = _kind(*self.about, belonging, frozen, centred, skipping)
-        return _prepared(view, kind, aligned, *_device(self.device))
+        checked, at = self.checked, self.at
+        names = (*checked.like, *checked.parameters) if belonging == "along" else checked.like
+        aligned = _arrays.aligned([at[name] for name in names])
+        return _prepared_for(checked, view, belonging, frozen, centred, skipping, aligned, *_device(self.device))
 
     def prepared_sums(self, view: View) -> Prepared:
         """The same for sums of float64."""
@@ -177,17 +224,17 @@ class Call:
 
     def launch(self, kernel: Any, p: Plan, *arguments: Any) -> None:
         """Start a kernel."""
-        for g in self.written.values():
-            _arrays.mark_written(g)
+        for name in self.checked.written:
+            _arrays.mark_written(self.arrays[name], self.checked.forms[name].library)
         _launcher(kernel, p, self.stream)(*arguments)
 
     def workspace(self, p: Plan) -> Workspace:
         """Memory for the parts of slices, and for counting slices that are done; held until the call ends."""
         if p.slices == 1:
-            return Workspace(self.x.address, self.x.address)  # not used
-        *below, _ = p.levels  # the last one of a column leaves nothing
-        n_counts = sum(p.levels[1:]) * p.blocks
-        self.kept = _arrays.scratch(self.x, self.device, 4 * sum(below) * p.width, n_counts)
+            return Workspace(self.at["x"], self.at["x"])  # not used
+        levels = p.levels
+        n_floats, n_counts = 4 * sum(levels[:-1]) * p.width, sum(levels[1:]) * p.blocks  # the last one leaves nothing
+        self.kept = _arrays.scratch(self.x, self.library, self.device, n_floats, n_counts)
         return Workspace(self.kept.floats, self.kept.counts)
 
 
@@ -195,15 +242,16 @@ _SUMS = Kind("float64", "float64", False, 1, 1, 1)
 
 
 @lru_cache(maxsize=1024)
-def _kind(
-    storage: str, parameters: str, relu: bool, residual: bool, given: bool,
-    belonging: Belonging, frozen: bool, centred: bool, skipping: bool,
-) -> Kind:  # fmt: skip
-    """The kind of a call whose plan is not known yet."""
-    return Kind(
+def _prepared_for(
+    checked: Checked, view: View, belonging: Belonging,
+    frozen: bool, centred: bool, skipping: bool, aligned: bool, multiprocessors: int, threads: int,
+) -> Prepared:  # fmt: skip
+    storage, parameters, relu, residual, given = checked.about
+    kind = Kind(
         storage, parameters, False, 1, 1, 1, relu=relu, residual=residual, given=given, frozen=frozen,
         belonging=belonging, centred=centred, skipping=skipping,
     )  # fmt: skip
+    return _prepared(view, kind, aligned, multiprocessors, threads)
 
 
 @lru_cache(maxsize=1024)

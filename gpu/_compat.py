@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from itertools import chain
 from typing import Any, NamedTuple, get_type_hints
 
 import numpy as np
@@ -189,8 +188,13 @@ else:
         config, on = LaunchConfig(grid=grid, block=block), Stream.from_handle(stream.__cuda_stream__()[1])
 
         def start(*arguments: Any) -> None:
-            groups = [a if isinstance(a, tuple) else (a,) for a in arguments]
-            launch(on, config, function, *chain.from_iterable(groups))
+            numbers: list[Any] = []
+            for a in arguments:
+                if isinstance(a, tuple):
+                    numbers += a
+                else:
+                    numbers.append(a)
+            launch(on, config, function, *numbers)
 
         return start
 

@@ -29,9 +29,14 @@ class _Pass(Call):
         self.axis = _scalars.axis_of("x", shape, channel_axis)
         self.channels = shape[self.axis]
         super().__init__(x, activation, parameters, (self.channels,), ", one value per channel", axis=self.axis, **like)
-        last = self.x.axis is not None
-        view = View(_arrays.at_end(shape, self.axis), len(shape) - 1) if last else View(shape, self.axis)
+        view = _view(shape, self.axis, self.checked.axis is not None)
         self.plan, self.walk, self.kernels, self.moments = self.prepared(view, frozen=frozen, skipping=skipping)
+
+
+@lru_cache(maxsize=1024)
+def _view(shape: tuple[int, ...], axis: int, last: bool) -> View:
+    """The view of data with channels on `axis`, which may be `last` in memory."""
+    return View(_arrays.at_end(shape, axis), len(shape) - 1) if last else View(shape, axis)
 
 
 def batch_norm(
@@ -102,13 +107,13 @@ def batch_norm(
     parameters = {"mean": mean, "var": var, "gamma": gamma, "beta": beta}
     p = _Pass(x, channel_axis, activation, parameters, residual=residual, out=out)
     for name in ("mean", "var"):
-        if name not in p.parameters:
+        if name not in p.at:
             raise TypeError(f"{name} must be a device array of shape ({p.channels},), got None")
-    y = p.like.get("out") or _arrays.like(p.x)
-    arrays = Forward(p.x.address, p.address("residual"), y.address)
-    mean_, var_ = (p.parameters[name].address for name in ("mean", "var"))
-    p.launch(p.kernels.apply, p.plan, arrays, p.walk, Statistics(mean_, mean_, var_), p.affine(), eps)
-    return y.array
+    y, to = p.result()
+    arrays, at_mean = Forward(p.at["x"], p.address("residual"), to), p.at["mean"]
+    statistics = Statistics(at_mean, at_mean, p.at["var"])
+    p.launch(p.kernels.apply, p.plan, arrays, p.walk, statistics, p.affine(), eps)
+    return y
 
 
 def batch_norm_forward(
@@ -191,19 +196,19 @@ def batch_norm_forward(
     if (running_mean is None) != (running_var is None):
         raise ValueError("running_mean and running_var must be given together, got only one of them")
     _scalars.values_per_channel("batch_norm_forward", p.plan.values, ddof)
-    mean, invstd, mean_lo = (_arrays.float64(p.x, (p.channels,)) for _ in range(3))
+    (mean, at_mean), (mean_lo, at_lo), (invstd, at_invstd) = (p.float64(p.channels) for _ in range(3))
     call = call_of(p.axis, activation, gamma, beta, residual)
-    saved = SavedStatistics(mean.array, invstd.array, mean_lo.array, p.plan.values, "training", call)
-    statistics = Statistics(mean.address, mean_lo.address, invstd.address)
-    y = p.like.get("out") or _arrays.like(p.x)
-    arrays = Forward(p.x.address, p.address("residual"), y.address)
-    running = Running(p.parameter("running_mean")[0], *p.parameter("running_var"), momentum, ddof)
+    saved = SavedStatistics(mean, invstd, mean_lo, p.plan.values, "training", call)
+    statistics = Statistics(at_mean, at_lo, at_invstd)
+    y, to = p.result()
+    arrays = Forward(p.at["x"], p.address("residual"), to)
+    running = Running(p.address("running_mean"), *p.parameter("running_var"), momentum, ddof)
     if p.plan.slices == 1:
         p.launch(p.kernels.forward, p.plan, arrays, p.walk, statistics, p.affine(), eps, running)
     else:
-        p.launch(p.moments, p.plan, p.x.address, p.walk, p.workspace(p.plan), statistics, eps, running)
+        p.launch(p.moments, p.plan, p.at["x"], p.walk, p.workspace(p.plan), statistics, eps, running)
         p.launch(p.kernels.apply, p.plan, arrays, p.walk, statistics, p.affine(), eps)
-    return y.array, saved
+    return y, saved
 
 
 def batch_norm_backward(
@@ -345,25 +350,23 @@ def _backward(
     p = _Pass(
         x, channel_axis, activation, {"gamma": gamma, "beta": beta}, frozen=frozen, dy=dy, residual=residual, out=out
     )
-    if "dy" not in p.like:
+    if "dy" not in p.at:
         raise TypeError("dy must be a device array, got None")
     call = call_of(p.axis, activation, gamma, beta, residual)
     as_in_forward(saved, call, None if frozen else p.plan.values)
     statistics = p.saved(saved, (p.channels,))
-    dgamma, dbeta = (_arrays.float64(p.x, (p.channels,)) for _ in range(2))
-    arrays = Backward(p.address("dy"), p.x.address, p.address("residual"))
-    sums = Sums(*(a.address for a in (dgamma, dbeta) * 2))
-    dx = p.like.get("out") or _arrays.like(p.x)
-    dz = _arrays.like(p.x) if "residual" in p.like else None
-    gradients = Gradients(dx.address, (dz or dx).address)
+    (dgamma, at_dgamma), (dbeta, at_dbeta) = p.float64(p.channels), p.float64(p.channels)
+    sums = Sums(at_dgamma, at_dbeta, at_dgamma, at_dbeta)
+    dx, to = p.result()
+    dz, to_dz = p.like() if "residual" in p.at else (None, to)
+    arrays, gradients = Backward(p.at["dy"], p.at["x"], p.address("residual")), Gradients(to, to_dz)
     of_all = arrays, gradients, p.walk, statistics, p.affine(), sums, 1.0 / p.plan.values
     if p.plan.slices == 1:
         p.launch(p.kernels.backward, p.plan, *of_all)
     else:
         p.launch(p.kernels.backward_sums, p.plan, arrays, p.walk, p.workspace(p.plan), statistics, p.affine(), sums)
         p.launch(p.kernels.backward_apply, p.plan, *of_all)
-    results = dx.array, dgamma.array, dbeta.array
-    return results if dz is None else (*results, dz.array)
+    return (dx, dgamma, dbeta) if dz is None else (dx, dgamma, dbeta, dz)
 
 
 # ---- for the transformer, whose state is in CPU memory ----
@@ -380,12 +383,12 @@ def collect(x: Any, channel_axis: int, weights: Any = None) -> Any:
     weights : ndarray of shape (n_samples,), float64, or None
     """
     p = _Pass(x, channel_axis, None, {}, skipping=True)
-    sent = None if weights is None else _arrays.sent(p.x, weights)
-    values, step = (p.x.address, 0) if sent is None else (sent.address, 1)
-    of_samples = Weights(values, step, max(1, p.plan.outer // p.x.shape[0]))
-    result = _arrays.float64(p.x, (4, p.channels))
-    p.launch(p.kernels.collect, p.plan, p.x.address, p.walk, p.workspace(p.plan), of_samples, result.address)
-    return _arrays.fetched(result)
+    sent = None if weights is None else _arrays.sent(x, p.library, weights)
+    values, step = (p.at["x"], 0) if sent is None else (_arrays.address(sent, p.library), 1)
+    of_samples = Weights(values, step, max(1, p.plan.outer // x.shape[0]))
+    result, to = p.float64(4, p.channels)
+    p.launch(p.kernels.collect, p.plan, p.at["x"], p.walk, p.workspace(p.plan), of_samples, to)
+    return _arrays.fetched(result, p.library)
 
 
 class Uploaded(NamedTuple):
@@ -415,10 +418,9 @@ def scaled(x: Any, channel_axis: int, mean: Any, scale: Any, shift: Any, out: An
     out : device array like x, optional
     """
     p = _Pass(x, channel_axis, None, {}, out=out)
-    y = p.like.get("out") or _arrays.like(p.x)
+    y, to = p.result()
     sent = _uploaded(p.device, *(np.ascontiguousarray(a).tobytes() for a in (mean, scale, shift)))
     center, none, factor, offset = sent.addresses
-    arrays = Forward(p.x.address, p.x.address, y.address)
-    affine = Affine(p.x.address, 0, offset, 1)
+    arrays, affine = Forward(p.at["x"], p.at["x"], to), Affine(p.at["x"], 0, offset, 1)
     p.launch(p.kernels.apply, p.plan, arrays, p.walk, Statistics(center, none, factor), affine, 0.0)
-    return y.array
+    return y

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 from bncpu import _scalars
 from bncpu.saved import SavedStatistics, as_in_forward, call_of
 
-from . import _arrays
 from ._arguments import Backward, Belonging, Forward, Gradients, Pair, Running, Statistics, Sums
 from ._call import Call, View, data
 
@@ -136,7 +135,7 @@ def _with_dy(
     dy: Any, x: Any, activation: Any, gamma: Any, beta: Any, per: tuple[int, ...], what: str, residual: Any, out: Any
 ) -> Call:
     p = Call(x, activation, {"gamma": gamma, "beta": beta}, per, what, dy=dy, residual=residual, out=out)
-    if "dy" not in p.like:
+    if "dy" not in p.at:
         raise TypeError("dy must be a device array, got None")
     return p
 
@@ -144,37 +143,34 @@ def _with_dy(
 def _forward(
     p: Call, sizes: Sizes, shape: tuple[int, ...], eps: float, call: Any, *, centred: bool = True
 ) -> tuple[Any, SavedStatistics]:
-    invstd = _arrays.float64(p.x, shape)
-    mean, mean_lo = (_arrays.float64(p.x, shape) for _ in range(2)) if centred else (invstd, invstd)
-    statistics = Statistics(mean.address, mean_lo.address, invstd.address)
-    y = p.like.get("out") or _arrays.like(p.x)
-    arrays = Forward(p.x.address, p.address("residual"), y.address)
-    running = Running(p.x.address, p.x.address, 0, 0.0, 0.0)
+    invstd, at_invstd = p.float64(*shape)
+    (mean, at_mean), (mean_lo, at_lo) = (p.float64(*shape), p.float64(*shape)) if centred else ((None, at_invstd),) * 2
+    statistics = Statistics(at_mean, at_lo, at_invstd)
+    y, to = p.result()
+    arrays = Forward(p.at["x"], p.address("residual"), to)
+    running = Running(p.at["x"], p.at["x"], 0, 0.0, 0.0)
     own = p.prepared(*sizes.view_of_results, centred=centred)
     if sizes.view_of_results[0] == sizes.together and own.plan.slices == 1:
         p.launch(own.kernels.forward, own.plan, arrays, own.walk, statistics, p.affine(), eps, running)
     else:
         first = p.prepared(sizes.together, centred=centred)
         workspace = p.workspace(first.plan)
-        p.launch(first.moments, first.plan, p.x.address, first.walk, workspace, statistics, eps, running)
+        p.launch(first.moments, first.plan, p.at["x"], first.walk, workspace, statistics, eps, running)
         p.launch(own.kernels.apply, own.plan, arrays, own.walk, statistics, p.affine(), eps)
-    of_mean = (mean.array, mean_lo.array) if centred else (None, 0.0)
-    return y.array, SavedStatistics(of_mean[0], invstd.array, of_mean[1], sizes.values, "training", call)
+    return y, SavedStatistics(mean, invstd, mean_lo if centred else 0.0, sizes.values, "training", call)
 
 
 def _backward(
     p: Call, sizes: Sizes, statistics: Statistics, per: tuple[int, ...], *, centred: bool = True
 ) -> tuple[Any, ...]:
-    dgamma, dbeta = (_arrays.float64(p.x, per) for _ in range(2))
-    of_parameters = Pair(dgamma.address, dbeta.address)
-    dx = p.like.get("out") or _arrays.like(p.x)
-    dz = _arrays.like(p.x) if "residual" in p.like else None
-    arrays = Backward(p.address("dy"), p.x.address, p.address("residual"))
-    gradients = Gradients(dx.address, (dz or dx).address)
+    (dgamma, at_dgamma), (dbeta, at_dbeta) = p.float64(*per), p.float64(*per)
+    of_parameters = Pair(at_dgamma, at_dbeta)
+    dx, to = p.result()
+    dz, to_dz = p.like() if "residual" in p.at else (None, to)
+    arrays, gradients = Backward(p.at["dy"], p.at["x"], p.address("residual")), Gradients(to, to_dz)
     through = _through_planes if sizes.inner > 1 else _through_rows
     through(p, sizes, arrays, gradients, statistics, of_parameters, centred)
-    results = dx.array, dgamma.array, dbeta.array
-    return results if dz is None else (*results, dz.array)
+    return (dx, dgamma, dbeta) if dz is None else (dx, dgamma, dbeta, dz)
 
 
 def _through_rows(
@@ -182,8 +178,8 @@ def _through_rows(
 ) -> None:
     """Where parameters lie along what is normalized together."""
     n = sizes.samples * sizes.groups
-    g_x_hat, g = (_arrays.float64(p.x, (n,)) for _ in range(2))
-    sums = Sums(*result, g_x_hat.address, g.address)
+    of_x_hat, of_g = p.float64(n), p.float64(n)
+    sums = Sums(*result, of_x_hat[1], of_g[1])
     # First, as dx may take the place of what this reads.
     view = View((sizes.samples, sizes.groups * sizes.share), 1, True, sizes.groups, sizes.share)
     of_parameters = p.prepared(view, "rows", centred=centred)
@@ -204,8 +200,8 @@ def _through_planes(
 ) -> None:
     """Where channels have several values: their sums are added up to those of groups, and to those of all samples."""
     n = sizes.samples * sizes.groups
-    of_planes = [_arrays.float64(p.x, (n * sizes.share,)) for _ in range(4)]
-    sums = Sums(*(a.address for a in of_planes))
+    of_planes = [p.float64(n * sizes.share) for _ in range(4)]
+    sums = Sums(*(at for _, at in of_planes))
     own = p.prepared(sizes.planes, "planes", centred=centred)
     if sizes.share == 1 and own.plan.slices == 1:
         both = arrays, gradients, own.walk, statistics, p.affine(), sums, 1.0 / sizes.values
@@ -214,8 +210,8 @@ def _through_planes(
         of_all = statistics, p.affine(), sums
         p.launch(own.kernels.backward_sums, own.plan, arrays, own.walk, p.workspace(own.plan), *of_all)
         if sizes.share > 1:
-            of_g_x_hat, of_g = (_arrays.float64(p.x, (n,)) for _ in range(2))
-            of_groups = Pair(of_g_x_hat.address, of_g.address)
+            of_x_hat, of_g = p.float64(n), p.float64(n)
+            of_groups = Pair(of_x_hat[1], of_g[1])
             _fold(p, View((1, n, sizes.share), 1, False), Pair(sums.g_x_hat, sums.g), of_groups)
             sums = sums._replace(g_x_hat=of_groups.first, g=of_groups.second)
         both = arrays, gradients, own.walk, statistics, p.affine(), sums, 1.0 / sizes.values

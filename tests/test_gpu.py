@@ -696,12 +696,12 @@ def test_the_default_stream_is_that_of_the_arrays_library(torch, monkeypatch):
     names = ("default_stream", "legacy_default_stream", "external_stream")
     for name in names:
         monkeypatch.setattr(_call.cuda, name, lambda *handle, name=name: (name, *handle))
-    of_numba, of_torch = (_arrays.given("x", make(np.ones((3, 2))), 0) for make in (device, torch.Tensor))
+    arrays = {"numba": device(np.ones((3, 2))), "torch": torch.Tensor(np.ones((3, 2)))}
     found = {}
     for handle in (0, 7):
         torch.handle = handle
-        for a in (of_numba, of_torch):
-            found[_arrays.stream(a)] = _call._stream.__wrapped__(0, _arrays.stream(a))
+        for of, a in arrays.items():
+            found[_arrays.stream(a, of)] = _call._stream.__wrapped__(0, _arrays.stream(a, of))
     assert found == {None: ("default_stream",), 0: ("legacy_default_stream",), 7: ("external_stream", 7)}
 
 

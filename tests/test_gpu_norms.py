@@ -115,9 +115,9 @@ def test_parameters_may_be_of_another_type(name, parameters):
 @pytest.mark.parametrize("name", ["layer", "rms", "group", "group of whole vectors without pixels", "instance"])
 def test_arrays_may_lie_anywhere(name, monkeypatch):
     if IS_SIMULATED:
-        from bncpu.gpu._arrays import Given
+        from bncpu.gpu import _arrays
 
-        monkeypatch.setattr(Given, "aligned", False)
+        monkeypatch.setattr(_arrays, "aligned", lambda addresses: False)
     Case(name, np.float32, fused=True).assert_as_on_cpu()
 
 

@@ -6,6 +6,7 @@
 A launch is two sizes of the grid, two of the block, the stream, and the first arguments.
 """
 
+import functools
 import itertools
 import json
 import math
@@ -25,6 +26,12 @@ LOG = Path(os.environ.get("CUDA_STUB_LOG", os.devnull))
 STREAMS = (0, 0x7770, 0x7780)
 
 
+@functools.cache
+def strides(shape):
+    """Those of a C-contiguous tensor."""
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
 class Tensor:
     """What the backend asks a tensor of PyTorch for. There is no memory at its address, as nothing reads it."""
 
@@ -35,10 +42,9 @@ class Tensor:
 
     def __init__(self, shape, dtype="torch.float32"):
         self.shape, self.dtype, self.address = shape, dtype, next(self.addresses)
-        self.strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
     def stride(self):
-        return self.strides
+        return strides(self.shape)
 
     def data_ptr(self):
         return self.address
