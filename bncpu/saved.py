@@ -37,8 +37,8 @@ def call_of(
     """What a pass was called with; the channel axis counted from 0."""
     if activation is not None and type(activation) is not str:  # what is none is refused later; arrays do not compare
         activation = str.__str__(activation) if isinstance(activation, str) else type(activation).__name__
-    call = _call(channel_axis, activation, gamma is not None, beta is not None, residual is not None, normalized)
-    return call if where is None else Call(*call[:-1], checksum(where))
+    about = channel_axis, activation, gamma is not None, beta is not None, residual is not None, normalized
+    return _call(*about) if where is None else Call(*about, checksum(where))
 
 
 def checksum(where: NDArray[Any]) -> int:
