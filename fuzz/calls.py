@@ -460,7 +460,7 @@ class Call:
             ("dgamma", "dbeta"), (dgamma, *others), expected[1:], (two_steps, 0), strict=False
         ):
             assert got.dtype == np.float64
-            largest = n * most * np.maximum(5, 1.5 * farthest)  # x_hat is a difference and a product with a rounded number
+            largest = n * most * np.maximum(5, 1.5 * farthest)  # x_hat has three roundings
             if norm.kind in ("layer", "rms"):  # which hold x_hat in the dtype: the forward pass was infinite there, too
                 largest[farthest > float(np.finfo(dx.dtype).max)] = np.inf
             close(name, got.reshape(norm.per), wanted.reshape(norm.per), (eps + of_sums(n)) * largest)
