@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterable
-from functools import lru_cache
 from math import prod
 from typing import Any, NamedTuple
 
@@ -25,7 +24,7 @@ class Form(NamedTuple):
     library: str
     shape: tuple[int, ...]
     storage: str
-    axis: int | None  # that of the channels, if they are adjacent in memory though it is not the last
+    last: int | None  # the axis of the channels, if they are adjacent in memory though it is not the last one
 
     @property
     def n_bytes(self) -> int:
@@ -34,7 +33,7 @@ class Form(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What an array tells of itself. Of arrays that tell the same, one is checked."""
+    """What an array tells of itself, in the order of `seen`. Of arrays that tell the same, one is checked."""
 
     library: str
     shape: tuple[int, ...]
@@ -52,8 +51,11 @@ def library(name: str, a: Any) -> str:
     return found
 
 
-def seen(name: str, a: Any) -> Any:
-    """A `Seen`, as a plain tuple, which takes less time. TypeError or ValueError if no such array can be read."""
+def seen(name: str, a: Any) -> tuple[Any, ...]:
+    """A `Seen`, as a plain tuple, which takes less time.
+
+    TypeError if `a` is no device array, ValueError if PyTorch's autograd would have to record the call.
+    """
     of = library_of(a) or library(name, a)
     if of == "torch":
         if a.requires_grad:
@@ -70,7 +72,7 @@ def form(name: str, told: Any, device: int, *, written: bool = False, axis: int 
     one.
     """
     of, shape, strides, dtype, there, writeable = Seen(*told)
-    shape, strides = tuple(shape), tuple(strides)
+    shape, strides = tuple(map(int, shape)), tuple(map(int, strides))
     storage = _storage(dtype)
     is_native = of == "torch" or dtype.isnative
     if storage not in STORAGE or not is_native:
@@ -108,13 +110,13 @@ def start(a: Any, at: Address) -> int:
     return int(a._ary.ctypes.data if _compat.SIMULATED else at)
 
 
-@lru_cache(maxsize=256)
 def _storage(dtype: Any) -> str:
     """The name of a type of NumPy, CuPy or PyTorch."""
     return getattr(dtype, "name", "") or str(dtype).removeprefix("torch.")
 
 
 def _check_autograd(name: str) -> None:
+    """Refuse a tensor that requires grad, unless autograd is off."""
     if sys.modules["torch"].is_grad_enabled():
         raise ValueError(
             f"{name} must not require grad, as PyTorch's autograd does not record this call; "

@@ -50,26 +50,26 @@ def data(x: Any, least: int = 2) -> tuple[int, ...]:
     return shape
 
 
+AS_X = ("x", "dy", "residual", "out")  # arrays of the shape, type and memory order of x; the others are parameters
+
+
+def _is_written(name: str) -> bool:
+    return name == "out" or name.startswith("running")
+
+
 class Checked:
-    """What the arrays of a call are, found to fit each other. Calls of such arrays share it."""
+    """What the arrays of a call are, found to fit each other. Calls of such arrays share it, and it is its own key."""
 
-    def __init__(self, forms: dict[str, Form], about: tuple[Any, ...]):
-        self.forms, self.about = forms, about
-        self.x = forms["x"]
-        self.library, self.axis = self.x.library, self.x.axis
-        self.like = tuple(name for name in forms if name == "x" or name in LIKE)
-        self.parameters = tuple(name for name in forms if name not in self.like)
-        self.written = tuple(name for name in forms if name == "out" or name.startswith("running"))
-        # `out` may be one like x.
+    def __init__(self, forms: dict[str, Form], parameters: str, relu: bool):
+        """Keep the forms by name, and the type of parameters."""
+        self.forms, self.parameters, self.relu = forms, parameters, relu
+        self.library, self.last = forms["x"].library, forms["x"].last
+        self.as_x = tuple(name for name in forms if name in AS_X)
+        self.written = tuple(filter(_is_written, forms))
+        # Which arrays must not share memory; `out` may be the very memory of x, dy or residual.
         self.apart = [
-            (name, other, name == "out" and other in self.like)
-            for name in self.written
-            for other in forms
-            if other != name
+            (name, other, name == "out" and other in AS_X) for name in self.written for other in forms if other != name
         ]
-
-
-LIKE = ("dy", "residual", "out")
 
 
 @lru_cache(maxsize=1024)
@@ -77,33 +77,30 @@ def _checked(
     told: tuple[Any, ...], per: tuple[int, ...], what: str, axis: int | None, relu: bool, device: int
 ) -> Checked:
     """Check what arrays told of themselves. `told` has a name and a `Seen` for each, x first."""
-    (_, of_x), *others = told
-    x = _arrays.form("x", of_x, device, axis=axis)
-    forms = {"x": x}
-    for name, seen in others:
-        if name in LIKE:
-            forms[name] = _like(name, _arrays.form(name, seen, device, written=name == "out", axis=axis), x)
+    forms: dict[str, Form] = {}
+    kinds: dict[str, str] = {}
+    for name, seen in told:
+        as_x = name in AS_X
+        own = _arrays.form(name, seen, device, written=_is_written(name), axis=axis if as_x else None)
+        if as_x:
+            _check_as_x(name, own, forms.get("x", own))
+        elif own.shape != per:
+            raise ValueError(f"{name} must have shape {per}{what}; got {own.shape}")
         else:
-            own = _arrays.form(name, seen, device, written=name.startswith("running"))
-            if own.shape != per:
-                raise ValueError(f"{name} must have shape {per}{what}; got {own.shape}")
-            forms[name] = own
-    kinds = {name: own.storage for name, own in forms.items() if name != "x" and name not in LIKE}
+            kinds[name] = own.storage
+        forms[name] = own
     if len(set(kinds.values())) > 1:
         raise TypeError(f"parameters must have one dtype, got {', '.join(f'{k} {v}' for k, v in kinds.items())}")
-    parameters_of = next(iter(kinds.values()), "float64")
-    return Checked(forms, (x.storage, parameters_of, relu, "residual" in forms, "mean" in forms))
+    return Checked(forms, next(iter(kinds.values()), "float64"), relu)
 
 
-def _like(name: str, own: Form, x: Form) -> Form:
-    """`own`, if it is as x is."""
+def _check_as_x(name: str, own: Form, x: Form) -> None:
     if (own.shape, own.storage) != (x.shape, x.storage):
         raise ValueError(f"{name} must have shape and dtype of x, {x.shape} {x.storage}; got {own.shape} {own.storage}")
-    if own.axis != x.axis:
+    if own.last != x.last:
         orders = ["C-contiguous", "with its channels adjacent in memory"]
-        expected, got = orders[x.axis is not None], orders[own.axis is not None]
+        expected, got = orders[x.last is not None], orders[own.last is not None]
         raise ValueError(f"{name} must be {expected}, as x is; got one {got}")
-    return own
 
 
 @lru_cache(maxsize=1024)
@@ -139,7 +136,7 @@ class Call:
         axis : int, optional
             That of the channels, if these may be adjacent in memory on an axis that is not the last.
         **like : device arrays or None
-            Which lie as x does; with names that are in `LIKE`.
+            Which lie as x does; with names that are in `AS_X`.
         """
         relu = _scalars.activation(activation)
         self.device = device = _compat.current_device()
@@ -149,7 +146,7 @@ class Call:
         self.checked = checked = _checked(told, per, what, axis, relu, device)
         self.library, self.x = checked.library, x
         forms = checked.forms
-        self.at = {name: _arrays.address(a, forms[name].library, forms[name].axis) for name, a in arrays.items()}
+        self.at = {name: _arrays.address(a, forms[name].library, forms[name].last) for name, a in arrays.items()}
         for name, other, in_place in checked.apart:
             self._apart(name, other, arrays[other], self.at[other], forms[other].n_bytes, in_place=in_place)
         self.stream = _stream(device, _arrays.stream(x, self.library))
@@ -183,7 +180,7 @@ class Call:
         return Statistics(*at) if centred else Statistics(*at * 3)
 
     def address(self, name: str) -> Address:
-        """The address of an array. If it is not given, that of x, which the kernel does not read then."""
+        """The address of an array. If it is not given, that of x, which the kernel does not use then."""
         return self.at.get(name, self.at["x"])
 
     def parameter(self, name: str) -> tuple[Address, int]:
@@ -194,14 +191,14 @@ class Call:
         """Gamma and beta for kernels."""
         return Affine(*self.parameter("gamma"), *self.parameter("beta"))
 
-    def like(self) -> tuple[Any, Address]:
+    def new_as_x(self) -> tuple[Any, Address]:
         """A new array like x, and its address."""
         made = _arrays.like(self.x, self.library)
-        return made, _arrays.address(made, self.library, self.checked.axis)
+        return made, _arrays.address(made, self.library, self.checked.last)
 
     def result(self) -> tuple[Any, Address]:
         """`out`, or a new array like x, and its address."""
-        return (self.arrays["out"], self.at["out"]) if "out" in self.at else self.like()
+        return (self.arrays["out"], self.at["out"]) if "out" in self.at else self.new_as_x()
 
     def float64(self, *shape: int) -> tuple[Any, Address]:
         """A new array of float64, and its address."""
@@ -214,8 +211,8 @@ class Call:
     ) -> Prepared:  # fmt: skip
         """Plan and kernels for data in a view; the last three are those of `Kind`."""
         checked, at = self.checked, self.at
-        names = (*checked.like, *checked.parameters) if belonging == "along" else checked.like
-        aligned = _arrays.aligned([at[name] for name in names])
+        in_vectors = checked.forms if belonging == "along" else checked.as_x
+        aligned = _arrays.aligned([at[name] for name in in_vectors])
         return _prepared_for(checked, view, belonging, frozen, centred, skipping, aligned, *_device(self.device))
 
     def prepared_sums(self, view: View) -> Prepared:
@@ -229,7 +226,10 @@ class Call:
         _launcher(kernel, p, self.stream)(*arguments)
 
     def workspace(self, p: Plan) -> Workspace:
-        """Memory for the parts of slices, and for counting slices that are done; held until the call ends."""
+        """Memory for the parts of slices, and for counting slices that are done.
+
+        It is held until the call ends, or asks for more: by then the kernel that uses it was launched.
+        """
         if p.slices == 1:
             return Workspace(self.at["x"], self.at["x"])  # not used
         levels = p.levels
@@ -246,10 +246,10 @@ def _prepared_for(
     checked: Checked, view: View, belonging: Belonging,
     frozen: bool, centred: bool, skipping: bool, aligned: bool, multiprocessors: int, threads: int,
 ) -> Prepared:  # fmt: skip
-    storage, parameters, relu, residual, given = checked.about
+    forms = checked.forms
     kind = Kind(
-        storage, parameters, False, 1, 1, 1, relu=relu, residual=residual, given=given, frozen=frozen,
-        belonging=belonging, centred=centred, skipping=skipping,
+        forms["x"].storage, checked.parameters, False, 1, 1, 1, relu=checked.relu, residual="residual" in forms,
+        given="mean" in forms, frozen=frozen, belonging=belonging, centred=centred, skipping=skipping,
     )  # fmt: skip
     return _prepared(view, kind, aligned, multiprocessors, threads)
 

@@ -29,13 +29,14 @@ class _Pass(Call):
         self.axis = _scalars.axis_of("x", shape, channel_axis)
         self.channels = shape[self.axis]
         super().__init__(x, activation, parameters, (self.channels,), ", one value per channel", axis=self.axis, **like)
-        view = _view(shape, self.axis, self.checked.axis is not None)
+        view = _view(shape, self.axis, self.checked.last is not None)
         self.plan, self.walk, self.kernels, self.moments = self.prepared(view, frozen=frozen, skipping=skipping)
 
 
 @lru_cache(maxsize=1024)
 def _view(shape: tuple[int, ...], axis: int, last: bool) -> View:
     """The view of data with channels on `axis`, which may be `last` in memory."""
+    shape = tuple(map(int, shape))
     return View(_arrays.at_end(shape, axis), len(shape) - 1) if last else View(shape, axis)
 
 
@@ -358,7 +359,7 @@ def _backward(
     (dgamma, at_dgamma), (dbeta, at_dbeta) = p.float64(p.channels), p.float64(p.channels)
     sums = Sums(at_dgamma, at_dbeta, at_dgamma, at_dbeta)
     dx, to = p.result()
-    dz, to_dz = p.like() if "residual" in p.at else (None, to)
+    dz, to_dz = p.new_as_x() if "residual" in p.at else (None, to)
     arrays, gradients = Backward(p.at["dy"], p.at["x"], p.address("residual")), Gradients(to, to_dz)
     of_all = arrays, gradients, p.walk, statistics, p.affine(), sums, 1.0 / p.plan.values
     if p.plan.slices == 1:

@@ -166,7 +166,7 @@ def _backward(
     (dgamma, at_dgamma), (dbeta, at_dbeta) = p.float64(*per), p.float64(*per)
     of_parameters = Pair(at_dgamma, at_dbeta)
     dx, to = p.result()
-    dz, to_dz = p.like() if "residual" in p.at else (None, to)
+    dz, to_dz = p.new_as_x() if "residual" in p.at else (None, to)
     arrays, gradients = Backward(p.at["dy"], p.at["x"], p.address("residual")), Gradients(to, to_dz)
     through = _through_planes if sizes.inner > 1 else _through_rows
     through(p, sizes, arrays, gradients, statistics, of_parameters, centred)
