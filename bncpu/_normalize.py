@@ -414,11 +414,9 @@ def backward(
     if not done.all():
         k = fold_saved_backward(saved, gamma, total, along, n_values if counts is None else counts)
         arrays = (dy4, x4, residual, dresidual, dx4, counted)
-        for (dy, x, z, dz, dx, numbers), own in _not_done(arrays, done, channels):
+        for (dy, x, z, dz, dx, mask), own in _not_done(arrays, done, channels):
             some, of_some = _of(k, own), _of(relu, own)
-            backward_apply(
-                dy, x, dx, some, relu=of_some, residual=z, dresidual=dz, n_threads=n_threads, counted=numbers
-            )
+            backward_apply(dy, x, dx, some, relu=of_some, residual=z, dresidual=dz, n_threads=n_threads, counted=mask)
     return total, along
 
 

@@ -263,12 +263,12 @@ def batch_norm_forward(
     if not is_empty:
         _scalars.values_per_channel("batch_norm_forward", np.min(count), ddof)
 
+    call = call_of(axis, activation, gamma, beta, residual, where=where)  # before `out`, which may lie in its memory
     if moments is None:
         moments, saved = arrays.whole.forward(scale, shift, eps)
     else:
         saved = saved_statistics(moments, eps)
         arrays.whole.apply(fold_saved(saved, scale, shift))
-    call = call_of(axis, activation, gamma, beta, residual, where=where)
     saved = saved._replace(count=count, kind="training", call=call)
     y = arrays.result()
     if running_mean is not None and running_var is not None and not is_empty:

@@ -605,6 +605,7 @@ def _group_forward(
     eps = _scalars.real("eps", eps, low=0)
     where = _arguments.where(where, x, axis)
     arrays = _group_pass(x, n_groups, axis, where, _arguments.forward(x, activation, residual, out, n_threads))
+    call = call_of(axis, activation, gamma, beta, residual, where=where) if keep else None
     if len(arrays.whole.layouts) > 1:
         moments = forward_in_two_steps(arrays, scale, shift, eps, saved_statistics)
         saved = saved_statistics(moments, eps)
@@ -612,7 +613,6 @@ def _group_forward(
         moments, saved = _forward_in_one_step(arrays, scale, shift, eps)
     y = _layout.channels_joined(arrays.result(), axis)
     if keep:
-        call = call_of(axis, activation, gamma, beta, residual, where=where)
         count = _values(x, n_groups, axis, None) if where is None else moments.count.astype(np.int64)
         saved = saved._replace(count=count, kind="training", call=call)
     return y if out is None else out, saved, moments

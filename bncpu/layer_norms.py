@@ -543,6 +543,8 @@ def _layer_forward(
     eps = _scalars.real("eps", eps, low=0)
     where = _where(where, x, shape, channel_axis)
     arrays = _layer_pass(x, shape, channel_axis, where, _arguments.forward(x, activation, residual, out, n_threads))
+    at = None if channel_axis is None else channel_axis % x.ndim
+    call = call_of(at, activation, gamma, beta, residual, shape, where) if keep else None
     moments = forward_in_two_steps(arrays, scale, shift, eps, statistics, keep=keep)
     axis, ones = -1 if channel_axis is None else channel_axis, (1,) * len(shape)
     y = np.moveaxis(arrays.result(), -1, axis)
@@ -553,8 +555,6 @@ def _layer_forward(
         return np.moveaxis(a.reshape(a.shape + ones), -1, axis)
 
     saved = changed(statistics(moments, eps), kept)
-    at = None if channel_axis is None else axis % x.ndim
-    call = call_of(at, activation, gamma, beta, residual, shape, where)
     count = prod(shape) if where is None else kept(moments.count).astype(np.int64)
     return y if out is None else out, saved._replace(count=count, kind="training", call=call)
 

@@ -905,7 +905,7 @@ MUTANTS = [
     # ---- values that do not count ----
     Mutant("padding-counts-in-planes", SUMS, "        d = counted_f64(r.counted + i, d, lanes);\n", "", "where"),
     Mutant("padding-counts-in-rows", SUMS, "n += *byte_at(a.counted, o, 0) != 0;", "n++;", "where"),
-    Mutant("padding-of-another-row", STEPS, "(value + i) // j.narrow", "(value + i) // (j.narrow + 1)", "where"),
+    Mutant("padding-of-another-row", STEPS, "data + value // j.narrow", "data + value // (j.narrow + 1)", "where"),
     Mutant("padding-from-the-first-row-on", STEPS, "value = j.first + at.outer", "value = at.outer", "where"),
     Mutant(
         "mask-of-a-part-of-a-register",

@@ -213,7 +213,8 @@ def test_where_in_the_memory_of_the_result_is_read_before(norm, activation, chan
             there = out.view(bool).reshape(-1)[: where.size].reshape(where.shape)
             there[...] = where
             if expected is y:
-                called.forward(bncpu, x, p, where=there, out=out, **options)
+                _, same = called.forward(bncpu, x, p, where=there, out=out, **options)
+                assert same.call == saved.call
             else:
                 called.backward(bncpu, dy, x, saved, p, where=there, out=out, **options)
             assert_array_equal(out, expected)

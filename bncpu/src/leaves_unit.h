@@ -130,6 +130,13 @@ static void n_counted(bn_part p, bn_array counted, double *n) {
             continue;
         }
         n[c] = 0;
+        if (p.inner == 1) {
+            ptrdiff_t all = 0;
+            for (o = 0; o < p.outer; o++)
+                all += *byte_at(counted, o, c) != 0;
+            n[c] = (double)all;
+            continue;
+        }
         for (o = 0; o < p.outer; o++) {
             const unsigned char *run = byte_at(counted, o, c);
             for (i = 0; i < p.inner; i += 192) { /* a byte holds the sum; a wider one would take more registers */

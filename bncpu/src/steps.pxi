@@ -89,12 +89,14 @@ cdef void _gradient_of(job *j, place at) noexcept nogil:
 cdef void _counted_gradient_of(job *j, place at) noexcept nogil:
     """The same of a whole wide row or some, joined from rows that count or do not: with a byte for each value."""
     cdef unsigned char[RESULT_VALUES] each
-    cdef Py_ssize_t n = at.part.outer * at.part.channels, value = j.first + at.outer * j.g.whole.channels, end, i = 0
+    cdef Py_ssize_t n = at.part.outer * at.part.channels, value = j.first + at.outer * j.g.whole.channels, i = 0
+    cdef Py_ssize_t end = min(n, j.narrow - value % j.narrow)
+    cdef const char *row = j.counted.group0.data + value // j.narrow * j.counted.group0.outer
     cdef bn_array counted
     while i < n:
-        end = min(n, i + j.narrow - (value + i) % j.narrow)
-        memset(each + i, j.counted.group0.data[(value + i) // j.narrow * j.counted.group0.outer], end - i)
-        i = end
+        memset(each + i, row[0], end - i)
+        row += j.counted.group0.outer
+        i, end = end, min(n, end + j.narrow)
     counted.data, counted.outer, counted.channel, counted.type = <char *> each, at.part.channels, 1, BN_UINT8
     j.leaves.backward_apply[j.is_double](at.part, _part(j.x, at), _part(j.z, at), _part(j.dy, at), _part(j.y, at),
                                          _part(j.dz, at), counted, _of_channels(j.c, j.itemsize * at.channel), j.relu,
