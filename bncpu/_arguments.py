@@ -61,7 +61,7 @@ def where(value: Any, x: Array, axis: int | None, *, along: bool = False) -> NDA
     if value is None:
         return None
     try:
-        counts = np.asarray(value) if isinstance(value, (bool, list, tuple)) else value
+        counts = np.asarray(value) if isinstance(value, (bool, np.bool_, list, tuple)) else value
     except ValueError as error:
         raise ValueError(f"where must be an array of booleans: {error}") from None
     plain_array("where", counts)
@@ -102,6 +102,8 @@ def running_pair(mean: Any, var: Any, n_channels: int, others: dict[str, Any]) -
     if mean is not None:
         running("running_mean", mean, n_channels)
         running("running_var", var, n_channels)
+        if (var < 0).any():
+            raise ValueError(f"running_var must not be negative, got {var[var < 0][0]}")
         for name, a, rest in (
             ("running_mean", mean, {"running_var": var, **others}),
             ("running_var", var, others),

@@ -529,6 +529,9 @@ def _sparse_apply(X: Any, scale: NDArray[np.float64], out: Any) -> tuple[Any, in
 def clipped(y: Any, clip: float | None) -> Any:
     """`y`, an array or a sparse matrix, limited to [-clip, clip] in place. NaN stays NaN."""
     if clip is not None:
+        if not isinstance(y, np.ndarray) and not y.has_canonical_format:
+            y = y.copy()
+            y.sum_duplicates()  # parts of a value are clipped together
         values = y if isinstance(y, np.ndarray) else y.data
         with np.errstate(over="ignore"):
             most = np.array(clip).astype(values.dtype)

@@ -59,11 +59,21 @@ def as_values(name: str, a: Any) -> NDArray[Any]:
         raise TypeError(f"{name} must not be masked, got a MaskedArray")
     if isinstance(a, np.ndarray):
         return a
+    if _has_gaps(a):
+        raise ValueError(f"{name} must have a number for each channel, got a {type(a).__name__} with missing values")
     try:
         shared = hasattr(a, "__dlpack__") and not hasattr(a, "__array__")
         return np.from_dlpack(a) if shared else np.asarray(_detached(a))
     except (BufferError, RuntimeError, TypeError) as error:  # of arrays on a device, for example
         raise TypeError(f"{name} must hold real numbers in CPU memory, got {type(a).__name__}: {error}") from None
+
+
+def _has_gaps(a: Any) -> bool:
+    """Whether a column of pandas, polars or pyarrow has missing values, which would become NaN."""
+    count = getattr(a, "null_count", 0)
+    if hasattr(a, "isna") and not isinstance(a.dtype, np.dtype):
+        count = a.isna().sum()
+    return bool(count() if callable(count) else count)
 
 
 def per_channel(name: str, a: ArrayLike | None, n_channels: int) -> NDArray[np.float64] | None:

@@ -61,7 +61,9 @@ def as_batch(X: Any) -> Batch:
         return X
     if is_lazy(X):
         return Lazy(X)
-    return Sparse(X) if issparse(X) else Dense(X)
+    if issparse(X):
+        return Sparse(X if X.dtype.kind == "f" else X.astype(np.float64))
+    return Dense(X)
 
 
 def as_array(X: Any) -> Any:
@@ -129,6 +131,8 @@ def numbers_only(name: str, X: Any) -> Any:
             f"{name} must be an array or a frame, got {shown(X)}; read a file first, or learn from it by `bncpu fit`"
         )
     _refuse_a_query(name, X)
+    if issparse(X):
+        _refuse_entries_outside(name, X)
     if isinstance(X, (Mapping, Set, Iterator)) and not hasattr(X, "shape"):
         raise TypeError(f"{name} must be an array, a frame or a sparse matrix, got a {type(X).__name__}")
     _foreign.no_gradients(name, X)
@@ -145,10 +149,16 @@ def numbers_only(name: str, X: Any) -> Any:
             return values  # not converted once more
     elif hasattr(X, "columns") and hasattr(X, "dtypes") and len(X.shape) == 2:
         _refuse_no_numbers(name, zip(X.columns, X.dtypes, strict=True), None)
+        if hasattr(X, "iloc") and not is_lazy(X):
+            for k, (column, dtype) in enumerate(zip(X.columns, X.dtypes, strict=True)):
+                if isinstance(dtype, np.dtype) and dtype.kind == "O":
+                    _refuse_no_numbers(name, [(column, dtype)], X.iloc[:, k].to_numpy())
     elif hasattr(getattr(X, "schema", None), "types"):
         _refuse_no_numbers(name, zip(X.schema.names, X.schema.types, strict=True), None)
     elif hasattr(X, "dtype"):
         _refuse_no_numbers(name, [(None, X.dtype)], X)
+        if isinstance(X, np.ndarray) and X.dtype.kind == "T":  # scikit-learn knows NumPy's older strings
+            return X.astype(object)
     elif hasattr(X, "type"):  # of pyarrow
         _refuse_no_numbers(name, [(None, X.type)], None)
     return _with_gaps(X) if isinstance(X, np.ma.MaskedArray) else X
@@ -161,20 +171,61 @@ def _refuse_a_query(name: str, X: Any) -> None:
 
 
 def _refuse_no_numbers(name: str, types: Iterable[tuple[Any, Any]], values: Any) -> None:
+    types = [(column, _of_values(given)) for column, given in types]
     other = [
         (column, dtype)
-        for column, given in types
-        # Of categories, what they are categories of.
-        for dtype in [getattr(getattr(given, "categories", None), "dtype", getattr(given, "value_type", given))]
-        if str(dtype).lower().startswith(NO_NUMBERS) or (isinstance(dtype, np.dtype) and dtype.names is not None)
+        for column, dtype in types
+        if str(dtype).lower().startswith(NO_NUMBERS) or (isinstance(dtype, np.dtype) and dtype.type is np.void)
     ]
     if not other and isinstance(values, np.ndarray) and values.dtype == object:
-        other = [(None, type(v).__name__) for v in values.flat if isinstance(v, (np.datetime64, np.timedelta64))]
+        other = [(types[0][0], _kind_of(v)) for v in values.flat if _is_no_number(v)]
+    for column, dtype in types:
+        if getattr(dtype, "kind", "") == "c":
+            of = "" if column is None else f" in column {shown(column)}"
+            raise ValueError(f"Complex data not supported: {name} must hold real numbers, got {dtype}{of}")
     if other:
         where = ", ".join(str(d) if column is None else f"column {shown(column)} ({d})" for column, d in other[:5])
         raise TypeError(
             f"{name} must hold numbers, got {where}; leave it out, or make numbers of it, such as days since a date"
         )
+
+
+def _of_values(dtype: Any) -> Any:
+    """The type of the values: of categories, and of what Arrow encodes, that of what they stand for."""
+    arrow = getattr(dtype, "pyarrow_dtype", dtype)
+    if arrow is not dtype and str(arrow).startswith("run_end_encoded"):
+        raise TypeError(f"X must hold numbers that pandas can read, got {arrow}; decode it first")
+    found = getattr(getattr(dtype, "categories", None), "dtype", getattr(arrow, "value_type", None))
+    return dtype if found is None else found
+
+
+def _is_no_number(cell: Any) -> bool:
+    """Whether a cell of an array of objects is what floats can be made of, though it is no number."""
+    return isinstance(cell, (np.ndarray, np.generic)) and cell.dtype.type in (np.datetime64, np.timedelta64, np.void)
+
+
+def _kind_of(cell: Any) -> str:
+    return str(cell.dtype) if isinstance(cell, np.ndarray) else type(cell).__name__
+
+
+def _refuse_entries_outside(name: str, X: Any) -> None:
+    """Refuse a sparse matrix with entries outside its shape. SciPy makes one unasked, and loops would write there."""
+    ends, lists = None, []
+    if X.format in ("csr", "csc"):
+        n_rows, n_columns = X.shape if X.format == "csr" else X.shape[::-1]
+        ends, lists = X.indptr, [(X.indices, n_columns)]
+        n_stored = int(ends[-1]) if len(ends) == n_rows + 1 else -1
+        if not (n_stored >= 0 and ends[0] == 0 and np.all(ends[:-1] <= ends[1:])):
+            raise ValueError(f"{name} must be a sparse matrix whose indptr fits its shape {X.shape}")
+    elif X.format == "coo":
+        lists, n_stored = [(X.row, X.shape[0]), (X.col, X.shape[1])] if X.ndim == 2 else [], len(X.data)
+    for indices, n in lists:
+        if len(indices) < n_stored or len(X.data) < n_stored:
+            raise ValueError(f"{name} must be a sparse matrix with an index for each of its values")
+        some = indices[:n_stored]
+        if n_stored and (some.min() < 0 or some.max() >= n):
+            odd = some[(some < 0) | (some >= n)][0]
+            raise ValueError(f"{name} must be a sparse matrix with entries in its shape {X.shape}, got the index {odd}")
 
 
 def _with_gaps(X: Any) -> NDArray[Any]:
@@ -335,6 +386,8 @@ def _naming_what_is_no_number(X: Any, at: Block | None = None) -> Iterator[None]
     """Where scikit-learn's conversion fails, say for which value of X, or of the block of X at some place."""
     try:
         yield
+    except RuntimeError as error:  # of tensors that cannot be arrays
+        raise TypeError(f"X must be an array in memory, got a {type(X).__name__}: {error}") from None
     except (OverflowError, TypeError, ValueError) as error:
         if at is None:
             _refuse_other_than_2_axes(X)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,7 @@ def fold_linear(
     Returns
     -------
     weight : ndarray of the shape, dtype and memory order of `weight`
-        A new array, computed in float64. What overflows the dtype is infinity.
+        A new array, computed in float64. What overflows the dtype is infinity, with a warning.
     bias : ndarray of shape (C,) and the dtype of `weight`
         A new array, even if `bias` is None.
 
@@ -144,7 +145,7 @@ def fold_conv(
     Returns
     -------
     weight : ndarray of the shape, dtype and memory order of `weight`
-        A new array, computed in float64. What overflows the dtype is infinity.
+        A new array, computed in float64. What overflows the dtype is infinity, with a warning.
     bias : ndarray of shape (C,) and the dtype of `weight`
         A new array, even if `bias` is None.
 
@@ -225,7 +226,12 @@ def _folded(
         c = fold(center, inverse_std(spread, eps), scale, shift)
         new_weight = (weight * c.scale[channel]).astype(weight.dtype)
         new_bias = ((0.0 if old is None else old) - c.mean) * c.scale + c.shift
-        return new_weight, new_bias.astype(weight.dtype)
+        new_bias = new_bias.astype(weight.dtype)
+    finite = all(a is None or np.isfinite(a).all() for a in (weight, center, spread, scale, shift, old))
+    for name, new in (("weight", new_weight), ("bias", new_bias)):
+        if finite and np.isinf(new).any():
+            warnings.warn(f"the folded {name} overflows {weight.dtype}: it is infinite", RuntimeWarning, stacklevel=3)
+    return new_weight, new_bias
 
 
 # ---- the weight: its dimensions, and where its output channels are ----

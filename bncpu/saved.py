@@ -131,7 +131,14 @@ class SavedStatistics:
         Returns
         -------
         SavedStatistics
-            Of kind "frozen", with ``invstd = 1 / sqrt(var + eps)``; NaN where that has no root.
+            Of kind "frozen", with ``invstd = 1 / sqrt(var + eps)``.
+
+        Raises
+        ------
+        TypeError
+            If an argument does not hold real numbers.
+        ValueError
+            If shapes do not fit, or a variance or eps is negative.
 
         Examples
         --------
@@ -143,6 +150,8 @@ class SavedStatistics:
         center, spread = _numbers("mean", mean), _numbers("var", var)
         if center.ndim and center.shape != spread.shape:
             raise ValueError(f"mean and var must have the same shape, got {center.shape} and {spread.shape}")
+        if np.any(spread < 0):
+            raise ValueError(f"var must not be negative, got {spread[spread < 0].flat[0]}")
         number: Any = eps
         if isinstance(number, (bool, np.bool_)) or not isinstance(number, Real) or not 0 <= float(number) < np.inf:
             raise ValueError(f"eps must be a finite number that is not negative, got {type(eps).__name__} {eps!s:.40}")

@@ -306,7 +306,7 @@ def _check_parameters(scaler: Any) -> None:
 
 def _refuse(X: Any) -> None:
     """Leave to scikit-learn what it does not make an array in memory of."""
-    if issparse(X):
+    if issparse(X) or (hasattr(X, "columns") and hasattr(X, "sparse")):  # a frame whose columns all are
         raise _NotOurs("X is sparse")
     if get_config()["array_api_dispatch"] and type(X) is not np.ndarray:
         raise _NotOurs("array_api_dispatch is on")

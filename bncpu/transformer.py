@@ -40,7 +40,7 @@ from bncpu._conversions import LayerMixin
 from bncpu._device import as_given
 from bncpu._door import Samples
 from bncpu._report import Report
-from bncpu._scalars import real, threads
+from bncpu._scalars import real, shown, threads
 from bncpu.moments import Coefficients
 from bncpu.running import Kind, Running, continues, needs_times
 from bncpu.state import Parameters, State, added, collapsed
@@ -687,9 +687,12 @@ class BatchNormTransformer(LayerMixin, CallbackSupportMixin, OneToOneFeatureMixi
     ) -> Any:
         threads(self.n_threads)
         batch: Batch = given.X
+        copy = self.copy if copy is None else copy
+        if not isinstance(copy, (bool, np.bool_)):
+            raise TypeError(f"copy must be True or False, got {shown(copy)}; out is given by its name")
         if batch.lazy:
             return given.back(_dask.apply(self, batch.X, coefficients, self._state.parameters, dtype, clip))
-        if out is None and not (self.copy if copy is None else copy) and batch.can_be_overwritten(dtype):
+        if out is None and not copy and batch.can_be_overwritten(dtype):
             out = batch.X
         y, seen = batch.apply(coefficients, dtype=dtype, out=out, n_threads=self.n_threads)
         names = getattr(self, "feature_names_in_", None)

@@ -2,14 +2,17 @@
 
 import datetime
 import decimal
+import pickle
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute
 import pytest
 from arrays import normal, polars, same_bits
+from scipy import sparse
 
-from bncpu import BatchNormDisplay, BatchNormTransformer
+from bncpu import BatchNormDisplay, BatchNormTransformer, batch_norm
 
 NUMBERS = normal(1, (6, 2))
 DATES = np.array(["2020-01-01", "2020-01-03", "NaT", "2021-01-01", "2022-01-01", "2022-01-05"], "M8[s]")
@@ -418,3 +421,142 @@ def test_features_that_are_none_are_refused(features):
     bn = BatchNormTransformer().fit(pd.DataFrame(NUMBERS, columns=["a", "1"]))
     with pytest.raises((TypeError, ValueError), match="features must"):
         bn.select(features)
+
+
+# ---- kinds found by trying what others report ----
+
+
+def with_entries(kind, index):
+    """A sparse matrix of shape (3, 2) with an index that SciPy does not look at."""
+    if kind == "coo":
+        X = sparse.coo_matrix((np.ones(2), ([0, 1], [0, 1])), shape=(3, 2))
+        X.col = np.array([0, index])
+        return X
+    if kind == "csc":
+        return sparse.csc_array((np.ones(3), [0, 1, index + 1], [0, 2, 3]), shape=(3, 2))
+    return sparse.csr_matrix((np.ones(3), [0, 1, index], [0, 1, 2, 3]), shape=(3, 2))
+
+
+@pytest.mark.parametrize("kind", ["csr", "csc", "coo"])
+@pytest.mark.parametrize("index", [2, 7, 10**7, -2])
+def test_sparse_entries_outside_the_shape_are_refused(kind, index):
+    odd = index + (kind == "csc")
+    says = rf"^X must be a sparse matrix with entries in its shape \(3, 2\), got the index {odd}$"
+    fitted = BatchNormTransformer(with_mean=False).fit(np.eye(2))
+    before = pickle.dumps(fitted)
+    for call in (
+        fitted.partial_fit,
+        fitted.transform,
+        fitted.inverse_transform,
+        BatchNormTransformer(with_mean=False).fit,
+    ):
+        with pytest.raises(ValueError, match=says):
+            call(with_entries(kind, index))
+    assert pickle.dumps(fitted) == before
+
+
+@pytest.mark.parametrize(("part", "values"), [("indptr", [0, 3, 1, 3]), ("indptr", [1, 1, 2, 3]), ("data", [1.0, 1.0])])
+def test_sparse_matrices_that_were_taken_apart_are_refused(part, values):
+    X = sparse.csr_matrix(np.eye(3))
+    setattr(X, part, np.array(values, getattr(X, part).dtype))
+    with pytest.raises(ValueError, match=r"^X must be a sparse matrix"):
+        BatchNormTransformer(with_mean=False).fit(X)
+
+
+IN_PANDAS = pd.arrays.ArrowExtensionArray
+MOMENTS = pa.array([1, 2], pa.timestamp("s")), pa.array([1, 2], pa.duration("s")), pa.array([1, 2], pa.date32())
+
+
+@pytest.mark.parametrize("values", MOMENTS, ids=lambda values: str(values.type))
+def test_encoded_dates_of_pandas_are_no_numbers(values):
+    frame = pd.DataFrame({"a": [3.0, 5.0], "when": IN_PANDAS(values.dictionary_encode())})
+    with pytest.raises(TypeError, match=r"^X must hold numbers, got column 'when' \("):
+        BatchNormTransformer().fit(frame)
+    with pytest.raises(TypeError, match=r"run_end_encoded.*; decode it first$"):
+        BatchNormTransformer().fit(pd.DataFrame({"when": IN_PANDAS(pa.compute.run_end_encode(values))}))
+    numbers = IN_PANDAS(pa.array([1, 3]).dictionary_encode())
+    assert BatchNormTransformer().fit(pd.DataFrame({"a": numbers})).mean_ == 2
+
+
+@pytest.mark.parametrize("cell", [np.array("2026-01-01", "M8[s]"), np.array(3, "m8[s]"), np.zeros(1, [("a", "i8")])[0]])
+def test_cells_that_are_dates_or_records_are_no_numbers(cell):
+    column = np.empty((2, 1), object)
+    column[0, 0], column[1, 0] = 1.0, cell
+    for X in (column, pd.DataFrame({"a": column[:, 0]})):
+        with pytest.raises(TypeError, match=r"^X must hold numbers, got "):
+            BatchNormTransformer().fit(X)
+
+
+def test_parts_of_a_sparse_value_are_clipped_together():
+    bn = BatchNormTransformer(with_mean=False, clip=2.0).fit([[1.0], [3.0]])
+    parts = np.array([1.5, 1.5]), np.array([0, 0])
+    X = sparse.csr_matrix((*parts, np.array([0, 2, 2])), shape=(2, 1))
+    assert bn.transform(X).toarray().tolist() == bn.transform(X.toarray()).tolist() == [[2.0], [0.0]]
+    assert X.nnz == 2
+
+
+def test_sparse_frames_of_booleans_are_learned():
+    letters = pd.Series(["a", "b", "a"])
+    bn = BatchNormTransformer(with_mean=False).fit(pd.get_dummies(letters, sparse=True))
+    np.testing.assert_allclose(bn.var_, [2 / 9, 2 / 9], rtol=1e-15)
+
+
+def test_weights_whose_sum_overflows_are_refused():
+    for kind in ({}, {"window": 5}, {"momentum": 0.5}, {"halflife": 3.0}):
+        with pytest.raises(ValueError, match=r"^sample_weight must have a sum that float64 holds"):
+            BatchNormTransformer(**kind).partial_fit([[1.0], [2.0]], sample_weight=[1e308, 1e308])
+
+
+def test_copy_is_true_or_false():
+    X = np.ones((1, 1))
+    bn = BatchNormTransformer().fit([[0.0], [2.0]])
+    for call, wrong in ((bn.transform, np.zeros((1, 1))), (bn.transform, "no"), (bn.inverse_transform, 1.5)):
+        with pytest.raises(TypeError, match=r"^copy must be True or False, got .*; out is given by its name$"):
+            call(X, wrong)
+    assert X == 1
+
+
+@pytest.mark.parametrize("X", [np.array([[1j], [2]]), [[1j], [2]], pd.DataFrame({"q": [1j, 2]})], ids=str)
+def test_complex_numbers_are_refused_in_one_line(X):
+    with pytest.raises(
+        ValueError, match=r"^Complex data not supported: X must hold real numbers, got complex128.*$"
+    ) as told:
+        BatchNormTransformer().fit(X)
+    assert "\n" not in str(told.value)
+
+
+def test_strings_of_numpy_2_are_text():
+    if hasattr(np.dtypes, "StringDType"):
+        assert BatchNormTransformer().fit(np.array([["1"], ["3"]], np.dtypes.StringDType())).mean_ == 2
+        with pytest.raises(ValueError, match=r"^X must hold numbers, got 'x' in row 1 of column 0"):
+            BatchNormTransformer().fit(np.array([["1"], ["x"]], np.dtypes.StringDType()))
+
+
+class NoArray:
+    """As a tensor that requires grad."""
+
+    shape, ndim, dtype = (2, 1), 2, np.dtype("f8")
+
+    def __array__(self, *args, **kwargs):
+        raise RuntimeError("call detach() first")
+
+    def __len__(self):
+        return 2
+
+
+def test_what_cannot_become_an_array_is_named():
+    with pytest.raises(TypeError, match=r"^X must be an array in memory, got a NoArray: call detach\(\) first$"):
+        BatchNormTransformer().fit(NoArray())
+    with pytest.raises(TypeError, match=r"^sample_weight must be an array in memory, got .*: call detach\(\) first$"):
+        BatchNormTransformer().fit([[1.0], [2.0]], sample_weight=NoArray())
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars", "pyarrow"])
+def test_parameters_without_a_number_are_refused(library):
+    column = {
+        "pandas": lambda: pd.Series([1, None], dtype="Int64"),
+        "polars": lambda: polars().Series([1, None]),
+        "pyarrow": lambda: pa.array([1, None]),
+    }[library]()
+    with pytest.raises(ValueError, match=r"with missing values$"):
+        batch_norm(np.ones((3, 2)), np.zeros(2), column)

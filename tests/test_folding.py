@@ -313,7 +313,9 @@ def test_a_channel_of_variance_0_without_eps_becomes_beta():
 
 def test_integers_and_float64_statistics_of_float16_weights_are_exact_to_its_rounding():
     weight = normal(22, (3, 5), dtype=np.float16)
-    folded, new_bias = fold_linear(weight, [1, 2, 3], [10**6, 0, 0], [1, 1, 0], [1, 70000, 1], eps=0)
+    with pytest.warns(RuntimeWarning, match="the folded (weight|bias) overflows float16: it is infinite") as told:
+        folded, new_bias = fold_linear(weight, [1, 2, 3], [10**6, 0, 0], [1, 1, 0], [1, 70000, 1], eps=0)
+    assert len(told) == 2
     assert same_bits(folded[0], weight[0])
     assert np.all(np.isinf(new_bias[:1])) and new_bias[2] == 0  # beyond float16
     exact = weight[1].astype(np.float64) * 70000

@@ -281,7 +281,7 @@ def test_a_batch_without_values_teaches_nothing(norm, shape, activation, layout)
     x = np.zeros(shape, np.float32)
     n = x.shape[layout.get("channel_axis", 1)]
     gamma, beta = parameters(n)
-    running, out = normal(73, (2, n)), np.zeros(shape, np.float32)
+    running, out = abs(normal(73, (2, n))), np.zeros(shape, np.float32)
     before = running.copy()
     options = dict(residual=x, activation=activation, **layout)
     y, saved = forward(x, gamma, beta, running_mean=running[0], running_var=running[1], ddof=1, out=out, **options)
@@ -295,7 +295,7 @@ def test_a_batch_without_values_teaches_nothing(norm, shape, activation, layout)
 
 
 def test_a_part_without_values_has_the_statistics_of_the_whole_batch():
-    x, dy, running = normal(74, (6, 3)), normal(75, (6, 3)), [normal(76, (2, 3)), normal(76, (2, 3))]
+    x, dy, running = normal(74, (6, 3)), normal(75, (6, 3)), [abs(normal(76, (2, 3))) for _ in range(2)]
     moments = merge(batch_norm_moments(x[:0]), batch_norm_moments(x))
     y, of_none = batch_norm_forward(x[:0], moments=moments, running_mean=running[0][0], running_var=running[0][1])
     _, saved = batch_norm_forward(x, running_mean=running[1][0], running_var=running[1][1])
@@ -309,7 +309,7 @@ def test_a_part_without_values_has_the_statistics_of_the_whole_batch():
 
 
 def test_moments_of_parts_that_are_all_empty_teach_nothing():
-    running = normal(77, (2, 3))
+    running = abs(normal(77, (2, 3)))
     before, moments = running.copy(), merge(batch_norm_moments(x := np.zeros((0, 3))), batch_norm_moments(x))
     y, saved = batch_norm_forward(x, moments=moments, running_mean=running[0], running_var=running[1])
     assert y.shape == (0, 3)

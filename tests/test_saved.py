@@ -80,12 +80,21 @@ def test_a_low_part_that_does_not_fit_is_refused_by_name(lo):
 
 
 def test_frozen_statistics_are_those_of_the_kernels_to_the_bit():
-    var = np.concatenate([10.0 ** np.arange(-320, 309), [0.0, np.inf, np.nan, -1.0], normal(64, 50) ** 2])
+    var = np.concatenate([10.0 ** np.arange(-320, 309), [0.0, np.inf, np.nan], normal(64, 50) ** 2])
     for eps in (0.0, 1e-5, 1):
         saved = SavedStatistics.from_variance(np.zeros(len(var)), var, eps=eps)
         with np.errstate(invalid="ignore"):
             np.testing.assert_array_equal(saved.invstd, inverse_std(var, eps))
         assert (saved.kind, saved.count) == ("frozen", None)
+
+
+def test_a_negative_variance_is_refused():
+    with pytest.raises(ValueError, match=r"^var must not be negative, got -1\.0$"):
+        SavedStatistics.from_variance([0.0, 1.0], [4.0, -1.0])
+    mean, var = np.zeros(2), np.array([1.0, -50.0])
+    with pytest.raises(ValueError, match=r"^running_var must not be negative, got -50\.0$"):
+        batch_norm_forward(normal(51, (9, 2)), running_mean=mean, running_var=var)
+    assert mean.tolist() == [0, 0] and var.tolist() == [1, -50]
 
 
 def test_statistics_from_a_variance_give_the_gradient_of_inference():
