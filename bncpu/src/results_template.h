@@ -196,14 +196,16 @@ INLINE VBITS NAME(planes_apply)(NAME(arrays) a, ptrdiff_t o, ptrdiff_t channel, 
             break;
         next = NAME(of_plane)(c, plane, how);
         if (i < end) {
-            NAME(arrays) both = a;
-            unsigned char bytes[4 * LINE];
             UNROLL
             for (h = 0; h < LINE_REGISTERS; h++)
                 k[h] = NAME(joined)(k[h], next, end - i - h * T_LANES, how);
-            if (shared)
+            if (shared) {
+                NAME(arrays) both = a;
+                unsigned char bytes[4 * LINE];
                 both.counted = NAME(crossing)(a.counted, o, i, end, inner, step, bytes);
-            infinite |= NAME(apply_line)(both, o, channel, i, LINE, k, 1, step, how);
+                infinite |= NAME(apply_line)(both, o, channel, i, LINE, k, 1, step, how);
+            } else
+                infinite |= NAME(apply_line)(a, o, channel, i, LINE, k, 1, step, how);
             i += LINE;
         }
         if (shared)
