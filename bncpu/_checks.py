@@ -60,7 +60,7 @@ def as_values(name: str, a: Any) -> NDArray[Any]:
     if isinstance(a, np.ndarray):
         return a
     if _has_gaps(a):
-        raise ValueError(f"{name} must have a number for each channel, got a {type(a).__name__} with missing values")
+        raise TypeError(f"{name} must have no missing values, got a {type(a).__name__} with some")
     try:
         shared = hasattr(a, "__dlpack__") and not hasattr(a, "__array__")
         return np.from_dlpack(a) if shared else np.asarray(_detached(a))
@@ -70,10 +70,10 @@ def as_values(name: str, a: Any) -> NDArray[Any]:
 
 def _has_gaps(a: Any) -> bool:
     """Whether a column of pandas, polars or pyarrow has missing values, which would become NaN."""
+    if hasattr(a, "isna"):
+        return not isinstance(getattr(a, "dtype", np.dtype("f8")), np.dtype) and bool(np.any(a.isna()))
     count = getattr(a, "null_count", 0)
-    if hasattr(a, "isna") and not isinstance(a.dtype, np.dtype):
-        count = a.isna().sum()
-    return bool(count() if callable(count) else count)
+    return bool(np.any(count() if callable(count) else count))
 
 
 def per_channel(name: str, a: ArrayLike | None, n_channels: int) -> NDArray[np.float64] | None:

@@ -61,7 +61,7 @@ def as_batch(X: Any) -> Batch:
         return X
     if is_lazy(X):
         return Lazy(X)
-    if issparse(X):
+    if issparse(X):  # scikit-learn leaves the booleans of a sparse frame as they are
         return Sparse(X if X.dtype.kind == "f" else X.astype(np.float64))
     return Dense(X)
 
@@ -118,8 +118,9 @@ def samples(X: Any, channel_axis: int | None) -> Samples:
     return Samples(X, channel_axis, xp, device)
 
 
-# Types of NumPy, pandas, polars and pyarrow whose names begin so: they convert to float, and are no numbers.
-NO_NUMBERS = ("date", "time", "duration", "period", "interval", "month_day_nano")
+# Types of NumPy, pandas, polars and pyarrow whose names begin so: they convert to float, and are no numbers. The last
+# one is in columns of pandas, which cannot read it.
+NO_NUMBERS = ("date", "time", "duration", "period", "interval", "month_day_nano", "run_end_encoded")
 
 
 def numbers_only(name: str, X: Any) -> Any:
@@ -132,6 +133,7 @@ def numbers_only(name: str, X: Any) -> Any:
         )
     _refuse_a_query(name, X)
     if issparse(X):
+        X = X if X.format in ("csr", "csc", "bsr", "coo") else X.tocsr()
         _refuse_entries_outside(name, X)
     if isinstance(X, (Mapping, Set, Iterator)) and not hasattr(X, "shape"):
         raise TypeError(f"{name} must be an array, a frame or a sparse matrix, got a {type(X).__name__}")
@@ -148,15 +150,16 @@ def numbers_only(name: str, X: Any) -> Any:
         if values.dtype == np.float64:
             return values  # not converted once more
     elif hasattr(X, "columns") and hasattr(X, "dtypes") and len(X.shape) == 2:
-        _refuse_no_numbers(name, zip(X.columns, X.dtypes, strict=True), None)
-        if hasattr(X, "iloc") and not is_lazy(X):
-            for k, (column, dtype) in enumerate(zip(X.columns, X.dtypes, strict=True)):
-                if isinstance(dtype, np.dtype) and dtype.kind == "O":
-                    _refuse_no_numbers(name, [(column, dtype)], X.iloc[:, k].to_numpy())
+        types = list(zip(X.columns, X.dtypes, strict=True))
+        _refuse_no_numbers(name, types, None)
+        for k, (column, dtype) in enumerate(types if hasattr(X, "iloc") and not is_lazy(X) else ()):
+            if _is_of_objects(dtype):
+                _refuse_no_numbers(name, [(column, dtype)], X.iloc[:, k].to_numpy())
     elif hasattr(getattr(X, "schema", None), "types"):
         _refuse_no_numbers(name, zip(X.schema.names, X.schema.types, strict=True), None)
     elif hasattr(X, "dtype"):
-        _refuse_no_numbers(name, [(None, X.dtype)], X)
+        cells = np.asarray(X) if _is_of_objects(X.dtype) and not is_lazy(X) else None
+        _refuse_no_numbers(name, [(None, X.dtype)], cells)
         if isinstance(X, np.ndarray) and X.dtype.kind == "T":  # scikit-learn knows NumPy's older strings
             return X.astype(object)
     elif hasattr(X, "type"):  # of pyarrow
@@ -177,7 +180,7 @@ def _refuse_no_numbers(name: str, types: Iterable[tuple[Any, Any]], values: Any)
         for column, dtype in types
         if str(dtype).lower().startswith(NO_NUMBERS) or (isinstance(dtype, np.dtype) and dtype.type is np.void)
     ]
-    if not other and isinstance(values, np.ndarray) and values.dtype == object:
+    if not other and values is not None and _is_of_objects(values.dtype):
         other = [(types[0][0], _kind_of(v)) for v in values.flat if _is_no_number(v)]
     for column, dtype in types:
         if getattr(dtype, "kind", "") == "c":
@@ -193,14 +196,18 @@ def _refuse_no_numbers(name: str, types: Iterable[tuple[Any, Any]], values: Any)
 def _of_values(dtype: Any) -> Any:
     """The type of the values: of categories, and of what Arrow encodes, that of what they stand for."""
     arrow = getattr(dtype, "pyarrow_dtype", dtype)
-    if arrow is not dtype and str(arrow).startswith("run_end_encoded"):
-        raise TypeError(f"X must hold numbers that pandas can read, got {arrow}; decode it first")
+    if arrow is not dtype and hasattr(arrow, "run_end_type"):
+        return dtype
     found = getattr(getattr(dtype, "categories", None), "dtype", getattr(arrow, "value_type", None))
     return dtype if found is None else found
 
 
+def _is_of_objects(dtype: Any) -> bool:
+    return isinstance(dtype, np.dtype) and dtype.kind == "O"
+
+
 def _is_no_number(cell: Any) -> bool:
-    """Whether a cell of an array of objects is what floats can be made of, though it is no number."""
+    """Whether a float can be made of a cell of an array of objects, though it is no number."""
     return isinstance(cell, (np.ndarray, np.generic)) and cell.dtype.type in (np.datetime64, np.timedelta64, np.void)
 
 
@@ -209,20 +216,20 @@ def _kind_of(cell: Any) -> str:
 
 
 def _refuse_entries_outside(name: str, X: Any) -> None:
-    """Refuse a sparse matrix with entries outside its shape. SciPy makes one unasked, and loops would write there."""
-    ends, lists = None, []
-    if X.format in ("csr", "csc"):
-        n_rows, n_columns = X.shape if X.format == "csr" else X.shape[::-1]
-        ends, lists = X.indptr, [(X.indices, n_columns)]
-        n_stored = int(ends[-1]) if len(ends) == n_rows + 1 else -1
-        if not (n_stored >= 0 and ends[0] == 0 and np.all(ends[:-1] <= ends[1:])):
+    """Refuse a CSR, CSC, BSR or COO matrix with entries outside its shape. SciPy makes one; loops would write there."""
+    if X.format == "coo":
+        indices, sizes, n_stored = X.coords, X.shape, len(X.data)
+    else:
+        blocks = [n // of for n, of in zip(X.shape, getattr(X, "blocksize", (1, 1)), strict=True)]
+        n_major, n_minor = blocks[::-1] if X.format == "csc" else blocks
+        ends = X.indptr
+        if len(ends) != n_major + 1 or ends[0] != 0 or np.any(ends[:-1] > ends[1:]):
             raise ValueError(f"{name} must be a sparse matrix whose indptr fits its shape {X.shape}")
-    elif X.format == "coo":
-        lists, n_stored = [(X.row, X.shape[0]), (X.col, X.shape[1])] if X.ndim == 2 else [], len(X.data)
-    for indices, n in lists:
-        if len(indices) < n_stored or len(X.data) < n_stored:
-            raise ValueError(f"{name} must be a sparse matrix with an index for each of its values")
-        some = indices[:n_stored]
+        indices, sizes, n_stored = (X.indices,), (n_minor,), int(ends[-1])
+    for own, n in zip(indices, sizes, strict=True):
+        if min(len(own), len(X.data)) < n_stored:
+            raise ValueError(f"{name} must be a sparse matrix with a value for each of its indices")
+        some = own[:n_stored]
         if n_stored and (some.min() < 0 or some.max() >= n):
             odd = some[(some < 0) | (some >= n)][0]
             raise ValueError(f"{name} must be a sparse matrix with entries in its shape {X.shape}, got the index {odd}")

@@ -16,7 +16,7 @@ from bncpu.moments import Moments
 
 def finite_moments(t: Any, X: Batch | None, moments: Moments, names: Any, first_row: int | None = 0) -> None:
     """Refuse moments that are not finite, of the batch X or of all that was seen; say where the infinity is."""
-    overflown = ~np.isfinite(moments.m2 + moments.mean)
+    overflown = ~(np.isfinite(moments.m2 + moments.mean) & np.isfinite(moments.count))
     if not np.any(overflown):
         return
     if X is not None:

@@ -75,10 +75,6 @@ def _not_all_zero(sample_weight: Any, X: Any) -> NDArray[np.float64]:
         raise
     except RuntimeError as error:
         raise TypeError(f"sample_weight must be an array in memory, got {shown(sample_weight)}: {error}") from None
-    with np.errstate(over="ignore"):
-        total = weights.sum()
-    if np.isinf(total) and np.all(np.isfinite(weights)):
-        raise ValueError("sample_weight must have a sum that float64 holds; divide the weights by their mean")
     if not np.all(np.isfinite(weights)):  # a single number, of which scikit-learn says nothing
         raise ValueError(f"sample_weight must be finite, got {shown(sample_weight)}")
     if not np.any(weights):

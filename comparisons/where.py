@@ -1,7 +1,7 @@
 """What `where=` costs: passes over data of which a tenth does not count, in times of the same calls without it.
 
     pip install .
-    python comparisons/where.py           # a minute, on an idle machine
+    python comparisons/where.py           # two minutes, on an idle machine
     python comparisons/where.py 2         # threads
 
 Results go to `out=`; medians of turns.
@@ -24,6 +24,12 @@ CASES = (
     ("instance", (32, 64, 56, 56), (0, 2, 3), "instance_norm", {}, ()),
     ("8 groups", (32, 64, 56, 56), (0, 2, 3), "group_norm", {}, (8,)),
     ("layer", (64, 512, 256), (0, 1, 2), "layer_norm", {}, (256,)),
+    # Where a call is Python, and where a row is less than a register.
+    ("batch, tiny", (8, 16, 8, 8), (0, 2, 3), "batch_norm", {}, ()),
+    ("instance, tiny", (8, 16, 8, 8), (0, 2, 3), "instance_norm", {}, ()),
+    ("4 groups, tiny", (8, 16, 8, 8), (0, 2, 3), "group_norm", {}, (4,)),
+    ("layer, tiny", (8, 10, 64), (0, 1, 2), "layer_norm", {}, (64,)),
+    ("batch, rows of 2", (1_000_000, 2), (0,), "batch_norm", {}, ()),
 )
 SECONDS = 3
 

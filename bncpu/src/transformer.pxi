@@ -168,7 +168,8 @@ cdef inline bint _take_in(bn_moments *running, bn_moments batch, double age, for
         running[0] = bn_merge(bn_scaled(running[0], bn_decay(age + f.n_rows, f.halflife)), batch, True)
     else:
         running[0] = bn_merge(running[0], batch, True)
-    return isfinite(running.m2 + running.mean)  # not if an infinity was merged, nor if the union overflows
+    # Not if an infinity was merged, nor if the union overflows.
+    return isfinite(running.m2 + running.mean) and isfinite(running.count)
 
 
 cdef bint _has_channels(object X, Py_ssize_t width, object channel_axis, bint *last) noexcept:
