@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from bncpu import _normalize, gpu
 from bncpu._batches import Batch
 from bncpu.gpu._library import library_of
-from bncpu.moments import Coefficients, Moments
+from bncpu.moments import Coefficients, Moments, merge_blocks
 
 
 class DeviceBatch(Batch):
@@ -40,7 +40,7 @@ class DeviceBatch(Batch):
         return DeviceBatch(self.array[rows], self.channel_axis)
 
     def _moments(self, weights: NDArray[np.float64] | None, n_threads: int | None) -> tuple[Moments, bool]:
-        found = Moments(*_functions().collect(self.array, self.channel_axis, weights))
+        found = merge_blocks(_functions().collect(self.array, self.channel_axis, weights))
         return found, weights is not None or bool(np.any(found.count != self.size // self.shape[1]))
 
     def apply(

@@ -14,10 +14,11 @@ Address = Any  # an integer on a device, `_compat.Words` in the simulator
 
 # Which statistics and parameters belong to a value:
 # "columns": those of its column. A column is a channel: batch normalization.
+# "repeated": the same, where several rows are taken as one, in which the channels follow each other again and again.
 # "planes": a column is a channel of a sample. It has parameters of its channel, and statistics of its group.
 # "along": a column is a group of a sample, or a whole one. It has statistics; parameters lie along it.
 # "rows": a column is a channel, and has parameters; statistics are those of the outer position, a sample.
-Belonging = Literal["columns", "planes", "along", "rows"]
+Belonging = Literal["columns", "repeated", "planes", "along", "rows"]
 
 
 class Kind(NamedTuple):
@@ -82,7 +83,7 @@ class Walk(NamedTuple):
     step_outer: int  # to the next vector of a thread
     step_inner: int
     groups: int = 1  # of a sample
-    share: int = 1  # channels in a group
+    share: int = 1  # channels in a group; with "repeated" all that there are
 
 
 class Forward(NamedTuple):
@@ -133,8 +134,15 @@ class Sums(NamedTuple):
 
     dgamma: Address  # of ``dy * x_hat``, of every channel, or column of "planes"
     dbeta: Address  # of dy
-    g_x_hat: Address  # of ``g * x_hat``, of all values that are normalized together; not used with "columns"
+    g_x_hat: Address  # of ``g * x_hat``, of all values that are normalized together; not used where these are a channel
     g: Address  # of g
+
+
+class Parts(NamedTuple):
+    """Count, mean, its low part and m2, float64, of each of some columns."""
+
+    first: Address
+    apart: int  # how far the four numbers of a column are from each other
 
 
 class Pair(NamedTuple):

@@ -11,7 +11,7 @@ from . import _compat
 from ._arguments import Kind
 from ._columns import backwards, forwards, make_columns, make_visit
 from ._merging import make_merge_sums, put_two, two, write_one
-from ._results import make_coefficients, make_fused, make_index, make_parameter, make_statistics
+from ._results import make_coefficients, make_fused, make_index, make_load, make_parameter, make_statistics
 
 
 class Before(NamedTuple):
@@ -63,7 +63,7 @@ def make_sum_gradients(kind: Kind) -> Any:
         g = of_g(dy, values)
         return s + g, q + g * to_x_hat(kept, centered, o)
 
-    visit = make_visit(kind, forwards, read, take)
+    visit = make_visit(kind, forwards, read, take, n_arrays=2)
 
     @cuda.jit(device=True)
     def sum_gradients(data, walk, workspace, statistics, affine, sums, parts):
@@ -72,7 +72,7 @@ def make_sum_gradients(kind: Kind) -> Any:
         s = q = in_values(0.0)
         if column < walk.channels:
             kept = of_column(column, walk, statistics, affine, 0.0)
-            s, q = visit((data, affine, index.parameters(column, walk)), kept, walk, column, (s, q))
+            s, q = visit((data, affine, index.along(column, walk)), kept, walk, column, (s, q))
         for k in range(lanes):
             put_two(parts, entry(member(), k), (summed(s, k), summed(q, k)))
         if merge(parts, workspace, walk.channels):
@@ -122,7 +122,8 @@ def _to_x_hat(kind: Kind) -> Any:
 
 def _make_finish_sums(kind: Kind) -> Any:
     lanes, lane, (column_of, *_, member, entry, _, _) = kind.lanes, _compat.lane, make_columns(kind)
-    one, one_parameter = (make(kind._replace(rows=False)) for make in (make_statistics, make_parameter))
+    of_one = kind._replace(rows=False, belonging="columns")
+    one, one_parameter = make_statistics(of_one), make_parameter(of_one)
     index, of_parameters, of_g = make_index(kind), kind.belonging != "along", kind.belonging in ("planes", "along")
     with_gamma, finished = kind.belonging == "planes", kind.belonging == "rows"
 
@@ -135,7 +136,7 @@ def _make_finish_sums(kind: Kind) -> Any:
                 at = column * lanes + k
                 total, product = two(parts, entry(0, k))
                 if not finished:
-                    own = index.statistics(column, walk) * lanes + k
+                    own = index.one(column, k, walk)
                     lo, inverse = lane(one.mean_lo(statistics, own), 0), lane(one.invstd(statistics, own, 0.0), 0)
                     product = (product - lo * total) * inverse
                 if of_parameters:
@@ -210,7 +211,7 @@ def make_write_gradients(kind: Kind, *, last_first: bool = False) -> Any:
         kept_beside(gradients.dz, i, g)
         return state
 
-    visit = make_visit(kind, backwards, read, take)
+    visit = make_visit(kind, backwards, read, take, n_arrays=2)
 
     @cuda.jit(device=True)
     def write_gradients(data, gradients, walk, statistics, affine, sums, per_value):
@@ -220,17 +221,16 @@ def make_write_gradients(kind: Kind, *, last_first: bool = False) -> Any:
             column = walk.channels - 1 - column if last_first else column
             kept = of_column(column, walk, statistics, affine, 0.0)
             of_x, offset = through(column, walk, statistics, affine, sums, per_value)
-            visit((data, affine, index.parameters(column, walk)), gradients, walk, column, (kept, of_x, offset))
+            visit((data, affine, index.along(column, walk)), gradients, walk, column, (kept, of_x, offset))
 
     return write_gradients
 
 
 def _make_through(kind: Kind) -> Any:
-    load_wide, _ = _compat.access("float64", kind.lanes, aligned=False)
-    in_channels = _compat.filled(kind.lanes)
+    load_wide, in_channels = make_load(kind, "float64"), _compat.filled(kind.lanes)
     parameter, spread, index = make_parameter(kind), make_columns(kind).spread, make_index(kind)
     _, mean_lo, invstd = make_statistics(kind)
-    of_channels, centred = kind.belonging == "columns", kind.centred
+    of_channels, centred = kind.belonging in ("columns", "repeated"), kind.centred
 
     @cuda.jit(device=True)
     def through(column, walk, statistics, affine, sums, per_value):
@@ -239,7 +239,7 @@ def _make_through(kind: Kind) -> Any:
         inverse = invstd(statistics, own, 0.0)
         factor = in_channels(-per_value) * inverse
         if of_channels:  # sums are without gamma
-            factor = factor * parameter(affine.gamma, column, affine.gamma_step, 1.0)
+            factor = factor * parameter(affine.gamma, index.parameters(column, walk), affine.gamma_step, 1.0)
             of_x_hat, of_g = load_wide(sums.dgamma, own), load_wide(sums.dbeta, own)
         else:
             of_x_hat, of_g = load_wide(sums.g_x_hat, own), load_wide(sums.g, own)

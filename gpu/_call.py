@@ -13,10 +13,10 @@ from bncpu import _scalars
 from bncpu.saved import SavedStatistics
 
 from . import _arrays, _compat, why_unavailable
-from ._arguments import Address, Affine, Belonging, Kind, Statistics, Walk, Workspace
+from ._arguments import Address, Affine, Belonging, Kind, Pair, Statistics, Walk, Workspace
 from ._arrays import Form
 from ._kernels import Kernels, kernels
-from ._plan import STORAGE, THREADS, Plan, plan
+from ._plan import STORAGE, THREADS, Plan, plan, rows_together
 
 
 class View(NamedTuple):
@@ -35,7 +35,27 @@ class Prepared(NamedTuple):
     plan: Plan
     walk: Walk
     kernels: Kernels
-    moments: Any  # the kernel for statistics, whatever follows it
+    of_moments: Kernels  # those for statistics, whatever follows them
+
+
+class Piece(NamedTuple):
+    """All rows of an array, or some, of which several may be taken as one."""
+
+    start: int  # the number of bytes before it
+    part: int  # how many columns its first channel has before it
+    prepared: Prepared
+
+
+class Pieces(NamedTuple):
+    """The pieces of an array, and how many columns a channel has in all of them."""
+
+    pieces: tuple[Piece, ...]
+    n_parts: int
+
+
+def moved(group: Any, n_bytes: int) -> Any:
+    """A group of addresses, each so many bytes further."""
+    return type(group)(*(_compat.further(at, n_bytes) for at in group)) if n_bytes else group
 
 
 def data(x: Any, least: int = 2) -> tuple[int, ...]:
@@ -215,15 +235,30 @@ class Call:
         aligned = _arrays.aligned([at[name] for name in in_vectors])
         return _prepared_for(checked, view, belonging, frozen, centred, skipping, aligned, *_device(self.device))
 
+    def in_pieces(self, view: View, *, frozen: bool, skipping: bool, whole: bool) -> Pieces:
+        """Plans and kernels for data whose columns are channels. As a `whole` it is one piece."""
+        aligned = _arrays.aligned([self.at[name] for name in self.checked.as_x])
+        return _pieces_for(self.checked, view, frozen, skipping, aligned, whole, *_device(self.device))
+
     def prepared_sums(self, view: View) -> Prepared:
         """The same for sums of float64."""
         return _prepared(view, _SUMS, True, *_device(self.device))
+
+    def prepared_moments(self, view: View) -> Prepared:
+        """The same for moments that were written, which are read one by one, and running statistics."""
+        return _prepared(view, _SUMS._replace(parameters=self.checked.parameters), False, *_device(self.device))
 
     def launch(self, kernel: Any, p: Plan, *arguments: Any) -> None:
         """Start a kernel."""
         for name in self.checked.written:
             _arrays.mark_written(self.arrays[name], self.checked.forms[name].library)
         _launcher(kernel, p, self.stream)(*arguments)
+
+    def fold(self, view: View, pair: Pair, result: Pair) -> None:
+        """Add up the sums of a view over every column."""
+        of_sums = self.prepared_sums(view)
+        workspace = self.workspace(of_sums.plan)
+        self.launch(of_sums.kernels.fold, of_sums.plan, pair, of_sums.walk, workspace, result)
 
     def workspace(self, p: Plan) -> Workspace:
         """Memory for the parts of slices, and for counting slices that are done.
@@ -246,12 +281,36 @@ def _prepared_for(
     checked: Checked, view: View, belonging: Belonging,
     frozen: bool, centred: bool, skipping: bool, aligned: bool, multiprocessors: int, threads: int,
 ) -> Prepared:  # fmt: skip
-    forms = checked.forms
-    kind = Kind(
-        forms["x"].storage, checked.parameters, False, 1, 1, 1, relu=checked.relu, residual="residual" in forms,
-        given="mean" in forms, frozen=frozen, belonging=belonging, centred=centred, skipping=skipping,
-    )  # fmt: skip
+    kind = _kind(checked, frozen=frozen, belonging=belonging, centred=centred, skipping=skipping)
     return _prepared(view, kind, aligned, multiprocessors, threads)
+
+
+def _kind(checked: Checked, **more: Any) -> Kind:
+    """The kind for arrays, but for the form and the plan."""
+    forms = checked.forms
+    kind = Kind(forms["x"].storage, checked.parameters, False, 1, 1, 1)
+    return kind._replace(relu=checked.relu, residual="residual" in forms, given="mean" in forms, **more)
+
+
+@lru_cache(maxsize=1024)
+def _pieces_for(
+    checked: Checked, view: View, frozen: bool, skipping: bool, aligned: bool, whole: bool,
+    multiprocessors: int, threads: int,
+) -> Pieces:  # fmt: skip
+    device = multiprocessors, threads
+    kind = _kind(checked, frozen=frozen, skipping=skipping)
+    narrow = _prepared(view, kind, aligned, *device)
+    p = narrow.plan
+    together = rows_together(p, STORAGE[kind.storage]) if aligned and not whole else 1
+    if together == 1:
+        return Pieces((Piece(0, 0, narrow),), 1)
+    n_rows, n_left = divmod(p.outer, together)
+    view = View((n_rows, together * p.width), 1, True, share=p.width)
+    pieces = [Piece(0, 0, _prepared(view, kind._replace(belonging="repeated"), aligned, *device))]
+    if n_left:
+        left = _prepared(View((n_left, p.width), 1, True), kind, aligned, *device)
+        pieces.append(Piece(n_rows * together * p.width * STORAGE[kind.storage], together, left))
+    return Pieces(tuple(pieces), together + bool(n_left))
 
 
 @lru_cache(maxsize=1024)
@@ -262,9 +321,9 @@ def _prepared(view: View, kind: Kind, aligned: bool, multiprocessors: int, threa
     if kind.skipping and not p.rows:  # one weight for all values of a vector
         p = plan(view.shape, view.axis, STORAGE[kind.storage], aligned=False, **about)
     kind = kind._replace(rows=p.rows, n=p.n, columns=p.columns, members=p.members)
-    moments = kernels(kind._replace(relu=False, residual=False, belonging="columns")).moments
+    of_moments = kernels(kind._replace(relu=False, residual=False, belonging="columns"))
     walk = Walk(p.outer, p.channels, p.inner, *p.step, view.groups, view.share)
-    return Prepared(p, walk, kernels(kind), moments)
+    return Prepared(p, walk, kernels(kind), of_moments)
 
 
 @lru_cache(maxsize=256)

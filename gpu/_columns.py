@@ -156,10 +156,11 @@ def backwards(o, walk):
     return walk.outer - 1 - o
 
 
-def make_visit(kind: Kind, order: Any, read: Any, take: Any) -> Any:
+def make_visit(kind: Kind, order: Any, read: Any, take: Any, *, n_arrays: int = 1) -> Any:
     """The device function that takes all vectors of a thread, in order: ``(data, fixed, walk, column, state)``.
 
-    Four are read before the first is taken, so that the memory is not waited for one by one; two by a heavy kind.
+    Four are read before the first is taken, so that the memory is not waited for one by one. Two are by a heavy kind,
+    and where they are two of each of two arrays, of eight values.
 
     Parameters
     ----------
@@ -170,9 +171,11 @@ def make_visit(kind: Kind, order: Any, read: Any, take: Any) -> Any:
         What is needed of the vector at index i.
     take : device function of ``(fixed, state, values, o, i)``
         Returns the state after the values that were read at outer position o and index i.
+    n_arrays : int
+        How many arrays of data `read` reads, but for the residual.
     """
     _, start, onward, index, *_ = make_columns(kind)
-    four = not kind.is_heavy
+    four = not kind.is_heavy and (n_arrays == 1 or kind.n <= 4)
 
     @cuda.jit(device=True)
     def visit(data, fixed, walk, column, state):

@@ -58,6 +58,10 @@ if SIMULATED:
         """The values of an array whose channels, on `axis`, lie last in memory."""
         return Words(a._ary if axis is None else np.moveaxis(a._ary, axis, -1))
 
+    def further(address: Words, n_bytes: int) -> Words:
+        """The address so many bytes behind another."""
+        return Words(address.values[n_bytes // address.values.itemsize :])
+
     def current_device() -> int:
         return 0
 
@@ -102,6 +106,9 @@ if SIMULATED:
     def lane(v: Any, k: int) -> float:
         return float(v[k])
 
+    def with_lane(v: Any, k: int, value: float) -> Any:
+        return np.where(np.arange(len(v)) == k, value, v)
+
     def relu(v: Any) -> Any:
         return np.where(v < 0, 0.0, v)
 
@@ -142,6 +149,10 @@ else:
         # Not by Numba's array interface, which would also ask for the stream on which the array was made.
         pointer = getattr(a, "device_ctypes_pointer", None)
         return a.__cuda_array_interface__["data"][0] if pointer is None else int(pointer.value)
+
+    def further(address: int, n_bytes: int) -> int:
+        """The address so many bytes behind another."""
+        return address + n_bytes
 
     def current_device() -> int:
         """The device on which kernels run."""
@@ -367,6 +378,16 @@ else:
             return builder.extract_element(*args)
 
         return signature(types.float64, v, types.int64), codegen
+
+    @intrinsic
+    def with_lane(typingctx: Any, v: Any, k: Any, value: Any) -> Any:
+        """The vector with another value in one lane."""
+
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            v, k, value = args
+            return builder.insert_element(v, value, k)
+
+        return signature(v, v, types.int64, types.float64), codegen
 
     @intrinsic
     def relu(typingctx: Any, v: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from math import prod
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -12,8 +13,9 @@ from bncpu import _scalars
 from bncpu.saved import SavedStatistics, as_in_forward, call_of
 
 from . import _arrays, _compat
-from ._arguments import Affine, Backward, Forward, Gradients, Running, Statistics, Sums, Weights
-from ._call import Call, View, data
+from ._arguments import Affine, Backward, Forward, Gradients, Pair, Parts, Running, Statistics, Sums, Weights
+from ._call import Call, Piece, View, data, moved
+from ._plan import STORAGE
 
 Activation = Literal["relu"] | None
 
@@ -23,14 +25,41 @@ class _Pass(Call):
 
     def __init__(
         self, x: Any, channel_axis: Any, activation: Activation, parameters: dict[str, Any], *,
-        frozen: bool = False, skipping: bool = False, **like: Any,
+        frozen: bool = False, skipping: bool = False, whole: bool = False, **like: Any,
     ):  # fmt: skip
         shape = data(x)
         self.axis = _scalars.axis_of("x", shape, channel_axis)
         self.channels = shape[self.axis]
         super().__init__(x, activation, parameters, (self.channels,), ", one value per channel", axis=self.axis, **like)
         view = _view(shape, self.axis, self.checked.last is not None)
-        self.plan, self.walk, self.kernels, self.moments = self.prepared(view, frozen=frozen, skipping=skipping)
+        self.values = int(prod(shape) // self.channels)  # of a channel
+        self.pieces, self.n_parts = self.in_pieces(view, frozen=frozen, skipping=skipping, whole=whole)
+
+    @property
+    def view_of_parts(self) -> View:
+        """That of float64 for each column of a channel."""
+        return View((self.n_parts, self.channels), 1, True)
+
+    def part(self, piece: Piece) -> int:
+        """How many bytes of float64 of each column lie before those of a piece."""
+        return piece.part * self.channels * STORAGE["float64"]
+
+    def collect(self, weights: Weights) -> tuple[Any, Parts]:
+        """Launch the kernels for the moments of every column: an array of shape (4, n_parts, C)."""
+        found, first = self.float64(4, self.n_parts, self.channels)
+        result = Parts(first, self.n_parts * self.channels)
+        for piece in self.pieces:
+            plan, walk, _, of_moments = piece.prepared
+            x, to = _compat.further(self.at["x"], piece.start), _compat.further(first, self.part(piece))
+            workspace = self.workspace(plan)
+            self.launch(of_moments.collect, plan, x, walk, workspace, weights, result._replace(first=to))
+        return found, result
+
+    def apply(self, arrays: Forward, *of_all: Any) -> None:
+        """Launch those that write results."""
+        for piece in self.pieces:
+            plan, walk, kernels, _ = piece.prepared
+            self.launch(kernels.apply, plan, moved(arrays, piece.start), walk, *of_all)
 
 
 @lru_cache(maxsize=1024)
@@ -112,8 +141,7 @@ def batch_norm(
             raise TypeError(f"{name} must be a device array of shape ({p.channels},), got None")
     y, to = p.result()
     arrays, at_mean = Forward(p.at["x"], p.address("residual"), to), p.at["mean"]
-    statistics = Statistics(at_mean, at_mean, p.at["var"])
-    p.launch(p.kernels.apply, p.plan, arrays, p.walk, statistics, p.affine(), eps)
+    p.apply(arrays, Statistics(at_mean, at_mean, p.at["var"]), p.affine(), eps)
     return y
 
 
@@ -196,19 +224,28 @@ def batch_norm_forward(
     p = _Pass(x, channel_axis, activation, parameters, residual=residual, out=out)
     if (running_mean is None) != (running_var is None):
         raise ValueError("running_mean and running_var must be given together, got only one of them")
-    _scalars.values_per_channel("batch_norm_forward", p.plan.values, ddof)
+    _scalars.values_per_channel("batch_norm_forward", p.values, ddof)
     (mean, at_mean), (mean_lo, at_lo), (invstd, at_invstd) = (p.float64(p.channels) for _ in range(3))
     call = call_of(p.axis, activation, gamma, beta, residual)
-    saved = SavedStatistics(mean, invstd, mean_lo, p.plan.values, "training", call)
+    saved = SavedStatistics(mean, invstd, mean_lo, p.values, "training", call)
     statistics = Statistics(at_mean, at_lo, at_invstd)
     y, to = p.result()
     arrays = Forward(p.at["x"], p.address("residual"), to)
     running = Running(p.address("running_mean"), *p.parameter("running_var"), momentum, ddof)
-    if p.plan.slices == 1:
-        p.launch(p.kernels.forward, p.plan, arrays, p.walk, statistics, p.affine(), eps, running)
+    plan, walk, kernels, of_moments = p.pieces[0].prepared
+    if p.n_parts > 1:
+        _, parts = p.collect(Weights(p.at["x"], 0, 1))
+        of_parts = p.prepared_moments(p.view_of_parts)
+        workspace = p.workspace(of_parts.plan)
+        p.launch(
+            of_parts.kernels.fold_moments, of_parts.plan, parts, of_parts.walk, workspace, statistics, eps, running
+        )
+        p.apply(arrays, statistics, p.affine(), eps)
+    elif plan.slices > 1:
+        p.launch(of_moments.moments, plan, p.at["x"], walk, p.workspace(plan), statistics, eps, running)
+        p.launch(kernels.apply, plan, arrays, walk, statistics, p.affine(), eps)
     else:
-        p.launch(p.moments, p.plan, p.at["x"], p.walk, p.workspace(p.plan), statistics, eps, running)
-        p.launch(p.kernels.apply, p.plan, arrays, p.walk, statistics, p.affine(), eps)
+        p.launch(kernels.forward, plan, arrays, walk, statistics, p.affine(), eps, running)
     return y, saved
 
 
@@ -354,27 +391,51 @@ def _backward(
     if "dy" not in p.at:
         raise TypeError("dy must be a device array, got None")
     call = call_of(p.axis, activation, gamma, beta, residual)
-    as_in_forward(saved, call, None if frozen else p.plan.values)
+    as_in_forward(saved, call, None if frozen else p.values)
     statistics = p.saved(saved, (p.channels,))
     (dgamma, at_dgamma), (dbeta, at_dbeta) = p.float64(p.channels), p.float64(p.channels)
     sums = Sums(at_dgamma, at_dbeta, at_dgamma, at_dbeta)
     dx, to = p.result()
     dz, to_dz = p.new_as_x() if "residual" in p.at else (None, to)
     arrays, gradients = Backward(p.at["dy"], p.at["x"], p.address("residual")), Gradients(to, to_dz)
-    of_all = arrays, gradients, p.walk, statistics, p.affine(), sums, 1.0 / p.plan.values
-    if p.plan.slices == 1:
-        p.launch(p.kernels.backward, p.plan, *of_all)
+    plan, walk, kernels, _ = p.pieces[0].prepared
+    affine, per_value = p.affine(), 1.0 / p.values
+    if p.n_parts > 1:
+        _through_pieces(p, arrays, gradients, statistics, affine, sums, per_value)
+    elif plan.slices > 1:
+        p.launch(kernels.backward_sums, plan, arrays, walk, p.workspace(plan), statistics, affine, sums)
+        p.launch(kernels.backward_apply, plan, arrays, gradients, walk, statistics, affine, sums, per_value)
     else:
-        p.launch(p.kernels.backward_sums, p.plan, arrays, p.walk, p.workspace(p.plan), statistics, p.affine(), sums)
-        p.launch(p.kernels.backward_apply, p.plan, *of_all)
+        p.launch(kernels.backward, plan, arrays, gradients, walk, statistics, affine, sums, per_value)
     return (dx, dgamma, dbeta) if dz is None else (dx, dgamma, dbeta, dz)
+
+
+def _through_pieces(
+    p: _Pass, arrays: Backward, gradients: Gradients, statistics: Statistics, affine: Affine, sums: Sums,
+    per_value: float,
+) -> None:  # fmt: skip
+    """Sums of every column first, then those of channels."""
+    of_columns = [p.float64(p.n_parts, p.channels) for _ in range(2)]
+    pair = Pair(*(at for _, at in of_columns))
+    for piece in p.pieces:
+        plan, walk, kernels, _ = piece.prepared
+        here, to = moved(arrays, piece.start), moved(pair, p.part(piece))
+        of_piece = sums._replace(dgamma=to.first, dbeta=to.second)
+        p.launch(kernels.backward_sums, plan, here, walk, p.workspace(plan), statistics, affine, of_piece)
+    p.fold(p.view_of_parts, pair, Pair(sums.dgamma, sums.dbeta))
+    for piece in p.pieces:
+        plan, walk, kernels, _ = piece.prepared
+        both = moved(arrays, piece.start), moved(gradients, piece.start)
+        p.launch(kernels.backward_apply, plan, *both, walk, statistics, affine, sums, per_value)
 
 
 # ---- for the transformer, whose state is in CPU memory ----
 
 
 def collect(x: Any, channel_axis: int, weights: Any = None) -> Any:
-    """Count, mean, its low part and m2 of each channel, in CPU memory; NaN is left out. Waits for the device.
+    """Count, mean, its low part and m2, in CPU memory; NaN is left out. Waits for the device.
+
+    They are those of parts of each channel, which are still to be merged: an array of shape (4, n_parts, C).
 
     Parameters
     ----------
@@ -383,13 +444,11 @@ def collect(x: Any, channel_axis: int, weights: Any = None) -> Any:
         Not 0.
     weights : ndarray of shape (n_samples,), float64, or None
     """
-    p = _Pass(x, channel_axis, None, {}, skipping=True)
+    p = _Pass(x, channel_axis, None, {}, skipping=True, whole=weights is not None)  # a vector has one weight
     sent = None if weights is None else _arrays.sent(x, p.library, weights)
     values, step = (p.at["x"], 0) if sent is None else (_arrays.address(sent, p.library), 1)
-    of_samples = Weights(values, step, max(1, p.plan.outer // x.shape[0]))
-    result, to = p.float64(4, p.channels)
-    p.launch(p.kernels.collect, p.plan, p.at["x"], p.walk, p.workspace(p.plan), of_samples, to)
-    return _arrays.fetched(result, p.library)
+    found, _ = p.collect(Weights(values, step, max(1, p.pieces[0].prepared.plan.outer // x.shape[0])))
+    return _arrays.fetched(found, p.library)
 
 
 class Uploaded(NamedTuple):
@@ -422,6 +481,6 @@ def scaled(x: Any, channel_axis: int, mean: Any, scale: Any, shift: Any, out: An
     y, to = p.result()
     sent = _uploaded(p.device, *(np.ascontiguousarray(a).tobytes() for a in (mean, scale, shift)))
     center, none, factor, offset = sent.addresses
-    arrays, affine = Forward(p.at["x"], p.at["x"], to), Affine(p.at["x"], 0, offset, 1)
-    p.launch(p.kernels.apply, p.plan, arrays, p.walk, Statistics(center, none, factor), affine, 0.0)
+    affine = Affine(p.at["x"], 0, offset, 1)
+    p.apply(Forward(p.at["x"], p.at["x"], to), Statistics(center, none, factor), affine, 0.0)
     return y

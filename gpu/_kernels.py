@@ -10,6 +10,9 @@ channels axis. Its values are shared among its members in this block and in othe
 called slices. The forms differ in whether the lanes of a vector are added up in the end, and in what lies side by side
 in memory: columns of rows, members of planes.
 
+Large rows that vectors do not fit are taken several as one, in which channels are repeated: `collect` writes moments of
+their columns, `fold_moments` merges those of a channel, `fold` adds up gradients.
+
 Norms of samples take the same kernels over other views, with a sample, a group or a plane for a channel. The kind says
 which statistics and parameters belong to a value (`Kind.belonging`). `fold` adds the sums of planes up to those of
 groups and channels. A short plane has a warp for itself.
@@ -41,6 +44,7 @@ from ._arguments import (
     Gradients,
     Kind,
     Pair,
+    Parts,
     Running,
     Statistics,
     Sums,
@@ -49,7 +53,7 @@ from ._arguments import (
     Workspace,
 )
 from ._backward import make_sum_gradients, make_sum_pairs, make_write_gradients
-from ._moments import make_finish_moments, make_sum_moments, make_write_moments
+from ._moments import make_finish_moments, make_fold_moments, make_sum_moments, make_write_moments
 from ._results import make_write_results
 
 
@@ -64,6 +68,7 @@ class Kernels(NamedTuple):
     backward: Any  # both, for plans of one slice
     fold: Any
     collect: Any
+    fold_moments: Any
 
 
 @cache
@@ -78,6 +83,7 @@ def kernels(kind: Kind) -> Kernels:
         _backward(kind),
         _fold(kind),
         _collect(kind),
+        _fold_moments(kind),
     )
 
 
@@ -189,10 +195,25 @@ def _collect(kind: Kind) -> Any:
     sum_moments, write_moments = make_sum_moments(kind), make_write_moments(kind)
 
     @_compat.kernel(kind)
-    def collect(x: Address, walk: Walk, workspace: Workspace, weights: Weights, result: Address):
+    def collect(x: Address, walk: Walk, workspace: Workspace, weights: Weights, result: Parts):
         """Count, mean, its low part and m2 of every channel."""
         parts = cuda.shared.array((4, entries), float64)
         if sum_moments(x, walk, weights, workspace, parts):
             write_moments(parts, walk, result)
 
     return collect
+
+
+def _fold_moments(kind: Kind) -> Any:
+    entries, fold, finish_moments = kind.entries, make_fold_moments(kind), make_finish_moments(kind)
+
+    @_compat.kernel(kind)
+    def fold_moments(
+        given: Parts, walk: Walk, workspace: Workspace, statistics: Statistics, eps: float, running: Running
+    ):
+        """`moments` of what `collect` has written, of all parts that lie in a column."""
+        parts = cuda.shared.array((4, entries), float64)
+        if fold(given, walk, workspace, parts):
+            finish_moments(parts, walk, statistics, eps, running)
+
+    return fold_moments

@@ -56,10 +56,16 @@ def moments_of(p):
 
 
 @cuda.jit(device=True)
+def part_of(moments):
+    """The part that `moments_of` gives count, mean, what rounding took from it, and m2 of."""
+    n, mean, rest, m2 = moments
+    return n, mean, n * rest, m2 + n * rest * rest
+
+
+@cuda.jit(device=True)
 def about_mean(p):
     """The same part about its own mean. A number far from the others would cost digits in what is merged with it."""
-    n, mean, rest, m2 = moments_of(p)
-    return n, mean, n * rest, m2 + n * rest * rest
+    return part_of(moments_of(p))
 
 
 @cuda.jit(device=True)

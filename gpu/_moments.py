@@ -16,7 +16,9 @@ from ._merging import (
     join_moments,
     make_merge_moments,
     moments_of,
+    part_of,
     put_four,
+    read_four,
     read_one,
     write_four,
     write_one,
@@ -191,12 +193,39 @@ def make_write_moments(kind: Kind) -> Any:
 
     @cuda.jit(device=True)
     def write_moments(parts, walk, result):
-        """Write count, mean, its low part and m2 of every channel, one after another."""
+        """Write count, mean, its low part and m2 of every channel."""
         column = column_of()
         if member() == 0 and column < walk.channels:
             for k in range(lanes):
-                at, width = column * lanes + k, walk.channels * lanes
                 n, hi, lo, m2 = moments_of(four(parts, entry(0, k)))
-                write_four(result, at, width, (n, hi, lo, 0.0 if m2 < 0.0 else m2))
+                write_four(result.first, column * lanes + k, result.apart, (n, hi, lo, 0.0 if m2 < 0.0 else m2))
 
     return write_moments
+
+
+@cache
+def make_fold_moments(kind: Kind) -> Any:
+    """The device function that merges moments which were written."""
+    column_of, *_, member, entry, _, _ = make_columns(kind)
+    merge = make_merge_moments(kind)
+
+    @cuda.jit(device=True)
+    def read(given, i):
+        return read_four(given.first, i, given.apart)
+
+    @cuda.jit(device=True)
+    def take(fixed, state, moments, o, i):
+        return join_moments(state, part_of(moments))
+
+    visit = make_visit(kind, forwards, read, take)
+
+    @cuda.jit(device=True)
+    def fold_moments(given, walk, workspace, parts):
+        """Merge those of every column, as `sum_moments` does values."""
+        column, part = column_of(), (0.0, 0.0, 0.0, 0.0)
+        if column < walk.channels:
+            part = visit(given, 0, walk, column, part)
+        put_four(parts, entry(member(), 0), part)
+        return merge(parts, workspace, walk.channels)
+
+    return fold_moments

@@ -155,7 +155,7 @@ def _forward(
     else:
         first = p.prepared(sizes.together, centred=centred)
         workspace = p.workspace(first.plan)
-        p.launch(first.moments, first.plan, p.at["x"], first.walk, workspace, statistics, eps, running)
+        p.launch(first.of_moments.moments, first.plan, p.at["x"], first.walk, workspace, statistics, eps, running)
         p.launch(own.kernels.apply, own.plan, arrays, own.walk, statistics, p.affine(), eps)
     return y, SavedStatistics(mean, invstd, mean_lo if centred else 0.0, sizes.values, "training", call)
 
@@ -212,14 +212,8 @@ def _through_planes(
         if sizes.share > 1:
             of_x_hat, of_g = p.float64(n), p.float64(n)
             of_groups = Pair(of_x_hat[1], of_g[1])
-            _fold(p, View((1, n, sizes.share), 1, False), Pair(sums.g_x_hat, sums.g), of_groups)
+            p.fold(View((1, n, sizes.share), 1, False), Pair(sums.g_x_hat, sums.g), of_groups)
             sums = sums._replace(g_x_hat=of_groups.first, g=of_groups.second)
         both = arrays, gradients, own.walk, statistics, p.affine(), sums, 1.0 / sizes.values
         p.launch(own.kernels.backward_apply, own.plan, *both)
-    _fold(p, View((sizes.samples, sizes.groups * sizes.share), 1, True), Pair(sums.dgamma, sums.dbeta), result)
-
-
-def _fold(p: Call, view: View, pair: Pair, result: Pair) -> None:
-    of_sums = p.prepared_sums(view)
-    workspace = p.workspace(of_sums.plan)
-    p.launch(of_sums.kernels.fold, of_sums.plan, pair, of_sums.walk, workspace, result)
+    p.fold(View((sizes.samples, sizes.groups * sizes.share), 1, True), Pair(sums.dgamma, sums.dbeta), result)

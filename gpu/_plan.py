@@ -15,6 +15,7 @@ STORAGE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 FAN_IN = 32  # slices in a group, which the last of them merges
 LEAST_STEPS = 8  # vectors for a thread, before a column is shared among more blocks
 WARP_STEPS = 16  # vectors for a thread at most, where a warp has a plane for itself
+LARGE = 1 << 24  # bytes of data, with which wider vectors save more than one or two more launches take
 MOST_SLICES = 65535
 
 
@@ -114,6 +115,12 @@ def plan(
     most = 1 if not rows and in_warps else vectors // (members * LEAST_STEPS)
     slices = max(1, min(slices, most, MOST_SLICES))
     return Plan(rows, n, columns, members, outer, channels, inner, blocks, slices)
+
+
+def rows_together(p: Plan, itemsize: int) -> int:
+    """How many rows of large data should be taken as one, so that vectors have 16 bytes whatever their length."""
+    is_large = p.slices > 1 and p.width * p.values * itemsize >= LARGE
+    return ACCESS // itemsize // p.n if p.rows and is_large else 1
 
 
 def threads_at_once(size: int) -> int:

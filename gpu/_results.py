@@ -13,10 +13,15 @@ from ._columns import backwards, make_columns, make_visit
 
 
 class Index(NamedTuple):
-    """Device functions of a kind: where statistics and parameters of a column lie."""
+    """Device functions of a kind: where statistics and parameters of a column lie.
+
+    An index is as `make_load` takes it.
+    """
 
     statistics: Any  # (column, walk) -> index; with "rows" that of the first outer position
-    parameters: Any  # (column, walk) -> index; with "along" what must be added to that of data
+    parameters: Any  # (column, walk) -> index; not used with "along"
+    along: Any  # (column, walk) -> with "along" what must be added to the index of data for that of parameters
+    one: Any  # (column, k, walk) -> the index of the statistic of channel k of the column
 
 
 @cache
@@ -27,6 +32,18 @@ def make_index(kind: Kind) -> Index:
     @cuda.jit(device=True)
     def same(column, walk):
         return column
+
+    @cuda.jit(device=True)
+    def nothing(column, walk):
+        return 0
+
+    @cuda.jit(device=True)
+    def again(column, walk):
+        return column * lanes % walk.share, walk.share
+
+    @cuda.jit(device=True)
+    def one_again(column, k, walk):
+        return (column * lanes + k) % walk.share
 
     @cuda.jit(device=True)
     def of_group(column, walk):
@@ -44,20 +61,48 @@ def make_index(kind: Kind) -> Index:
     def group_of_row(column, walk):
         return column * lanes // walk.share
 
-    return {
-        "columns": Index(same, same),
-        "planes": Index(of_group, of_channel),
-        "along": Index(same, from_data),
-        "rows": Index(group_of_row, same),
+    statistics, parameters = {
+        "columns": (same, same),
+        "repeated": (again, again),
+        "planes": (of_group, of_channel),
+        "along": (same, same),
+        "rows": (group_of_row, same),
     }[kind.belonging]
+
+    @cuda.jit(device=True)
+    def one(column, k, walk):
+        return statistics(column, walk) * lanes + k
+
+    along = from_data if kind.belonging == "along" else nothing
+    return Index(statistics, parameters, along, one_again if kind.belonging == "repeated" else one)
+
+
+@cache
+def make_load(kind: Kind, storage: str) -> Any:
+    """The device function that reads a value for each channel of a column: ``(address, index)``."""
+    lanes, lane, with_lane = kind.lanes, _compat.lane, _compat.with_lane
+    in_channels, (load_one, _) = _compat.filled(lanes), _compat.access(storage, 1)
+    if kind.belonging != "repeated":
+        return _compat.access(storage, lanes, aligned=False).load
+
+    @cuda.jit(device=True)
+    def load(address, index):
+        at, n_channels = index
+        v = in_channels(0.0)
+        for k in range(lanes):
+            v = with_lane(v, k, lane(load_one(address, at), 0))
+            at = at + 1 if at + 1 < n_channels else 0
+        return v
+
+    return load
 
 
 @cache
 def make_parameter(kind: Kind) -> Any:
     """The device function that reads a parameter."""
-    n = kind.n if kind.belonging == "along" else kind.lanes
-    filled = _compat.filled(n)
-    load_parameters, _ = _compat.access(kind.parameters, n, aligned=kind.belonging == "along")
+    is_along = kind.belonging == "along"
+    filled = _compat.filled(kind.n if is_along else kind.lanes)
+    load_parameters = _compat.access(kind.parameters, kind.n).load if is_along else make_load(kind, kind.parameters)
 
     @cuda.jit(device=True)
     def parameter(address, at, step, otherwise):
@@ -92,7 +137,7 @@ def make_statistics(kind: Kind) -> StatisticsOf:
 
 def _saved(kind: Kind) -> StatisticsOf:
     """As a forward pass saved them."""
-    load_wide, _ = _compat.access("float64", kind.lanes, aligned=False)
+    load_wide = make_load(kind, "float64")
 
     @cuda.jit(device=True)
     def mean(statistics, column):
@@ -111,7 +156,7 @@ def _saved(kind: Kind) -> StatisticsOf:
 
 def _given(kind: Kind, nothing: Any) -> StatisticsOf:
     """From a mean and a variance. A negative variance gives NaN whatever eps: an error would mean waiting."""
-    load_parameters, _ = _compat.access(kind.parameters, kind.lanes, aligned=False)
+    load_parameters = make_load(kind, kind.parameters)
     inverse_std, not_negative = _compat.inverse_std, _compat.not_negative
 
     @cuda.jit(device=True)
@@ -318,6 +363,6 @@ def make_write_results(kind: Kind, *, last_first: bool = False) -> Any:
         if column < walk.channels:
             column = walk.channels - 1 - column if last_first else column
             kept = of_column(column, walk, statistics, affine, eps)
-            visit((data, affine, index.parameters(column, walk)), data.y, walk, column, kept)
+            visit((data, affine, index.along(column, walk)), data.y, walk, column, kept)
 
     return write_results

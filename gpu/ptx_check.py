@@ -41,6 +41,8 @@ PASSES = ("apply", "forward", "backward_sums", "backward_apply", "backward")
 FORMS = {
     "rows": Form((4096, 256), "columns", ("moments", *PASSES, "collect")),
     "odd rows": Form((4096, 255), "columns", ("moments", *PASSES, "collect")),
+    "joined rows": Form((4096, 8 * 255), "repeated", ("apply", "backward_sums", "backward_apply", "collect")),
+    "parts of channels": Form((9, 255), "columns", ("fold_moments",)),
     "planes": Form((64, 64, 56, 56), "columns", ("moments", *PASSES, "collect")),
     "samples": Form((1, 65536, 768), "along", ("moments", *PASSES)),
     "planes of groups": Form((1, 4096, 3136), "planes", PASSES),
@@ -108,7 +110,7 @@ def checked(form: str, kind: Any, p: Plan, name: str, capability: tuple[int, int
     if p.n * STORAGE[kind.storage] == ACCESS:
         if "LDG.E.128" not in sass:
             faults.append("no load of 16 bytes")
-        if name not in ("moments", "backward_sums", "fold", "collect") and "STG.E.128" not in sass:
+        if name in ("apply", "forward", "backward_apply", "backward") and "STG.E.128" not in sass:
             faults.append("no store of 16 bytes")
         if (loads := loads_at_once(sass)) < (2 if kind.is_heavy else 3):
             faults.append(f"{loads} loads at once")
@@ -127,10 +129,11 @@ def loads_at_once(sass: str) -> int:
     return max((sum(0 <= other - first < NEAR for other in at) for first in at), default=0)
 
 
-def variants(name: str, *, newest: bool) -> list[dict[str, Any]]:
+def variants(name: str, belonging: Belonging, *, newest: bool) -> list[dict[str, Any]]:
     """Kinds to compile for a kernel: the one with most to do, and for the newest devices also the one with least."""
-    if name in ("moments", "collect", "fold"):
-        return [{"skipping": name == "collect"}]
+    if name in ("moments", "collect", "fold", "fold_moments"):
+        kinds: list[dict[str, Any]] = [{"skipping": name == "collect"}]
+        return [*kinds, {}] if name == "collect" and belonging == "repeated" else kinds
     plain: dict[str, Any] = {}
     fused: dict[str, Any] = {"relu": True, "residual": True}
     both = [fused, plain] if newest and name not in ("forward", "backward") else [fused]
@@ -169,16 +172,17 @@ def main(arguments: list[str] | None = None) -> int:
     for capability, form, (storage, itemsize) in itertools.product(ARCHITECTURES, FORMS, STORAGE.items()):
         shape, belonging, names = FORMS[form]
         whole, single = plan(shape, 1, itemsize), plan(shape, 1, itemsize, aligned=False)
-        assert whole.n * itemsize == ACCESS or form == "odd rows"
+        assert whole.n * itemsize == ACCESS or form in ("odd rows", "parts of channels")
         for name in names:
-            if name == "fold" and storage != "float64":
+            if name in ("fold", "fold_moments") and storage != "float64":
                 continue
             p = single if name == "collect" and not whole.rows else whole
-            of: Belonging = "columns" if name == "moments" else belonging
+            of: Belonging = "columns" if name in ("moments", "collect") else belonging
             kind = Kind(storage, "float32", p.rows, p.n, p.columns, p.members, belonging=of)
             newest = capability == ARCHITECTURES[-1]
-            changes = variants(name, newest=newest)
-            kinds = [kind._replace(**some) for some in changes if belonging == "columns" or "given" not in some]
+            changes = variants(name, belonging, newest=newest)
+            of_batches = belonging in ("columns", "repeated")
+            kinds = [kind._replace(**some) for some in changes if of_batches or "given" not in some]
             if newest and belonging in ("along", "rows") and name in ("forward", "backward", "backward_sums"):
                 kinds += [kinds[0]._replace(parameters=other) for other in ("float64", storage)]
                 kinds += [kinds[0]._replace(centred=False)]

@@ -10,6 +10,8 @@ from ml_dtypes import bfloat16
 from bncpu import gpu
 
 IS_SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
+# Plans of a device have several slices for larger data only.
+MANY = 1 if IS_SIMULATED else 64
 
 needs_cuda = pytest.mark.skipif(
     not IS_SIMULATED and not gpu.is_available(), reason=f"neither device nor simulator: {gpu.why_unavailable()}"

@@ -15,7 +15,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from arrays import DTYPES, hostile_columns
-from devices import IS_SIMULATED, assert_of_kind, assert_rounded, device, needs_cuda, on_host, shown_launches
+from devices import IS_SIMULATED, MANY, assert_of_kind, assert_rounded, device, needs_cuda, on_host, shown_launches
 from ml_dtypes import bfloat16
 from sklearn import config_context
 from sklearn.base import clone
@@ -100,13 +100,19 @@ def test_plans_stay_within_the_limits_of_devices(shape, itemsize):
 CASES = {
     "planes": ((6, 3, 4, 5), 1),
     "planes of odd size": ((5, 3, 7, 7), 1),
-    "planes in several slices": ((24, 2, 8, 8), 1),
+    "planes in several slices": ((24 * MANY, 2, 8, 8), 1),
     "rows": ((40, 8), 1),
     "rows of odd width": ((33, 5), 1),
-    "rows in several slices": ((300, 3), 1),
+    "rows in several slices": ((300 * MANY, 3), 1),
     "many columns": ((4, 150), 1),
     "channels last": ((3, 4, 5, 8), -1),
     "channels first of all": ((4, 3, 8), 0),
+    # Some of these are taken as one, where vectors of 16 bytes do not fit a row: 8, 4 or 2, or 4 and 2.
+    "joined rows": ((320 * MANY, 3), 1),
+    "joined rows, and 7 rows": ((320 * MANY + 7, 3), 1),
+    "joined rows of even width": ((200 * MANY + 3, 6), 1),
+    "joined rows, channels last": ((5 * MANY, 3, 21, 9), -1),
+    "joined rows, many columns": ((150 * MANY, 37), 1),
 }
 
 
@@ -128,7 +134,20 @@ class Case:
 
 @pytest.fixture(params=CASES)
 def case(request, dtype):
+    if request.param.startswith("joined"):
+        request.getfixturevalue("joined_rows")
     return Case(request.param, dtype)
+
+
+@pytest.fixture
+def joined_rows(monkeypatch):
+    """Small data count as large."""
+    from bncpu.gpu import _call
+
+    monkeypatch.setattr(_plan, "LARGE", 0)
+    _call._pieces_for.cache_clear()
+    yield
+    _call._pieces_for.cache_clear()
 
 
 @pytest.fixture(params=[np.float16, np.float32, np.float64], ids=["float16", "float32", "float64"])
@@ -185,10 +204,52 @@ def test_forward_and_backward_equal_the_reference(case, fused):
 
 
 @needs_cuda
+def test_short_vectors_are_avoided_by_rows_that_are_taken_as_one(joined_rows, monkeypatch):
+    launches = shown_launches(monkeypatch)
+    for shape, dtype, sizes in (
+        ((320 * MANY, 3), np.float16, [(40 * MANY, 3)]),
+        ((320 * MANY + 7, 3), np.float32, [(80 * MANY + 1, 3), (3, 3)]),
+        ((200 * MANY + 3, 6), np.float16, [(50 * MANY, 3), (3, 3)]),
+        ((200 * MANY + 3, 6), np.float32, [(100 * MANY + 1, 3), (1, 3)]),
+        ((200 * MANY + 3, 6), np.float64, [(200 * MANY + 3, 3)]),
+        ((40, 3), np.float32, [(40, 3)]),  # one slice
+    ):
+        x, one = device(np.ones(shape, dtype)), device(np.ones(shape[1], np.float32))
+        gpu.batch_norm(x, one, one)
+        assert [(walk.outer, walk.channels) for _, (_, walk, *_) in launches] == sizes
+        launches.clear()
+
+
+@needs_cuda
+def test_joined_rows_keep_a_bad_value_to_its_channel(joined_rows):
+    for shape in ((320 * MANY + 1, 5), (320 * MANY, 3)):
+        x = np.random.default_rng(3).standard_normal(shape).astype(np.float32)
+        for at in ((7, 1), (len(x) - 1, 2)):
+            bad = x.copy()
+            bad[at] = np.nan
+            others = np.arange(shape[1]) != at[1]
+            for some, n in ((x, 0), (bad, 1)):
+                y, saved = gpu.batch_norm_forward(device(some))
+                found = gpu.batch_norm_backward(device(some), device(some), saved)
+                for a in (y, saved.mean, saved.invstd, *found):
+                    assert np.all(np.isfinite(on_host(a)[..., others]))
+                    assert np.all(np.isnan(on_host(a)[..., ~others])) == n
+            for weights in (None, np.linspace(1, 2, len(x))):
+                learned, expected = (
+                    bncpu.BatchNormTransformer().fit(a, sample_weight=weights) for a in (device(bad), bad)
+                )
+                np.testing.assert_allclose(learned.n_samples_seen_, expected.n_samples_seen_, rtol=1e-15)
+                np.testing.assert_allclose(learned.var_, expected.var_, rtol=1e-13)
+
+
+@needs_cuda
+@pytest.mark.parametrize("joined", [False, True], ids=["rows", "joined rows"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_statistics_of_hostile_columns_lose_no_digits(dtype):
-    names, columns = hostile_columns(600, dtype)
-    for x, axis in ((columns, 1), (np.ascontiguousarray(columns.T.reshape(9, 20, 30)), 0)):
+def test_statistics_of_hostile_columns_lose_no_digits(dtype, joined, request):
+    if joined:
+        request.getfixturevalue("joined_rows")
+    names, columns = hostile_columns(600 * MANY + 3 * joined, dtype)
+    for x, axis in ((columns, 1), (np.ascontiguousarray(columns.T.reshape(9, 3, -1)), 0)):
         _, saved = gpu.batch_norm_forward(device(x), eps=0, channel_axis=axis)
         _, expected = bncpu.batch_norm_forward(x, eps=0, channel_axis=axis)
         np.testing.assert_allclose(on_host(saved.invstd), expected.invstd, rtol=1e-13, err_msg=str(names))
@@ -198,9 +259,10 @@ def test_statistics_of_hostile_columns_lose_no_digits(dtype):
 
 
 @needs_cuda
-def test_a_mean_far_from_0_costs_no_digits_forward_or_backward():
+@pytest.mark.parametrize("shape", [(60, 4), (320 * MANY + 1, 3)], ids=["rows", "joined rows"])
+def test_a_mean_far_from_0_costs_no_digits_forward_or_backward(joined_rows, shape):
     rng = np.random.default_rng(1)
-    x, dy = 1e9 + rng.standard_normal((60, 4)), rng.standard_normal((60, 4))
+    x, dy = 1e9 + rng.standard_normal(shape), rng.standard_normal(shape)
     y, saved = gpu.batch_norm_forward(device(x))
     expected, wanted = bncpu.batch_norm_forward(x)
     np.testing.assert_allclose(on_host(y), expected, rtol=0, atol=1e-14)
@@ -392,7 +454,8 @@ def test_kernels_get_the_groups_and_numbers_that_they_are_compiled_for(monkeypat
     from bncpu.gpu import _kernels
 
     launches = shown_launches(monkeypatch)
-    for name in ("rows", "rows in several slices"):
+    monkeypatch.setattr(_plan, "LARGE", 320 * MANY * 3 * 4)
+    for name in ("rows", "rows in several slices", "joined rows"):
         c = Case(name, np.float32)
         x, dy, gamma, mean, var = map(device, (c.x, c.dy, c.gamma, c.mean, c.var))
         gpu.batch_norm(x, mean, var, eps=0)
@@ -400,7 +463,7 @@ def test_kernels_get_the_groups_and_numbers_that_they_are_compiled_for(monkeypat
         gpu.batch_norm_backward(dy, x, saved, gamma)
         t = bncpu.BatchNormTransformer().fit(x, sample_weight=np.ones(len(c.x)))
         t.partial_fit(x).transform(x)
-    assert {kernel.__name__ for kernel, _ in launches} == set(_kernels.Kernels._fields) - {"fold"}
+    assert {kernel.__name__ for kernel, _ in launches} == set(_kernels.Kernels._fields)
     for kernel, arguments in launches:
         annotations = typing.get_type_hints(inspect.unwrap(kernel)).values()
         for value, annotation in zip(arguments, annotations, strict=True):
@@ -627,7 +690,7 @@ def test_tensors_give_the_bits_of_numbas_arrays(torch):
 def test_all_memory_of_a_call_is_of_the_library_of_its_arrays(torch, monkeypatch):
     from numba import cuda
 
-    c, weights = Case("rows in several slices", np.float32), np.linspace(0.5, 2, 300)
+    c, weights = Case("rows in several slices", np.float32), np.linspace(0.5, 2, 300 * MANY)
     t, on_numba = (
         bncpu.BatchNormTransformer().fit(make(c.x), sample_weight=weights) for make in (torch.Tensor, device)
     )
@@ -915,8 +978,8 @@ def test_a_backward_pass_of_another_forward_pass_is_refused():
 
 
 @needs_cuda
-@pytest.mark.parametrize("name", ["planes", "rows"])
-def test_bfloat16_is_computed_in_float64_and_rounded_by_way_of_float32(name):
+@pytest.mark.parametrize("name", ["planes", "rows", "joined rows, and 7 rows"])
+def test_bfloat16_is_computed_in_float64_and_rounded_by_way_of_float32(name, joined_rows):
     c = Case(name, np.float32)
     x, dy = c.x.astype(bfloat16), c.dy.astype(bfloat16)
     wide = x.astype(float)

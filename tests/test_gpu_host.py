@@ -60,6 +60,24 @@ def test_launches_follow_the_plan_and_start_at_x(launches, name):
         assert len({x, parts, done, 0}) == 4
 
 
+def test_rows_of_odd_length_are_launched_as_longer_ones_and_a_rest(launches):
+    found, (n_rows, width) = launches["joined rows"], launches["joined rows"]["shape"]
+    about = {"multiprocessors": 132}
+    joined = _plan.plan((n_rows // 4, 4 * width), 1, 4, **about)
+    rest = _plan.plan((n_rows % 4, width), 1, 4, **about)
+    # Sums of a channel are in five columns; they are moments forward, and pairs going back.
+    parts = _plan.plan((5, width), 1, 8, **about)
+    assert (joined.n, rest.n) == (4, 1)
+    for call, plans in (
+        ("inference", [joined, rest]),
+        ("forward", [joined, rest, parts, joined, rest]),
+        ("backward", [joined, rest, parts, joined, rest]),
+    ):
+        assert [tuple(launch[:4]) for launch in found[call]] == [(*p.grid, *p.block) for p in plans]
+    starts = [launch[5] for launch in found["inference"]]
+    assert starts == [found["x"], found["x"] + n_rows // 4 * 4 * width * 4]
+
+
 # Views of x, in which a column is normalized together, or a channel of a sample; and rows, for sums over samples.
 OF_SAMPLES = {
     "layer": ((1, 4096, 768), (1, 4096, 768), (4096, 768)),

@@ -6,7 +6,7 @@ import typing
 
 import numpy as np
 import pytest
-from devices import IS_SIMULATED, assert_of_kind, assert_rounded, device, needs_cuda, on_host, shown_launches
+from devices import IS_SIMULATED, MANY, assert_of_kind, assert_rounded, device, needs_cuda, on_host, shown_launches
 from ml_dtypes import bfloat16
 
 import bncpu
@@ -18,23 +18,23 @@ CASES = {
     "layer of odd size": ("layer", (2, 3, 7), (7,)),
     "layer over two axes": ("layer", (2, 3, 4, 6), (4, 6)),
     "layer in a block": ("layer", (2, 600), (600,)),
-    "layer in several slices": ("layer", (1, 2400), (2400,)),
+    "layer in several slices": ("layer", (1, 2400 * MANY), (2400 * MANY,)),
     "layer of many samples": ("layer", (300, 2), (2,)),
     "layer of single values": ("layer", (3, 1), (1,)),
     "one sample": ("layer", (12,), (12,)),
     "rms": ("rms", (5, 8), (8,)),
     "rms of odd size": ("rms", (4, 5), (5,)),
-    "rms in several slices": ("rms", (1, 2400), (2400,)),
+    "rms in several slices": ("rms", (1, 2400 * MANY), (2400 * MANY,)),
     "group": ("group", (2, 6, 4, 4), 3),
     "group of odd size": ("group", (3, 6, 3), 2),
     "group of all channels": ("group", (3, 4, 5), 1),
-    "group in several slices": ("group", (1, 4, 700), 2),
+    "group in several slices": ("group", (1, 4, 700 * MANY), 2),
     "group without pixels": ("group", (5, 6), 2),
     "group of odd size without pixels": ("group", (4, 12), 4),
     "group of whole vectors without pixels": ("group", (4, 16), 2),
     "group of single values": ("group", (3, 4), 4),
     "instance": ("group", (2, 6, 4, 4), 6),
-    "instance in several slices": ("group", (1, 2, 2500), 2),
+    "instance in several slices": ("group", (1, 2, 2500 * MANY), 2),
     "instance of many samples": ("group", (70, 2, 3), 2),
 }
 

@@ -76,7 +76,8 @@ def launched(call):
 def main():
     """Make the calls."""
     found = {}
-    for name, shape in (("rows", (100_000, 30)), ("planes", (64, 8, 56, 56)), ("small", (32, 64))):
+    shapes = {"rows": (100_000, 30), "planes": (64, 8, 56, 56), "small": (32, 64), "joined rows": (200_003, 33)}
+    for name, shape in shapes.items():
         x = cuda.to_device(np.ones(shape, np.float32))
         given = [cuda.to_device(np.ones(shape[1], np.float32)) for _ in range(2)]
         found[name] = {"shape": shape, "x": x.device_ctypes_pointer.value}
