@@ -101,8 +101,9 @@ def plan(
     threads = threads // 2 if rows and n > 4 else threads
     vectors = outer * inner  # of a column
     if rows:
-        columns = min(WARP, threads, _power_from(channels))
-        members = min(threads // columns, _power_from(vectors))
+        # Blocks of equal numbers of columns, so that none is almost idle.
+        columns = -(-channels // -(-channels // min(WARP, threads)))
+        members = min(_power_to(threads // columns), _power_from(vectors))
     else:
         # Short planes that fill the device, a warp for each: none waits for another.
         in_warps = vectors <= WARP * WARP_STEPS and channels >= multiprocessors * (threads // WARP)
@@ -131,3 +132,8 @@ def threads_at_once(size: int) -> int:
 def _power_from(least: int) -> int:
     """The smallest power of two that is not below `least`."""
     return 1 << (least - 1).bit_length()
+
+
+def _power_to(most: int) -> int:
+    """The largest power of two that is not above `most`."""
+    return 1 << (most.bit_length() - 1)

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ._arguments import Belonging
-from ._plan import ACCESS, STORAGE, Plan, plan
+from ._plan import ACCESS, STORAGE, WARP, Plan, plan
 
 ARCHITECTURES = ((8, 0), (9, 0))
 
@@ -115,7 +115,7 @@ def checked(form: str, kind: Any, p: Plan, name: str, capability: tuple[int, int
         if (loads := loads_at_once(sass)) < (2 if kind.is_heavy else 3):
             faults.append(f"{loads} loads at once")
     registers = 1 + max(map(int, re.findall(r"\bR(\d+)\b", sass)))
-    limit = REGISTERS // kind.blocks_at_once // kind.threads
+    limit = REGISTERS // kind.blocks_at_once // (-(-kind.threads // WARP) * WARP)
     if registers > limit:
         faults.append(f"{registers} registers")
     what = "".join(f" {flag}" for flag in ("relu", "residual", "given") if getattr(kind, flag))

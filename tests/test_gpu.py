@@ -94,6 +94,14 @@ def test_plans_stay_within_the_limits_of_devices(shape, itemsize):
         assert p.slices == 1 or p.outer * p.inner >= 8 * p.slices * p.members
 
 
+@pytest.mark.parametrize("itemsize", [2, 4, 8])
+def test_two_thirds_of_the_threads_at_least_have_a_column_whatever_the_width(itemsize):
+    for width in range(1, 700):
+        p = _plan.plan((4_000_000, width), 1, itemsize, multiprocessors=132)
+        at_once = 132 * _plan.threads_at_once(p.n * itemsize)
+        assert 2 / 3 < p.channels * p.members * p.slices / at_once <= 1
+
+
 # ---- the functions ----
 
 
