@@ -83,7 +83,7 @@ class Walk(NamedTuple):
     step_outer: int  # to the next vector of a thread
     step_inner: int
     groups: int = 1  # of a sample
-    share: int = 1  # channels in a group; with "repeated" all that there are
+    share: int = 1  # channels in a group; with "repeated" the number of channels
 
 
 class Forward(NamedTuple):

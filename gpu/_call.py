@@ -39,10 +39,10 @@ class Prepared(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """All rows of an array, or some, of which several may be taken as one."""
+    """A whole array, or some of its rows, of which several may be taken as one."""
 
     start: int  # the number of bytes before it
-    part: int  # how many columns its first channel has before it
+    before: int  # how many columns of a channel lie in the pieces before
     prepared: Prepared
 
 
@@ -225,15 +225,12 @@ class Call:
         made = _arrays.float64(self.x, self.library, shape)
         return made, _arrays.address(made, self.library)
 
-    def prepared(
-        self, view: View, belonging: Belonging = "columns", *,
-        frozen: bool = False, centred: bool = True, skipping: bool = False,
-    ) -> Prepared:  # fmt: skip
-        """Plan and kernels for data in a view; the last three are those of `Kind`."""
+    def prepared(self, view: View, belonging: Belonging = "columns", *, centred: bool = True) -> Prepared:
+        """Plan and kernels for data in a view; the others are those of `Kind`."""
         checked, at = self.checked, self.at
         in_vectors = checked.forms if belonging == "along" else checked.as_x
         aligned = _arrays.aligned([at[name] for name in in_vectors])
-        return _prepared_for(checked, view, belonging, frozen, centred, skipping, aligned, *_device(self.device))
+        return _prepared_for(checked, view, belonging, centred, aligned, *_device(self.device))
 
     def in_pieces(self, view: View, *, frozen: bool, skipping: bool, whole: bool) -> Pieces:
         """Plans and kernels for data whose columns are channels. As a `whole` it is one piece."""
@@ -245,7 +242,7 @@ class Call:
         return _prepared(view, _SUMS, True, *_device(self.device))
 
     def prepared_moments(self, view: View) -> Prepared:
-        """The same for moments that were written, which are read one by one, and running statistics."""
+        """Plan and kernels that merge moments which `collect` has written, and update running statistics."""
         return _prepared(view, _SUMS._replace(parameters=self.checked.parameters), False, *_device(self.device))
 
     def launch(self, kernel: Any, p: Plan, *arguments: Any) -> None:
@@ -278,11 +275,9 @@ _SUMS = Kind("float64", "float64", False, 1, 1, 1)
 
 @lru_cache(maxsize=1024)
 def _prepared_for(
-    checked: Checked, view: View, belonging: Belonging,
-    frozen: bool, centred: bool, skipping: bool, aligned: bool, multiprocessors: int, threads: int,
-) -> Prepared:  # fmt: skip
-    kind = _kind(checked, frozen=frozen, belonging=belonging, centred=centred, skipping=skipping)
-    return _prepared(view, kind, aligned, multiprocessors, threads)
+    checked: Checked, view: View, belonging: Belonging, centred: bool, aligned: bool, multiprocessors: int, threads: int
+) -> Prepared:
+    return _prepared(view, _kind(checked, belonging=belonging, centred=centred), aligned, multiprocessors, threads)
 
 
 def _kind(checked: Checked, **more: Any) -> Kind:
@@ -308,7 +303,9 @@ def _pieces_for(
     view = View((n_rows, together * p.width), 1, True, share=p.width)
     pieces = [Piece(0, 0, _prepared(view, kind._replace(belonging="repeated"), aligned, *device))]
     if n_left:
-        left = _prepared(View((n_left, p.width), 1, True), kind, aligned, *device)
+        # Planned for as many rows as there may be, so that kernels are not compiled for each number of them.
+        left = _prepared(View((together - 1, p.width), 1, True), kind, aligned, *device)
+        left = left._replace(plan=left.plan._replace(outer=n_left), walk=left.walk._replace(outer=n_left))
         pieces.append(Piece(n_rows * together * p.width * STORAGE[kind.storage], together, left))
     return Pieces(tuple(pieces), together + bool(n_left))
 

@@ -159,8 +159,8 @@ def backwards(o, walk):
 def make_visit(kind: Kind, order: Any, read: Any, take: Any, *, n_arrays: int = 1) -> Any:
     """The device function that takes all vectors of a thread, in order: ``(data, fixed, walk, column, state)``.
 
-    Four are read before the first is taken, so that the memory is not waited for one by one. Two are by a heavy kind,
-    and where they are two of each of two arrays, of eight values.
+    Four are read before the first is taken, so that the memory is not waited for one by one. A heavy kind reads two. So
+    does a backward pass over values of 16 bits, which makes four loads of two arrays.
 
     Parameters
     ----------
@@ -172,7 +172,7 @@ def make_visit(kind: Kind, order: Any, read: Any, take: Any, *, n_arrays: int = 
     take : device function of ``(fixed, state, values, o, i)``
         Returns the state after the values that were read at outer position o and index i.
     n_arrays : int
-        How many arrays of data `read` reads, but for the residual.
+        2 in a backward pass, which reads dy and x.
     """
     _, start, onward, index, *_ = make_columns(kind)
     four = not kind.is_heavy and (n_arrays == 1 or kind.n <= 4)

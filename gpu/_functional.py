@@ -37,12 +37,12 @@ class _Pass(Call):
 
     @property
     def view_of_parts(self) -> View:
-        """That of float64 for each column of a channel."""
+        """The view of sums, of which each channel has `n_parts`."""
         return View((self.n_parts, self.channels), 1, True)
 
-    def part(self, piece: Piece) -> int:
-        """How many bytes of float64 of each column lie before those of a piece."""
-        return piece.part * self.channels * STORAGE["float64"]
+    def bytes_before(self, piece: Piece) -> int:
+        """How many bytes lie before the sums of a piece, float64 of each of its columns."""
+        return piece.before * self.channels * STORAGE["float64"]
 
     def collect(self, weights: Weights) -> tuple[Any, Parts]:
         """Launch the kernels for the moments of every column: an array of shape (4, n_parts, C)."""
@@ -50,7 +50,7 @@ class _Pass(Call):
         result = Parts(first, self.n_parts * self.channels)
         for piece in self.pieces:
             plan, walk, _, of_moments = piece.prepared
-            x, to = _compat.further(self.at["x"], piece.start), _compat.further(first, self.part(piece))
+            x, to = _compat.further(self.at["x"], piece.start), _compat.further(first, self.bytes_before(piece))
             workspace = self.workspace(plan)
             self.launch(of_moments.collect, plan, x, walk, workspace, weights, result._replace(first=to))
         return found, result
@@ -235,11 +235,8 @@ def batch_norm_forward(
     plan, walk, kernels, of_moments = p.pieces[0].prepared
     if p.n_parts > 1:
         _, parts = p.collect(Weights(p.at["x"], 0, 1))
-        of_parts = p.prepared_moments(p.view_of_parts)
-        workspace = p.workspace(of_parts.plan)
-        p.launch(
-            of_parts.kernels.fold_moments, of_parts.plan, parts, of_parts.walk, workspace, statistics, eps, running
-        )
+        plan, walk, kernels, _ = p.prepared_moments(p.view_of_parts)
+        p.launch(kernels.fold_moments, plan, parts, walk, p.workspace(plan), statistics, eps, running)
         p.apply(arrays, statistics, p.affine(), eps)
     elif plan.slices > 1:
         p.launch(of_moments.moments, plan, p.at["x"], walk, p.workspace(plan), statistics, eps, running)
@@ -419,7 +416,7 @@ def _through_pieces(
     pair = Pair(*(at for _, at in of_columns))
     for piece in p.pieces:
         plan, walk, kernels, _ = piece.prepared
-        here, to = moved(arrays, piece.start), moved(pair, p.part(piece))
+        here, to = moved(arrays, piece.start), moved(pair, p.bytes_before(piece))
         of_piece = sums._replace(dgamma=to.first, dbeta=to.second)
         p.launch(kernels.backward_sums, plan, here, walk, p.workspace(plan), statistics, affine, of_piece)
     p.fold(p.view_of_parts, pair, Pair(sums.dgamma, sums.dbeta))

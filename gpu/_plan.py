@@ -15,7 +15,9 @@ STORAGE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 FAN_IN = 32  # slices in a group, which the last of them merges
 LEAST_STEPS = 8  # vectors for a thread, before a column is shared among more blocks
 WARP_STEPS = 16  # vectors for a thread at most, where a warp has a plane for itself
-LARGE = 1 << 24  # bytes of data, with which wider vectors save more than one or two more launches take
+LARGE = (
+    1 << 24
+)  # bytes of data from which on wider vectors save more time than the launches that they add, one to three
 MOST_SLICES = 65535
 
 

@@ -13,13 +13,10 @@ from ._columns import backwards, make_columns, make_visit
 
 
 class Index(NamedTuple):
-    """Device functions of a kind: where statistics and parameters of a column lie.
+    """Device functions of a kind: where statistics and parameters of a column lie."""
 
-    An index is as `make_load` takes it.
-    """
-
-    statistics: Any  # (column, walk) -> index; with "rows" that of the first outer position
-    parameters: Any  # (column, walk) -> index; not used with "along"
+    statistics: Any  # (column, walk) -> index for `make_load`; with "rows" that of the first outer position
+    parameters: Any  # (column, walk) -> index for `make_load`; not used with "along"
     along: Any  # (column, walk) -> with "along" what must be added to the index of data for that of parameters
     one: Any  # (column, k, walk) -> the index of the statistic of channel k of the column
 
@@ -79,7 +76,10 @@ def make_index(kind: Kind) -> Index:
 
 @cache
 def make_load(kind: Kind, storage: str) -> Any:
-    """The device function that reads a value for each channel of a column: ``(address, index)``."""
+    """The device function that reads a value for each channel of a column: ``(address, index)``.
+
+    The index is that of a vector; with "repeated" that of the first value, and the number of channels.
+    """
     lanes, lane, with_lane = kind.lanes, _compat.lane, _compat.with_lane
     in_channels, (load_one, _) = _compat.filled(lanes), _compat.access(storage, 1)
     if kind.belonging != "repeated":

@@ -17,6 +17,7 @@ import pytest
 from arrays import DTYPES, hostile_columns
 from devices import IS_SIMULATED, MANY, assert_of_kind, assert_rounded, device, needs_cuda, on_host, shown_launches
 from ml_dtypes import bfloat16
+from ml_dtypes import finfo as ml_finfo
 from sklearn import config_context
 from sklearn.base import clone
 from test_problem_sizes import DESCRIPTORS, shape_of
@@ -92,6 +93,19 @@ def test_plans_stay_within_the_limits_of_devices(shape, itemsize):
         assert p.blocks * p.columns >= p.channels > (p.blocks - 1) * p.columns
         # Whoever shares a column has enough to do.
         assert p.slices == 1 or p.outer * p.inner >= 8 * p.slices * p.members
+
+
+@pytest.mark.parametrize("itemsize", [2, 4, 8])
+def test_rows_taken_as_one_fit_vectors_and_are_never_more_than_there_are(itemsize):
+    found = set()
+    for width in range(1, 700):
+        p = _plan.plan((2 * _plan.LARGE // width + 1, width), 1, itemsize)
+        together = _plan.rows_together(p, itemsize)
+        assert together * width * itemsize % 16 == 0
+        assert p.outer >= together
+        found.add(together)
+    assert found == {2: {1, 2, 4, 8}, 4: {1, 2, 4}, 8: {1, 2}}[itemsize]
+    assert _plan.rows_together(_plan.plan((1000, 7), 1, itemsize), itemsize) == 1
 
 
 @pytest.mark.parametrize("itemsize", [2, 4, 8])
@@ -229,6 +243,26 @@ def test_short_vectors_are_avoided_by_rows_that_are_taken_as_one(joined_rows, mo
 
 
 @needs_cuda
+@pytest.mark.parametrize("parameters", [np.float16, bfloat16, np.float32, np.float64])
+def test_parameters_of_joined_rows_may_be_of_any_type(joined_rows, parameters):
+    c = Case("joined rows, and 7 rows", np.float32)
+    given = [a.astype(parameters) for a in (c.mean, c.var, c.gamma, c.beta)]
+    x, (mean, var, gamma, beta) = device(c.x), map(device, given)
+    wide, (_, _, *affine) = c.x.astype(float), (exact := [a.astype(float) for a in given])
+    y = gpu.batch_norm(x, mean, var, gamma, beta)
+    assert_rounded(on_host(y), bncpu.batch_norm(wide, *exact))
+    y, saved = gpu.batch_norm_forward(x, gamma, beta, running_mean=mean, running_var=var)
+    expected, of_cpu = bncpu.batch_norm_forward(wide, *affine, running_mean=exact[0], running_var=exact[1])
+    assert_rounded(on_host(y), expected)
+    for got, running in ((mean, exact[0]), (var, exact[1])):
+        ulp = max(float(ml_finfo(parameters).eps), 1e-13)
+        np.testing.assert_allclose(on_host(got).astype(float), running, rtol=ulp, atol=ulp / 8)
+    found = gpu.batch_norm_backward(device(c.dy), x, saved, gamma)
+    wanted = bncpu.batch_norm_backward(c.dy.astype(float), wide, of_cpu, affine[0])
+    assert_rounded(on_host(found[0]), wanted[0])
+
+
+@needs_cuda
 def test_joined_rows_keep_a_bad_value_to_its_channel(joined_rows):
     for shape in ((320 * MANY + 1, 5), (320 * MANY, 3)):
         x = np.random.default_rng(3).standard_normal(shape).astype(np.float32)
@@ -246,7 +280,7 @@ def test_joined_rows_keep_a_bad_value_to_its_channel(joined_rows):
                 learned, expected = (
                     bncpu.BatchNormTransformer().fit(a, sample_weight=weights) for a in (device(bad), bad)
                 )
-                np.testing.assert_allclose(learned.n_samples_seen_, expected.n_samples_seen_, rtol=1e-15)
+                np.testing.assert_allclose(learned.n_samples_seen_, expected.n_samples_seen_, rtol=1e-13)
                 np.testing.assert_allclose(learned.var_, expected.var_, rtol=1e-13)
 
 
@@ -458,7 +492,7 @@ def test_bfloat16_words_are_read_and_rounded_to_nearest():
 
 
 @needs_cuda
-def test_kernels_get_the_groups_and_numbers_that_they_are_compiled_for(monkeypatch):
+def test_kernels_get_the_groups_and_numbers_that_they_are_compiled_for(joined_rows, monkeypatch):
     from bncpu.gpu import _kernels
 
     launches = shown_launches(monkeypatch)
